@@ -1,0 +1,293 @@
+"""A diffusers UNet that carries its SAE edit inside its graph and its weights.
+
+This file travels inside published checkpoints (`unet/saeuron_unet_<hash>.py`), so it needs torch and diffusers only.
+Nothing here decides what to suppress; that is read from tensors. Method: SAeUron, arXiv 2501.18052, section 3.
+
+For a token `x` of a hookpoint's output, with encoder `W`, chosen features `F`, and tables by timestep:
+
+    z = relu(W (x - b_dec) + b)                     latents
+    fires_i = z_i among the token's k largest and z_i > threshold_i(t)
+    y = x + sum over i in F of fires_i (gain_i(t) - 1) z_i W_dec[i]
+
+It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name,
+and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN instead of the unedited model.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+SENTINEL = "SaeuronAblatedMidBlock"
+FORMAT = 1
+_RENAMED = {"conv_in": "edited_conv_in"}
+_MODULE_NAME = "saeuron_unet_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+_STATE = threading.local()
+
+
+class AblationIntegrityError(RuntimeError):
+    """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
+
+
+class FireGate(nn.Module):
+    """Which chosen features fire; a module of its own so that every backend can show its decisions."""
+
+    def forward(self, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
+        """Decide.
+
+        Args:
+            latents: chosen latents `[B, tokens, U]`.
+            thresholds: `[B or 1, 1, U]`, float32; infinite where a feature isn't chosen at this timestep.
+            kth: the token's k-th largest latent `[B, tokens, 1]`, or None to skip the membership test.
+
+        Returns:
+            bool `[B, tokens, U]`. A NaN anywhere counts as firing, so that it reaches the output and is seen.
+        """
+        fires = ~(latents.float() <= thresholds)
+        return fires if kth is None else fires & ~(latents < kth)
+
+
+class FeatureAblation(nn.Module):
+    """Suppresses chosen SAE features in the output of one hookpoint.
+
+    Args:
+        width: channels `d` of the hookpoint.
+        latents: latents `n` of the SAE.
+        k: active latents a token.
+        features: number `U` of chosen features.
+        timesteps: number `T` of calibrated timesteps.
+        residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
+        gate: `exact` or `threshold`.
+        unit_norm: whether the SAE normalises each token first.
+    """
+
+    TABLES = ("thresholds", "gains")
+
+    def __init__(
+        self, width: int, latents: int, k: int, features: int, timesteps: int,
+        residual: str = "keep", gate: str = "exact", unit_norm: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold"):
+            raise ValueError(f"unknown residual {residual!r} or gate {gate!r}")
+        if gate == "threshold" and residual != "keep":
+            raise ValueError("gate 'threshold' works with residual 'keep' only")
+        self.k, self.residual, self.gate_kind, self.unit_norm = k, residual, gate, unit_norm
+        rows = features if gate == "threshold" else latents
+        decoded = features if residual == "keep" else latents
+
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.full(shape, float("nan"))
+
+        self.register_buffer("encoder_weight", empty(rows, width))
+        self.register_buffer("encoder_bias", empty(rows))
+        self.register_buffer("pre_bias", empty(width))
+        self.register_buffer("decoder_weight", empty(decoded, width))
+        self.register_buffer("features", torch.full((features,), -1, dtype=torch.int64))
+        self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
+        self.register_buffer("thresholds", empty(timesteps, features))
+        self.register_buffer("gains", empty(timesteps, features))
+        self.gate = FireGate()
+
+    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202
+        # `.half()` and `.to(bfloat16)` must not touch the tables: they decide what fires and how strongly.
+        kept = {name: getattr(self, name) for name in self.TABLES}
+        super()._apply(fn, recurse)
+        for name, table in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                self._buffers[name] = torch.empty_like(table, device="meta") if moved.is_meta else table.to(moved.device)
+        return self
+
+    def rows(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Table rows of the nearest calibrated timesteps; halfway takes the noisier, larger one.
+
+        Args:
+            timestep: float32 `[B or 1]`.
+
+        Returns:
+            int64 `[B or 1]`. Timesteps are stored in descending order.
+        """
+        stored = self.timesteps.float()
+        middles = (stored[:-1] + stored[1:]) / 2
+        return (timestep[:, None] < middles[None]).sum(-1)
+
+    def forward(self, hidden: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Edit a feature map.
+
+        Args:
+            hidden: `[B, d, H, W]`.
+            timestep: float32, `[1]` for the batch or `[B]`.
+
+        Returns:
+            the edited map, same shape and dtype; exactly `hidden` where nothing fires and `residual` is `keep`.
+        """
+        height, width = hidden.shape[-2:]
+        x = hidden.flatten(2).transpose(1, 2)
+        row = self.rows(timestep)
+        thresholds, gains = self.thresholds[row][:, None], self.gains[row][:, None]
+
+        tokens = x
+        if self.unit_norm:
+            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            tokens = (x - mean) / (std + 1e-5)
+        z = F.relu(F.linear(tokens - self.pre_bias, self.encoder_weight, self.encoder_bias))
+
+        if self.gate_kind == "threshold":
+            chosen, kth = z, None
+        else:
+            chosen = z[..., self.features]
+            top = z.topk(self.k, dim=-1)
+            kth = top.values[..., -1:]
+        fires = self.gate(chosen, thresholds, kth)
+        # Multiplied, not selected: a NaN in a table must reach the output.
+        change = fires.float() * (gains - 1) * chosen.float()
+
+        if self.residual == "keep":
+            delta = change.to(x.dtype) @ self.decoder_weight
+            y = x + (delta * (std + 1e-5) if self.unit_norm else delta)
+        else:
+            active = torch.zeros_like(z).scatter(-1, top.indices, top.values)
+            decoded = active @ self.decoder_weight + self.pre_bias
+            delta = change.to(x.dtype) @ self.decoder_weight[self.features]
+            if self.unit_norm:
+                decoded, delta = decoded * (std + 1e-5) + mean, delta * (std + 1e-5)
+            edited = decoded + delta
+            y = edited if self.residual == "drop" else edited + (decoded - x)
+        return y.transpose(1, 2).unflatten(-1, (height, width))
+
+    def on_output(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
+        timestep = getattr(_STATE, "timestep", None)
+        if timestep is None:
+            raise AblationIntegrityError("an edited block was run outside its UNet's forward, so its timestep is unknown; call the UNet")
+        if isinstance(output, torch.Tensor):
+            return self(output, timestep)
+        if isinstance(output, tuple):
+            return (self(output[0], timestep), *output[1:])
+        output.sample = self(output.sample, timestep)
+        return output
+
+
+def _explicit_signature(init):  # noqa: ANN001, ANN202
+    """Give `__init__(**kwargs)` the parent's parameters and `ablation`.
+
+    diffusers drops every config entry that the signature doesn't name; taking the names from the parent keeps this file
+    right for any version of diffusers.
+    """
+    parent = inspect.signature(UNet2DConditionModel.__init__)
+    extra = inspect.Parameter("ablation", inspect.Parameter.KEYWORD_ONLY, default=None)
+    init.__signature__ = parent.replace(parameters=[*parent.parameters.values(), extra])
+    return init
+
+
+class AblatedUNet2DConditionModel(UNet2DConditionModel):
+    """`UNet2DConditionModel` with `FeatureAblation` modules on its hookpoints.
+
+    Args:
+        ablation: `{"format", "mid_block_type", "residual", "gate", "sha256", "hookpoints": {name: {"width", "latents",
+            "k", "features", "timesteps", "unit_norm"}}}`; written by `saeuron`, checked at every load.
+        **config: the stock UNet's config, except that `mid_block_type` holds `SENTINEL`.
+    """
+
+    __module__ = _MODULE_NAME
+    _keep_in_fp32_modules = ["ablations"]
+
+    @register_to_config
+    @_explicit_signature
+    def __init__(self, *args: Any, ablation: dict | None = None, **config: Any) -> None:
+        if args:
+            raise TypeError("AblatedUNet2DConditionModel takes keyword arguments only")
+        if not isinstance(ablation, dict) or not ablation.get("hookpoints"):
+            raise AblationIntegrityError("this UNet's config has no 'ablation' entry: its edit is missing; take the artifact again from its source")
+        if ablation.get("format") != FORMAT:
+            raise AblationIntegrityError(f"edit format {ablation.get('format')!r} is not known to this file (it knows {FORMAT})")
+        if config.get("mid_block_type") != SENTINEL:
+            raise AblationIntegrityError(f"'mid_block_type' in the UNet's config is {config.get('mid_block_type')!r}, not {SENTINEL!r}: the config was altered")
+        super().__init__(**{**config, "mid_block_type": ablation["mid_block_type"]})
+        # The parent registered its own values over ours.
+        self.register_to_config(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})
+        for stock, stored in _RENAMED.items():
+            self._modules[stored] = self._modules.pop(stock)
+        self.ablations = nn.ModuleDict()
+        for name, shape in ablation["hookpoints"].items():
+            module = FeatureAblation(**shape, residual=ablation["residual"], gate=ablation["gate"])
+            self.ablations[name.replace(".", "-")] = module
+            self.get_submodule(name).register_forward_hook(module.on_output)
+
+    @property
+    def conv_in(self) -> nn.Module:
+        """The stock input convolution, stored under another name so that no stock loader takes this file's weights."""
+        return self._modules[_RENAMED["conv_in"]] if _RENAMED["conv_in"] in self._modules else self._modules["conv_in"]
+
+    def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""
+        known = torch.as_tensor(timestep, device=sample.device).to(torch.float32).reshape(-1)
+        outer = getattr(_STATE, "timestep", None)
+        _STATE.timestep = known
+        try:
+            return super().forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
+        finally:
+            _STATE.timestep = outer
+
+    def edit_sha256(self) -> str:
+        """Hash of the edit: its settings and every edit tensor (floats widened to float32)."""
+        settings = {k: v for k, v in dict(self.config["ablation"]).items() if k != "sha256"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.ablations.state_dict().items()):
+            value = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+            digest.update(f"{name}:{list(value.shape)}:{value.dtype}".encode())
+            digest.update(value.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_edit(self) -> None:
+        """Raise `AblationIntegrityError` unless the edit's tensors are those on record."""
+        for name, tensor in self.ablations.state_dict().items():
+            if tensor.is_meta or (tensor.is_floating_point() and bool(tensor.isnan().any())):
+                raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; take the artifact again from its source")
+        found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
+        if found != recorded:
+            raise AblationIntegrityError(f"the edit's tensors do not match their recorded hash ({found[:12]} instead of {str(recorded)[:12]}): altered or truncated; take the artifact again from its source")
+
+    def seal(self) -> None:
+        """Record the hash of the edit as it is now."""
+        self.register_to_config(ablation={**dict(self.config["ablation"]), "sha256": self.edit_sha256()})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in the parent, but any missing, surplus or altered tensor raises `AblationIntegrityError`."""
+        if kwargs.get("quantization_config") is not None:
+            raise AblationIntegrityError("quantising an edited UNet on load is not supported: its edit could not be checked")
+        want_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(kind):
+                names = ", ".join(sorted(str(k) for k in info[kind])[:4])
+                raise AblationIntegrityError(f"{kind.replace('_', ' ')} in the edited UNet's weights: {names}; take the artifact again from its source")
+        model.check_edit()
+        model.ablations.to(model.dtype)
+        return (model, info) if want_info else model
+
+    @functools.wraps(UNet2DConditionModel.save_pretrained)
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.seal()
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(__file__, Path(save_directory) / f"{_MODULE_NAME}.py")
+
+
+# The class claims a module name that carries this file's hash (two repositories' files of one name overwrite each other
+# in diffusers' cache, and `save_pretrained` writes the name into model_index.json); make that name importable here.
+sys.modules.setdefault(_MODULE_NAME, sys.modules[__name__])

@@ -1,0 +1,168 @@
+"""The Edit: everything downstream of feature choice reads this one object, and nothing else decides what is suppressed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .activations import ConceptActivations
+from .errors import SaeuronError
+from .files import open_safetensors, read_header
+from .hookpoints import normalise
+from .selection import Rule, scores, select
+
+RESIDUALS = ("keep", "upstream", "drop")
+_FORMAT = "saeuron-edit-1"
+_TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
+
+
+@dataclass
+class HookpointEdit:
+    """Chosen features of one hookpoint with their tables by timestep."""
+
+    features: torch.Tensor
+    """int64 `[U]`, ascending: the union over concepts and timesteps"""
+    timesteps: torch.Tensor
+    """int64 `[T]`, descending"""
+    thresholds: torch.Tensor
+    """float32 `[T, U]`, mean over concepts of the mean activation; infinite where the feature isn't chosen"""
+    gains: torch.Tensor
+    """float32 `[T, U]`, gamma · mu; 1 where the feature isn't chosen"""
+    gate_thresholds: torch.Tensor
+    """float32 `[T, U]`, for the gate without membership test: the larger of threshold and mean k-th latent"""
+    latents: int
+    """latents n of the SAE"""
+    chosen: dict[str, list[list[int]]] = field(default_factory=dict)
+    """concept → features at each timestep"""
+
+    def rows(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Nearest table rows `[B]` for float timesteps `[B]`; halfway takes the larger timestep."""
+        distance = (timestep[:, None].double() - self.timesteps[None].double()).abs()
+        return (distance == distance.amin(-1, keepdim=True)).int().argmax(-1)
+
+
+@dataclass
+class Edit:
+    """Per hookpoint, what to suppress; how the reconstruction error is treated; where it all comes from."""
+
+    hookpoints: dict[str, HookpointEdit]
+    residual: str = "keep"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of all suppressed concepts, sorted."""
+        return sorted({c for h in self.hookpoints.values() for c in h.chosen})
+
+    def sha256(self) -> str:
+        """Hash of what the edit does (not of its provenance)."""
+        digest = hashlib.sha256(self.residual.encode())
+        for name, part in sorted(self.hookpoints.items()):
+            digest.update(f"{name}:{part.latents}".encode())
+            for key in _TENSORS:
+                digest.update(key.encode() + getattr(part, key).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, provenance in its header."""
+        tensors = {f"{name}/{key}": getattr(part, key).contiguous() for name, part in self.hookpoints.items() for key in _TENSORS}
+        header = {
+            "format": _FORMAT, "residual": self.residual, "provenance": json.dumps(self.provenance),
+            "latents": json.dumps({n: p.latents for n, p in self.hookpoints.items()}),
+            "chosen": json.dumps({n: p.chosen for n, p in self.hookpoints.items()}),
+        }  # fmt: skip
+        save_file(tensors, path, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read a file written by `save`.
+
+        Raises:
+            SaeuronError: damaged, or of another form.
+        """
+        path = Path(path)
+        header, _ = read_header(path)
+        if header.get("format") != _FORMAT:
+            raise SaeuronError(f"{path} is no edit file (format {header.get('format')!r}, expected {_FORMAT!r})")
+        tensors = open_safetensors(path)
+        try:
+            latents, chosen = json.loads(header["latents"]), json.loads(header["chosen"])
+            parts = {name: HookpointEdit(*(tensors[f"{name}/{key}"] for key in _TENSORS), latents[name], chosen[name]) for name in latents}
+            return cls(parts, header["residual"], json.loads(header["provenance"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise SaeuronError(f"{path}: damaged edit ({error})") from None
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """One concept's wish: where, by which rule, how strongly."""
+
+    concept: str
+    hookpoint: str
+    rule: Rule
+    multiplier: float
+
+
+def make_edit(
+    suppressions: Sequence[Suppression], activations: Mapping[tuple[str, str], ConceptActivations], residual: str = "keep",
+    allow_amplify: bool = False, provenance: dict[str, Any] | None = None,
+) -> Edit:  # fmt: skip
+    """Turn wishes into tables; the order of the wishes never matters.
+
+    Args:
+        suppressions: the concepts to suppress.
+        activations: (concept, hookpoint) → the activations of that concept's domain at that hookpoint.
+        residual: `keep`, `upstream` or `drop`.
+        allow_amplify: accept positive multipliers, which strengthen a concept.
+        provenance: recorded in the edit's file.
+
+    Raises:
+        SaeuronError: nothing to suppress, a concept that chose no feature, a positive multiplier, or activations of one
+            hookpoint that disagree in timesteps or latents.
+    """
+    if residual not in RESIDUALS:
+        raise SaeuronError(f"residual '{residual}' is not known; it is one of {', '.join(RESIDUALS)}")
+    if not suppressions:
+        raise SaeuronError("no concept to suppress")
+    grouped: dict[str, list[Suppression]] = {}
+    for wish in sorted(set(suppressions), key=lambda s: (s.hookpoint, s.concept, str(s.rule), s.multiplier)):
+        if wish.multiplier > 0 and not allow_amplify:
+            raise SaeuronError(f"concept '{wish.concept}': a positive multiplier ({wish.multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it")
+        grouped.setdefault(normalise(wish.hookpoint), []).append(wish)
+    parts = {name: _hookpoint_edit(name, wishes, activations) for name, wishes in grouped.items()}
+    return Edit(parts, residual, provenance or {})
+
+
+def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[tuple[str, str], ConceptActivations]) -> HookpointEdit:
+    sources = [activations[w.concept, w.hookpoint] for w in wishes]
+    first = sources[0]
+    for source in sources[1:]:
+        if source.latents != first.latents:
+            raise SaeuronError(f"hookpoint '{name}': activations disagree in latents ({first.latents} and {source.latents})")
+        if not torch.equal(source.timesteps, first.timesteps):
+            raise SaeuronError(f"hookpoint '{name}': activations were collected at different timesteps ({len(first.timesteps)} and {len(source.timesteps)} steps); collect them with one step count")
+    steps, n = first.means.shape[1:]
+    gains = torch.ones(steps, n)
+    thresholds = torch.full((steps, n), float("inf"))
+    gate = torch.full((steps, n), float("inf"))
+    chosen: dict[str, list[list[int]]] = {}
+    for wish, source in zip(wishes, sources, strict=True):
+        mask = select(scores(source, wish.concept), wish.rule)
+        if not bool(mask.any()):
+            raise SaeuronError(f"concept '{wish.concept}': no latent of hookpoint '{name}' answers to it more than to the others; its activations can't remove it")
+        chosen[wish.concept] = [row.nonzero().flatten().tolist() for row in mask]
+        gain = wish.multiplier * source.means[source.concepts.index(wish.concept)]
+        threshold = source.means.mean(0)
+        membership = threshold if source.kth is None else torch.maximum(threshold, source.kth[:, None])
+        # Where two concepts choose one feature, the stronger suppression wins; at equal gain, the one that fires more.
+        wins = mask & ((gain < gains) | ((gain == gains) & (threshold < thresholds)) | thresholds.isinf())
+        gains, thresholds, gate = (torch.where(wins, new, old) for new, old in ((gain, gains), (threshold, thresholds), (membership, gate)))
+    features = thresholds.isfinite().any(0).nonzero().flatten()
+    return HookpointEdit(features, first.timesteps.clone(), *(t[:, features].contiguous() for t in (thresholds, gains, gate)), n, chosen)

@@ -1,0 +1,125 @@
+"""The dynamic reference: SAeUron's intervention as a hook, written to be read beside the paper, not to be fast.
+
+Everything that we ship is proven against this. It differs from the released hook where that is wrong (METHOD: arXiv
+2501.18052, section 3.3): it looks its step up by timestep value instead of counting calls, takes maps that aren't square,
+and adds the reconstruction error back with the right sign unless `residual` is `upstream`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .edit import Edit
+from .errors import SaeuronError
+from .hookpoints import find_hookpoint, output_tensor, replace_tensor, to_map, to_tokens
+from .sae import SparseAutoencoder
+from .sae_formats import check_width
+
+
+class Decision(NamedTuple):
+    """What one hookpoint did in one forward."""
+
+    fires: torch.Tensor
+    """bool `[B, tokens, U]`"""
+    margin: torch.Tensor
+    """float32 `[B, tokens, U]`: distance of the latent from the nearer of its two bars (threshold, k-th latent), relative
+    to the bar; a decision with a margin below the precision's rounding could go either way"""
+
+
+class AblationHook:
+    """Applies an `Edit` to a UNet while the context is open.
+
+    Args:
+        unet: the original UNet.
+        edit: what to suppress.
+        saes: hookpoint → SAE; used at the UNet's precision.
+        record: keep every `Decision` in `decisions` (hookpoint → one a forward).
+
+    Differentiable: gradients pass through latents, gains and decoder (not through the decisions, which are steps).
+    """
+
+    def __init__(self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], record: bool = False) -> None:
+        self.unet, self.edit, self.record = unet, edit, record
+        parameter = next(unet.parameters())
+        self.saes = {}
+        for name, part in edit.hookpoints.items():
+            if name not in saes:
+                raise SaeuronError(f"the edit needs an SAE for hookpoint '{name}'; given: {', '.join(saes) or 'none'}")
+            if saes[name].config.num_latents != part.latents:
+                raise SaeuronError(f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {saes[name].config.num_latents}")
+            find_hookpoint(unet, name)
+            self.saes[name] = copy.deepcopy(saes[name]).to(parameter.device, parameter.dtype)
+        self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}
+        self._timestep: torch.Tensor | None = None
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> AblationHook:
+        self._handles = [self.unet.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
+        for name in self.edit.hookpoints:
+            self._handles.append(find_hookpoint(self.unet, name).register_forward_hook(self._edit_output(name)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _note_timestep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        value = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        self._timestep = torch.as_tensor(value).reshape(-1)
+
+    def _edit_output(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            feature_map = output_tensor(output)
+            tokens = self._edit_tokens(name, to_tokens(feature_map))
+            return replace_tensor(output, to_map(tokens, *feature_map.shape[-2:]))
+
+        return hook
+
+    def _edit_tokens(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, tokens, d]` → edited tokens."""
+        part, sae = self.edit.hookpoints[name], self.saes[name]
+        check_width(sae, x.shape[-1], name)
+        assert self._timestep is not None
+        row = part.rows(self._timestep.cpu())
+        features = part.features.to(x.device)
+        thresholds = part.thresholds[row][:, None].to(x.device)
+        gains = part.gains[row][:, None].to(x.device)
+
+        latents = sae.latents(x)
+        top = sae.top(latents)
+        z = sae.dense(top)
+        chosen = z[..., features]
+        fires = chosen.float() > thresholds
+        edited = z.clone()
+        edited[..., features] = torch.where(fires, (gains * chosen.float()).to(z.dtype), chosen)
+        if self.record:
+            self.decisions[name].append(_decision(fires, latents[..., features], thresholds, top.values[..., -1:]))
+
+        # Decoded in float32: in 16 bits the difference of two decodes would be mostly rounding.
+        like = x.float()
+        decoded, decoded_edited = sae.decode(z.float(), like), sae.decode(edited.float(), like)
+        if self.edit.residual == "keep":
+            y = like + (decoded_edited - decoded)
+        elif self.edit.residual == "upstream":
+            y = decoded_edited + (decoded - like)
+        else:
+            y = decoded_edited
+        return y.to(x.dtype)
+
+
+def _decision(fires: torch.Tensor, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor) -> Decision:
+    latents, kth = latents.detach().float(), kth.detach().float()
+    to_threshold = (latents - thresholds).abs() / thresholds.clamp_min(1e-12)
+    to_kth = (latents - kth).abs() / kth.clamp_min(1e-12)
+    # A latent far below one bar does not fire whatever the other says; only the bar that decides counts.
+    below_threshold, below_kth = latents <= thresholds, latents < kth
+    both = torch.maximum(to_threshold, to_kth)
+    margin = torch.where(below_threshold & below_kth, both, torch.where(below_threshold, to_threshold, torch.where(below_kth, to_kth, torch.minimum(to_threshold, to_kth))))
+    return Decision(fires.detach(), margin.nan_to_num(float("inf")))

@@ -1,0 +1,144 @@
+"""The sparse autoencoder: encode, top-k, decode, load, save (METHOD: arXiv 2501.18052, section 3.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from .errors import SaeuronError
+
+
+class TopLatents(NamedTuple):
+    """The k largest latents of each token, zero ones included."""
+
+    values: torch.Tensor
+    """`[..., k]`, descending"""
+    indices: torch.Tensor
+    """`[..., k]`, int64"""
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """What a file says of its SAE; the names are those of SAeUron's `cfg.json`."""
+
+    d_in: int
+    """channels of the hookpoint"""
+    num_latents: int
+    """latents n"""
+    k: int
+    """active latents a token at inference"""
+    input_unit_norm: bool = False
+    """each token is centred and divided by its standard deviation before encoding"""
+
+
+class SparseAutoencoder(nn.Module):
+    """Top-k sparse autoencoder of tokens `[..., d]`.
+
+    `z = relu(W_enc (x - b_dec) + b_enc)`, the k largest kept, `x̂ = z W_dec + b_dec`.
+    """
+
+    def __init__(self, config: SaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        n, d = config.num_latents, config.d_in
+        self.W_enc = nn.Parameter(torch.zeros(n, d))
+        self.b_enc = nn.Parameter(torch.zeros(n))
+        self.W_dec = nn.Parameter(torch.zeros(n, d))
+        self.b_dec = nn.Parameter(torch.zeros(d))
+
+    def _scale(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and divisor of each token, `[..., 1]`."""
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
+
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        """All latents before top-k: `[..., d]` → `[..., n]`, non-negative."""
+        if self.config.input_unit_norm:
+            mean, scale = self._scale(x)
+            x = (x - mean) / scale
+        return F.relu(F.linear(x - self.b_dec, self.W_enc, self.b_enc))
+
+    def top(self, latents: torch.Tensor) -> TopLatents:
+        """The k largest latents of each token."""
+        return TopLatents(*latents.topk(self.config.k, dim=-1))
+
+    def encode(self, x: torch.Tensor) -> TopLatents:
+        """Tokens `[..., d]` → their k active latents."""
+        return self.top(self.latents(x))
+
+    def dense(self, top: TopLatents) -> torch.Tensor:
+        """Active latents as a dense `[..., n]` tensor, zero elsewhere."""
+        empty = top.values.new_zeros(*top.values.shape[:-1], self.config.num_latents)
+        return empty.scatter(-1, top.indices, top.values)
+
+    def decode(self, dense: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Dense latents `[..., n]` → tokens `[..., d]`; `like` are the encoded tokens, needed with `input_unit_norm`."""
+        decoded = dense @ self.W_dec.to(dense.dtype) + self.b_dec.to(dense.dtype)
+        if self.config.input_unit_norm:
+            if like is None:
+                raise ValueError("an SAE with input_unit_norm needs the encoded tokens to decode")
+            mean, scale = self._scale(like)
+            decoded = decoded * scale + mean
+        return decoded
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruct tokens `[..., d]`."""
+        return self.decode(self.dense(self.encode(x)), x)
+
+    def sha256(self) -> str:
+        """Hash of config and weights (widened to float32)."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        c = self.config
+        settings = {
+            "expansion_factor": c.num_latents // c.d_in, "normalize_decoder": True, "num_latents": c.num_latents, "k": c.k,
+            "batch_topk": False, "sample_topk": False, "input_unit_norm": c.input_unit_norm, "multi_topk": False, "d_in": c.d_in,
+        }  # fmt: skip
+        (folder / "cfg.json").write_text(json.dumps(settings))
+        tensors = {"encoder.weight": self.W_enc, "encoder.bias": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "sae.safetensors")
+
+    @classmethod
+    def load(cls, source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SparseAutoencoder:
+        """Read an SAE.
+
+        Args:
+            source: a folder with `cfg.json`, a folder that holds `<hookpoint>/cfg.json`, or a Hub id of such a folder.
+            hookpoint: the block's name, with or without `unet.`.
+            revision: Hub revision.
+
+        Raises:
+            SaeuronError: nothing there, an unknown or unsupported form, damaged or inconsistent tensors.
+        """
+        from .sae_formats import read
+
+        return read(source, hookpoint, revision)
+
+    @classmethod
+    def from_tensors(cls, config: SaeConfig, tensors: dict[str, torch.Tensor], where: str) -> SparseAutoencoder:
+        """Build from `W_enc [n, d]`, `b_enc [n]`, `W_dec [n, d]`, `b_dec [d]`, checking shapes and finiteness."""
+        with torch.device("meta"):
+            sae = cls(config)
+        for name, parameter in sae.named_parameters():
+            tensor = tensors[name]
+            if tensor.shape != parameter.shape:
+                raise SaeuronError(f"{where}: {name} has shape {list(tensor.shape)}, the config asks for {list(parameter.shape)}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise SaeuronError(f"{where}: {name} holds NaN or infinite values; the file is damaged")
+        sae.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+        return sae.eval().requires_grad_(False)
