@@ -1,0 +1,1 @@
+"""Makes the edit: SAE, activations, choice of features, the dynamic hook, the baked UNet."""

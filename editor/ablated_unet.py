@@ -138,7 +138,8 @@ class FeatureAblation(nn.Module):
         height, width = hidden.shape[-2:]
         x = hidden.flatten(2).transpose(1, 2)
         row = self.rows(timestep)
-        thresholds, gains = self.thresholds[row][:, None], self.gains[row][:, None]
+        thresholds = self.thresholds.index_select(0, row)[:, None]
+        gains = self.gains.index_select(0, row)[:, None]
 
         tokens = x
         if self.unit_norm:
@@ -149,7 +150,7 @@ class FeatureAblation(nn.Module):
         if self.gate_kind == "threshold":
             chosen, kth = z, None
         else:
-            chosen = z[..., self.features]
+            chosen = z.index_select(-1, self.features)
             top = z.topk(self.k, dim=-1)
             kth = top.values[..., -1:]
         fires = self.gate(chosen, thresholds, kth)
@@ -162,7 +163,7 @@ class FeatureAblation(nn.Module):
         else:
             active = torch.zeros_like(z).scatter(-1, top.indices, top.values)
             decoded = active @ self.decoder_weight + self.pre_bias
-            delta = change.to(x.dtype) @ self.decoder_weight[self.features]
+            delta = change.to(x.dtype) @ self.decoder_weight.index_select(0, self.features)
             if self.unit_norm:
                 decoded, delta = decoded * (std + 1e-5) + mean, delta * (std + 1e-5)
             edited = decoded + delta

@@ -188,7 +188,7 @@ def collect(
     pipeline: Any, sae: SparseAutoencoder, hookpoint: str, prompts: Mapping[str, Sequence[str]], steps: int, guidance: float,
     seed: int = 42, batch_size: int = 16, provenance: dict[str, Any] | None = None, progress: Callable[[str], None] = lambda text: None,
 ) -> ConceptActivations:  # fmt: skip
-    """Run the unedited pipeline on each concept's prompts and average the conditional half's latents.
+    """Run the unedited pipeline (DDIM, eta 0) on each concept's prompts and average the conditional half's latents.
 
     Args:
         pipeline: text-to-image pipeline.
@@ -202,7 +202,17 @@ def collect(
         provenance: recorded in the file's header.
         progress: told each concept's name.
     """
+    from diffusers import DDIMScheduler
+
     name, k = normalise(hookpoint), sae.config.k
+    own_scheduler, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
+    try:
+        return _collect(pipeline, sae, name, k, prompts, steps, guidance, seed, batch_size, provenance, progress)
+    finally:
+        pipeline.scheduler = own_scheduler
+
+
+def _collect(pipeline, sae, name, k, prompts, steps, guidance, seed, batch_size, provenance, progress) -> ConceptActivations:  # noqa: ANN001
     means, kth_sum, tokens_seen, timesteps = [], None, 0, None
     for concept, texts in prompts.items():
         progress(concept)

@@ -27,6 +27,8 @@ class Decision(NamedTuple):
 
     fires: torch.Tensor
     """bool `[B, tokens, U]`"""
+    exact: torch.Tensor
+    """the same by METHOD's rule with top-k membership; differs from `fires` only for the gate `threshold`"""
     margin: torch.Tensor
     """float32 `[B, tokens, U]`: distance of the latent from the nearer of its two bars (threshold, k-th latent), relative
     to the bar; a decision with a margin below the precision's rounding could go either way"""
@@ -39,13 +41,14 @@ class AblationHook:
         unet: the original UNet.
         edit: what to suppress.
         saes: hookpoint → SAE; used at the UNet's precision.
+        gate: `exact`, METHOD's rule; or `threshold`, the reference of artifacts baked without the membership test.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
 
     Differentiable: gradients pass through latents, gains and decoder (not through the decisions, which are steps).
     """
 
-    def __init__(self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], record: bool = False) -> None:
-        self.unet, self.edit, self.record = unet, edit, record
+    def __init__(self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False) -> None:
+        self.unet, self.edit, self.gate, self.record = unet, edit, gate, record
         parameter = next(unet.parameters())
         self.saes = {}
         for name, part in edit.hookpoints.items():
@@ -96,11 +99,18 @@ class AblationHook:
         top = sae.top(latents)
         z = sae.dense(top)
         chosen = z[..., features]
-        fires = chosen.float() > thresholds
+        fires = exact = chosen.float() > thresholds
         edited = z.clone()
-        edited[..., features] = torch.where(fires, (gains * chosen.float()).to(z.dtype), chosen)
+        if self.gate == "exact":
+            edited[..., features] = torch.where(fires, (gains * chosen.float()).to(z.dtype), chosen)
+        else:
+            # Without the membership test a latent outside the top k can fire; it changes by as much as one inside.
+            chosen, thresholds = latents[..., features], part.gate_thresholds[row][:, None].to(x.device)
+            fires = chosen.float() > thresholds
+            edited[..., features] += torch.where(fires, ((gains - 1) * chosen.float()).to(z.dtype), torch.zeros_like(chosen))
         if self.record:
-            self.decisions[name].append(_decision(fires, latents[..., features], thresholds, top.values[..., -1:]))
+            kth = top.values[..., -1:] if self.gate == "exact" else torch.zeros_like(top.values[..., -1:])
+            self.decisions[name].append(Decision(fires.detach(), exact.detach(), _margin(latents[..., features], thresholds, kth)))
 
         # Decoded in float32: in 16 bits the difference of two decodes would be mostly rounding.
         like = x.float()
@@ -114,12 +124,12 @@ class AblationHook:
         return y.to(x.dtype)
 
 
-def _decision(fires: torch.Tensor, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor) -> Decision:
+def _margin(latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor) -> torch.Tensor:
+    """Relative distance of a decision from flipping, see `Decision.margin`."""
     latents, kth = latents.detach().float(), kth.detach().float()
     to_threshold = (latents - thresholds).abs() / thresholds.clamp_min(1e-12)
     to_kth = (latents - kth).abs() / kth.clamp_min(1e-12)
     # A latent far below one bar does not fire whatever the other says; only the bar that decides counts.
     below_threshold, below_kth = latents <= thresholds, latents < kth
-    both = torch.maximum(to_threshold, to_kth)
-    margin = torch.where(below_threshold & below_kth, both, torch.where(below_threshold, to_threshold, torch.where(below_kth, to_kth, torch.minimum(to_threshold, to_kth))))
-    return Decision(fires.detach(), margin.nan_to_num(float("inf")))
+    one_bar = torch.where(below_threshold, to_threshold, torch.where(below_kth, to_kth, torch.minimum(to_threshold, to_kth)))
+    return torch.where(below_threshold & below_kth, torch.maximum(to_threshold, to_kth), one_bar).nan_to_num(float("inf"))

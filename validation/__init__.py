@@ -1,0 +1,1 @@
+"""Proves an artifact: runs it and compares it with the dynamic hook. Never imports `export`."""

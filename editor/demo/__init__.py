@@ -1,0 +1,17 @@
+"""The embedded demo: a small Stable Diffusion pipeline that was really trained, its SAE, activations and judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+PIPELINE = ROOT / "pipeline"
+SAES = ROOT / "saes"
+CLASSIFIER = ROOT / "classifier.safetensors"
+STEPS = 20
+GUIDANCE = 3.0
+
+
+def resolve(name: str) -> Path:
+    """`demo` → the pipeline's folder; `demo:saes` → a path inside the demo."""
+    return PIPELINE if name == "demo" else ROOT / name.removeprefix("demo:")

@@ -1,0 +1,200 @@
+"""The artifact as a whole: built beside its final name, proven, renamed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..editor.bake import bake, refuse_edited
+from ..editor.errors import SaeuronError
+from ..editor.pipelines import load_pipeline, unet_sha256
+from ..validation import manifest, report
+from ..validation.reference import PRECISIONS, make_golden
+from ..validation.validate import GOLDEN, validate
+from . import checkpoint, onnx
+from .card import model_card
+from .prepare import Prepared, estimate, prepare
+from .settings import Settings, resolve
+
+_PACKAGES = ("saeuron-export", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "numpy")
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """What an export left behind."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any] | None
+    """None with `validate=False`"""
+
+    @property
+    def proven(self) -> bool:
+        """Whether the whole proof passed."""
+        return bool(self.report and self.report["passed"])
+
+
+def export_artifact(settings: Settings, progress: Progress = lambda text: None) -> Result:
+    """Run the main job: plan, edit, write, prove, rename.
+
+    Raises:
+        SaeuronError: bad input or an impossible wish; nothing is left under the final name.
+    """
+    plan = resolve(settings)
+    check_output(settings.output, settings.overwrite)
+    progress("opening SAE and activations, choosing features")
+    prepared = prepare(plan)
+    check_space(settings.output, sum(estimate(prepared).values()))
+    progress(f"loading {plan.model}")
+    pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device)
+    refuse_edited(pipeline.unet)
+    with building(settings.output, settings.overwrite) as folder:
+        record = _write(prepared, pipeline, folder, progress)
+        del pipeline
+        gc.collect()
+        proof = None
+        if settings.validate:
+            manifest.write(folder, record)
+            proof = validate(folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"))
+            report.write(proof, folder / "validation")
+        record["validation"] = _summary(proof)
+        (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+        manifest.write(folder, record)
+    return Result(settings.output, manifest.read(settings.output), proof)
+
+
+def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Everything but proof, card and hashes; returns the manifest's content."""
+    plan, s = prepared.plan, prepared.plan.settings
+    original = unet_sha256(pipeline.unet)
+    (folder / "edit").mkdir()
+    prepared.edit.provenance |= {"model": plan.model, "unet_sha256": original}
+    prepared.edit.save(folder / "edit" / "edit.safetensors")
+    progress("running the dynamic hook on the original model (the reference of the proof)")
+    golden = make_golden(
+        pipeline, prepared.edit, prepared.saes, prepared.prompts, plan.steps, plan.guidance, s.precision, s.gate, s.height, s.width, scope=s.proof,
+    )  # fmt: skip
+    golden.save(folder / GOLDEN)
+    del golden
+    progress("baking the edit into the UNet")
+    edited = checkpoint.edited_pipeline(pipeline, bake(pipeline.unet, prepared.edit, prepared.saes, s.gate))
+    pipeline.unet = None
+    prepared.saes.clear()
+    progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
+    checkpoint.write(edited, folder, weights="checkpoint" in s.formats)
+    gates: dict[str, str] = {}
+    if "onnx" in s.formats:
+        edited.to("cpu")
+        for component in onnx.components(edited):
+            progress(f"exporting {component.folder} to ONNX")
+            gates |= onnx.write(component, folder)
+    edit_hash = edited.unet.config["ablation"]["sha256"]
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {p: _version(p) for p in _PACKAGES},
+        "concepts": prepared.edit.concepts,
+        "settings": prepared.sources["concepts"],
+        "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": list(s.formats),
+        "model": {"source": plan.model, "pipeline": type(edited).__name__, "unet_sha256": original, "safety_checker": edited.safety_checker is not None},
+        "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
+        "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
+                 "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},
+        "sampling": {"steps": plan.steps, "guidance": plan.guidance, "height": s.height, "width": s.width},
+        "onnx": {"opset": onnx.OPSET, "gates": gates},
+        "device": s.device,
+        "warnings": prepared.warnings,
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _summary(proof: dict[str, Any] | None) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    worst = {name: parts["forwards"]["worst"] for name, parts in proof["backends"].items()}
+    return {"passed": proof["passed"], "scope": proof["scope"], "precision": proof["precision"], "worst_share_of_effect": worst, "failures": proof["failures"]}
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise unless an artifact can be put at `output`."""
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
+        if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / manifest.NAME).is_file()):
+            raise SaeuronError(f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output")
+    parent = output.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise SaeuronError(f"no permission to write into '{existing}'; choose another --output")
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise unless the disk has room for the artifact."""
+    parent = output.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    # The golden vectors, tokenizer and report come on top.
+    wanted = int(needed * 1.05) + 64 * 2**20
+    if free < wanted:
+        raise SaeuronError(f"the artifact needs about {wanted / 2**30:.1f} GiB, '{existing}' has {free / 2**30:.1f} GiB free; choose another --output")
+
+
+@contextlib.contextmanager
+def building(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise."""
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(output)
+        partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror}") from None
+    try:
+        yield partial
+        if output.exists():
+            check_output(output, overwrite)
+            old = output.with_name(f".{output.name}.old-{os.getpid()}")
+            output.rename(old)
+            partial.rename(output)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(output)
+    except OSError as error:
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(output: Path) -> None:
+    """Remove what killed exports of the same name left behind."""
+    for kind in ("partial", "old"):
+        for leftover in output.parent.glob(f".{output.name}.{kind}-*"):
+            pid = leftover.name.rpartition("-")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,68 @@
+"""The model card that lies in every artifact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """Markdown with a YAML head, from the manifest's content."""
+    model, concepts = record["model"], record["concepts"]
+    head = ["---", "library_name: diffusers", "tags:", "- saeuron", "- concept-removal", "- text-to-image"]
+    if model["source"].count("/") == 1 and not model["source"].startswith((".", "/")):
+        head.append(f"base_model: {model['source']}")
+    head.append("---")
+    settings = "\n".join(f"| {w['name']} | {w['hookpoint']} | {w['select']} | {w['multiplier']:g} | {w['status']} |" for w in record["settings"])
+    warnings = "\n".join(f"- {w}" for w in record["warnings"]) or "- none"
+    return "\n".join(head) + f"""
+
+# {model['pipeline']} without {', '.join(concepts)}
+
+Removed from `{model['source']}`: **{', '.join(concepts)}**, by suppressing features of a sparse autoencoder while the
+model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
+
+| concept | hookpoint | features | multiplier | settings |
+|---|---|---|---|---|
+{settings}
+
+Residual: {record['residual']}; gate: {record['gate']}; precision: {record['precision']}.
+
+## Open it
+
+{_opening(record['formats'])}
+
+## Proof
+
+{_proof(record['validation'])}
+
+## Notes
+
+{warnings}
+- Equality with the dynamic hook says that the edit was shipped as designed. It does not say that nobody can get around
+  the edit, nor how well it removes the concept; see `validation/`.
+- Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
+"""
+
+
+def _opening(formats: list[str]) -> str:
+    parts = []
+    if "checkpoint" in formats:
+        parts.append("""```python
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)   # runs unet/saeuron_unet_*.py
+```""")
+    if "onnx" in formats:
+        parts.append("""```python
+from optimum.onnxruntime import ORTStableDiffusionPipeline
+pipeline = ORTStableDiffusionPipeline.from_pretrained("THIS_FOLDER")
+```""")
+    return "\n\n".join(parts)
+
+
+def _proof(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "**Not validated.** This artifact was written with `--no-validate`."
+    verdict = "Passed" if summary["passed"] else "**FAILED**"
+    shares = "; ".join(f"{name}: {worst:.3%}" for name, worst in summary["worst_share_of_effect"].items())
+    lines = [f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}."]
+    return "\n".join(lines + [f"- {line}" for line in summary["failures"]])

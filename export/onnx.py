@@ -1,0 +1,197 @@
+"""Writes a pipeline's components as ONNX in optimum's layout: folder, file and tensor names as `optimum-cli` gives them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from ..editor.ablated_unet import AblatedUNet2DConditionModel
+from ..validation.manifest import gate_tensor
+
+OPSET = 20
+# protobuf stops at 2 GiB; below this bound one plain file is the most portable form.
+_INLINE_LIMIT = 1 << 30
+
+
+class Component(NamedTuple):
+    """One graph to write."""
+
+    folder: str
+    module: nn.Module
+    inputs: dict[str, torch.Tensor]
+    dynamic: dict[str, dict[int, str]]
+    """input → axis → name; every other axis is fixed"""
+    outputs: dict[str, dict[int, str]]
+
+
+class _UNet(nn.Module):
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.text_encoder(input_ids)
+        return output.last_hidden_state, output.pooler_output
+
+
+class _VaeEncoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode(sample).latent_dist.parameters
+
+
+class _VaeDecoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latent_sample, return_dict=False)[0]
+
+
+def components(pipeline: Any) -> list[Component]:
+    """The graphs of a Stable Diffusion 1.x/2.x pipeline, UNet first.
+
+    The timestep is a float32 scalar whatever the precision: an integer one is silently wrong with schedulers that step
+    between integers (Euler).
+    """
+    unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
+    dtype = next(unet.parameters()).dtype
+    tokens = text_encoder.config.max_position_embeddings
+    latent, factor = vae.config.latent_channels, pipeline.vae_scale_factor
+    size = 8  # latent pixels: the axes are dynamic, a small example keeps tracing quick
+    unet_size = max(size, 2 ** (len(unet.config.block_out_channels) - 1))
+    picture = {0: "batch_size", 2: "height", 3: "width"}
+    latents = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
+    context = {0: "batch_size", 1: "sequence_length"}
+    return [
+        Component(
+            "unet", _UNet(unet),
+            {"sample": torch.randn(2, unet.config.in_channels, unet_size, unet_size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
+             "encoder_hidden_states": torch.randn(2, tokens, unet.config.cross_attention_dim, dtype=dtype)},
+            {"sample": latents, "timestep": {}, "encoder_hidden_states": context}, {"out_sample": latents},
+        ),
+        Component(
+            "text_encoder", _TextEncoder(text_encoder), {"input_ids": torch.randint(0, 100, (2, tokens), dtype=torch.int64)},
+            {"input_ids": {0: "batch_size"}}, {"last_hidden_state": {0: "batch_size"}, "pooler_output": {0: "batch_size"}},
+        ),
+        Component(
+            "vae_decoder", _VaeDecoder(vae), {"latent_sample": torch.randn(2, latent, size, size, dtype=dtype)},
+            {"latent_sample": latents}, {"sample": picture},
+        ),
+        Component(
+            "vae_encoder", _VaeEncoder(vae), {"sample": torch.randn(2, vae.config.in_channels, size * factor, size * factor, dtype=dtype)},
+            {"sample": picture}, {"latent_parameters": latents},
+        ),
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and prints per-operator notes that help nobody here; its exceptions still pass."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx", "torch._guards")
+    before = {n: logging.getLogger(n).level for n in names}
+    for n in names:
+        logging.getLogger(n).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for n, level in before.items():
+            logging.getLogger(n).setLevel(level)
+
+
+@torch.no_grad()
+def write(component: Component, root: Path) -> dict[str, str]:
+    """Export one component to `root/<folder>/model.onnx` (and `model.onnx_data` beside it when large).
+
+    Returns:
+        for an edited UNet: hookpoint → name of the tensor that holds its gate's decisions.
+
+    Raises:
+        RuntimeError: the exporter failed, or fixed an axis that has to stay dynamic.
+    """
+    auto = torch.export.Dim.AUTO
+    shapes = {name: {axis: auto for axis in axes} for name, axes in component.dynamic.items()}
+    module = component.module.eval()
+    with _quiet():
+        program = torch.onnx.export(
+            module, kwargs=component.inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
+            input_names=list(component.inputs), output_names=list(component.outputs), optimize=True, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model
+    _name_axes(model.graph, component)
+    gates = _name_gates(model.graph, component.module) if component.folder == "unet" else {}
+    _strip_metadata(model)
+
+    folder = root / component.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = "model.onnx_data" if size > _INLINE_LIMIT else None
+    ir.save(model, folder / "model.onnx", external_data=external)
+    return gates
+
+
+def _name_axes(graph: ir.Graph, component: Component) -> None:
+    for values, names in ((graph.inputs, component.dynamic), (graph.outputs, component.outputs)):
+        for value in values:
+            assert value.name is not None and value.shape is not None
+            for axis, name in names[value.name].items():
+                if isinstance(value.shape[axis], int):
+                    raise RuntimeError(f"ONNX export of {component.folder} fixed axis {axis} ({name}) of '{value.name}' to {value.shape[axis]}")
+                value.shape[axis] = name
+
+
+def _name_gates(graph: ir.Graph, module: nn.Module) -> dict[str, str]:
+    """Give each gate's decision tensor a stable name, so that validation can ask any graph for it."""
+    unet = module.unet
+    if not isinstance(unet, AblatedUNet2DConditionModel):
+        return {}
+    found: dict[str, str] = {}
+    for hookpoint in unet.config["ablation"]["hookpoints"]:
+        scope = f"ablations.{hookpoint.replace('.', '-')}.gate"
+        inside = [n for n in graph if f"{scope}'" in n.metadata_props.get("pkg.torch.onnx.name_scopes", "")]
+        if not inside:
+            raise RuntimeError(f"ONNX export lost the gate of '{hookpoint}'")
+        found[hookpoint] = inside[-1].outputs[0].name = gate_tensor(hookpoint)
+    return found
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    """Drop the exporter's notes: they hold source paths of the exporting machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for function in model.functions.values():
+        function.metadata_props.clear()
+        for node in function:
+            node.metadata_props.clear()

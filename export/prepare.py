@@ -1,0 +1,170 @@
+"""Opens what a plan names and makes the Edit; nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..editor.activations import ConceptActivations, ddim_timesteps
+from ..editor.edit import Edit, Suppression, make_edit
+from ..editor.errors import SaeuronError
+from ..editor.files import read_header, read_json
+from ..editor.hookpoints import find_hookpoint, output_tensor
+from ..editor.pipelines import check_folder, locate
+from ..editor.sae import SparseAutoencoder
+from ..editor.sae_formats import check_width
+from ..editor.suggest import unknown
+from .settings import Plan, Wish, path_of
+
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+
+@dataclass
+class Prepared:
+    """A plan with its files opened."""
+
+    plan: Plan
+    model_folder: Path
+    edit: Edit
+    saes: dict[str, SparseAutoencoder]
+    prompts: list[str]
+    """prompts that show the concepts, one of each first"""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """provenance of SAEs and activations"""
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(plan: Plan) -> Prepared:
+    """Open model configs, SAEs and activations, and choose the features.
+
+    Raises:
+        SaeuronError: anything missing, damaged or inconsistent.
+    """
+    folder = locate(plan.model)
+    index = check_folder(folder)
+    warnings = _warnings(folder, index)
+    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
+    widths = _channels(folder, list(saes))
+    for hookpoint, sae in saes.items():
+        check_width(sae, widths[hookpoint], hookpoint)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    wishes, activations = _open_activations(plan, saes, scheduler)
+    suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
+    edit = make_edit(suppressions, {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes}, plan.residual, plan.settings.allow_amplify)
+    edit.provenance = {
+        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
+        "saes": {h: {"source": plan.saes[h], "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
+        "activations": [{"hookpoint": h, "file": a.provenance.get("file"), "sha256": a.provenance.get("file_sha256"), "concepts": a.concepts} for (h, _), a in activations.items()],
+    }  # fmt: skip
+    if any(w.status == "untuned" for w in wishes):
+        names = ", ".join(dict.fromkeys(w.concept for w in wishes if w.status == "untuned"))
+        warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
+    if plan.residual == "upstream":
+        warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
+    return Prepared(plan, folder, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
+
+
+def _warnings(folder: Path, index: dict[str, Any]) -> list[str]:
+    found = []
+    checker = index.get("safety_checker")
+    if isinstance(checker, list) and checker[0] and not (folder / "safety_checker").is_dir():
+        raise SaeuronError(f"'{folder}' is incomplete: model_index.json names a safety checker, but its folder is missing")
+    if not (isinstance(checker, list) and checker[0]):
+        found.append("the base model has no safety checker, so the artifact has none either")
+    return found
+
+
+def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
+    """Channels of each hookpoint, from a forward of an empty UNet on torch's meta device (no weights, no memory)."""
+    from diffusers import UNet2DConditionModel
+
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    found: dict[str, int] = {}
+    for name in hookpoints:
+        find_hookpoint(unet, name).register_forward_hook(lambda m, a, out, name=name: found.__setitem__(name, _rank4(output_tensor(out), name)))
+    size = 2 ** len(unet.config.block_out_channels)
+    context = torch.empty(1, 8, unet.config.cross_attention_dim, device="meta")
+    unet(torch.empty(1, unet.config.in_channels, size, size, device="meta"), torch.empty(1, device="meta"), context)
+    for name in hookpoints:
+        if name not in found:
+            raise SaeuronError(f"hookpoint '{name}' never runs in this UNet's forward")
+    return found
+
+
+def _rank4(tensor: Any, name: str) -> int:
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
+        raise SaeuronError(f"hookpoint '{name}' does not give a feature map [B, C, H, W]; choose a transformer block (…attentions.N)")
+    return int(tensor.shape[1])
+
+
+def _open_activations(plan: Plan, saes: dict[str, SparseAutoencoder], scheduler: dict[str, Any]) -> tuple[list[Wish], dict[tuple[str, str], ConceptActivations]]:
+    opened: dict[tuple[str, str], ConceptActivations] = {}
+    kept: list[Wish] = []
+    for wish in plan.wishes:
+        key = wish.hookpoint, wish.activations
+        if key not in opened:
+            opened[key] = ConceptActivations.load(path_of(wish.activations), lambda steps: ddim_timesteps(scheduler, steps))
+            _check_activations(opened[key], saes[wish.hookpoint], wish.hookpoint)
+        if wish.concept in opened[key].concepts:
+            kept.append(wish)
+    for name in dict.fromkeys(w.concept for w in plan.wishes):
+        if not any(w.concept == name for w in kept):
+            everything = [c for a in opened.values() for c in a.concepts]
+            raise SaeuronError(unknown("concept", name, everything, "in the activations"))
+    used = {(w.hookpoint, w.activations) for w in kept}
+    return kept, {k: a for k, a in opened.items() if k in used}
+
+
+def _check_activations(activations: ConceptActivations, sae: SparseAutoencoder, hookpoint: str) -> None:
+    where = activations.provenance.get("file", "activations")
+    if activations.latents != sae.config.num_latents:
+        raise SaeuronError(f"{where} was collected with an SAE of {activations.latents} latents, but the SAE at '{hookpoint}' has {sae.config.num_latents}")
+    recorded = activations.provenance.get("sae_sha256")
+    if recorded and recorded != sae.sha256():
+        raise SaeuronError(f"{where} was collected with another SAE than the one at '{hookpoint}' (hashes differ), so its latents mean other things; collect it again or name the SAE it belongs to")
+    at = activations.provenance.get("hookpoint")
+    if at and at != hookpoint:
+        raise SaeuronError(f"{where} was collected at '{at}', not at '{hookpoint}'")
+
+
+def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], ConceptActivations]) -> list[str]:
+    """Prompts of the concepts, taking turns, so that the first ones show every concept."""
+    if plan.settings.proof_prompts:
+        return list(plan.settings.proof_prompts)
+    lists = []
+    for wish in wishes:
+        collected = activations[wish.hookpoint, wish.activations].provenance.get("prompts", {})
+        lists.append(list(plan.prompts.get(wish.concept, ())) or list(collected.get(wish.concept, ())) or [f"An image of {wish.concept}."])
+    longest = max(len(texts) for texts in lists)
+    return list(dict.fromkeys(texts[i] for i in range(longest) for texts in lists if i < len(texts)))
+
+
+def estimate(prepared: Prepared) -> dict[str, int]:
+    """Bytes on disk by part of the artifact, from file headers alone."""
+    s = prepared.plan.settings
+    numbers = {name: _numbers(prepared.model_folder / name) for name in ("unet", "text_encoder", "vae")}
+    edit = sum(sae.config.d_in * (sae.config.num_latents if s.gate == "exact" else len(prepared.edit.hookpoints[h].features)) for h, sae in prepared.saes.items())
+    width = _BYTES[s.precision]
+    network = (sum(numbers.values()) + edit) * width
+    found = {name: network for name in s.formats}
+    found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
+    return found
+
+
+def _numbers(folder: Path) -> int:
+    """Number of weights in a component's safetensors files (one variant)."""
+    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16" not in f.name and "non_ema" not in f.name] or sorted(folder.glob("*.safetensors"))
+    if not files:
+        return sum(p.stat().st_size for p in folder.glob("*.bin")) // 4
+    total = 0
+    for file in files:
+        for dtype, shape in read_header(file)[1].values():
+            if dtype in _WIDTHS:
+                total += int(torch.Size(shape).numel())
+    return total

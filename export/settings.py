@@ -1,0 +1,218 @@
+"""What the user asked for, completed by presets and a settings file: one resolved plan, or one clear line."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..editor import demo
+from ..editor.concepts import Concept, presets
+from ..editor.errors import SaeuronError
+from ..editor.hookpoints import normalise
+from ..editor.selection import Rule
+from ..editor.suggest import unknown
+
+FORMATS = ("checkpoint", "onnx")
+PLANNED_FORMATS = ("trt",)
+RESIDUALS = ("keep", "upstream", "drop")
+GATES = ("exact", "threshold")
+PRECISIONS = ("fp32", "fp16", "bf16")
+PROOFS = ("full", "short")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `saeuron-export`; None means: take the preset's."""
+
+    concepts: tuple[str, ...]
+    output: Path
+    formats: tuple[str, ...] = ("checkpoint", "onnx")
+    model: str | None = None
+    sae: tuple[str, ...] = ()
+    hookpoint: str | None = None
+    activations: tuple[str, ...] = ()
+    select: str | None = None
+    multiplier: float | None = None
+    residual: str | None = None
+    gate: str = "exact"
+    precision: str = "fp32"
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    device: str = "cpu"
+    settings: Path | None = None
+    validate: bool = True
+    proof: str = "full"
+    proof_prompts: tuple[str, ...] = ()
+    allow_amplify: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One concept at one hookpoint, before its activations are opened."""
+
+    concept: str
+    hookpoint: str
+    activations: str
+    rule: Rule
+    multiplier: float
+    status: str
+    domain: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the export needs to know, resolved."""
+
+    settings: Settings
+    model: str
+    wishes: tuple[Wish, ...]
+    saes: dict[str, str]
+    """hookpoint → folder or Hub id"""
+    residual: str
+    steps: int
+    guidance: float
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """concept → prompts of its preset"""
+
+
+def path_of(name: str) -> str:
+    """`demo:…` as a path inside the package; anything else unchanged."""
+    return str(demo.resolve(name)) if name.startswith("demo:") else name
+
+
+def resolve(settings: Settings) -> Plan:
+    """Complete the settings.
+
+    Raises:
+        SaeuronError: an unknown name or value, a missing or contradictory setting.
+    """
+    settings, overrides = _with_file(settings)
+    _check_choices(settings)
+    known = presets()
+    explicit = [_at_hookpoint(a) for a in settings.activations]
+    wishes: list[Wish] = []
+    chosen: dict[str, Concept] = {}
+    for name in dict.fromkeys(settings.concepts):
+        preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
+        if preset:
+            chosen[name] = preset
+        wishes += _wishes(name, preset, settings, explicit, overrides.get(name, {}))
+    model = settings.model or _common("model", chosen, "base models", "export them separately")
+    if model is None:
+        raise SaeuronError("no base model: give --model DIR|HUB_ID|demo")
+    residual = settings.residual or _common("residual", chosen, "residual modes", "give --residual") or "keep"
+    if residual != "keep" and settings.gate == "threshold":
+        raise SaeuronError(f"--gate threshold works with --residual keep only, not '{residual}'")
+    steps = settings.steps or _common("steps", chosen, "step counts", "give --steps") or 50
+    guidance = settings.guidance if settings.guidance is not None else _common("guidance", chosen, "guidance scales", "give --guidance")
+    saes = _saes(settings, wishes, chosen)
+    return Plan(settings, model, tuple(wishes), saes, residual, steps, 7.5 if guidance is None else guidance, {n: c.prompts for n, c in chosen.items()})
+
+
+def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]:
+    """Fill unset options from `[export]` of a settings file; return its `[[concepts]]` by name."""
+    if settings.settings is None:
+        return settings, {}
+    path = settings.settings
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SaeuronError(f"settings file '{path}' can't be read: {error}") from None
+    for key in content:
+        if key not in ("export", "concepts"):
+            raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")
+    tables, options = content.get("concepts", []), content.get("export", {})
+    if not isinstance(tables, list) or not isinstance(options, dict) or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables):
+        raise SaeuronError(f"settings file '{path}': expected [export] and [[concepts]] tables, each concept with a name")
+    allowed = ("model", "hookpoint", "residual", "steps", "guidance")
+    for key in options:
+        if key not in allowed:
+            raise SaeuronError(f"settings file '{path}': {unknown('option', key, allowed, 'in [export]')}")
+    concept_keys = [f.name for f in fields(Concept)]
+    for table in tables:
+        for key in table:
+            if key not in concept_keys:
+                raise SaeuronError(f"settings file '{path}', concept '{table['name']}': {unknown('key', key, concept_keys)}")
+    filled = replace(settings, **{k: v for k, v in options.items() if getattr(settings, k) is None})
+    named = {t["name"]: {k: v for k, v in t.items() if k != "name"} for t in tables}
+    return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named
+
+
+def _check_choices(s: Settings) -> None:
+    if not s.concepts:
+        raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets)")
+    for value, choices, option in ((s.gate, GATES, "--gate"), (s.precision, PRECISIONS, "--precision"), (s.proof, PROOFS, "--proof"), (s.residual or "keep", RESIDUALS, "--residual")):
+        if value not in choices:
+            raise SaeuronError(f"{option} '{value}' is not known; it is one of {', '.join(choices)}")
+    if not s.formats:
+        raise SaeuronError(f"no format named: give --format with one or more of {','.join(FORMATS)}")
+    for name in s.formats:
+        if name in PLANNED_FORMATS:
+            raise SaeuronError(f"format '{name}' is planned but not built yet; this version writes {','.join(FORMATS)}")
+        if name not in FORMATS:
+            raise SaeuronError(unknown("format", name, FORMATS))
+    if s.precision == "bf16" and "onnx" in s.formats:
+        raise SaeuronError("--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32")
+    if s.steps is not None and s.steps < 1:
+        raise SaeuronError(f"--steps is {s.steps}; it must be at least 1")
+    for value, option in ((s.height, "--height"), (s.width, "--width")):
+        if value is not None and (value < 8 or value % 8):
+            raise SaeuronError(f"{option} is {value}; it must be a positive multiple of 8")
+
+
+def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
+    if name in known:
+        return replace(known[name], **{k: tuple(v) if k == "prompts" else v for k, v in override.items()})
+    if explicit or "activations" in override:
+        return None
+    raise SaeuronError(unknown("concept", name, known) + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint)")
+
+
+def _at_hookpoint(text: str) -> tuple[str | None, str]:
+    """`HOOKPOINT=PATH` or `PATH`."""
+    head, equals, tail = text.partition("=")
+    return (normalise(head), tail) if equals and "/" not in head else (None, text)
+
+
+def _wishes(name: str, preset: Concept | None, s: Settings, explicit: list[tuple[str | None, str]], override: dict[str, Any]) -> list[Wish]:
+    rule = Rule.parse(s.select or override.get("select") or (preset.select if preset else "percentile:99.999"))
+    multiplier = s.multiplier if s.multiplier is not None else override.get("multiplier", preset.multiplier if preset else -1.0)
+    # Settings other than the preset's were not measured.
+    same = preset is not None and not explicit and not s.sae and str(Rule.parse(preset.select)) == str(rule) and preset.multiplier == multiplier and s.residual in (None, preset.residual)
+    status = preset.status if preset and same else "untuned"
+    sources = explicit or [(None, override.get("activations") or (preset.activations if preset else ""))]
+    found = []
+    for at, path in sources:
+        hookpoint = at or s.hookpoint or override.get("hookpoint") or (preset.hookpoint if preset else None)
+        if hookpoint is None:
+            raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
+        found.append(Wish(name, normalise(hookpoint), path, rule, float(multiplier), status, preset.domain if preset else "unknown"))
+    return found
+
+
+def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:
+    values = {getattr(c, key) for c in chosen.values()}
+    if len(values) > 1:
+        by = "; ".join(f"{n}: {getattr(c, key)}" for n, c in chosen.items())
+        raise SaeuronError(f"the concepts' presets name different {what} ({by}); {mend}")
+    return values.pop() if values else None
+
+
+def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[str, str]:
+    given = dict(_at_hookpoint(v) for v in s.sae)
+    found: dict[str, str] = {}
+    for wish in wishes:
+        preset = chosen.get(wish.concept)
+        source = given.get(wish.hookpoint) or given.get(None) or (preset.sae if preset else None)
+        if source is None:
+            raise SaeuronError(f"hookpoint '{wish.hookpoint}': no SAE known; give --sae PATH|HUB_ID (or --sae {wish.hookpoint}=PATH)")
+        found[wish.hookpoint] = source
+    for hookpoint in given:
+        if hookpoint is not None and hookpoint not in found:
+            raise SaeuronError(f"--sae {hookpoint}=…: no concept is suppressed at this hookpoint (used: {', '.join(found)}); give --activations {hookpoint}=FILE too")
+    return found

@@ -1,0 +1,119 @@
+"""Golden vectors: inputs, the hook's outputs, the unedited model's outputs and gate decisions, in one safetensors file.
+
+Any holder of an artifact can check it again from this file alone. Values are float32 whatever the precision they were
+computed at (widening is exact), so that no backend needs more than numpy to read them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ..editor.errors import SaeuronError
+from ..editor.files import read_header
+
+_FORMAT = "saeuron-golden-1"
+
+
+@dataclass
+class Case:
+    """One forward of the UNet."""
+
+    kind: str
+    """`step` (on the hook's own trajectory), `between` (halfway between calibrated timesteps) or `fractional`"""
+    timestep: float
+    sample: np.ndarray
+    """`[B, C, h, w]`"""
+    context: np.ndarray
+    """`[B, L, D]`"""
+    hook: np.ndarray
+    unedited: np.ndarray
+    fires: dict[str, np.ndarray] = field(default_factory=dict)
+    """hookpoint → bool `[B, tokens, U]`"""
+    near: dict[str, np.ndarray] = field(default_factory=dict)
+    """hookpoint → bool: the decision lies within the precision's rounding of its bar"""
+
+
+@dataclass
+class Run:
+    """One free-running denoising loop."""
+
+    prompts: list[str]
+    guidance: float
+    steps: int
+    initial: np.ndarray
+    """`[B, C, h, w]`"""
+    hook: np.ndarray
+    """final latents"""
+    unedited: np.ndarray
+    hook_pictures: np.ndarray
+    """uint8 `[B, H, W, 3]`"""
+    unedited_pictures: np.ndarray
+    drift: float
+    """relative distance of the unedited model's final latents to itself under this precision's rounding"""
+
+
+@dataclass
+class Golden:
+    """All cases and runs, the precision they were computed at, and the rounding margin used for `near`."""
+
+    precision: str
+    cases: list[Case]
+    runs: list[Run]
+    components: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """component → tensor name → value, inputs and outputs of the other graphs"""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors: dict[str, np.ndarray] = {}
+        shared: dict[bytes, str] = {}
+
+        def put(name: str, value: np.ndarray) -> str:
+            value = np.ascontiguousarray(value.astype(np.uint8) if value.dtype == bool else value)
+            known = shared.setdefault(value.tobytes() + str(value.shape).encode(), name)
+            if known == name:
+                tensors[name] = value
+            return known
+
+        cases = [
+            {"kind": c.kind, "timestep": c.timestep, **{k: put(f"case/{i}/{k}", getattr(c, k)) for k in ("sample", "context", "hook", "unedited")},
+             **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in ("fires", "near")}}
+            for i, c in enumerate(self.cases)
+        ]  # fmt: skip
+        runs = [
+            {**{k: v for k, v in asdict(r).items() if not isinstance(v, np.ndarray)},
+             **{k: put(f"run/{i}/{k}", getattr(r, k)) for k in ("initial", "hook", "unedited", "hook_pictures", "unedited_pictures")}}
+            for i, r in enumerate(self.runs)
+        ]  # fmt: skip
+        parts = {c: {k: put(f"component/{c}/{k}", v) for k, v in values.items()} for c, values in self.components.items()}
+        header = {"format": _FORMAT, "content": json.dumps({"precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes})}
+        save_file(tensors, path, metadata=header)
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read a file written by `save`.
+
+        Raises:
+            SaeuronError: missing, damaged, or of another form.
+        """
+        header, _ = read_header(path)
+        if header.get("format") != _FORMAT:
+            raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
+        try:
+            content, tensors = json.loads(header["content"]), load_file(path)
+            cases = [
+                Case(**{**c, **{k: tensors[c[k]] for k in ("sample", "context", "hook", "unedited")},
+                        **{k: {h: tensors[n].astype(bool) for h, n in c[k].items()} for k in ("fires", "near")}})
+                for c in content["cases"]
+            ]  # fmt: skip
+            runs = [Run(**{k: tensors[v] if k in ("initial", "hook", "unedited", "hook_pictures", "unedited_pictures") else v for k, v in r.items()}) for r in content["runs"]]
+            parts = {c: {k: tensors[n] for k, n in values.items()} for c, values in content["components"].items()}
+            return cls(content["precision"], cases, runs, parts, content["notes"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None

@@ -1,0 +1,180 @@
+"""Is an artifact equal to the dynamic hook? The yardstick is what the edit does, not the size of the signal.
+
+A fixed tolerance on the output passes an unedited model whenever the edit is small. Here every distance is divided by
+`effect = |hook - unedited|` of the same input, so the unedited model always scores 1 and must fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .golden import Golden, Run
+from .runners import Runner
+
+BARS = {"fp32": 0.01, "fp16": 0.10, "bf16": 0.10}
+"""largest `|artifact - hook| / effect` by precision"""
+COMPONENT_BARS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+"""largest relative distance of the graphs around the UNet, which no edit touches"""
+DRIFT_FACTOR = 2.0
+"""a free run may leave the hook's by this many times the unedited model's own drift at that precision"""
+
+
+def relative(value: np.ndarray, reference: np.ndarray) -> float:
+    """`|value - reference| / |reference|` in float64."""
+    scale = float(np.linalg.norm(reference.astype(np.float64)))
+    return float(np.linalg.norm(value.astype(np.float64) - reference.astype(np.float64))) / max(scale, 1e-30)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64)))
+
+
+def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Compare single forwards with the hook.
+
+    Returns:
+        `{"passed", "worst", "forwards", "fired", "silent", "rows", "failures"}`; `worst` is the largest
+        `|artifact - hook| / effect` over forwards in which the edit fired. Where it did not fire, the output is held to
+        the same bar of the smallest effect seen.
+    """
+    bar = BARS[golden.precision]
+    effects = [_distance(c.hook, c.unedited) for c in golden.cases]
+    acting = [e for e in effects if e > 0]
+    failures, rows = [], []
+    if not acting:
+        failures.append("the edit never fired on the golden inputs, so nothing was proven; use prompts that show the concept (--proof-prompt)")
+    floor = min(acting, default=0.0)
+    for case, effect in zip(golden.cases, effects, strict=True):
+        output = run_unet(case.sample, case.timestep, case.context)
+        where = f"{case.kind} t={case.timestep:g} batch={len(case.sample)} {case.sample.shape[-2]}x{case.sample.shape[-1]}"
+        if not np.isfinite(output).all():
+            failures.append(f"UNet output is not finite at {where}")
+        ratio = _distance(output, case.hook) / (effect or floor or 1.0)
+        rows.append({"kind": case.kind, "timestep": case.timestep, "batch": len(case.sample), "height": case.sample.shape[-2], "width": case.sample.shape[-1], "effect": effect, "ratio": ratio})
+        if not ratio <= bar:
+            failures.append(f"UNet differs from the hook by {ratio:.2%} of the edit's effect at {where} (bar {bar:.0%})")
+    worst = max((r["ratio"] for r, e in zip(rows, effects, strict=True) if e > 0), default=float("nan"))
+    return {"passed": not failures, "worst": worst, "bar": bar, "forwards": len(rows), "fired": len(acting), "silent": len(rows) - len(acting), "rows": rows, "failures": failures}
+
+
+def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
+    """Compare gate decisions with the hook's, read from the backend itself."""
+    total = equal = fired = flips_near = flips_far = 0
+    for case in golden.cases:
+        found = runner.decisions(case.sample, case.timestep, case.context)
+        if found is None:
+            return {"observable": False, "passed": True, "failures": []}
+        for hookpoint, reference in case.fires.items():
+            differs = found[hookpoint] != reference
+            near = case.near[hookpoint]
+            total, fired = total + reference.size, fired + int(reference.sum())
+            equal += int((~differs).sum())
+            flips_near += int((differs & near).sum())
+            flips_far += int((differs & ~near).sum())
+    failures = [f"{flips_far} gate decisions differ from the hook beyond rounding"] if flips_far else []
+    return {
+        "observable": True, "passed": not failures, "decisions": total, "equal": equal / max(total, 1), "fired": fired,
+        "flips_within_rounding": flips_near, "flips_beyond_rounding": flips_far, "failures": failures,
+    }  # fmt: skip
+
+
+def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
+    """Compare text encoder and autoencoder halves with the original's."""
+    bar = COMPONENT_BARS[golden.precision]
+    found: dict[str, float] = {}
+    failures = []
+    inputs = {"text_encoder": "input_ids", "vae_decoder": "latent_sample", "vae_encoder": "sample"}
+    for name, tensors in golden.components.items():
+        outputs = runner.component(name, {inputs[name]: tensors[inputs[name]]})
+        if outputs is None:
+            continue
+        for key, reference in tensors.items():
+            if key == inputs[name]:
+                continue
+            if not np.isfinite(outputs[key]).all():
+                failures.append(f"{name}: '{key}' is not finite")
+            found[f"{name}.{key}"] = distance = relative(outputs[key], reference)
+            if not distance <= bar:
+                failures.append(f"{name}: '{key}' differs by {distance:.2%} (bar {bar:.1%})")
+    return {"passed": not failures, "bar": bar, "relative": found, "failures": failures}
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite when equal."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    return float("inf") if np.array_equal(a, b) else float(peak_signal_noise_ratio(a, b, data_range=255))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean structural similarity of uint8 pictures `[B, H, W, 3]`."""
+    from skimage.metrics import structural_similarity
+
+    return float(np.mean([structural_similarity(x, y, channel_axis=-1, data_range=255) for x, y in zip(a, b, strict=True)]))
+
+
+def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Compare free-running loops: final latents by effect and drift, pictures by PSNR and SSIM."""
+    bar = BARS[golden.precision]
+    rows, failures = [], []
+    for run in golden.runs:
+        latents, pictures = free_run(run)
+        size = float(np.linalg.norm(run.unedited.astype(np.float64)))
+        distance, effect = _distance(latents, run.hook) / size, _distance(run.hook, run.unedited) / size
+        allowed = max(bar * effect, DRIFT_FACTOR * run.drift)
+        where = f"guidance={run.guidance:g} {pictures.shape[1]}x{pictures.shape[2]}"
+        if not (np.isfinite(latents).all() and distance <= allowed):
+            failures.append(f"free run ({where}): final latents are {distance:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, own drift {run.drift:.2%})")
+        rows.append({
+            "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
+            "latents": distance, "effect": effect, "drift": run.drift, "allowed": allowed,
+            "psnr": psnr(pictures, run.hook_pictures), "ssim": ssim(pictures, run.hook_pictures),
+            "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures), "ssim_unedited": ssim(run.unedited_pictures, run.hook_pictures),
+        })  # fmt: skip
+    return {"passed": not failures, "rows": rows, "failures": failures}
+
+
+def check_control(golden: Golden) -> dict[str, Any]:
+    """The same comparisons of the *unedited* model: they must fail, or the proof could not tell an edit from none."""
+    outputs = iter([c.unedited for c in golden.cases])
+    forwards = check_forwards(golden, lambda *_: next(outputs))
+    caught = sum(1 for r in forwards["rows"] if r["effect"] > 0 and not r["ratio"] <= forwards["bar"])
+    runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures))
+    failures = []
+    if caught != forwards["fired"] or not caught:
+        failures.append(f"control: the unedited model passed {forwards['fired'] - caught} of {forwards['fired']} forwards, so this comparison proves nothing")
+    if golden.runs and len(runs["failures"]) != len(golden.runs):
+        failures.append("control: a free run of the unedited model passed; the edit changes less than this precision's own drift there")
+    return {"passed": not failures, "forwards_caught": caught, "forwards": forwards["fired"], "runs_caught": len(runs["failures"]), "runs": len(golden.runs), "failures": failures}
+
+
+def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The whole proof over several backends.
+
+    Returns:
+        the report: `{"passed", "precision", "scope", "prompts", "against_exact", "control", "backends": {name: …}, "failures": [line, …]}`.
+    """
+    report: dict[str, Any] = {"precision": golden.precision, "scope": golden.notes.get("scope"), "prompts": golden.notes.get("prompts"), "against_exact": golden.notes.get("against_exact"), "control": check_control(golden), "backends": {}}
+    failures = list(report["control"]["failures"])
+    for runner in runners:
+        parts: dict[str, Any] = {}
+        for title, check in (
+            ("gates", lambda r=runner: check_gates(golden, r)),
+            ("forwards", lambda r=runner: check_forwards(golden, r.unet)),
+            ("components", lambda r=runner: check_components(golden, r)),
+            ("runs", lambda r=runner: check_runs(golden, r.free_run)),
+        ):
+            progress(f"{runner.name}: {title}")
+            parts[title] = check()
+            if title == "gates":
+                runner.stop_watching()
+            failures += [f"{runner.name}: {line}" for line in parts[title].pop("failures")]
+        if hasattr(runner, "close"):
+            runner.close()
+        parts["passed"] = all(part["passed"] for part in parts.values())
+        report["backends"][runner.name] = parts
+    report["failures"], report["passed"] = failures, not failures
+    return report

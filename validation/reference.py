@@ -1,0 +1,200 @@
+"""Makes golden vectors: runs the dynamic hook on the original pipeline at the artifact's precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..editor.bake import refuse_edited
+from ..editor.edit import Edit
+from ..editor.hook import AblationHook
+from ..editor.sae import SparseAutoencoder
+from ..editor.sampling import generate, initial_latents
+from .golden import Case, Golden, Run
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# A decision may flip between two backends when its latent lies this close to its bar, relative to the bar. The latent is
+# a sum over all channels of an activation that itself went through the whole UNet, hence several roundings.
+ROUNDING = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.6e-1}
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Detached copy on the CPU, floats widened to float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
+
+
+class _Recorder:
+    """Keeps the inputs and outputs of every forward of a UNet."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.calls: list[tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]] = []
+        self._handle = unet.register_forward_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        result = output[0] if isinstance(output, tuple) else output.sample
+        self.calls.append((args[0].detach(), float(torch.as_tensor(timestep).reshape(-1)[0]), context.detach(), result.detach()))
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+class _Stop(Exception):
+    """Ends a pipeline's loop early."""
+
+
+@torch.no_grad()
+def make_golden(
+    pipeline: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], prompts: Sequence[str], steps: int, guidance: float,
+    precision: str, gate: str = "exact", height: int | None = None, width: int | None = None, seed: int = 0, scope: str = "full",
+) -> Golden:  # fmt: skip
+    """Run the reference.
+
+    Args:
+        pipeline: the original pipeline, already at `precision`.
+        edit: what to suppress.
+        saes: hookpoint → SAE.
+        prompts: prompts on which the edit should fire; the first ones are used.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale of the guided runs.
+        precision: `fp32`, `fp16` or `bf16`.
+        gate: the artifact's gate; the reference decides by the same rule, and how often that differs from `exact` is noted.
+        height: pixels; default: the model's own size.
+        width: pixels.
+        seed: of the initial latents.
+        scope: `full` (whole trajectories, free runs) or `short` (a few forwards, for a large model on a CPU).
+    """
+    refuse_edited(pipeline.unet)
+    prompts = list(prompts)
+    pair = (prompts * 2)[:2]
+    unit = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    h, w = height or size, width or size
+    wide = max(unit, (h * 3 // 4) // unit * unit), w
+    cases: list[Case] = []
+    runs: list[Run] = []
+    against_exact = {"decisions": 0, "differ": 0, "fired": 0, "fired_exact": 0}
+    plans: list[tuple[list[str], float, int, int, int | None]]
+    if scope == "full":
+        plans = [(pair, guidance, h, w, None), (prompts[:1], 1.0, h, w, None), (prompts[-1:], guidance, *wide, None)]
+    else:
+        plans = [(prompts[:1], guidance, h, w, 2), (prompts[:1], 1.0, *wide, 1)]
+    for number, (texts, scale, rows, columns, limit) in enumerate(plans):
+        seeds = [seed + 100 * number + j for j in range(len(texts))]
+        recorder = _Recorder(pipeline.unet)
+        try:
+            with AblationHook(pipeline.unet, edit, saes, gate, record=True) as hook:
+                final = _run(pipeline, texts, seeds, steps, scale, rows, columns, recorder, limit)
+        finally:
+            recorder.close()
+        for made in hook.decisions.values():
+            for d in made:
+                against_exact["decisions"] += d.fires.numel()
+                against_exact["differ"] += int((d.fires != d.exact).sum())
+                against_exact["fired"] += int(d.fires.sum())
+                against_exact["fired_exact"] += int(d.exact.sum())
+        for i, call in enumerate(recorder.calls):
+            decisions = {name: d[i] for name, d in hook.decisions.items()}
+            cases.append(_case(pipeline.unet, "step", call, decisions, precision))
+        if final is not None:
+            runs.append(_free_run(pipeline, edit, saes, texts, seeds, steps, scale, rows, columns, precision, gate))
+        cases += _off_grid(pipeline.unet, edit, saes, recorder.calls, precision, gate, 3 if scope == "full" else 1)
+    notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_exact": against_exact}
+    return Golden(precision, cases, runs, _components(pipeline, prompts[:1], h, w, seed), notes)
+
+
+def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, recorder: _Recorder, limit: int | None) -> Any:
+    if limit is None:
+        return generate(pipeline, texts, seeds, steps, scale, height, width, "latent", len(texts))
+
+    def stop(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+        if step + 1 >= limit:
+            raise _Stop
+        return kwargs
+
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        pipeline(
+            prompt=texts, latents=initial_latents(pipeline, seeds, height, width), num_inference_steps=steps, guidance_scale=scale,
+            height=height, width=width, output_type="latent", callback_on_step_end=stop,
+        )  # fmt: skip
+    except _Stop:
+        return None
+    return None
+
+
+def _case(unet: torch.nn.Module, kind: str, call: tuple, decisions: dict, precision: str) -> Case:
+    sample, timestep, context, result = call
+    unedited = unet(sample, timestep, context, return_dict=False)[0]
+    return Case(
+        kind, timestep, to_numpy(sample), to_numpy(context), to_numpy(result), to_numpy(unedited),
+        {n: d.fires.cpu().numpy() for n, d in decisions.items()}, {n: (d.margin < ROUNDING[precision]).cpu().numpy() for n, d in decisions.items()},
+    )  # fmt: skip
+
+
+def _off_grid(unet: torch.nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], calls: list, precision: str, gate: str, number: int) -> list[Case]:
+    """Cases at timesteps that were not calibrated: halfway between two, and fractional."""
+    grid = next(iter(edit.hookpoints.values())).timesteps.double()
+    found = []
+    for j in range(number):
+        sample, timestep, context, _ = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
+        row = int((grid - timestep).abs().argmin())
+        other = row + 1 if row + 1 < len(grid) else row - 1
+        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else timestep + 0.5
+        for kind, t in (("between", halfway), ("fractional", max(0.0, timestep - 0.3 - 0.2 * j))):
+            with AblationHook(unet, edit, saes, gate, record=True) as hook:
+                result = unet(sample, t, context, return_dict=False)[0]
+            found.append(_case(unet, kind, (sample, t, context, result), {n: d[0] for n, d in hook.decisions.items()}, precision))
+    return found
+
+
+def _free_run(
+    pipeline: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], texts: list[str], seeds: list[int], steps: int, scale: float,
+    height: int, width: int, precision: str, gate: str,
+) -> Run:  # fmt: skip
+    initial = initial_latents(pipeline, seeds, height, width)
+
+    def final(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+        return pipe(prompt=texts, latents=latents.clone(), num_inference_steps=steps, guidance_scale=scale, height=height, width=width, output_type="latent").images
+
+    with AblationHook(pipeline.unet, edit, saes, gate):
+        hooked = final(pipeline, initial)
+    unedited = final(pipeline, initial)
+    if precision == "fp32":
+        # The model's own sensitivity: the same run from latents moved by one rounding unit.
+        sign = torch.randint(0, 2, initial.shape, generator=torch.Generator().manual_seed(seeds[0])) * 2 - 1
+        again = final(pipeline, initial * (1 + torch.finfo(torch.float32).eps * sign.to(initial.device)))
+    else:
+        wide = copy.deepcopy(pipeline)
+        wide.unet.float(), wide.text_encoder.float(), wide.vae.float()
+        again = final(wide, initial.float())
+    drift = float((again.float() - unedited.float()).norm() / unedited.float().norm())
+    return Run(list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), decode(pipeline, hooked), decode(pipeline, unedited), drift)
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: torch.Tensor) -> np.ndarray:
+    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing."""
+    decoded = pipeline.vae.decode(latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
+    return (pictures * 255).round().astype(np.uint8)
+
+
+def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Inputs and outputs of the graphs around the UNet."""
+    ids = pipeline.tokenizer(prompts, padding="max_length", max_length=pipeline.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt").input_ids
+    encoded = pipeline.text_encoder(ids.to(pipeline.text_encoder.device))
+    latents = initial_latents(pipeline, [seed], height, width).to(pipeline.vae.dtype)
+    picture = pipeline.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
+    moments = pipeline.vae.encode(picture).latent_dist.parameters
+    return {
+        "text_encoder": {"input_ids": to_numpy(ids), "last_hidden_state": to_numpy(encoded.last_hidden_state), "pooler_output": to_numpy(encoded.pooler_output)},
+        "vae_decoder": {"latent_sample": to_numpy(latents), "sample": to_numpy(pipeline.vae.decode(latents, return_dict=False)[0])},
+        "vae_encoder": {"sample": to_numpy(picture), "latent_parameters": to_numpy(moments)},
+    }

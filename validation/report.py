@@ -1,0 +1,63 @@
+"""The proof as a file for machines and a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: write it as text, so that strict readers open the report."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def dumps(report: dict[str, Any]) -> str:
+    """The report as strict JSON."""
+    return json.dumps(_finite(report), indent=1, allow_nan=False)
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write `report.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(dumps(report) + "\n")
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3%}"
+
+
+def table(report: dict[str, Any]) -> Table:
+    """One row a check and backend."""
+    found = Table(title=f"Proof against the dynamic hook ({report['precision']}, {report['scope']})", title_justify="left")
+    for column in ("backend", "check", "result", "figures"):
+        found.add_column(column, overflow="fold")
+
+    def mark(passed: bool) -> str:
+        return "[green]pass[/]" if passed else "[red]FAIL[/]"
+
+    for name, parts in report["backends"].items():
+        f, g, c = parts["forwards"], parts["gates"], parts["components"]
+        found.add_row(name, "forwards", mark(f["passed"]), f"worst {_percent(f['worst'])} of the edit's effect (bar {f['bar']:.0%}); {f['forwards']} forwards, edit fired in {f['fired']}")
+        gates = f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired, flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond" if g["observable"] else "not observable"
+        found.add_row("", "gates", mark(g["passed"]), gates)
+        found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
+        runs = parts["runs"]
+        for row in runs["rows"]:
+            text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.2e}), PSNR {row['psnr']:.1f} dB, SSIM {row['ssim']:.4f}; unedited {row['psnr_unedited']:.1f} dB"
+            found.add_row("", "free run", mark(runs["passed"]), text)
+        if not runs["rows"]:
+            found.add_row("", "free run", "not run", "scope 'short'")
+    control = report["control"]
+    found.add_row("unedited", "control", mark(control["passed"]), f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs']} free runs")
+    against = report.get("against_exact") or {}
+    if against.get("differ"):
+        found.add_row("gate", "threshold", "note", f"decides otherwise than the exact gate in {against['differ']} of {against['decisions']} decisions (fired {against['fired']}, exact {against['fired_exact']})")
+    return found

@@ -1,0 +1,228 @@
+"""One runner a backend, all with the same calls: float32 arrays in, float32 arrays out, whatever the precision inside."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..editor.errors import SaeuronError
+from . import manifest
+from .golden import Run
+
+
+class Runner(Protocol):
+    """A backend that runs an artifact."""
+
+    name: str
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+        """One forward: `[B, C, h, w]`, scalar, `[B, L, D]` → `[B, C, h, w]`."""
+        ...
+
+    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Gate decisions of one forward, hookpoint → bool `[B, tokens, U]`; None where the backend can't show them."""
+        ...
+
+    def stop_watching(self) -> None:
+        """Free what `decisions` needed."""
+        ...
+
+    def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """Run `text_encoder`, `vae_decoder` or `vae_encoder`; None where the backend has no such graph."""
+        ...
+
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """Denoise from a run's initial latents: final latents `[B, C, h, w]`, pictures uint8 `[B, H, W, 3]`."""
+        ...
+
+
+def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    from .reference import decode, to_numpy
+
+    pipeline.set_progress_bar_config(disable=True)
+    initial = torch.from_numpy(run.initial).to(pipeline.unet.device, pipeline.unet.dtype)
+    factor = pipeline.vae_scale_factor
+    with torch.no_grad():
+        latents = pipeline(
+            prompt=run.prompts, latents=initial, num_inference_steps=run.steps, guidance_scale=run.guidance,
+            height=initial.shape[-2] * factor, width=initial.shape[-1] * factor, output_type="latent",
+        ).images  # fmt: skip
+        return to_numpy(latents), decode(pipeline, latents)
+
+
+class TorchRunner:
+    """The diffusers pipeline in torch.
+
+    Args:
+        pipeline: any Stable Diffusion pipeline; with an `AblatedUNet2DConditionModel` its decisions are shown.
+        name: shown in the report.
+    """
+
+    def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
+        self.pipeline, self.name = pipeline, name
+
+    def _tensors(self, sample: np.ndarray, context: np.ndarray) -> tuple[Any, Any]:
+        import torch
+
+        unet = self.pipeline.unet
+        return tuple(torch.from_numpy(v).to(unet.device, unet.dtype) for v in (sample, context))  # type: ignore[return-value]
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+        import torch
+
+        from .reference import to_numpy
+
+        x, c = self._tensors(sample, context)
+        with torch.no_grad():
+            return to_numpy(self.pipeline.unet(x, timestep, c, return_dict=False)[0])
+
+    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+        ablations = getattr(self.pipeline.unet, "ablations", None)
+        if ablations is None:
+            return None
+        seen: dict[str, np.ndarray] = {}
+
+        def watch(name: str) -> Any:
+            return lambda module, args, output: seen.__setitem__(name, output.cpu().numpy())
+
+        handles = [module.gate.register_forward_hook(watch(key.replace("-", "."))) for key, module in ablations.items()]
+        try:
+            self.unet(sample, timestep, context)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    def stop_watching(self) -> None:
+        return None
+
+    def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        import torch
+
+        from .reference import to_numpy
+
+        pipe = self.pipeline
+        with torch.no_grad():
+            if name == "text_encoder":
+                out = pipe.text_encoder(torch.from_numpy(inputs["input_ids"]).to(pipe.text_encoder.device))
+                return {"last_hidden_state": to_numpy(out.last_hidden_state), "pooler_output": to_numpy(out.pooler_output)}
+            value = torch.from_numpy(next(iter(inputs.values()))).to(pipe.vae.device, pipe.vae.dtype)
+            if name == "vae_decoder":
+                return {"sample": to_numpy(pipe.vae.decode(value, return_dict=False)[0])}
+            return {"latent_parameters": to_numpy(pipe.vae.encode(value).latent_dist.parameters)}
+
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        return _free_run(self.pipeline, run)
+
+
+_ORT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
+    """An ONNX Runtime session that really uses `provider`.
+
+    Raises:
+        SaeuronError: the file can't be run, or the runtime fell back to another provider.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])") from None
+    if provider not in onnxruntime.get_available_providers():
+        raise SaeuronError(f"this ONNX Runtime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises many private types
+        raise SaeuronError(f"{path} can't be run by ONNX Runtime: {str(error).splitlines()[0][:300]}") from None
+    if provider not in session.get_providers():
+        raise SaeuronError(f"ONNX Runtime runs {path.name} on {session.get_providers()}, not on {provider} as asked")
+    return session
+
+
+def run_session(session: Any, inputs: dict[str, Any], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Run with inputs cast to the graph's own types; floats come back as float32."""
+    feed = {i.name: np.asarray(inputs[i.name]).astype(_ORT_TYPES[i.type]) for i in session.get_inputs()}
+    names = outputs or [o.name for o in session.get_outputs()]
+    values = session.run(names, feed)
+    return {n: v.astype(np.float32) if v.dtype == np.float16 else v for n, v in zip(names, values, strict=True)}
+
+
+class OnnxRunner:
+    """The artifact's ONNX graphs in ONNX Runtime.
+
+    Args:
+        root: the artifact folder.
+        provider: execution provider; checked to be the one that runs.
+    """
+
+    name = "onnx"
+
+    def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider") -> None:
+        self.root, self.provider = Path(root), provider
+        self.gates: dict[str, str] = manifest.read(root)["onnx"]["gates"]
+        self._sessions: dict[str, Any] = {}
+        self._watching: Any = None
+
+    def session(self, component: str) -> Any:
+        """The session of one component, opened at first use."""
+        if component not in self._sessions:
+            self._sessions[component] = open_session(self.root / component / "model.onnx", self.provider)
+        return self._sessions[component]
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+        feed = {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context}
+        return run_session(self.session("unet"), feed)["out_sample"]
+
+    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+        if self._watching is None:
+            # Two sessions of a large UNet would not fit beside each other.
+            self._sessions.pop("unet", None)
+            self._watching = _with_outputs(self.root / "unet" / "model.onnx", list(self.gates.values()), self.provider)
+        feed = {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context}
+        found = run_session(self._watching, feed, list(self.gates.values()))
+        return {hookpoint: found[name] for hookpoint, name in self.gates.items()}
+
+    def stop_watching(self) -> None:
+        """Free the session with extra outputs."""
+        self._watching = None
+
+    def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        return run_session(self.session(name), inputs)
+
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        return _free_run(self.pipeline(), run)
+
+    def pipeline(self) -> Any:
+        """A diffusers pipeline whose every network is run by ONNX Runtime."""
+        from .onnx_pipeline import onnx_pipeline
+
+        return onnx_pipeline(self)
+
+
+def _with_outputs(path: Path, names: list[str], provider: str) -> Any:
+    """A session of a temporary copy of the graph with inner tensors as outputs; the artifact stays untouched."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.BOOL, None) for n in names)
+    # Beside the weights, since external data is found relative to the graph; elsewhere if the artifact is read-only.
+    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "model.onnx"
+        if external:
+            data = path.parent / "model.onnx_data"
+            try:
+                (copy.parent / data.name).hardlink_to(data)
+            except OSError:
+                import shutil
+
+                shutil.copyfile(data, copy.parent / data.name)
+        onnx.save(model, str(copy))
+        return open_session(copy, provider)
