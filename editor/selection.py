@@ -38,7 +38,7 @@ class Rule:
             if not 0 < value < 100:
                 raise SaeuronError(f"selection '{text}': a percentile lies between 0 and 100, both excluded (e.g. percentile:99.999)")
         elif kind == "count":
-            if not value >= 1 or value != int(value):
+            if not value >= 1 or not value.is_integer():
                 raise SaeuronError(f"selection '{text}': a count is a whole number of at least 1 (e.g. count:3)")
         else:
             raise SaeuronError(f"selection '{text}': expected percentile:P or count:N")

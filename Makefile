@@ -1,0 +1,43 @@
+# Two commands for a newcomer: `make demo` and `make test`. Python 3.11 or newer; PYTHON=python3.12 chooses another.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= demo-artifact
+
+.PHONY: demo test test-clients lint clean
+
+$(BIN)/saeuron-export: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; give PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,cpu]'
+	@touch $@
+
+demo: $(BIN)/saeuron-export
+	@echo "Removing the style Neon and the object House from the embedded demo model …"
+	$(BIN)/saeuron-export --concepts Neon,House --format checkpoint,onnx --output $(OUT) --overwrite
+	$(BIN)/python -W ignore -m saeuron.validation.before_after $(OUT) --model demo -o $(OUT)-before-after.png \
+	  --prompt "An image of Star in Neon style." --prompt "An image of Boat in Neon style." \
+	  --prompt "An image of House." --prompt "An image of House in Sepia style." \
+	  --prompt "An image of Star." --prompt "An image of Boat in Sunset style." \
+	  --prompt "An image of Mushroom in Blueprint style." --prompt "An image of Heart in Halftone style."
+	@echo
+	@echo "The artifact lies in $(OUT)/ (README.md tells how to open it)."
+	@echo "Look at $(OUT)-before-after.png: the top row is the original model, the bottom row the edited one (first four: removed; last four: kept)."
+
+$(VENV)/.test: pyproject.toml $(BIN)/saeuron-export
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,cpu,test]'
+	@touch $@
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-clients: $(BIN)/saeuron-export
+	bash tests/clients/run.sh $(BIN)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(OUT)

@@ -1,0 +1,75 @@
+"""Shared pieces: a tiny random pipeline and SAE for fast checks; the embedded demo for real ones."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from saeuron.editor.activations import ConceptActivations
+from saeuron.editor.edit import Edit, Suppression, make_edit
+from saeuron.editor.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.selection import Rule
+
+HOOKPOINT = "up_blocks.0.attentions.1"
+WIDTH = 32
+
+
+def make_unet(seed: int = 0) -> UNet2DConditionModel:
+    """Two levels, cross-attention in both; small enough for hundreds of forwards."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, WIDTH), norm_num_groups=8, cross_attention_dim=24,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    return unet.eval().requires_grad_(False)
+
+
+def make_sae(width: int = WIDTH, latents: int = 256, k: int = 8, seed: int = 0, unit_norm: bool = False) -> SparseAutoencoder:
+    """Random directions with a spread of biases, so that latents differ in how often they fire."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(latents, width, generator=generator), dim=1)
+    tensors = {"W_enc": rows.clone(), "b_enc": 0.1 * torch.randn(latents, generator=generator), "W_dec": rows, "b_dec": 0.1 * torch.randn(width, generator=generator)}
+    return SparseAutoencoder.from_tensors(SaeConfig(width, latents, k, unit_norm), tensors, "test")
+
+
+def make_activations(latents: int = 256, concepts: tuple[str, ...] = ("A", "B", "C"), steps: int = 10, seed: int = 0, scale: float = 0.3) -> ConceptActivations:
+    generator = torch.Generator().manual_seed(seed)
+    means = scale * torch.rand(len(concepts), steps, latents, generator=generator)
+    return ConceptActivations(list(concepts), [2 + i for i in range(len(concepts))], means, torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1, kth=torch.full((steps,), 0.5))
+
+
+def edit_of(activations: ConceptActivations, *wishes: tuple[str, str, float], hookpoint: str = HOOKPOINT, residual: str = "keep") -> Edit:
+    """Edit from (concept, rule, multiplier) triples at one hookpoint."""
+    made = [Suppression(concept, hookpoint, Rule.parse(rule), multiplier) for concept, rule, multiplier in wishes]
+    return make_edit(made, {(w.concept, hookpoint): activations for w in made}, residual)
+
+
+@pytest.fixture(scope="session")
+def unet() -> UNet2DConditionModel:
+    return make_unet()
+
+
+@pytest.fixture(scope="session")
+def sae() -> SparseAutoencoder:
+    return make_sae()
+
+
+@pytest.fixture(scope="session")
+def activations() -> ConceptActivations:
+    return make_activations()
+
+
+@pytest.fixture
+def edit(activations: ConceptActivations) -> Edit:
+    return edit_of(activations, ("A", "count:20", -3.0), ("B", "percentile:90", -2.0))
+
+
+def inputs(batch: int = 2, height: int = 8, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample and context of a forward."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 4, height, width, generator=generator).to(dtype), torch.randn(batch, 6, 24, generator=generator).to(dtype)

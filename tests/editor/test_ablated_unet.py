@@ -1,0 +1,295 @@
+"""The static module against the dynamic hook, and its failing closed."""
+
+import copy
+import json
+import pickle
+import threading
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from saeuron.editor.ablated_unet import SENTINEL, AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.bake import bake
+from saeuron.editor.errors import SaeuronError
+from saeuron.editor.hook import AblationHook
+from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
+
+KEY = HOOKPOINT.replace(".", "-")
+BARS = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
+
+
+def compare(unet, edited, edit, saes, x, t, c, gate="exact"):
+    """Share of the effect by which baked and hooked outputs differ; the share of decisions that fired."""
+    plain = unet(x, t, c).sample.float()
+    with AblationHook(unet, edit, saes, gate, record=True) as hook:
+        hooked = unet(x, t, c).sample.float()
+    effect = (hooked - plain).norm()
+    assert effect > 0, "the edit never fired"
+    return float((edited(x, t, c).sample.float() - hooked).norm() / effect), hook.decisions
+
+
+@pytest.mark.parametrize("residual", ["keep", "upstream", "drop"])
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8), (2, 8, 12), (2, 16, 4)])
+def test_equals_the_hook(unet, residual, unit_norm, shape):
+    sae = make_sae(unit_norm=unit_norm)
+    edit = edit_of(make_activations(), ("A", "count:20", -3.0), ("B", "percentile:90", -2.0), residual=residual)
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    for seed, t in enumerate((901, 501.0, torch.tensor(333.3), 451)):
+        x, c = inputs(*shape, seed=seed)
+        assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, t, c)[0] < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_equals_the_hook_in_16_bits(dtype, sae):
+    unet = make_unet().to(dtype)
+    # A strong edit, so that its effect stands out of a random network's rounding.
+    edit = edit_of(make_activations(), ("A", "count:60", -12.0))
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(4, dtype=dtype)
+    assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, 501, c)[0] < BARS[dtype]
+    assert edited.ablations[KEY].gains.dtype == torch.float32 and edited.ablations[KEY].encoder_weight.dtype == dtype
+
+
+def test_threshold_gate_equals_its_hook(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae}, gate="threshold")
+    assert edited.ablations[KEY].encoder_weight.shape[0] == len(edit.hookpoints[HOOKPOINT].features)
+    x, c = inputs(4)
+    assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, 501, c, "threshold")[0] < 1e-3
+
+
+def test_one_timestep_a_row_equals_single_forwards(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(3)
+    t = torch.tensor([901.0, 401.0, 12.5])
+    rows = edited(x, t, c).sample
+    for i in range(3):
+        assert torch.allclose(rows[i : i + 1], edited(x[i : i + 1], t[i], c[i : i + 1]).sample, atol=1e-5)
+    assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, t, c)[0] < 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True), st.floats(0, 1000, width=32))
+def test_nearest_timestep_and_halfway_takes_the_larger(stored, t):
+    stored = sorted(stored, reverse=True)
+    module = bake_rows(stored)
+    expected = min(stored, key=lambda s: (abs(s - t), -s))
+    assert stored[int(module.rows(torch.tensor([t])))] == expected
+    for a, b in zip(stored, stored[1:], strict=False):
+        assert stored[int(module.rows(torch.tensor([(a + b) / 2])))] == a
+
+
+def bake_rows(timesteps):
+    from saeuron.editor.ablated_unet import FeatureAblation
+
+    module = FeatureAblation(4, 8, 2, 1, len(timesteps))
+    module.timesteps.copy_(torch.tensor(timesteps))
+    return module
+
+
+def test_bit_identical_where_nothing_fires(unet, sae, edit):
+    for part in edit.hookpoints.values():
+        part.thresholds[:] = 1e6
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(2, 8, 12)
+    assert torch.equal(edited(x, 501, c).sample, unet(x, 501, c).sample)
+
+
+def test_several_hookpoints_at_once(unet):
+    other = "up_blocks.1.attentions.1"
+    a, b = make_sae(), make_sae(width=16, latents=96, seed=5)
+    one = edit_of(make_activations(), ("A", "count:20", -3.0))
+    two = edit_of(make_activations(latents=96, seed=2), ("C", "count:10", -3.0), hookpoint=other)
+    one.hookpoints |= two.hookpoints
+    saes = {HOOKPOINT: a, other: b}
+    x, c = inputs(2)
+    share, decisions = compare(unet, bake(unet, one, saes), one, saes, x, 501, c)
+    assert share < 1e-3 and all(d[0].fires.any() for d in decisions.values())
+
+
+def test_two_threads_keep_their_timesteps(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(1)
+    times = (951.0, 51.0)
+    expected = {t: edited(x, t, c).sample for t in times}
+    wrong = []
+
+    def work(t):
+        for _ in range(20):
+            if not torch.equal(edited(x, t, c).sample, expected[t]):
+                wrong.append(t)
+
+    threads = [threading.Thread(target=work, args=(t,)) for t in times * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_traces_with_torch_export(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(2)
+    program = torch.export.export(edited, (x, torch.tensor(501.0), c), {"return_dict": False})
+    for t in (901.0, 77.7):
+        assert torch.allclose(program.module()(x, torch.tensor(t), c, return_dict=False)[0], edited(x, t, c).sample, atol=1e-5)
+
+
+def test_copies_carry_their_own_edit(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(2)
+    expected = edited(x, 501, c).sample
+    for clone in (copy.deepcopy(edited), pickle.loads(pickle.dumps(edited))):
+        assert torch.equal(clone(x, 501, c).sample, expected)
+        clone.ablations[KEY].gains.fill_(1.0)
+        assert torch.equal(clone(x, 501, c).sample, unet(x, 501, c).sample)
+    assert torch.equal(edited(x, 501, c).sample, expected)
+
+
+def test_keeps_the_hookpoints_parameter_names(unet, sae, edit):
+    stock = {k.replace("conv_in.", "edited_conv_in.", 1) if k.startswith("conv_in.") else k for k in unet.state_dict()}
+    edited = bake(unet, edit, {HOOKPOINT: sae}).state_dict()
+    assert {k for k in edited if not k.startswith("ablations.")} == stock
+
+
+def test_gradients_reach_the_input(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(1)
+    grads = []
+    for model, context in ((edited, None), (unet, AblationHook(unet, edit, {HOOKPOINT: sae}))):
+        leaf = c.clone().requires_grad_(True)
+        if context is None:
+            model(x, 501, leaf).sample.sum().backward()
+        else:
+            with context:
+                model(x, 501, leaf).sample.sum().backward()
+        grads.append(leaf.grad)
+    assert grads[0].abs().sum() > 0 and torch.allclose(grads[0], grads[1], atol=1e-4)
+
+
+# --- refusing --------------------------------------------------------------------------------------------------------
+
+
+def test_baking_an_edited_or_hooked_unet_is_refused(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    with pytest.raises(SaeuronError, match="already carries an edit"):
+        bake(edited, edit, {HOOKPOINT: sae})
+    with AblationHook(unet, edit, {HOOKPOINT: sae}), pytest.raises(SaeuronError, match="forward hooks"):
+        bake(unet, edit, {HOOKPOINT: sae})
+    bake(unet, edit, {HOOKPOINT: sae})
+
+
+def test_bad_combinations_are_refused(unet, sae, edit):
+    edit.residual = "upstream"
+    with pytest.raises(SaeuronError, match="residual 'keep'"):
+        bake(unet, edit, {HOOKPOINT: sae}, gate="threshold")
+    with pytest.raises(SaeuronError, match="gate 'fast'"):
+        bake(unet, edit, {HOOKPOINT: sae}, gate="fast")
+    with pytest.raises(SaeuronError, match="latents"):
+        bake(unet, edit, {HOOKPOINT: make_sae(latents=128)})
+
+
+# --- failing closed --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(unet, sae, edit, tmp_path):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    edited.save_pretrained(tmp_path / "unet")
+    return tmp_path / "unet", edited
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_loads_with_tables_in_float32(saved, dtype):
+    folder, edited = saved
+    loaded = AblatedUNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype)
+    for name in ("thresholds", "gains"):
+        assert torch.equal(getattr(loaded.ablations[KEY], name), getattr(edited.ablations[KEY], name))
+    assert loaded.ablations[KEY].encoder_weight.dtype == dtype
+    loaded.save_pretrained(folder / "again")
+    AblatedUNet2DConditionModel.from_pretrained(folder / "again")
+
+
+def test_casts_keep_the_tables(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    gains = edited.ablations[KEY].gains.clone()
+    for cast in (lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float()):
+        edited = cast(edited)
+        assert torch.equal(edited.ablations[KEY].gains, gains)
+
+
+def test_the_plain_class_raises(saved):
+    folder, _ = saved
+    with pytest.raises(ValueError, match=SENTINEL):
+        UNet2DConditionModel.from_pretrained(folder)
+
+
+def test_a_stock_weight_is_missing_under_its_stock_name(saved):
+    keys = load_file(saved[0] / "diffusion_pytorch_model.safetensors")
+    assert "conv_in.weight" not in keys and "edited_conv_in.weight" in keys
+
+
+TENSORS = ["encoder_weight", "encoder_bias", "pre_bias", "decoder_weight", "features", "timesteps", "thresholds", "gains"]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("change", ["removed", "zeroed", "truncated", "one bit"])
+def test_any_change_of_an_edit_tensor_raises(saved, name, change):
+    folder, _ = saved
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    key = f"ablations.{KEY}.{name}"
+    if change == "removed":
+        del tensors[key]
+    elif change == "zeroed":
+        tensors[key] = torch.zeros_like(tensors[key])
+    elif change == "truncated":
+        tensors[key] = tensors[key][:-1].clone()
+    else:
+        raw = tensors[key].clone().view(torch.uint8)
+        raw.view(-1)[0] ^= 1
+        tensors[key] = raw.view(tensors[key].dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises((AblationIntegrityError, ValueError)):
+        AblatedUNet2DConditionModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [{"ablation": ...}, {"mid_block_type": "UNetMidBlock2DCrossAttn"}, {"ablation": {"hookpoints": {}}}])
+def test_a_changed_config_raises(saved, change):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    with pytest.raises(AblationIntegrityError):
+        AblatedUNet2DConditionModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", [n for n in TENSORS if n not in ("features", "timesteps")])
+def test_an_unloaded_tensor_shows_as_nan(unet, sae, edit, name):
+    """A loader that fills only what it knows gets NaN, never the unedited model."""
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    x, c = inputs(1)
+    getattr(edited.ablations[KEY], name).fill_(float("nan"))
+    assert not torch.equal(edited(x, 501, c).sample, unet(x, 501, c).sample)
+    if name != "thresholds":
+        assert edited(x, 501, c).sample.isnan().any()
+
+
+def test_a_block_run_outside_its_unet_raises(unet, sae, edit):
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    with pytest.raises(AblationIntegrityError, match="outside its UNet"):
+        edited.get_submodule(HOOKPOINT)(torch.randn(1, 32, 4, 4), torch.randn(1, 6, 24))
+
+
+def test_the_hook_ignores_how_often_it_was_called(unet, sae, edit):
+    """The released hook counts calls; ours looks the timestep up, so a second pipeline run is the same."""
+    x, c = inputs(1)
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(4)
+    with AblationHook(unet, edit, {HOOKPOINT: sae}):
+        first = [unet(x, t, c).sample for t in scheduler.timesteps]
+        second = [unet(x, t, c).sample for t in scheduler.timesteps.flip(0)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second[::-1], strict=True))

@@ -1,0 +1,145 @@
+import io
+import os
+import pickle
+
+import pytest
+import torch
+
+from saeuron.editor.activations import ConceptActivations, collect, ddim_timesteps
+from saeuron.editor.errors import SaeuronError
+from tests.conftest import make_activations
+
+TIMESTEPS = lambda steps: torch.arange(steps - 1, -1, -1) * 10 + 1  # noqa: E731
+
+
+def released(path, concepts=("A", "B"), prompts=3, steps=4, n=16):
+    """A pickle as SAeUron released them: dict of fp16 [P, T, n]."""
+    content = {c: torch.rand(prompts + i, steps, n).half() for i, c in enumerate(concepts)}
+    with path.open("wb") as handle:
+        pickle.dump(content, handle)
+    return content
+
+
+def test_own_file_round_trip(tmp_path):
+    made = make_activations()
+    made.provenance = {"domain": "style"}
+    made.save(tmp_path / "a.safetensors")
+    again = ConceptActivations.load(tmp_path / "a.safetensors")
+    assert torch.equal(again.means, made.means) and torch.equal(again.kth, made.kth) and again.prompts == made.prompts
+    assert again.provenance["domain"] == "style" and len(again.provenance["file_sha256"]) == 64
+
+
+def test_released_pickle_averages_in_float32(tmp_path):
+    content = released(tmp_path / "a.pkl")
+    again = ConceptActivations.load(tmp_path / "a.pkl", TIMESTEPS)
+    assert again.concepts == ["A", "B"] and again.prompts == [3, 4]
+    for i, name in enumerate(again.concepts):
+        assert torch.allclose(again.means[i], content[name].float().mean(0), atol=1e-7)
+
+
+def test_torch_saved_dict_opens_too(tmp_path):
+    content = {"A": torch.rand(2, 3, 8).half(), "B": torch.rand(2, 3, 8).half()}
+    torch.save(content, tmp_path / "a.pt")
+    assert ConceptActivations.load(tmp_path / "a.pt", TIMESTEPS).latents == 8
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+class NestedEvil:
+    """Hides code in the bytes that `_load_from_bytes` would hand to an unrestricted torch.load."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        buffer = io.BytesIO()
+        torch.save(Evil(self.marker), buffer)
+        return torch.storage._load_from_bytes, (buffer.getvalue(),)
+
+
+@pytest.mark.parametrize("kind", [Evil, NestedEvil])
+def test_a_pickle_cannot_run_code(tmp_path, kind):
+    marker = tmp_path / "ran"
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"A": kind(str(marker))}))
+    with pytest.raises(SaeuronError):
+        ConceptActivations.load(tmp_path / "a.pkl", TIMESTEPS)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "os.system", "torch._utils._rebuild_tensor_v3"])
+def test_other_names_are_refused_before_lookup(tmp_path, name):
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / "a.pkl").write_bytes(b"c" + f"{module}\n{attribute}\n".encode() + b".")
+    with pytest.raises(SaeuronError, match="could run code"):
+        ConceptActivations.load(tmp_path / "a.pkl", TIMESTEPS)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04", b"not a pickle", b"\x80\x04K\x01."])
+def test_broken_pickles_are_one_line(tmp_path, data):
+    (tmp_path / "a.pkl").write_bytes(data)
+    with pytest.raises(SaeuronError) as error:
+        ConceptActivations.load(tmp_path / "a.pkl", TIMESTEPS)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_contents_are_refused(tmp_path):
+    with pytest.raises(SaeuronError, match="one concept only"):
+        make_activations(concepts=("A",))
+    made = make_activations()
+    made.means[1, 2, 3] = float("nan")
+    with pytest.raises(SaeuronError, match="NaN.*B"):
+        ConceptActivations(made.concepts, made.prompts, made.means, made.timesteps)
+    released(tmp_path / "one.pkl", concepts=("A",))
+    with pytest.raises(SaeuronError, match="one concept only"):
+        ConceptActivations.load(tmp_path / "one.pkl", TIMESTEPS)
+    with pytest.raises(SaeuronError, match="does not exist"):
+        ConceptActivations.load(tmp_path / "none.pkl")
+    with pytest.raises(SaeuronError, match="carries no timesteps"):
+        released(tmp_path / "two.pkl")
+        ConceptActivations.load(tmp_path / "two.pkl")
+
+
+def test_truncated_safetensors_is_refused(tmp_path):
+    make_activations().save(tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SaeuronError, match="truncated"):
+        ConceptActivations.load(tmp_path / "a.safetensors")
+
+
+def test_ddim_timesteps_come_from_the_models_scheduler():
+    leading = {"num_train_timesteps": 1000, "timestep_spacing": "leading", "steps_offset": 1}
+    assert ddim_timesteps(leading, 100)[:2].tolist() == [991, 981]
+    trailing = {"num_train_timesteps": 1000, "timestep_spacing": "trailing"}
+    assert ddim_timesteps(trailing, 20)[:2].tolist() == [999, 949]
+    with pytest.raises(SaeuronError, match="trained on 1000"):
+        ddim_timesteps(leading, 2000)
+
+
+def test_collect_equals_the_plain_average():
+    """Against a naive loop over one prompt at a time, on the embedded demo."""
+    from diffusers import StableDiffusionPipeline
+
+    from saeuron.editor import demo
+    from saeuron.editor.sae import SparseAutoencoder
+    from saeuron.editor.sampling import capture, generate
+
+    pipeline = StableDiffusionPipeline.from_pretrained(demo.PIPELINE)
+    hookpoint = sorted(p.name for p in demo.SAES.iterdir())[0]
+    sae = SparseAutoencoder.load(demo.SAES, hookpoint)
+    prompts = {"a": ["An image of House.", "An image of Car.", "An image of Star."], "b": ["An image of Heart."]}
+    found = collect(pipeline, sae, hookpoint, prompts, steps=3, guidance=3.0, seed=9, batch_size=2)
+    for c, texts in enumerate(prompts.values()):
+        expected = []
+        for j, text in enumerate(texts):
+            with capture(pipeline.unet, [hookpoint]) as seen:
+                generate(pipeline, [text], [9 + j], 3, 3.0, output_type="latent")
+            expected.append(torch.stack([sae.dense(sae.encode(s.outputs[hookpoint][1].flatten(1).T)).mean(0) for s in seen]))
+        assert torch.allclose(found.means[c], torch.stack(expected).mean(0), atol=2e-4)
+    assert found.timesteps.tolist() == ddim_timesteps(pipeline.scheduler.config, 3).tolist() and found.prompts == [3, 1]

@@ -1,0 +1,69 @@
+"""A picture for people: the original model above, the artifact below, same prompts and seeds.
+
+`python -m saeuron.validation.before_after ARTIFACT --model demo -o before-after.png`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from ..editor.errors import SaeuronError
+from ..editor.pipelines import load_pipeline
+from ..editor.sampling import generate
+from . import manifest
+from .golden import Golden
+from .load import load
+
+_MARGIN = 18
+
+
+def before_after(artifact: Path, model: str, prompts: Sequence[str] = (), seed: int = 7, size: int = 128, columns: int = 12) -> Image.Image:
+    """Draw the comparison.
+
+    Args:
+        artifact: its folder; must hold a checkpoint.
+        model: the original model.
+        prompts: default: those of the artifact's proof.
+        seed: the first picture's; each next takes the next one.
+        size: pixels a picture is shown at.
+        columns: most pictures shown.
+    """
+    record = manifest.read(artifact)
+    texts = (list(prompts) or Golden.load(artifact / "edit" / "golden.safetensors").notes["prompts"])[:columns]
+    seeds = [seed + i for i in range(len(texts))]
+    sampling = record["sampling"]
+    rows: list[list[Any]] = []
+    for pipeline in (load_pipeline(model), load(artifact)):
+        rows.append(list(generate(pipeline, texts, seeds, sampling["steps"], sampling["guidance"], sampling["height"], sampling["width"])))
+    sheet = Image.new("RGB", (size * len(texts), 2 * (size + _MARGIN)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, (title, row) in enumerate(zip(("original", "without " + ", ".join(record["concepts"])), rows, strict=True)):
+        draw.text((4, y * (size + _MARGIN) + 3), title, fill="black")
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((size, size), Image.Resampling.NEAREST), (x * size, y * (size + _MARGIN) + _MARGIN))
+    return sheet
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--model", required=True, help="the original model")
+    parser.add_argument("--prompt", action="append", default=[], help="repeatable; default: the proof's prompts")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    try:
+        before_after(options.artifact, options.model, options.prompt, options.seed).save(options.output)
+    except SaeuronError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
