@@ -40,4 +40,4 @@ test-clients: $(BIN)/saeuron-export
 	bash tests/clients/run.sh $(BIN)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(OUT)
+	rm -rf $(VENV) build dist *.egg-info $(OUT) $(OUT)-before-after.png

@@ -64,9 +64,9 @@ class ConceptActivations:
         """Number n of the SAE's latents."""
         return self.means.shape[-1]
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file with its provenance in the header."""
-        tensors = {"means": self.means.contiguous(), "timesteps": self.timesteps.contiguous()}
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write one safetensors file with its provenance in the header; `dtype` is that of the means on disk."""
+        tensors = {"means": self.means.to(dtype).contiguous(), "timesteps": self.timesteps.contiguous()}
         if self.kth is not None:
             tensors["kth"] = self.kth.contiguous()
         header = {"format": _FORMAT, "concepts": json.dumps(self.concepts), "prompts": json.dumps(self.prompts), "provenance": json.dumps(self.provenance)}

@@ -72,16 +72,20 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
     missing = [n for n in ("name", "model", "domain", "sae", "hookpoint", "activations", "select", "multiplier") if n not in values]
     if missing:
         raise SaeuronError(f"{where}: missing {', '.join(missing)}")
-    types = {"multiplier": (int, float), "guidance": (int, float), "steps": int, "prompts": list}
     for key, value in values.items():
-        expected = types.get(key, str)
-        if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
-            raise SaeuronError(f"{where}: '{key}' has the wrong type ({type(value).__name__})")
-    if values.get("status", "untuned") not in STATUSES:
-        raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
+        check_type(key, value, where)
     name = values["name"]
     prompts = tuple(str(p).replace("{name}", name) for p in values.get("prompts", ()))
     return Concept(**{**values, "multiplier": float(values["multiplier"]), "guidance": float(values.get("guidance", 7.5)), "prompts": prompts})
+
+
+def check_type(key: str, value: Any, where: str) -> None:
+    """Raise unless `value` can be a preset's `key`."""
+    types: dict[str, Any] = {"multiplier": (int, float), "guidance": (int, float), "steps": int, "prompts": list}
+    if not isinstance(value, types.get(key, str)) or isinstance(value, bool) or (key == "prompts" and not all(isinstance(v, str) for v in value)):
+        raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
+    if key == "status" and value not in STATUSES:
+        raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
 
 
 def presets() -> dict[str, Concept]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Edit:
     def concepts(self) -> list[str]:
         """Names of all suppressed concepts, sorted."""
         return sorted({c for h in self.hookpoints.values() for c in h.chosen})
+
+    def neutral(self) -> Edit:
+        """The same edit with every gain at 1: what the treatment of the reconstruction error does by itself."""
+        return Edit({n: replace(p, gains=torch.ones_like(p.gains)) for n, p in self.hookpoints.items()}, self.residual, self.provenance)
 
     def sha256(self) -> str:
         """Hash of what the edit does (not of its provenance)."""

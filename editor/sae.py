@@ -100,8 +100,8 @@ class SparseAutoencoder(nn.Module):
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: str | Path) -> None:
-        """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`."""
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`, tensors as `dtype`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         c = self.config
@@ -111,7 +111,7 @@ class SparseAutoencoder(nn.Module):
         }  # fmt: skip
         (folder / "cfg.json").write_text(json.dumps(settings))
         tensors = {"encoder.weight": self.W_enc, "encoder.bias": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "sae.safetensors")
+        save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / "sae.safetensors")
 
     @classmethod
     def load(cls, source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SparseAutoencoder:

@@ -60,7 +60,7 @@ def read(source: str | Path, hookpoint: str | None = None, revision: str | None 
     names = [] if hookpoint is None else [f"unet.{normalise(hookpoint)}", normalise(hookpoint)]
     root = Path(source)
     if not root.exists():
-        root = hub_folder(str(source), [f"{n}/*" for n in names] or ["*"], revision, "SAE")
+        root = hub_folder(str(source), ["cfg.json", "*.safetensors", *(f"{n}/*" for n in names)], revision, "SAE")
     folders = [root, *(root / name for name in names)]
     for folder in folders:
         for _, recognises, reader in _READERS:

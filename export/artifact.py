@@ -15,6 +15,7 @@ from typing import Any
 
 from ..editor.bake import bake, refuse_edited
 from ..editor.errors import SaeuronError
+from ..editor.files import read_json
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..validation import manifest, report
 from ..validation.reference import PRECISIONS, make_golden
@@ -22,7 +23,7 @@ from ..validation.validate import GOLDEN, validate
 from . import checkpoint, onnx
 from .card import model_card
 from .prepare import Prepared, estimate, prepare
-from .settings import Settings, resolve
+from .settings import Settings, public_name, resolve
 
 _PACKAGES = ("saeuron-export", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "numpy")
 Progress = Callable[[str], None]
@@ -77,7 +78,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     plan, s = prepared.plan, prepared.plan.settings
     original = unet_sha256(pipeline.unet)
     (folder / "edit").mkdir()
-    prepared.edit.provenance |= {"model": plan.model, "unet_sha256": original}
+    prepared.edit.provenance |= {"model": public_name(plan.model), "unet_sha256": original}
     prepared.edit.save(folder / "edit" / "edit.safetensors")
     progress("running the dynamic hook on the original model (the reference of the proof)")
     golden = make_golden(
@@ -90,7 +91,10 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     pipeline.unet = None
     prepared.saes.clear()
     progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
-    checkpoint.write(edited, folder, weights="checkpoint" in s.formats)
+    checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
+    keeps_checker = edited.safety_checker is not None and "checkpoint" in s.formats
+    if edited.safety_checker is not None and not keeps_checker:
+        prepared.warnings.append("the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it")
     gates: dict[str, str] = {}
     if "onnx" in s.formats:
         edited.to("cpu")
@@ -104,7 +108,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "concepts": prepared.edit.concepts,
         "settings": prepared.sources["concepts"],
         "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": list(s.formats),
-        "model": {"source": plan.model, "pipeline": type(edited).__name__, "unet_sha256": original, "safety_checker": edited.safety_checker is not None},
+        "model": {"source": public_name(plan.model), "pipeline": type(edited).__name__, "unet_sha256": original, "safety_checker": keeps_checker},
         "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
         "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
                  "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},

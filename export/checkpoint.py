@@ -15,13 +15,15 @@ def edited_pipeline(pipeline: Any, unet: Any) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**parts, requires_safety_checker=pipeline.config.requires_safety_checker)
 
 
-def write(pipeline: StableDiffusionPipeline, root: Path, weights: bool = True) -> None:
+def write(pipeline: StableDiffusionPipeline, root: Path, base_index: dict[str, Any], weights: bool = True) -> None:
     """Save a pipeline with an edited UNet.
 
     Args:
         pipeline: see `edited_pipeline`.
         root: artifact folder.
-        weights: False leaves the tensors out and writes configs only, for an artifact that is ONNX alone.
+        base_index: the base model's `model_index.json`.
+        weights: False leaves the tensors out and writes configs only, for an artifact that is ONNX alone; it then has no
+            safety checker either.
     """
     if weights:
         pipeline.save_pretrained(root)
@@ -32,9 +34,25 @@ def write(pipeline: StableDiffusionPipeline, root: Path, weights: bool = True) -
         for name in ("unet", "vae"):
             getattr(pipeline, name).save_config(root / name)
         pipeline.text_encoder.config.save_pretrained(root / "text_encoder")
-        if pipeline.feature_extractor is not None:
-            pipeline.feature_extractor.save_pretrained(root / "feature_extractor")
+    _mend_index(root / "model_index.json", base_index, weights)
     _write_older_tokenizer_files(pipeline.tokenizer, root / "tokenizer")
+
+
+def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:
+    """Name component classes as the base model does.
+
+    Without torchvision, transformers 5 loads another image processor class and diffusers records that, which an older
+    transformers doesn't know.
+    """
+    index = json.loads(path.read_text())
+    for name, entry in index.items():
+        if name != "unet" and isinstance(entry, list) and entry[0] and isinstance(base.get(name), list):
+            index[name] = base[name]
+        if not weights and name in ("safety_checker", "feature_extractor"):
+            index[name] = [None, None]
+    if not weights:
+        index["requires_safety_checker"] = False
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _write_older_tokenizer_files(tokenizer: Any, folder: Path) -> None:

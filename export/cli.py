@@ -39,6 +39,10 @@ def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             extra = "cpu" if error.name == "onnxruntime" else "export"
             err.print(f"[red]error:[/] '{error.name}' is not installed; pip install 'saeuron-export\\[{extra}]'", highlight=False, soft_wrap=True)
+        except RuntimeError as error:
+            if type(error).__name__ != "AblationIntegrityError":
+                raise
+            err.print(f"[red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         except KeyboardInterrupt:
             err.print("interrupted; nothing was left behind")
             raise typer.Exit(130) from None
@@ -89,7 +93,7 @@ def export(
 
     Example: `saeuron-export --concepts Neon --format checkpoint,onnx --output without-neon` (embedded demo).
 
-    Exit code 0: done and proven; 1: done but not proven; 2: can't be done, nothing written.
+    Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
     from .settings import Settings
 
@@ -103,6 +107,7 @@ def export(
         _dry_run(wanted, as_json)
         return
     from ..validation import report
+    from ..validation.manifest import strict_json
     from .artifact import export_artifact
 
     with err.status("starting") as status:
@@ -116,7 +121,7 @@ def export(
     for warning in result.manifest["warnings"]:
         err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     if as_json:
-        sys.stdout.write(report.dumps({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report}) + "\n")
+        sys.stdout.write(strict_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report}) + "\n")
     else:
         if result.report:
             out.print(report.table(result.report))
@@ -184,13 +189,14 @@ def validate(
     """
     from ..validation import report
     from ..validation.fresh import fresh_golden
+    from ..validation.manifest import strict_json
     from ..validation.validate import validate as prove
 
     with err.status("checking files") as status:
         golden = fresh_golden(artifact, model, tuple(sae or ()), seed, device) if model else None
         proof = prove(artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"))
     if as_json:
-        sys.stdout.write(report.dumps(proof) + "\n")
+        sys.stdout.write(strict_json(proof) + "\n")
     else:
         out.print(report.table(proof))
         out.print(f"{artifact}: {'proven' if proof['passed'] else 'NOT PROVEN'}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..editor.ablated_unet import AblatedUNet2DConditionModel
+from ..editor.errors import SaeuronError
 from ..validation.manifest import gate_tensor
 
 OPSET = 20
@@ -131,16 +132,20 @@ def write(component: Component, root: Path) -> dict[str, str]:
         for an edited UNet: hookpoint → name of the tensor that holds its gate's decisions.
 
     Raises:
-        RuntimeError: the exporter failed, or fixed an axis that has to stay dynamic.
+        SaeuronError: the exporter failed, or fixed an axis that has to stay dynamic.
     """
     auto = torch.export.Dim.AUTO
     shapes = {name: {axis: auto for axis in axes} for name, axes in component.dynamic.items()}
     module = component.module.eval()
-    with _quiet():
-        program = torch.onnx.export(
-            module, kwargs=component.inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
-            input_names=list(component.inputs), output_names=list(component.outputs), optimize=True, verbose=False,
-        )  # fmt: skip
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module, kwargs=component.inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
+                input_names=list(component.inputs), output_names=list(component.outputs), optimize=True, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        raise SaeuronError(f"ONNX export of {component.folder} failed: {lines[0] if lines else type(error).__name__}") from error
     assert program is not None
     model = program.model
     _name_axes(model.graph, component)
@@ -161,7 +166,7 @@ def _name_axes(graph: ir.Graph, component: Component) -> None:
             assert value.name is not None and value.shape is not None
             for axis, name in names[value.name].items():
                 if isinstance(value.shape[axis], int):
-                    raise RuntimeError(f"ONNX export of {component.folder} fixed axis {axis} ({name}) of '{value.name}' to {value.shape[axis]}")
+                    raise SaeuronError(f"ONNX export of {component.folder} fixed axis {axis} ({name}) of '{value.name}' to {value.shape[axis]}")
                 value.shape[axis] = name
 
 
@@ -175,7 +180,7 @@ def _name_gates(graph: ir.Graph, module: nn.Module) -> dict[str, str]:
         scope = f"ablations.{hookpoint.replace('.', '-')}.gate"
         inside = [n for n in graph if f"{scope}'" in n.metadata_props.get("pkg.torch.onnx.name_scopes", "")]
         if not inside:
-            raise RuntimeError(f"ONNX export lost the gate of '{hookpoint}'")
+            raise SaeuronError(f"ONNX export lost the gate of '{hookpoint}'")
         found[hookpoint] = inside[-1].outputs[0].name = gate_tensor(hookpoint)
     return found
 

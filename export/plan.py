@@ -53,7 +53,10 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def _remote(plan: Plan) -> list[str]:
-    named = [plan.model, *plan.saes.values(), *(w.activations for w in plan.wishes)]
+    for wish in plan.wishes:
+        if not Path(path_of(wish.activations)).is_file():
+            raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
+    named = [plan.model, *plan.saes.values()]
     missing = [n for n in dict.fromkeys(named) if n != "demo" and not Path(path_of(n)).exists()]
     for name in missing:
         if name.count("/") != 1 or name.startswith((".", "/")):

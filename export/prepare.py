@@ -17,7 +17,7 @@ from ..editor.pipelines import check_folder, locate
 from ..editor.sae import SparseAutoencoder
 from ..editor.sae_formats import check_width
 from ..editor.suggest import unknown
-from .settings import Plan, Wish, path_of
+from .settings import Plan, Wish, path_of, public_name
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
@@ -47,8 +47,8 @@ def prepare(plan: Plan) -> Prepared:
     folder = locate(plan.model)
     index = check_folder(folder)
     warnings = _warnings(folder, index)
+    widths = _channels(folder, list(plan.saes))
     saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
-    widths = _channels(folder, list(saes))
     for hookpoint, sae in saes.items():
         check_width(sae, widths[hookpoint], hookpoint)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -57,7 +57,7 @@ def prepare(plan: Plan) -> Prepared:
     edit = make_edit(suppressions, {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes}, plan.residual, plan.settings.allow_amplify)
     edit.provenance = {
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
-        "saes": {h: {"source": plan.saes[h], "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
+        "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
         "activations": [{"hookpoint": h, "file": a.provenance.get("file"), "sha256": a.provenance.get("file_sha256"), "concepts": a.concepts} for (h, _), a in activations.items()],
     }  # fmt: skip
     if any(w.status == "untuned" for w in wishes):
@@ -112,6 +112,8 @@ def _open_activations(plan: Plan, saes: dict[str, SparseAutoencoder], scheduler:
             opened[key] = ConceptActivations.load(path_of(wish.activations), lambda steps: ddim_timesteps(scheduler, steps))
             _check_activations(opened[key], saes[wish.hookpoint], wish.hookpoint)
         if wish.concept in opened[key].concepts:
+            if any((w.concept, w.hookpoint) == (wish.concept, wish.hookpoint) for w in kept):
+                raise SaeuronError(f"concept '{wish.concept}' is in two activations files at '{wish.hookpoint}'; give the one that it shall be compared in")
             kept.append(wish)
     for name in dict.fromkeys(w.concept for w in plan.wishes):
         if not any(w.concept == name for w in kept):
@@ -149,7 +151,10 @@ def estimate(prepared: Prepared) -> dict[str, int]:
     """Bytes on disk by part of the artifact, from file headers alone."""
     s = prepared.plan.settings
     numbers = {name: _numbers(prepared.model_folder / name) for name in ("unet", "text_encoder", "vae")}
-    edit = sum(sae.config.d_in * (sae.config.num_latents if s.gate == "exact" else len(prepared.edit.hookpoints[h].features)) for h, sae in prepared.saes.items())
+    edit = 0
+    for hookpoint, sae in prepared.saes.items():
+        n, chosen = sae.config.num_latents, len(prepared.edit.hookpoints[hookpoint].features)
+        edit += sae.config.d_in * ((n if s.gate == "exact" else chosen) + (chosen if prepared.edit.residual == "keep" else n))
     width = _BYTES[s.precision]
     network = (sum(numbers.values()) + edit) * width
     found = {name: network for name in s.formats}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor import demo
-from ..editor.concepts import Concept, presets
+from ..editor.concepts import Concept, check_type, presets
 from ..editor.errors import SaeuronError
 from ..editor.hookpoints import normalise
 from ..editor.selection import Rule
@@ -20,6 +20,8 @@ RESIDUALS = ("keep", "upstream", "drop")
 GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
+DEFAULT_SELECT = "percentile:99.999"
+DEFAULT_MULTIPLIER = -1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Settings:
     proof_prompts: tuple[str, ...] = ()
     allow_amplify: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        # Python users pass a name or a list as readily as a tuple.
+        for name in ("concepts", "formats", "sae", "activations", "proof_prompts"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "output", Path(self.output))
+        if self.settings is not None:
+            object.__setattr__(self, "settings", Path(self.settings))
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,11 @@ class Plan:
     """concept → prompts of its preset"""
 
 
+def public_name(source: str) -> str:
+    """What a published file may say of a source: a Hub id or a demo name whole, of a local path only its last part."""
+    return Path(source).name if Path(source).exists() or source.startswith(("/", ".")) else source
+
+
 def path_of(name: str) -> str:
     """`demo:…` as a path inside the package; anything else unchanged."""
     return str(demo.resolve(name)) if name.startswith("demo:") else name
@@ -101,7 +117,7 @@ def resolve(settings: Settings) -> Plan:
         preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
         if preset:
             chosen[name] = preset
-        wishes += _wishes(name, preset, settings, explicit, overrides.get(name, {}))
+        wishes += _wishes(name, preset, known.get(name), settings, explicit)
     model = settings.model or _common("model", chosen, "base models", "export them separately")
     if model is None:
         raise SaeuronError("no base model: give --model DIR|HUB_ID|demo")
@@ -130,14 +146,16 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
     if not isinstance(tables, list) or not isinstance(options, dict) or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables):
         raise SaeuronError(f"settings file '{path}': expected [export] and [[concepts]] tables, each concept with a name")
     allowed = ("model", "hookpoint", "residual", "steps", "guidance")
-    for key in options:
+    for key, value in options.items():
         if key not in allowed:
             raise SaeuronError(f"settings file '{path}': {unknown('option', key, allowed, 'in [export]')}")
+        check_type(key, value, f"settings file '{path}', [export]")
     concept_keys = [f.name for f in fields(Concept)]
     for table in tables:
-        for key in table:
+        for key, value in table.items():
             if key not in concept_keys:
                 raise SaeuronError(f"settings file '{path}', concept '{table['name']}': {unknown('key', key, concept_keys)}")
+            check_type(key, value, f"settings file '{path}', concept '{table['name']}'")
     filled = replace(settings, **{k: v for k, v in options.items() if getattr(settings, k) is None})
     named = {t["name"]: {k: v for k, v in t.items() if k != "name"} for t in tables}
     return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named
@@ -166,9 +184,14 @@ def _check_choices(s: Settings) -> None:
 
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
+    """A shipped preset changed by the settings file, or one that the settings file gives whole."""
+    override = {k: tuple(v) if k == "prompts" else v for k, v in override.items()}
     if name in known:
-        return replace(known[name], **{k: tuple(v) if k == "prompts" else v for k, v in override.items()})
-    if explicit or "activations" in override:
+        return replace(known[name], **override)
+    if "activations" in override:
+        blank = {"model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER}
+        return Concept(name=name, **{**blank, **override})
+    if explicit:
         return None
     raise SaeuronError(unknown("concept", name, known) + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint)")
 
@@ -179,24 +202,27 @@ def _at_hookpoint(text: str) -> tuple[str | None, str]:
     return (normalise(head), tail) if equals and "/" not in head else (None, text)
 
 
-def _wishes(name: str, preset: Concept | None, s: Settings, explicit: list[tuple[str | None, str]], override: dict[str, Any]) -> list[Wish]:
-    rule = Rule.parse(s.select or override.get("select") or (preset.select if preset else "percentile:99.999"))
-    multiplier = s.multiplier if s.multiplier is not None else override.get("multiplier", preset.multiplier if preset else -1.0)
-    # Settings other than the preset's were not measured.
-    same = preset is not None and not explicit and not s.sae and str(Rule.parse(preset.select)) == str(rule) and preset.multiplier == multiplier and s.residual in (None, preset.residual)
-    status = preset.status if preset and same else "untuned"
-    sources = explicit or [(None, override.get("activations") or (preset.activations if preset else ""))]
+def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
+    rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
+    multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
+    sources = explicit or [(None, preset.activations if preset else "")]
     found = []
     for at, path in sources:
-        hookpoint = at or s.hookpoint or override.get("hookpoint") or (preset.hookpoint if preset else None)
-        if hookpoint is None:
+        hookpoint = at or s.hookpoint or (preset.hookpoint if preset else None)
+        if not hookpoint:
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
-        found.append(Wish(name, normalise(hookpoint), path, rule, float(multiplier), status, preset.domain if preset else "unknown"))
+        # Only the shipped settings, whole, were measured.
+        same = (
+            shipped is not None and preset is not None and not explicit and not s.sae and s.gate == "exact" and s.model in (None, shipped.model) and s.residual in (None, shipped.residual)
+            and replace(preset, steps=shipped.steps, guidance=shipped.guidance, prompts=shipped.prompts) == shipped
+            and str(rule) == str(Rule.parse(shipped.select)) and multiplier == shipped.multiplier and normalise(hookpoint) == normalise(shipped.hookpoint)
+        )  # fmt: skip
+        found.append(Wish(name, normalise(hookpoint), path, rule, float(multiplier), shipped.status if shipped and same else "untuned", preset.domain if preset else "unknown"))
     return found
 
 
 def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:
-    values = {getattr(c, key) for c in chosen.values()}
+    values = {getattr(c, key) for c in chosen.values()} - {""}
     if len(values) > 1:
         by = "; ".join(f"{n}: {getattr(c, key)}" for n, c in chosen.items())
         raise SaeuronError(f"the concepts' presets name different {what} ({by}); {mend}")
@@ -204,12 +230,15 @@ def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:
 
 
 def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[str, str]:
-    given = dict(_at_hookpoint(v) for v in s.sae)
+    pairs = [_at_hookpoint(v) for v in s.sae]
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        raise SaeuronError("--sae names one hookpoint twice (or gives two paths without one); write --sae HOOKPOINT=PATH for each")
     found: dict[str, str] = {}
     for wish in wishes:
         preset = chosen.get(wish.concept)
         source = given.get(wish.hookpoint) or given.get(None) or (preset.sae if preset else None)
-        if source is None:
+        if not source:
             raise SaeuronError(f"hookpoint '{wish.hookpoint}': no SAE known; give --sae PATH|HUB_ID (or --sae {wish.hookpoint}=PATH)")
         found[wish.hookpoint] = source
     for hookpoint in given:

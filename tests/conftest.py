@@ -73,3 +73,34 @@ def inputs(batch: int = 2, height: int = 8, width: int = 8, seed: int = 0, dtype
     """Sample and context of a forward."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 4, height, width, generator=generator).to(dtype), torch.randn(batch, 6, 24, generator=generator).to(dtype)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny random pipeline with its SAE and activations as local folders: `{model, sae, activations}`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from saeuron.editor.demo.train_pipeline import make_tokenizer
+
+    root = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer(root / "tokenizer")
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=24,
+                                        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)
+    StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokenizer, unet=make_unet(), scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).save_pretrained(root / "model")
+    make_sae().save(root / "sae" / f"unet.{HOOKPOINT}")
+    make_activations().save(root / "activations.safetensors")
+    return {"model": root / "model", "sae": root / "sae", "activations": root / "activations.safetensors"}
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(tmp_path_factory):
+    """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
+    from saeuron.export.artifact import export_artifact
+    from saeuron.export.settings import Settings
+
+    return export_artifact(Settings(("Neon", "House"), tmp_path_factory.mktemp("demo") / "artifact"))

@@ -18,6 +18,8 @@ from ..editor.errors import SaeuronError
 from ..editor.files import read_header
 
 _FORMAT = "saeuron-golden-1"
+_CASE = ("sample", "context", "hook", "unedited", "neutral")
+_RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Case:
     """`[B, L, D]`"""
     hook: np.ndarray
     unedited: np.ndarray
+    neutral: np.ndarray
+    """the hook with every gain at 1: the unedited output for `residual=keep`, else what the reconstruction error does alone"""
     fires: dict[str, np.ndarray] = field(default_factory=dict)
     """hookpoint → bool `[B, tokens, U]`"""
     near: dict[str, np.ndarray] = field(default_factory=dict)
@@ -51,6 +55,8 @@ class Run:
     hook: np.ndarray
     """final latents"""
     unedited: np.ndarray
+    neutral: np.ndarray
+    """final latents of the hook with every gain at 1"""
     hook_pictures: np.ndarray
     """uint8 `[B, H, W, 3]`"""
     unedited_pictures: np.ndarray
@@ -82,13 +88,13 @@ class Golden:
             return known
 
         cases = [
-            {"kind": c.kind, "timestep": c.timestep, **{k: put(f"case/{i}/{k}", getattr(c, k)) for k in ("sample", "context", "hook", "unedited")},
+            {"kind": c.kind, "timestep": c.timestep, **{k: put(f"case/{i}/{k}", getattr(c, k)) for k in _CASE},
              **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in ("fires", "near")}}
             for i, c in enumerate(self.cases)
         ]  # fmt: skip
         runs = [
             {**{k: v for k, v in asdict(r).items() if not isinstance(v, np.ndarray)},
-             **{k: put(f"run/{i}/{k}", getattr(r, k)) for k in ("initial", "hook", "unedited", "hook_pictures", "unedited_pictures")}}
+             **{k: put(f"run/{i}/{k}", getattr(r, k)) for k in _RUN}}
             for i, r in enumerate(self.runs)
         ]  # fmt: skip
         parts = {c: {k: put(f"component/{c}/{k}", v) for k, v in values.items()} for c, values in self.components.items()}
@@ -108,11 +114,11 @@ class Golden:
         try:
             content, tensors = json.loads(header["content"]), load_file(path)
             cases = [
-                Case(**{**c, **{k: tensors[c[k]] for k in ("sample", "context", "hook", "unedited")},
+                Case(**{**c, **{k: tensors[c[k]] for k in _CASE},
                         **{k: {h: tensors[n].astype(bool) for h, n in c[k].items()} for k in ("fires", "near")}})
                 for c in content["cases"]
             ]  # fmt: skip
-            runs = [Run(**{k: tensors[v] if k in ("initial", "hook", "unedited", "hook_pictures", "unedited_pictures") else v for k, v in r.items()}) for r in content["runs"]]
+            runs = [Run(**{k: tensors[v] if k in _RUN else v for k, v in r.items()}) for r in content["runs"]]
             parts = {c: {k: tensors[n] for k, n in values.items()} for c, values in content["components"].items()}
             return cls(content["precision"], cases, runs, parts, content["notes"])
         except (KeyError, ValueError, TypeError) as error:

@@ -38,6 +38,8 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         manifest.check_files(root, record)
     dtype = dtype or PRECISIONS[record["precision"]]
     unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
-    pipeline = StableDiffusionPipeline.from_pretrained(root, unet=unet, torch_dtype=dtype, local_files_only=True)
+    # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
+    rest = StableDiffusionPipeline.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True)
+    pipeline = StableDiffusionPipeline(**{**rest.components, "unet": unet}, requires_safety_checker=rest.config.requires_safety_checker)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

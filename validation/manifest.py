@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,11 +12,25 @@ from ..editor.files import file_sha256, read_json
 
 NAME = "saeuron.json"
 FORMAT = "saeuron-artifact-1"
+_LOADABLE = {".py", ".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".onnx_data", ".engine"}
 
 
 def gate_tensor(hookpoint: str) -> str:
     """Name of the tensor with a gate's decisions in an exported graph."""
     return f"ablations.{hookpoint}.fires"
+
+
+def strict_json(value: Any) -> str:
+    """JSON that strict readers open: infinities and NaN, which JSON lacks, are written as text."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, float) and not math.isfinite(item):
+            return str(item)
+        if isinstance(item, dict):
+            return {k: finite(v) for k, v in item.items()}
+        return [finite(v) for v in item] if isinstance(item, list | tuple) else item
+
+    return json.dumps(finite(value), indent=1, allow_nan=False)
 
 
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:
@@ -26,7 +41,7 @@ def hash_files(root: Path) -> dict[str, dict[str, Any]]:
 
 def write(root: Path, manifest: dict[str, Any]) -> None:
     """Hash every file and write the manifest last."""
-    (root / NAME).write_text(json.dumps({"format": FORMAT, **manifest, "files": hash_files(root)}, indent=1) + "\n")
+    (root / NAME).write_text(strict_json({"format": FORMAT, **manifest, "files": hash_files(root)}) + "\n")
 
 
 def read(root: str | Path) -> dict[str, Any]:
@@ -48,9 +63,14 @@ def check_files(root: str | Path, manifest: dict[str, Any]) -> None:
     """Compare every file with its recorded hash.
 
     Raises:
-        SaeuronError: a file is missing, changed, or outside the folder.
+        SaeuronError: a file is missing, changed, or outside the folder; or one lies there that a loader would pick up
+            though it isn't on record.
     """
     root = Path(root)
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and path.suffix in _LOADABLE and name != NAME and name not in manifest["files"] and not name.startswith("."):
+            raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
     for name, record in manifest["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SaeuronError(f"{root / NAME} lists '{name}', which is outside the artifact")

@@ -1,7 +1,8 @@
 """Is an artifact equal to the dynamic hook? The yardstick is what the edit does, not the size of the signal.
 
 A fixed tolerance on the output passes an unedited model whenever the edit is small. Here every distance is divided by
-`effect = |hook - unedited|` of the same input, so the unedited model always scores 1 and must fail.
+`effect = |hook - neutral|` of the same input, where `neutral` is the hook with every gain at 1: the unedited model for
+`residual=keep`. So the unedited model scores 1 (or more, where the reconstruction error alone moves it) and must fail.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.nda
         the same bar of the smallest effect seen.
     """
     bar = BARS[golden.precision]
-    effects = [_distance(c.hook, c.unedited) for c in golden.cases]
+    effects = [_distance(c.hook, c.neutral) if any(f.any() for f in c.fires.values()) else 0.0 for c in golden.cases]
     acting = [e for e in effects if e > 0]
     failures, rows = [], []
     if not acting:
@@ -123,7 +124,7 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
     for run in golden.runs:
         latents, pictures = free_run(run)
         size = float(np.linalg.norm(run.unedited.astype(np.float64)))
-        distance, effect = _distance(latents, run.hook) / size, _distance(run.hook, run.unedited) / size
+        distance, effect = _distance(latents, run.hook) / size, _distance(run.hook, run.neutral) / size
         allowed = max(bar * effect, DRIFT_FACTOR * run.drift)
         where = f"guidance={run.guidance:g} {pictures.shape[1]}x{pictures.shape[2]}"
         if not (np.isfinite(latents).all() and distance <= allowed):
@@ -148,7 +149,8 @@ def check_control(golden: Golden) -> dict[str, Any]:
         failures.append(f"control: the unedited model passed {forwards['fired'] - caught} of {forwards['fired']} forwards, so this comparison proves nothing")
     if golden.runs and len(runs["failures"]) != len(golden.runs):
         failures.append("control: a free run of the unedited model passed; the edit changes less than this precision's own drift there")
-    return {"passed": not failures, "forwards_caught": caught, "forwards": forwards["fired"], "runs_caught": len(runs["failures"]), "runs": len(golden.runs), "failures": failures}
+    moved = max((relative(c.neutral, c.unedited) for c in golden.cases), default=0.0)
+    return {"passed": not failures, "residual_alone": moved, "forwards_caught": caught, "forwards": forwards["fired"], "runs_caught": len(runs["failures"]), "runs": len(golden.runs), "failures": failures}
 
 
 def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

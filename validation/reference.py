@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 
 from ..editor.bake import refuse_edited
 from ..editor.edit import Edit
-from ..editor.hook import AblationHook
+from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import generate, initial_latents
 from .golden import Case, Golden, Run
@@ -45,6 +48,26 @@ class _Recorder:
         self._handle.remove()
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What every part of the reference needs."""
+
+    pipeline: Any
+    edit: Edit
+    saes: Mapping[str, SparseAutoencoder]
+    precision: str
+    gate: str
+
+    def hook(self, record: bool = False) -> AblationHook:
+        return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record)
+
+    def neutral(self) -> contextlib.AbstractContextManager:
+        """Nothing for `residual=keep`, where a gain of 1 changes nothing."""
+        if self.edit.residual == "keep":
+            return contextlib.nullcontext()
+        return AblationHook(self.pipeline.unet, self.edit.neutral(), self.saes, self.gate)
+
+
 class _Stop(Exception):
     """Ends a pipeline's loop early."""
 
@@ -71,11 +94,14 @@ def make_golden(
         scope: `full` (whole trajectories, free runs) or `short` (a few forwards, for a large model on a CPU).
     """
     refuse_edited(pipeline.unet)
+    job = _Job(pipeline, edit, saes, precision, gate)
     prompts = list(prompts)
     pair = (prompts * 2)[:2]
-    unit = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-    size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    h, w = height or size, width or size
+    # diffusers wants multiples of 8; whole down-sampling keeps the skip connections' sizes equal.
+    unit = math.lcm(8, pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1))
+    size = pipeline.unet.config.sample_size
+    own = (size, size) if isinstance(size, int) else tuple(size)
+    h, w = height or own[0] * pipeline.vae_scale_factor, width or own[1] * pipeline.vae_scale_factor
     wide = max(unit, (h * 3 // 4) // unit * unit), w
     cases: list[Case] = []
     runs: list[Run] = []
@@ -89,8 +115,8 @@ def make_golden(
         seeds = [seed + 100 * number + j for j in range(len(texts))]
         recorder = _Recorder(pipeline.unet)
         try:
-            with AblationHook(pipeline.unet, edit, saes, gate, record=True) as hook:
-                final = _run(pipeline, texts, seeds, steps, scale, rows, columns, recorder, limit)
+            with job.hook(record=True) as hook:
+                final = _run(pipeline, texts, seeds, steps, scale, rows, columns, limit)
         finally:
             recorder.close()
         for made in hook.decisions.values():
@@ -100,16 +126,15 @@ def make_golden(
                 against_exact["fired"] += int(d.fires.sum())
                 against_exact["fired_exact"] += int(d.exact.sum())
         for i, call in enumerate(recorder.calls):
-            decisions = {name: d[i] for name, d in hook.decisions.items()}
-            cases.append(_case(pipeline.unet, "step", call, decisions, precision))
+            cases.append(_case(job, "step", call, {name: d[i] for name, d in hook.decisions.items()}))
         if final is not None:
-            runs.append(_free_run(pipeline, edit, saes, texts, seeds, steps, scale, rows, columns, precision, gate))
-        cases += _off_grid(pipeline.unet, edit, saes, recorder.calls, precision, gate, 3 if scope == "full" else 1)
+            runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
+        cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
     notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_exact": against_exact}
     return Golden(precision, cases, runs, _components(pipeline, prompts[:1], h, w, seed), notes)
 
 
-def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, recorder: _Recorder, limit: int | None) -> Any:
+def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:
     if limit is None:
         return generate(pipeline, texts, seeds, steps, scale, height, width, "latent", len(texts))
 
@@ -129,18 +154,21 @@ def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: f
     return None
 
 
-def _case(unet: torch.nn.Module, kind: str, call: tuple, decisions: dict, precision: str) -> Case:
+def _case(job: _Job, kind: str, call: tuple, decisions: dict[str, Decision]) -> Case:
     sample, timestep, context, result = call
-    unedited = unet(sample, timestep, context, return_dict=False)[0]
+    unet = job.pipeline.unet
+    unedited = to_numpy(unet(sample, timestep, context, return_dict=False)[0])
+    with job.neutral():
+        neutral = unedited if job.edit.residual == "keep" else to_numpy(unet(sample, timestep, context, return_dict=False)[0])
     return Case(
-        kind, timestep, to_numpy(sample), to_numpy(context), to_numpy(result), to_numpy(unedited),
-        {n: d.fires.cpu().numpy() for n, d in decisions.items()}, {n: (d.margin < ROUNDING[precision]).cpu().numpy() for n, d in decisions.items()},
+        kind, timestep, to_numpy(sample), to_numpy(context), to_numpy(result), unedited, neutral,
+        {n: d.fires.cpu().numpy() for n, d in decisions.items()}, {n: (d.margin < ROUNDING[job.precision]).cpu().numpy() for n, d in decisions.items()},
     )  # fmt: skip
 
 
-def _off_grid(unet: torch.nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], calls: list, precision: str, gate: str, number: int) -> list[Case]:
+def _off_grid(job: _Job, calls: list, number: int) -> list[Case]:
     """Cases at timesteps that were not calibrated: halfway between two, and fractional."""
-    grid = next(iter(edit.hookpoints.values())).timesteps.double()
+    grid = next(iter(job.edit.hookpoints.values())).timesteps.double()
     found = []
     for j in range(number):
         sample, timestep, context, _ = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
@@ -148,34 +176,32 @@ def _off_grid(unet: torch.nn.Module, edit: Edit, saes: Mapping[str, SparseAutoen
         other = row + 1 if row + 1 < len(grid) else row - 1
         halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else timestep + 0.5
         for kind, t in (("between", halfway), ("fractional", max(0.0, timestep - 0.3 - 0.2 * j))):
-            with AblationHook(unet, edit, saes, gate, record=True) as hook:
-                result = unet(sample, t, context, return_dict=False)[0]
-            found.append(_case(unet, kind, (sample, t, context, result), {n: d[0] for n, d in hook.decisions.items()}, precision))
+            with job.hook(record=True) as hook:
+                result = job.pipeline.unet(sample, t, context, return_dict=False)[0]
+            found.append(_case(job, kind, (sample, t, context, result), {n: d[0] for n, d in hook.decisions.items()}))
     return found
 
 
-def _free_run(
-    pipeline: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], texts: list[str], seeds: list[int], steps: int, scale: float,
-    height: int, width: int, precision: str, gate: str,
-) -> Run:  # fmt: skip
-    initial = initial_latents(pipeline, seeds, height, width)
+def _free_run(job: _Job, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, hooked: torch.Tensor) -> Run:
+    initial = initial_latents(job.pipeline, seeds, height, width)
 
     def final(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
         return pipe(prompt=texts, latents=latents.clone(), num_inference_steps=steps, guidance_scale=scale, height=height, width=width, output_type="latent").images
 
-    with AblationHook(pipeline.unet, edit, saes, gate):
-        hooked = final(pipeline, initial)
-    unedited = final(pipeline, initial)
-    if precision == "fp32":
+    unedited = final(job.pipeline, initial)
+    with job.neutral():
+        neutral = unedited if job.edit.residual == "keep" else final(job.pipeline, initial)
+    if job.precision == "fp32":
         # The model's own sensitivity: the same run from latents moved by one rounding unit.
         sign = torch.randint(0, 2, initial.shape, generator=torch.Generator().manual_seed(seeds[0])) * 2 - 1
-        again = final(pipeline, initial * (1 + torch.finfo(torch.float32).eps * sign.to(initial.device)))
+        again = final(job.pipeline, initial * (1 + torch.finfo(torch.float32).eps * sign.to(initial.device)))
     else:
-        wide = copy.deepcopy(pipeline)
+        wide = copy.deepcopy(job.pipeline)
         wide.unet.float(), wide.text_encoder.float(), wide.vae.float()
         again = final(wide, initial.float())
     drift = float((again.float() - unedited.float()).norm() / unedited.float().norm())
-    return Run(list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), decode(pipeline, hooked), decode(pipeline, unedited), drift)
+    pictures = decode(job.pipeline, hooked), decode(job.pipeline, unedited)
+    return Run(list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), to_numpy(neutral), *pictures, drift)
 
 
 @torch.no_grad()

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: write it as text, so that strict readers open the report."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def dumps(report: dict[str, Any]) -> str:
-    """The report as strict JSON."""
-    return json.dumps(_finite(report), indent=1, allow_nan=False)
+from .manifest import strict_json
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write `report.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(dumps(report) + "\n")
+    (folder / "report.json").write_text(strict_json(report) + "\n")
 
 
 def _percent(value: float) -> str:
@@ -57,6 +44,8 @@ def table(report: dict[str, Any]) -> Table:
             found.add_row("", "free run", "not run", "scope 'short'")
     control = report["control"]
     found.add_row("unedited", "control", mark(control["passed"]), f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs']} free runs")
+    if control["residual_alone"] > 0:
+        found.add_row("hook", "residual", "note", f"without any suppression this residual mode alone moves the UNet's output by up to {_percent(control['residual_alone'])}")
     against = report.get("against_exact") or {}
     if against.get("differ"):
         found.add_row("gate", "threshold", "note", f"decides otherwise than the exact gate in {against['differ']} of {against['decisions']} decisions (fired {against['fired']}, exact {against['fired_exact']})")

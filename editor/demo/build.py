@@ -7,17 +7,24 @@ Only the last stage, `install`, writes into the package.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from ..activations import collect
+from ..sae import SparseAutoencoder
+from . import GUIDANCE, ROOT, STEPS
 from . import train_pipeline as training
-from .render import dataset
+from . import train_sae as sae_training
+from .render import OBJECTS, STYLES, dataset
 
 SEED = 20260
+HOOKPOINTS = ("up_blocks.1.attentions.1", "up_blocks.1.attentions.0")
 
 
 def stage_render(work: Path) -> None:
@@ -51,7 +58,65 @@ def stage_unet(work: Path, steps: int = 5000) -> None:
     training.assemble(vae, text_encoder, tokenizer, unet).save_pretrained(work / "pipeline")
 
 
-STAGES = {"render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier}
+def stage_round(work: Path) -> None:
+    """Store the large networks as fp16; everything after is measured on the rounded model.
+
+    diffusers widens its networks to float32 on load; transformers keeps what the file says, so the text encoder stays float32.
+    """
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "pipeline")
+    pipeline.unet.half()
+    pipeline.vae.half()
+    shutil.rmtree(work / "demo", ignore_errors=True)
+    pipeline.save_pretrained(work / "demo" / "pipeline")
+    # transformers 5 saves a text encoder made from scratch without the prefix that version 4 looks for; it reads both.
+    path = work / "demo" / "pipeline" / "text_encoder" / "model.safetensors"
+    tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def stage_tokens(work: Path) -> None:
+    """Gather activations of all hookpoints over whole trajectories."""
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
+    torch.save(sae_training.gather(pipeline, HOOKPOINTS, 896, SEED + 4), work / "tokens.pt")
+
+
+def stage_sae(work: Path) -> None:
+    """Train one SAE a hookpoint."""
+    tokens = torch.load(work / "tokens.pt")
+    for hookpoint in HOOKPOINTS:
+        sae, unexplained = sae_training.train(tokens[hookpoint], expansion=16, k=16, steps=1200, seed=SEED + 5)
+        print(f"{hookpoint}: FVU {unexplained:.4f} on held-out tokens", flush=True)
+        sae.save(work / "demo" / "saes" / hookpoint, torch.float16)
+
+
+def stage_activations(work: Path) -> None:
+    """Collect concept activations, one file a domain and hookpoint, on prompts other than the evaluation's."""
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
+    templates = training.TEMPLATES[1:]
+    domains = {
+        "style": {s: [training.prompt(o, s, t) for t in templates[:2] for o in OBJECTS] for s in STYLES},
+        "object": {o: [training.prompt(o, s, t) for t in templates[:2] for s in (None, *STYLES)] for o in OBJECTS},
+    }
+    for hookpoint in HOOKPOINTS:
+        sae = SparseAutoencoder.load(work / "demo" / "saes", hookpoint)
+        for domain, prompts in domains.items():
+            found = collect(pipeline, sae, hookpoint, prompts, STEPS, GUIDANCE, seed=42, batch_size=18, provenance={"domain": domain})
+            found.save(work / "demo" / f"{domain}-{hookpoint}.safetensors", torch.float16)
+
+
+def stage_install(work: Path) -> None:
+    """Copy the result into the package."""
+    for name in ("pipeline", "saes"):
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+        shutil.copytree(work / "demo" / name, ROOT / name)
+    for file in (*(work / "demo").glob("*.safetensors"), work / "classifier.safetensors"):
+        shutil.copy(file, ROOT / file.name)
+
+
+STAGES = {
+    "render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier, "round": stage_round,
+    "tokens": stage_tokens, "sae": stage_sae, "activations": stage_activations, "install": stage_install,
+}  # fmt: skip
 
 
 def main() -> None:

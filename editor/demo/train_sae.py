@@ -56,7 +56,7 @@ def _geometric_median(tokens: torch.Tensor, rounds: int = 50) -> torch.Tensor:
     return centre
 
 
-def train(tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, batch: int = 4096, rate: float = 1e-3) -> tuple[SparseAutoencoder, float]:
+def train(tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, batch: int = 2048, rate: float = 1e-3) -> tuple[SparseAutoencoder, float]:
     """Train an SAE.
 
     Args:
@@ -88,14 +88,15 @@ def train(tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, b
             group["lr"] = rate * min(1.0, (steps - step) / (0.8 * steps), (step + 1) / 50)
         x = data[torch.randint(len(data), (batch,))].float()
         pre = F.linear(x - sae.b_dec, sae.W_enc, sae.b_enc)
-        z = pre.relu()
-        bar = z.flatten().topk(k * batch).values[-1]
-        z = z * (z >= bar)
+        # The k · batch largest of the batch; three times k a token is more than any token keeps, and far less to sort.
+        best = pre.relu().topk(3 * k, dim=1)
+        bar = best.values.flatten().topk(k * batch).values[-1]
+        z = torch.zeros_like(pre).scatter(1, best.indices, best.values * (best.values >= bar))
         error = x - (z @ sae.W_dec + sae.b_dec)
         variance = (x - x.mean(0)).square().sum()
         loss = error.square().sum() / variance
         silent += batch
-        silent[z.detach().amax(0) > 0] = 0
+        silent[best.indices[best.values.detach() >= bar]] = 0
         dead = silent > _DEAD_AFTER
         if bool(dead.any()):
             k_aux = min(d // 2, int(dead.sum()))

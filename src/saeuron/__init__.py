@@ -2,7 +2,7 @@
 
 ```python
 import saeuron
-result = saeuron.export_artifact(saeuron.Settings(concepts=("Neon",), output=Path("without-neon")))
+result = saeuron.export_artifact(saeuron.Settings(concepts=["Neon"], output="without-neon"))
 pipeline = saeuron.load("without-neon")
 ```
 """
