@@ -37,8 +37,28 @@ TARGETS = {"unet": (60.0, 5.0), "pipeline": (120.0, 6.0)}
 STAGES = ("unet", "pipeline", "proof", "command", "optimum")
 TOKENS = 77
 SIZES: dict[str, dict[str, Any]] = {
-    "sd14": {"unet": (320, 640, 1280, 1280), "sample": 64, "text": 768, "layers": 12, "heads": 12, "vocabulary": 49408, "vae": (128, 256, 512, 512), "latents": 20480, "k": 32},
-    "tiny": {"unet": (32, 64, 64, 64), "sample": 16, "text": 64, "layers": 2, "heads": 4, "vocabulary": 4096, "vae": (32, 32, 64, 64), "latents": 1024, "k": 16},
+    "sd14": {
+        "unet": (320, 640, 1280, 1280),
+        "sample": 64,
+        "text": 768,
+        "layers": 12,
+        "heads": 12,
+        "vocabulary": 49408,
+        "vae": (128, 256, 512, 512),
+        "latents": 20480,
+        "k": 32,
+    },
+    "tiny": {
+        "unet": (32, 64, 64, 64),
+        "sample": 16,
+        "text": 64,
+        "layers": 2,
+        "heads": 4,
+        "vocabulary": 4096,
+        "vae": (32, 32, 64, 64),
+        "latents": 1024,
+        "k": 16,
+    },
 }
 
 
@@ -73,7 +93,12 @@ class Meter:
         """Totals: time of all phases but `without`, memory of all."""
         counted = [p for n, p in self.phases.items() if n not in without]
         peaks = [p["peak_gb"] for p in self.phases.values()]
-        return {"seconds": sum(p["seconds"] for p in counted), "cpu": sum(p["cpu"] for p in counted), "peak_gb": max(peaks), "phases": self.phases}
+        return {
+            "seconds": sum(p["seconds"] for p in counted),
+            "cpu": sum(p["cpu"] for p in counted),
+            "peak_gb": max(peaks),
+            "phases": self.phases,
+        }
 
 
 # -- the stages, each in a process of its own --------------------------------------------------------------------------
@@ -106,8 +131,12 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
     # The other settings of SD 1.4's UNet are this class's defaults.
-    unet = UNet2DConditionModel(sample_size=size["sample"], block_out_channels=size["unet"], cross_attention_dim=size["text"], attention_head_dim=8)
-    scheduler = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
+    unet = UNet2DConditionModel(
+        sample_size=size["sample"], block_out_channels=size["unet"], cross_attention_dim=size["text"], attention_head_dim=8
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1
+    )
     pipeline = StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -136,7 +165,9 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     prompts = {name: [f"An image of {name}."] for name in CONCEPTS}
     provenance = {"hookpoint": HOOKPOINT, "sae_sha256": sae.sha256(), "prompts": prompts}
     ConceptActivations(list(CONCEPTS), [1] * len(CONCEPTS), means, steps, None, provenance).save(work / "activations.safetensors")
-    return {f"{n}_millions": sum(p.numel() for p in m.parameters()) / 1e6 for n, m in (("unet", unet), ("text_encoder", text), ("vae", vae))}
+    return {
+        f"{n}_millions": sum(p.numel() for p in m.parameters()) / 1e6 for n, m in (("unet", unet), ("text_encoder", text), ("vae", vae))
+    }
 
 
 def settings(work: Path, output: Path) -> Any:
@@ -173,8 +204,16 @@ def stage_unet(work: Path) -> dict[str, Any]:
     with meter.phase("load"):
         ready = prepared(work)
         with torch.device("meta"):
-            text, vae = CLIPTextModel(CLIPTextConfig.from_pretrained(model / "text_encoder")), AutoencoderKL.from_config(AutoencoderKL.load_config(model / "vae"))
-        pipeline = SimpleNamespace(unet=UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32), text_encoder=text, vae=vae, vae_scale_factor=8)
+            text, vae = (
+                CLIPTextModel(CLIPTextConfig.from_pretrained(model / "text_encoder")),
+                AutoencoderKL.from_config(AutoencoderKL.load_config(model / "vae")),
+            )
+        pipeline = SimpleNamespace(
+            unet=UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32),
+            text_encoder=text,
+            vae=vae,
+            vae_scale_factor=8,
+        )
     with meter.phase("bake"):
         pipeline.unet = bake(pipeline.unet, ready.edit, ready.saes)
         ready.saes.clear()
@@ -186,6 +225,7 @@ def stage_unet(work: Path) -> dict[str, Any]:
 def stage_pipeline(work: Path) -> dict[str, Any]:
     """What `saeuron-export --format onnx` does between its reference and its proof."""
     from saeuron.editor.bake import bake
+    from saeuron.editor.files import read_json
     from saeuron.editor.pipelines import load_pipeline
     from saeuron.export import checkpoint, onnx
     from saeuron.validation import manifest
@@ -201,7 +241,7 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
         pipeline.unet = None
         ready.saes.clear()
     with meter.phase("configs"):
-        checkpoint.write(edited, output, weights=False)
+        checkpoint.write(edited, output, read_json(ready.model_folder / "model_index.json"), weights=False)
     gates: dict[str, str] = {}
     for component in onnx.components(edited):
         with meter.phase(component.folder):
@@ -233,7 +273,12 @@ def stage_proof(work: Path) -> dict[str, Any]:
     with meter.phase("forwards"):
         found = check_forwards(golden, runner.unet)
     fired = sum(int(f.sum()) for c in golden.cases for f in c.fires.values())
-    return meter.result("load") | {"forwards": found, "control": check_control(golden), "fired": fired, "decisions": sum(f.size for c in golden.cases for f in c.fires.values())}
+    return meter.result("load") | {
+        "forwards": found,
+        "control": check_control(golden),
+        "fired": fired,
+        "decisions": sum(f.size for c in golden.cases for f in c.fires.values()),
+    }
 
 
 def folder_bytes(folder: Path) -> int:
@@ -276,7 +321,9 @@ def measure(stage: str, work: Path, size: str, optimum: Path | None) -> dict[str
             return {"skipped": "no --optimum given"}
         process = run([str(optimum), "export", "onnx", "--model", str(work / "model"), str(output)], log, {"HF_HUB_OFFLINE": "1"})
     else:
-        process = run([sys.executable, "-W", "ignore", __file__, "--work", str(work), "--size", size, "--child", stage], log, {"HF_HUB_OFFLINE": "1"})
+        process = run(
+            [sys.executable, "-W", "ignore", __file__, "--work", str(work), "--size", size, "--child", stage], log, {"HF_HUB_OFFLINE": "1"}
+        )
     if process["exit"]:
         return {"failed": process["exit"], "log": log.read_text(errors="replace")[-2000:]}
     result = json.loads(answer.read_text()) if answer.exists() else {k: process[k] for k in ("seconds", "cpu", "peak_gb")}
@@ -300,21 +347,39 @@ def show(results: dict[str, Any]) -> None:
             table.add_row(name, *["–"] * 5, str(r.get("skipped") or f"failed with {r['failed']}, see JSON"))
             continue
         seconds, memory = TARGETS.get(name, (None, None))
-        met = "" if seconds is None else f"{'met' if r['seconds'] <= seconds and r['process']['peak_gb'] <= memory else 'MISSED'} (≤ {seconds:g} s, ≤ {memory:g} GB)"
+        met = (
+            ""
+            if seconds is None
+            else f"{'met' if r['seconds'] <= seconds and r['process']['peak_gb'] <= memory else 'MISSED'} (≤ {seconds:g} s, ≤ {memory:g} GB)"
+        )
         notes = "; ".join(f"{n} {p['seconds']:.1f} s, {p['peak_gb']:.2f} GB" for n, p in r.get("phases", {}).items())
         if "forwards" in r:
             f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["control"]["passed"] else "FAIL"
             notes = f"{verdict}: worst {f['worst']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
-        table.add_row(name, f"{r['seconds']:.1f}", f"{r['cpu']:.1f}", f"{r['peak_gb']:.2f}", f"{r['process']['seconds']:.1f} s, {r['process']['peak_gb']:.2f} GB", met, notes)
+        table.add_row(
+            name,
+            f"{r['seconds']:.1f}",
+            f"{r['cpu']:.1f}",
+            f"{r['peak_gb']:.2f}",
+            f"{r['process']['seconds']:.1f} s, {r['process']['peak_gb']:.2f} GB",
+            met,
+            notes,
+        )
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
 def main() -> None:
     """Build what is missing, run the stages, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for model, SAE and outputs (about 15 GB); model and SAE are used again if there")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for model, SAE and outputs (about 15 GB); model and SAE are used again if there"
+    )
     parser.add_argument("--size", choices=SIZES, default="sd14", help="tiny tries the script itself in a minute")
-    parser.add_argument("--stages", default="unet,pipeline,proof,optimum", help=f"comma-separated, of {','.join(STAGES)}; proof needs the output of pipeline")
+    parser.add_argument(
+        "--stages",
+        default="unet,pipeline,proof,optimum",
+        help=f"comma-separated, of {','.join(STAGES)}; proof needs the output of pipeline",
+    )
     parser.add_argument("--optimum", type=Path, help="path of an optimum-cli")
     parser.add_argument("--output", type=Path, help="JSON with every figure")
     parser.add_argument("--keep", action="store_true", help="keep the exported graphs")
@@ -322,7 +387,12 @@ def main() -> None:
     options = parser.parse_args()
     work, size = options.work.absolute(), options.size
     if options.child:
-        stages = {"build": lambda: build(work, SIZES[size]), "unet": lambda: stage_unet(work), "pipeline": lambda: stage_pipeline(work), "proof": lambda: stage_proof(work)}
+        stages = {
+            "build": lambda: build(work, SIZES[size]),
+            "unet": lambda: stage_unet(work),
+            "pipeline": lambda: stage_pipeline(work),
+            "proof": lambda: stage_proof(work),
+        }
         (work / f"{options.child}.json").write_text(json.dumps(stages[options.child]()))
         return
     chosen = options.stages.split(",")
@@ -338,7 +408,13 @@ def main() -> None:
         marker.write_text(json.dumps({"size": size, **built}))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     machine = {"cores": os.cpu_count(), "memory_gb": memory, "python": platform.python_version(), "system": platform.system()}
-    results: dict[str, Any] = {"size": size, "built": json.loads(marker.read_text()), "machine": machine, "versions": versions(), "stages": {}}
+    results: dict[str, Any] = {
+        "size": size,
+        "built": json.loads(marker.read_text()),
+        "machine": machine,
+        "versions": versions(),
+        "stages": {},
+    }
     for stage in chosen:
         print(f"== {stage}", file=sys.stderr, flush=True)
         results["stages"][stage] = measure(stage, work, size, options.optimum)

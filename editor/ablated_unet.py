@@ -75,6 +75,14 @@ class FeatureAblation(nn.Module):
     """
 
     TABLES = ("thresholds", "gains")
+    encoder_weight: torch.Tensor
+    encoder_bias: torch.Tensor
+    pre_bias: torch.Tensor
+    decoder_weight: torch.Tensor
+    features: torch.Tensor
+    timesteps: torch.Tensor
+    thresholds: torch.Tensor
+    gains: torch.Tensor
 
     def __init__(
         self, width: int, latents: int, k: int, features: int, timesteps: int,
@@ -213,11 +221,15 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         if args:
             raise TypeError("AblatedUNet2DConditionModel takes keyword arguments only")
         if not isinstance(ablation, dict) or not ablation.get("hookpoints"):
-            raise AblationIntegrityError("this UNet's config has no 'ablation' entry: its edit is missing; take the artifact again from its source")
+            raise AblationIntegrityError(
+                "this UNet's config has no 'ablation' entry: its edit is missing; take the artifact again from its source"
+            )
         if ablation.get("format") != FORMAT:
             raise AblationIntegrityError(f"edit format {ablation.get('format')!r} is not known to this file (it knows {FORMAT})")
         if config.get("mid_block_type") != SENTINEL:
-            raise AblationIntegrityError(f"'mid_block_type' in the UNet's config is {config.get('mid_block_type')!r}, not {SENTINEL!r}: the config was altered")
+            raise AblationIntegrityError(
+                f"'mid_block_type' in the UNet's config is {config.get('mid_block_type')!r}, not {SENTINEL!r}: the config was altered"
+            )
         super().__init__(**{**config, "mid_block_type": ablation["mid_block_type"]})
         # The parent registered its own values over ours.
         self.register_to_config(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})
@@ -261,7 +273,9 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
                 raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; take the artifact again from its source")
         found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
         if found != recorded:
-            raise AblationIntegrityError(f"the edit's tensors do not match their recorded hash ({found[:12]} instead of {str(recorded)[:12]}): altered or truncated; take the artifact again from its source")
+            raise AblationIntegrityError(
+                f"the edit's tensors do not match their recorded hash ({found[:12]} instead of {str(recorded)[:12]}): altered or truncated; take the artifact again from its source"
+            )
 
     def seal(self) -> None:
         """Record the hash of the edit as it is now."""
@@ -277,13 +291,15 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])
-                raise AblationIntegrityError(f"{kind.replace('_', ' ')} in the edited UNet's weights: {names}; take the artifact again from its source")
+                raise AblationIntegrityError(
+                    f"{kind.replace('_', ' ')} in the edited UNet's weights: {names}; take the artifact again from its source"
+                )
         model.check_edit()
         model.ablations.to(model.dtype)
         return (model, info) if want_info else model
 
     @functools.wraps(UNet2DConditionModel.save_pretrained)
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         self.seal()
         super().save_pretrained(save_directory, *args, **kwargs)
         shutil.copyfile(__file__, Path(save_directory) / f"{_MODULE_NAME}.py")

@@ -7,7 +7,8 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ class ConceptActivations:
         if len(set(self.concepts)) != c:
             raise SaeuronError(f"{where}: a concept is named twice")
         if c < 2:
-            raise SaeuronError(f"{where}: holds one concept only ('{self.concepts[0]}'); a score needs others to compare with: collect at least one contrast concept")
+            raise SaeuronError(
+                f"{where}: holds one concept only ('{self.concepts[0]}'); a score needs others to compare with: collect at least one contrast concept"
+            )
         if not bool(torch.isfinite(self.means).all()):
             bad = [name for name, m in zip(self.concepts, self.means, strict=True) if not bool(torch.isfinite(m).all())]
             raise SaeuronError(f"{where}: NaN or infinite activations for {', '.join(bad[:3])}; collect them again")
@@ -69,7 +72,12 @@ class ConceptActivations:
         tensors = {"means": self.means.to(dtype).contiguous(), "timesteps": self.timesteps.contiguous()}
         if self.kth is not None:
             tensors["kth"] = self.kth.contiguous()
-        header = {"format": _FORMAT, "concepts": json.dumps(self.concepts), "prompts": json.dumps(self.prompts), "provenance": json.dumps(self.provenance)}
+        header = {
+            "format": _FORMAT,
+            "concepts": json.dumps(self.concepts),
+            "prompts": json.dumps(self.prompts),
+            "provenance": json.dumps(self.provenance),
+        }
         save_file(tensors, path, metadata=header)
 
     @classmethod
@@ -150,10 +158,14 @@ def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) ->
                 content = _TensorUnpickler(handle).load()
     except SaeuronError as error:
         raise SaeuronError(f"{path}: {error}") from None
-    except Exception as error:  # noqa: BLE001 - a hostile stream can raise anything
+    except Exception as error:  # a hostile stream can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SaeuronError(f"{path} can't be opened as a pickle of tensors: {reason[:200]}") from None
-    if not isinstance(content, dict) or not content or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.ndim == 3 for k, v in content.items()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.ndim == 3 for k, v in content.items())
+    ):
         raise SaeuronError(f"{path}: expected a dictionary from concept to a tensor [prompts, steps, latents]")
     shapes = {tuple(v.shape[1:]) for v in content.values()}
     if len(shapes) != 1:
@@ -162,7 +174,9 @@ def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) ->
     if timesteps is None:
         raise SaeuronError(f"{path} carries no timesteps; the model's scheduler is needed to know them")
     means = torch.stack([_mean_over_prompts(content[name]) for name in names])
-    return ConceptActivations(names, [content[n].shape[0] for n in names], means, timesteps(steps), None, {"file": path.name, "file_sha256": file_sha256(path)})
+    return ConceptActivations(
+        names, [content[n].shape[0] for n in names], means, timesteps(steps), None, {"file": path.name, "file_sha256": file_sha256(path)}
+    )
 
 
 def _mean_over_prompts(values: torch.Tensor) -> torch.Tensor:
@@ -178,7 +192,9 @@ def ddim_timesteps(scheduler_config: Mapping[str, Any], steps: int) -> torch.Ten
 
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
     if not 0 < steps <= scheduler.config.num_train_timesteps:
-        raise SaeuronError(f"activations have {steps} steps, but the model's scheduler was trained on {scheduler.config.num_train_timesteps}")
+        raise SaeuronError(
+            f"activations have {steps} steps, but the model's scheduler was trained on {scheduler.config.num_train_timesteps}"
+        )
     scheduler.set_timesteps(steps)
     return scheduler.timesteps.long().cpu()
 
@@ -202,38 +218,45 @@ def collect(
         provenance: recorded in the file's header.
         progress: told each concept's name.
     """
+    name = normalise(hookpoint)
+    means = []
+    kth, tokens_seen = torch.zeros(steps), 0
+    timesteps = torch.empty(0, dtype=torch.int64)
+    with _ddim(pipeline):
+        for concept, texts in prompts.items():
+            progress(concept)
+            total = torch.zeros(steps, sae.config.num_latents)
+            for start in range(0, len(texts), batch_size):
+                part = list(texts[start : start + batch_size])
+                sums, kths, timesteps = _one_batch(pipeline, sae, name, part, seed + start, steps, guidance)
+                total, kth, tokens_seen = total + sums, kth + kths, tokens_seen + len(part)
+            means.append(total / len(texts))
+    kept = {c: list(p) for c, p in prompts.items()}
+    record = {"hookpoint": name, "sae_sha256": sae.sha256(), "steps": steps, "guidance": guidance, "seed": seed, "prompts": kept}
+    return ConceptActivations(
+        list(prompts), [len(p) for p in prompts.values()], torch.stack(means), timesteps, kth / tokens_seen, record | (provenance or {})
+    )
+
+
+@contextmanager
+def _ddim(pipeline: Any) -> Iterator[None]:
+    """The pipeline with a DDIM scheduler made from its own config."""
     from diffusers import DDIMScheduler
 
-    name, k = normalise(hookpoint), sae.config.k
-    own_scheduler, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
+    own, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
     try:
-        return _collect(pipeline, sae, name, k, prompts, steps, guidance, seed, batch_size, provenance, progress)
+        yield
     finally:
-        pipeline.scheduler = own_scheduler
+        pipeline.scheduler = own
 
 
-def _collect(pipeline, sae, name, k, prompts, steps, guidance, seed, batch_size, provenance, progress) -> ConceptActivations:  # noqa: ANN001
-    means, kth_sum, tokens_seen, timesteps = [], None, 0, None
-    for concept, texts in prompts.items():
-        progress(concept)
-        total = None
-        for start in range(0, len(texts), batch_size):
-            part = list(texts[start : start + batch_size])
-            with capture(pipeline.unet, [name]) as seen:
-                generate(pipeline, part, [seed + start + j for j in range(len(part))], steps, guidance, output_type="latent", batch_size=batch_size)
-            sums, kths = [], []
-            for item in seen:
-                tokens = to_tokens(item.outputs[name])[-len(part) :]
-                top = sae.encode(tokens.float())
-                sums.append(sae.dense(top).mean(1).sum(0))
-                kths.append(top.values[..., k - 1].mean(1).sum())
-            timesteps = torch.tensor([item.timestep for item in seen]).long()
-            total = torch.stack(sums) if total is None else total + torch.stack(sums)
-            kth_sum = torch.stack(kths) if kth_sum is None else kth_sum + torch.stack(kths)
-            tokens_seen += len(part)
-        means.append(total / len(texts))  # type: ignore[operator]
-    record = {"hookpoint": name, "sae_sha256": sae.sha256(), "steps": steps, "guidance": guidance, "seed": seed, "prompts": {c: list(p) for c, p in prompts.items()}, **(provenance or {})}
-    return ConceptActivations(
-        list(prompts), [len(p) for p in prompts.values()], torch.stack(means).cpu(), timesteps,  # type: ignore[arg-type]
-        (kth_sum / tokens_seen).cpu(), record,  # type: ignore[operator]
-    )  # fmt: skip
+def _one_batch(
+    pipeline: Any, sae: SparseAutoencoder, name: str, texts: list[str], seed: int, steps: int, guidance: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents averaged over tokens and summed over prompts `[T, n]`; k-th latents likewise `[T]`; timesteps `[T]`."""
+    with capture(pipeline.unet, [name]) as seen:
+        generate(pipeline, texts, range(seed, seed + len(texts)), steps, guidance, output_type="latent", batch_size=len(texts))
+    tops = [sae.encode(to_tokens(item.outputs[name])[-len(texts) :].float()) for item in seen]
+    sums = torch.stack([sae.dense(top).mean(1).sum(0) for top in tops])
+    kths = torch.stack([top.values[..., -1].mean(1).sum() for top in tops])
+    return sums.cpu(), kths.cpu(), torch.tensor([item.timestep for item in seen]).long()

@@ -25,10 +25,12 @@ def refuse_edited(unet: nn.Module) -> None:
     if hooked:
         raise SaeuronError(f"this UNet has forward hooks on {hooked[0]}; close them (leave the AblationHook context) before baking")
     if getattr(unet, "peft_config", None):
-        raise SaeuronError("this UNet has adapters (LoRA) that are not fused; call pipeline.fuse_lora() and pipeline.unload_lora_weights() first")
+        raise SaeuronError(
+            "this UNet has adapters (LoRA) that are not fused; call pipeline.fuse_lora() and pipeline.unload_lora_weights() first"
+        )
 
 
-def bake(unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact") -> AblatedUNet2DConditionModel:
+def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact") -> AblatedUNet2DConditionModel:
     """Build the edited UNet; stock weights are shared with `unet`, not copied.
 
     Args:
@@ -74,7 +76,14 @@ def bake(unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gat
         prefix = f"ablations.{name.replace('.', '-')}."
         tensors |= {prefix + key: value.detach().clone() for key, value in values.items()}
 
-    ablation = {"format": FORMAT, "mid_block_type": unet.config.mid_block_type, "residual": edit.residual, "gate": gate, "hookpoints": shapes, "sha256": None}
+    ablation = {
+        "format": FORMAT,
+        "mid_block_type": unet.config.mid_block_type,
+        "residual": edit.residual,
+        "gate": gate,
+        "hookpoints": shapes,
+        "sha256": None,
+    }
     config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
     with torch.device("meta"):
         edited = AblatedUNet2DConditionModel(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})

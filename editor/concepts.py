@@ -76,13 +76,19 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
         check_type(key, value, where)
     name = values["name"]
     prompts = tuple(str(p).replace("{name}", name) for p in values.get("prompts", ()))
-    return Concept(**{**values, "multiplier": float(values["multiplier"]), "guidance": float(values.get("guidance", 7.5)), "prompts": prompts})
+    return Concept(
+        **{**values, "multiplier": float(values["multiplier"]), "guidance": float(values.get("guidance", 7.5)), "prompts": prompts}
+    )
 
 
 def check_type(key: str, value: Any, where: str) -> None:
     """Raise unless `value` can be a preset's `key`."""
     types: dict[str, Any] = {"multiplier": (int, float), "guidance": (int, float), "steps": int, "prompts": list}
-    if not isinstance(value, types.get(key, str)) or isinstance(value, bool) or (key == "prompts" and not all(isinstance(v, str) for v in value)):
+    if (
+        not isinstance(value, types.get(key, str))
+        or isinstance(value, bool)
+        or (key == "prompts" and not all(isinstance(v, str) for v in value))
+    ):
         raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
     if key == "status" and value not in STATUSES:
         raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")

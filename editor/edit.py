@@ -98,7 +98,10 @@ class Edit:
         tensors = open_safetensors(path)
         try:
             latents, chosen = json.loads(header["latents"]), json.loads(header["chosen"])
-            parts = {name: HookpointEdit(*(tensors[f"{name}/{key}"] for key in _TENSORS), latents[name], chosen[name]) for name in latents}
+            parts = {
+                name: HookpointEdit(**{key: tensors[f"{name}/{key}"] for key in _TENSORS}, latents=latents[name], chosen=chosen[name])
+                for name in latents
+            }
             return cls(parts, header["residual"], json.loads(header["provenance"]))
         except (KeyError, ValueError, TypeError) as error:
             raise SaeuronError(f"{path}: damaged edit ({error})") from None
@@ -138,7 +141,9 @@ def make_edit(
     grouped: dict[str, list[Suppression]] = {}
     for wish in sorted(set(suppressions), key=lambda s: (s.hookpoint, s.concept, str(s.rule), s.multiplier)):
         if wish.multiplier > 0 and not allow_amplify:
-            raise SaeuronError(f"concept '{wish.concept}': a positive multiplier ({wish.multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it")
+            raise SaeuronError(
+                f"concept '{wish.concept}': a positive multiplier ({wish.multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
+            )
         grouped.setdefault(normalise(wish.hookpoint), []).append(wish)
     parts = {name: _hookpoint_edit(name, wishes, activations) for name, wishes in grouped.items()}
     return Edit(parts, residual, provenance or {})
@@ -151,7 +156,9 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
         if source.latents != first.latents:
             raise SaeuronError(f"hookpoint '{name}': activations disagree in latents ({first.latents} and {source.latents})")
         if not torch.equal(source.timesteps, first.timesteps):
-            raise SaeuronError(f"hookpoint '{name}': activations were collected at different timesteps ({len(first.timesteps)} and {len(source.timesteps)} steps); collect them with one step count")
+            raise SaeuronError(
+                f"hookpoint '{name}': activations were collected at different timesteps ({len(first.timesteps)} and {len(source.timesteps)} steps); collect them with one step count"
+            )
     steps, n = first.means.shape[1:]
     gains = torch.ones(steps, n)
     thresholds = torch.full((steps, n), float("inf"))
@@ -160,7 +167,9 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
     for wish, source in zip(wishes, sources, strict=True):
         mask = select(scores(source, wish.concept), wish.rule)
         if not bool(mask.any()):
-            raise SaeuronError(f"concept '{wish.concept}': no latent of hookpoint '{name}' answers to it more than to the others; its activations can't remove it")
+            raise SaeuronError(
+                f"concept '{wish.concept}': no latent of hookpoint '{name}' answers to it more than to the others; its activations can't remove it"
+            )
         chosen[wish.concept] = [row.nonzero().flatten().tolist() for row in mask]
         gain = wish.multiplier * source.means[source.concepts.index(wish.concept)]
         threshold = source.means.mean(0)
@@ -169,4 +178,5 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
         wins = mask & ((gain < gains) | ((gain == gains) & (threshold < thresholds)) | thresholds.isinf())
         gains, thresholds, gate = (torch.where(wins, new, old) for new, old in ((gain, gains), (threshold, thresholds), (membership, gate)))
     features = thresholds.isfinite().any(0).nonzero().flatten()
-    return HookpointEdit(features, first.timesteps.clone(), *(t[:, features].contiguous() for t in (thresholds, gains, gate)), n, chosen)
+    thresholds, gains, gate = (table[:, features].contiguous() for table in (thresholds, gains, gate))
+    return HookpointEdit(features, first.timesteps.clone(), thresholds, gains, gate, n, chosen)

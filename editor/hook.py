@@ -47,7 +47,9 @@ class AblationHook:
     Differentiable: gradients pass through latents, gains and decoder (not through the decisions, which are steps).
     """
 
-    def __init__(self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False) -> None:
+    def __init__(
+        self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False
+    ) -> None:
         self.unet, self.edit, self.gate, self.record = unet, edit, gate, record
         parameter = next(unet.parameters())
         self.saes = {}
@@ -55,7 +57,9 @@ class AblationHook:
             if name not in saes:
                 raise SaeuronError(f"the edit needs an SAE for hookpoint '{name}'; given: {', '.join(saes) or 'none'}")
             if saes[name].config.num_latents != part.latents:
-                raise SaeuronError(f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {saes[name].config.num_latents}")
+                raise SaeuronError(
+                    f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {saes[name].config.num_latents}"
+                )
             find_hookpoint(unet, name)
             self.saes[name] = copy.deepcopy(saes[name]).to(parameter.device, parameter.dtype)
         self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}

@@ -12,7 +12,13 @@ from .files import hub_folder, read_header, read_json
 
 SUPPORTED = "StableDiffusionPipeline"
 _WEIGHTS = ("unet", "text_encoder", "vae")
-_HUB_FILES = ["model_index.json", "scheduler/*", "tokenizer/*", "feature_extractor/*", *(f"{c}/*.{e}" for c in (*_WEIGHTS, "safety_checker") for e in ("json", "safetensors"))]
+_HUB_FILES = [
+    "model_index.json",
+    "scheduler/*",
+    "tokenizer/*",
+    "feature_extractor/*",
+    *(f"{c}/*.{e}" for c in (*_WEIGHTS, "safety_checker") for e in ("json", "safetensors")),
+]
 
 
 def locate(model: str, revision: str | None = None) -> Path:
@@ -40,7 +46,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if kind != SUPPORTED:
         if not isinstance(index.get("unet"), list):
             raise SaeuronError(f"'{folder}' holds a {kind}, which has no UNet (SD3, FLUX and other transformer models can't be edited)")
-        raise SaeuronError(f"'{folder}' holds a {kind}; only text-to-image {SUPPORTED} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards")
+        raise SaeuronError(
+            f"'{folder}' holds a {kind}; only text-to-image {SUPPORTED} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards"
+        )
     for name in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
         if not (folder / name).is_dir():
             raise SaeuronError(f"'{folder}' is incomplete: its '{name}' folder is missing")
@@ -82,7 +90,7 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
         raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - diffusers and transformers raise many types
+    except Exception as error:  # diffusers and transformers raise many types
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {lines[0][:300]}") from None
     pipeline.set_progress_bar_config(disable=True)

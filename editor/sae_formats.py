@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 from .errors import SaeuronError
 from .files import hub_folder, open_safetensors, read_json
 from .hookpoints import normalise
@@ -39,7 +38,12 @@ def read_sparsify(folder: Path) -> SparseAutoencoder:
     """SAeUron's and EleutherAI sparsify's form: `cfg.json` and `sae.safetensors`."""
     where = folder / "cfg.json"
     settings = read_json(where)
-    for key, allowed in {"activation": ("topk", None), "transcode": (False, None), "skip_connection": (False, None), "multi_topk": (False, True, None)}.items():
+    for key, allowed in {
+        "activation": ("topk", None),
+        "transcode": (False, None),
+        "skip_connection": (False, None),
+        "multi_topk": (False, True, None),
+    }.items():
         if settings.get(key) not in allowed:
             raise SaeuronError(f"{where}: '{key}' = {json.dumps(settings[key])} is not supported; only plain top-k SAEs are")
     width, k = _positive(settings, "d_in", where), _positive(settings, "k", where)
@@ -48,7 +52,12 @@ def read_sparsify(folder: Path) -> SparseAutoencoder:
     latents = _positive(settings, "num_latents", where)
     if k > latents:
         raise SaeuronError(f"{where}: k = {k} is larger than num_latents = {latents}")
-    names = {"encoder.weight": ("W_enc", (latents, width)), "encoder.bias": ("b_enc", (latents,)), "W_dec": ("W_dec", (latents, width)), "b_dec": ("b_dec", (width,))}
+    names = {
+        "encoder.weight": ("W_enc", (latents, width)),
+        "encoder.bias": ("b_enc", (latents,)),
+        "W_dec": ("W_dec", (latents, width)),
+        "b_dec": ("b_dec", (width,)),
+    }
     # Shapes are compared in the header, before anything is allocated.
     tensors = open_safetensors(folder / "sae.safetensors", {name: shape for name, (_, shape) in names.items()})
     config = SaeConfig(width, latents, k, bool(settings.get("input_unit_norm", False)))
@@ -67,12 +76,14 @@ def read(source: str | Path, hookpoint: str | None = None, revision: str | None 
             if folder.is_dir() and recognises(folder):
                 return reader(folder)
     seen = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "not a folder"
-    raise SaeuronError(f"no SAE in '{source}' for hookpoint '{hookpoint}': expected cfg.json and sae.safetensors there or in a folder of the hookpoint's name; found: {seen}")
+    raise SaeuronError(
+        f"no SAE in '{source}' for hookpoint '{hookpoint}': expected cfg.json and sae.safetensors there or in a folder of the hookpoint's name; found: {seen}"
+    )
 
 
 def check_width(sae: SparseAutoencoder, channels: int, hookpoint: str) -> None:
     """Raise unless the SAE reads as many channels as the hookpoint has."""
     if sae.config.d_in != channels:
-        raise SaeuronError(f"the SAE reads {sae.config.d_in} channels, but hookpoint '{hookpoint}' has {channels}; is it the SAE of another block or model?")
-
-
+        raise SaeuronError(
+            f"the SAE reads {sae.config.d_in} channels, but hookpoint '{hookpoint}' has {channels}; is it the SAE of another block or model?"
+        )

@@ -94,7 +94,9 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
     keeps_checker = edited.safety_checker is not None and "checkpoint" in s.formats
     if edited.safety_checker is not None and not keeps_checker:
-        prepared.warnings.append("the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it")
+        prepared.warnings.append(
+            "the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"
+        )
     gates: dict[str, str] = {}
     if "onnx" in s.formats:
         edited.to("cpu")
@@ -130,7 +132,13 @@ def _summary(proof: dict[str, Any] | None) -> dict[str, Any] | None:
     if proof is None:
         return None
     worst = {name: parts["forwards"]["worst"] for name, parts in proof["backends"].items()}
-    return {"passed": proof["passed"], "scope": proof["scope"], "precision": proof["precision"], "worst_share_of_effect": worst, "failures": proof["failures"]}
+    return {
+        "passed": proof["passed"],
+        "scope": proof["scope"],
+        "precision": proof["precision"],
+        "worst_share_of_effect": worst,
+        "failures": proof["failures"],
+    }
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -139,7 +147,9 @@ def check_output(output: Path, overwrite: bool) -> None:
         if not overwrite:
             raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
         if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / manifest.NAME).is_file()):
-            raise SaeuronError(f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output")
+            raise SaeuronError(
+                f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output"
+            )
     parent = output.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -154,7 +164,9 @@ def check_space(output: Path, needed: int) -> None:
     # The golden vectors, tokenizer and report come on top.
     wanted = int(needed * 1.05) + 64 * 2**20
     if free < wanted:
-        raise SaeuronError(f"the artifact needs about {wanted / 2**30:.1f} GiB, '{existing}' has {free / 2**30:.1f} GiB free; choose another --output")
+        raise SaeuronError(
+            f"the artifact needs about {wanted / 2**30:.1f} GiB, '{existing}' has {free / 2**30:.1f} GiB free; choose another --output"
+        )
 
 
 @contextlib.contextmanager

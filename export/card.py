@@ -12,28 +12,32 @@ def model_card(record: dict[str, Any]) -> str:
     if model["source"].count("/") == 1 and not model["source"].startswith((".", "/")):
         head.append(f"base_model: {model['source']}")
     head.append("---")
-    settings = "\n".join(f"| {w['name']} | {w['hookpoint']} | {w['select']} | {w['multiplier']:g} | {w['status']} |" for w in record["settings"])
+    settings = "\n".join(
+        f"| {w['name']} | {w['hookpoint']} | {w['select']} | {w['multiplier']:g} | {w['status']} |" for w in record["settings"]
+    )
     warnings = "\n".join(f"- {w}" for w in record["warnings"]) or "- none"
-    return "\n".join(head) + f"""
+    return (
+        "\n".join(head)
+        + f"""
 
-# {model['pipeline']} without {', '.join(concepts)}
+# {model["pipeline"]} without {", ".join(concepts)}
 
-Removed from `{model['source']}`: **{', '.join(concepts)}**, by suppressing features of a sparse autoencoder while the
+Removed from `{model["source"]}`: **{", ".join(concepts)}**, by suppressing features of a sparse autoencoder while the
 model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
 
 | concept | hookpoint | features | multiplier | settings |
 |---|---|---|---|---|
 {settings}
 
-Residual: {record['residual']}; gate: {record['gate']}; precision: {record['precision']}.
+Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["precision"]}.
 
 ## Open it
 
-{_opening(record['formats'])}
+{_opening(record["formats"])}
 
 ## Proof
 
-{_proof(record['validation'])}
+{_proof(record["validation"])}
 
 ## Notes
 
@@ -42,6 +46,7 @@ Residual: {record['residual']}; gate: {record['gate']}; precision: {record['prec
   the edit, nor how well it removes the concept; see `validation/`.
 - Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
 """
+    )
 
 
 def _opening(formats: list[str]) -> str:
@@ -64,5 +69,7 @@ def _proof(summary: dict[str, Any] | None) -> str:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary["passed"] else "**FAILED**"
     shares = "; ".join(f"{name}: {worst:.3%}" for name, worst in summary["worst_share_of_effect"].items())
-    lines = [f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}."]
+    lines = [
+        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}."
+    ]
     return "\n".join(lines + [f"- {line}" for line in summary["failures"]])

@@ -38,7 +38,9 @@ def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
             err.print(f"[red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         except ModuleNotFoundError as error:
             extra = "cpu" if error.name == "onnxruntime" else "export"
-            err.print(f"[red]error:[/] '{error.name}' is not installed; pip install 'saeuron-export\\[{extra}]'", highlight=False, soft_wrap=True)
+            err.print(
+                f"[red]error:[/] '{error.name}' is not installed; pip install 'saeuron-export\\[{extra}]'", highlight=False, soft_wrap=True
+            )
         except RuntimeError as error:
             if type(error).__name__ != "AblationIntegrityError":
                 raise
@@ -64,16 +66,24 @@ def _names(text: str) -> tuple[str, ...]:
 @_clean
 def export(
     concepts: Annotated[str, typer.Option(help="Concepts to remove, comma-separated; `saeuron concepts` lists presets.")] = "",
-    format: Annotated[str, typer.Option(help="Comma-separated: checkpoint (diffusers, safetensors), onnx. trt is planned.")] = "checkpoint,onnx",
+    format: Annotated[
+        str, typer.Option(help="Comma-separated: checkpoint (diffusers, safetensors), onnx. trt is planned.")
+    ] = "checkpoint,onnx",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the artifact; must not exist.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.")] = None,
     sae: Annotated[list[str] | None, typer.Option(help="SAE folder or Hub id, or HOOKPOINT=PATH; repeat for several hookpoints.")] = None,
     hookpoint: Annotated[str | None, typer.Option(help="UNet block, e.g. up_blocks.1.attentions.1. Default: the preset's.")] = None,
-    activations: Annotated[list[str] | None, typer.Option(help="Concept activations (.safetensors, or a released pickle), or HOOKPOINT=FILE; repeatable.")] = None,
+    activations: Annotated[
+        list[str] | None, typer.Option(help="Concept activations (.safetensors, or a released pickle), or HOOKPOINT=FILE; repeatable.")
+    ] = None,
     select: Annotated[str | None, typer.Option(help="percentile:P or count:N. Default: the preset's, else percentile:99.999.")] = None,
     multiplier: Annotated[float | None, typer.Option(help="Gamma; negative suppresses. Default: the preset's, else -1.0.")] = None,
-    residual: Annotated[str | None, typer.Option(help="Reconstruction error: keep (default), upstream (as the released hook), drop.")] = None,
-    gate: Annotated[str, typer.Option(help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).")] = "exact",
+    residual: Annotated[
+        str | None, typer.Option(help="Reconstruction error: keep (default), upstream (as the released hook), drop.")
+    ] = None,
+    gate: Annotated[
+        str, typer.Option(help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).")
+    ] = "exact",
     precision: Annotated[str, typer.Option(help="fp32, fp16, or bf16 (checkpoint only).")] = "fp32",
     steps: Annotated[int | None, typer.Option(help="Denoising steps of the proof. Default: the preset's, else 50.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale of the proof. Default: the preset's, else 7.5.")] = None,
@@ -82,7 +92,9 @@ def export(
     device: Annotated[str, typer.Option(help="torch device of the reference and the proof (cuda: not tested).")] = "cpu",
     settings: Annotated[Path | None, typer.Option(help="TOML with [export] and [[concepts]]; options given here win.")] = None,
     validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Prove the artifact against the dynamic hook.")] = True,
-    proof: Annotated[str, typer.Option(help="full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU).")] = "full",
+    proof: Annotated[
+        str, typer.Option(help="full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU).")
+    ] = "full",
     proof_prompt: Annotated[list[str] | None, typer.Option(help="Prompt that shows the concept, for the proof; repeatable.")] = None,
     allow_amplify: Annotated[bool, typer.Option(help="Accept a positive multiplier, which strengthens the concept.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an artifact at --output.")] = False,
@@ -121,11 +133,19 @@ def export(
     for warning in result.manifest["warnings"]:
         err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
     if as_json:
-        sys.stdout.write(strict_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report}) + "\n")
+        sys.stdout.write(
+            strict_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report}) + "\n"
+        )
     else:
         if result.report:
             out.print(report.table(result.report))
-        verdict = "proven equal to the dynamic hook" if result.proven else "NOT VALIDATED (--no-validate)" if result.report is None else "NOT PROVEN"
+        verdict = (
+            "proven equal to the dynamic hook"
+            if result.proven
+            else "NOT VALIDATED (--no-validate)"
+            if result.report is None
+            else "NOT PROVEN"
+        )
         out.print(f"{result.path}: {verdict}", highlight=False, soft_wrap=True)
     _report_failures(result.report)
     if result.report is not None and not result.proven:
@@ -175,8 +195,12 @@ def concepts(as_json: Annotated[bool, typer.Option("--json", help="Machine-reada
 def validate(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     backend: Annotated[list[str] | None, typer.Option(help="checkpoint or onnx; repeatable. Default: all in the artifact.")] = None,
-    model: Annotated[str | None, typer.Option(help="Original model: run the hook on it afresh, instead of the artifact's golden vectors.")] = None,
-    sae: Annotated[list[str] | None, typer.Option(help="With --model: SAE folder or Hub id, or HOOKPOINT=PATH. Default: as recorded.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Original model: run the hook on it afresh, instead of the artifact's golden vectors.")
+    ] = None,
+    sae: Annotated[
+        list[str] | None, typer.Option(help="With --model: SAE folder or Hub id, or HOOKPOINT=PATH. Default: as recorded.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="With --model: seed of the fresh latents.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda (not tested).")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable report on stdout.")] = False,

@@ -135,7 +135,7 @@ def write(component: Component, root: Path) -> dict[str, str]:
         SaeuronError: the exporter failed, or fixed an axis that has to stay dynamic.
     """
     auto = torch.export.Dim.AUTO
-    shapes = {name: {axis: auto for axis in axes} for name, axes in component.dynamic.items()}
+    shapes = {name: dict.fromkeys(axes, auto) for name, axes in component.dynamic.items()}
     module = component.module.eval()
     try:
         with _quiet():
@@ -166,7 +166,9 @@ def _name_axes(graph: ir.Graph, component: Component) -> None:
             assert value.name is not None and value.shape is not None
             for axis, name in names[value.name].items():
                 if isinstance(value.shape[axis], int):
-                    raise SaeuronError(f"ONNX export of {component.folder} fixed axis {axis} ({name}) of '{value.name}' to {value.shape[axis]}")
+                    raise SaeuronError(
+                        f"ONNX export of {component.folder} fixed axis {axis} ({name}) of '{value.name}' to {value.shape[axis]}"
+                    )
                 value.shape[axis] = name
 
 

@@ -11,7 +11,12 @@ from .prepare import estimate, prepare
 from .settings import Plan, Settings, path_of, resolve
 
 _FILES = {
-    "checkpoint": ["unet/diffusion_pytorch_model.safetensors", "unet/saeuron_unet_<hash>.py", "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"],
+    "checkpoint": [
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/saeuron_unet_<hash>.py",
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
     "onnx": ["unet/model.onnx", "text_encoder/model.onnx", "vae_decoder/model.onnx", "vae_encoder/model.onnx"],
 }
 _ALWAYS = ["model_index.json", "scheduler/", "tokenizer/", "edit/edit.safetensors", "edit/golden.safetensors", "saeuron.json", "README.md"]
@@ -71,11 +76,15 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     for hookpoint, concepts in plan.get("features", {}).items():
         for name, chosen in concepts.items():
             counts = chosen["per_step"]
-            lines.append(f"features   {name} at {hookpoint}: {min(counts)}–{max(counts)} a step, {len(chosen['distinct'])} in all: {', '.join(map(str, chosen['distinct'][:12]))}{' …' if len(chosen['distinct']) > 12 else ''}")
+            lines.append(
+                f"features   {name} at {hookpoint}: {min(counts)}–{max(counts)} a step, {len(chosen['distinct'])} in all: {', '.join(map(str, chosen['distinct'][:12]))}{' …' if len(chosen['distinct']) > 12 else ''}"
+            )
     if "to_fetch" in plan:
         lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes and features are known once these are here)")
     else:
-        lines.append(f"disk       {sum(plan['bytes'].values()) / 2**20:,.0f} MiB ({', '.join(f'{k} {v / 2**20:,.0f}' for k, v in plan['bytes'].items())})")
+        lines.append(
+            f"disk       {sum(plan['bytes'].values()) / 2**20:,.0f} MiB ({', '.join(f'{k} {v / 2**20:,.0f}' for k, v in plan['bytes'].items())})"
+        )
         lines.append(f"memory     about {plan['memory_bytes'] / 2**30:.1f} GiB")
         lines += [f"warning    {w}" for w in plan["warnings"]]
     lines += [f"file       {plan['output']}/{name}" for name in plan["files"]]

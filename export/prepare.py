@@ -54,7 +54,12 @@ def prepare(plan: Plan) -> Prepared:
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     wishes, activations = _open_activations(plan, saes, scheduler)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
-    edit = make_edit(suppressions, {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes}, plan.residual, plan.settings.allow_amplify)
+    edit = make_edit(
+        suppressions,
+        {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes},
+        plan.residual,
+        plan.settings.allow_amplify,
+    )
     edit.provenance = {
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
         "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
@@ -87,7 +92,9 @@ def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
         unet = UNet2DConditionModel.from_config(config)
     found: dict[str, int] = {}
     for name in hookpoints:
-        find_hookpoint(unet, name).register_forward_hook(lambda m, a, out, name=name: found.__setitem__(name, _rank4(output_tensor(out), name)))
+        find_hookpoint(unet, name).register_forward_hook(
+            lambda m, a, out, name=name: found.__setitem__(name, _rank4(output_tensor(out), name))
+        )
     size = 2 ** len(unet.config.block_out_channels)
     context = torch.empty(1, 8, unet.config.cross_attention_dim, device="meta")
     unet(torch.empty(1, unet.config.in_channels, size, size, device="meta"), torch.empty(1, device="meta"), context)
@@ -103,7 +110,9 @@ def _rank4(tensor: Any, name: str) -> int:
     return int(tensor.shape[1])
 
 
-def _open_activations(plan: Plan, saes: dict[str, SparseAutoencoder], scheduler: dict[str, Any]) -> tuple[list[Wish], dict[tuple[str, str], ConceptActivations]]:
+def _open_activations(
+    plan: Plan, saes: dict[str, SparseAutoencoder], scheduler: dict[str, Any]
+) -> tuple[list[Wish], dict[tuple[str, str], ConceptActivations]]:
     opened: dict[tuple[str, str], ConceptActivations] = {}
     kept: list[Wish] = []
     for wish in plan.wishes:
@@ -113,7 +122,9 @@ def _open_activations(plan: Plan, saes: dict[str, SparseAutoencoder], scheduler:
             _check_activations(opened[key], saes[wish.hookpoint], wish.hookpoint)
         if wish.concept in opened[key].concepts:
             if any((w.concept, w.hookpoint) == (wish.concept, wish.hookpoint) for w in kept):
-                raise SaeuronError(f"concept '{wish.concept}' is in two activations files at '{wish.hookpoint}'; give the one that it shall be compared in")
+                raise SaeuronError(
+                    f"concept '{wish.concept}' is in two activations files at '{wish.hookpoint}'; give the one that it shall be compared in"
+                )
             kept.append(wish)
     for name in dict.fromkeys(w.concept for w in plan.wishes):
         if not any(w.concept == name for w in kept):
@@ -126,10 +137,14 @@ def _open_activations(plan: Plan, saes: dict[str, SparseAutoencoder], scheduler:
 def _check_activations(activations: ConceptActivations, sae: SparseAutoencoder, hookpoint: str) -> None:
     where = activations.provenance.get("file", "activations")
     if activations.latents != sae.config.num_latents:
-        raise SaeuronError(f"{where} was collected with an SAE of {activations.latents} latents, but the SAE at '{hookpoint}' has {sae.config.num_latents}")
+        raise SaeuronError(
+            f"{where} was collected with an SAE of {activations.latents} latents, but the SAE at '{hookpoint}' has {sae.config.num_latents}"
+        )
     recorded = activations.provenance.get("sae_sha256")
     if recorded and recorded != sae.sha256():
-        raise SaeuronError(f"{where} was collected with another SAE than the one at '{hookpoint}' (hashes differ), so its latents mean other things; collect it again or name the SAE it belongs to")
+        raise SaeuronError(
+            f"{where} was collected with another SAE than the one at '{hookpoint}' (hashes differ), so its latents mean other things; collect it again or name the SAE it belongs to"
+        )
     at = activations.provenance.get("hookpoint")
     if at and at != hookpoint:
         raise SaeuronError(f"{where} was collected at '{at}', not at '{hookpoint}'")
@@ -157,14 +172,16 @@ def estimate(prepared: Prepared) -> dict[str, int]:
         edit += sae.config.d_in * ((n if s.gate == "exact" else chosen) + (chosen if prepared.edit.residual == "keep" else n))
     width = _BYTES[s.precision]
     network = (sum(numbers.values()) + edit) * width
-    found = {name: network for name in s.formats}
+    found = dict.fromkeys(s.formats, network)
     found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
     return found
 
 
 def _numbers(folder: Path) -> int:
     """Number of weights in a component's safetensors files (one variant)."""
-    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16" not in f.name and "non_ema" not in f.name] or sorted(folder.glob("*.safetensors"))
+    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16" not in f.name and "non_ema" not in f.name] or sorted(
+        folder.glob("*.safetensors")
+    )
     if not files:
         return sum(p.stat().st_size for p in folder.glob("*.bin")) // 4
     total = 0

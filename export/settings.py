@@ -127,7 +127,16 @@ def resolve(settings: Settings) -> Plan:
     steps = settings.steps or _common("steps", chosen, "step counts", "give --steps") or 50
     guidance = settings.guidance if settings.guidance is not None else _common("guidance", chosen, "guidance scales", "give --guidance")
     saes = _saes(settings, wishes, chosen)
-    return Plan(settings, model, tuple(wishes), saes, residual, steps, 7.5 if guidance is None else guidance, {n: c.prompts for n, c in chosen.items()})
+    return Plan(
+        settings,
+        model,
+        tuple(wishes),
+        saes,
+        residual,
+        steps,
+        7.5 if guidance is None else guidance,
+        {n: c.prompts for n, c in chosen.items()},
+    )
 
 
 def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]:
@@ -143,7 +152,11 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
         if key not in ("export", "concepts"):
             raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")
     tables, options = content.get("concepts", []), content.get("export", {})
-    if not isinstance(tables, list) or not isinstance(options, dict) or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables):
+    if (
+        not isinstance(tables, list)
+        or not isinstance(options, dict)
+        or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables)
+    ):
         raise SaeuronError(f"settings file '{path}': expected [export] and [[concepts]] tables, each concept with a name")
     allowed = ("model", "hookpoint", "residual", "steps", "guidance")
     for key, value in options.items():
@@ -164,7 +177,12 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
 def _check_choices(s: Settings) -> None:
     if not s.concepts:
         raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets)")
-    for value, choices, option in ((s.gate, GATES, "--gate"), (s.precision, PRECISIONS, "--precision"), (s.proof, PROOFS, "--proof"), (s.residual or "keep", RESIDUALS, "--residual")):
+    for value, choices, option in (
+        (s.gate, GATES, "--gate"),
+        (s.precision, PRECISIONS, "--precision"),
+        (s.proof, PROOFS, "--proof"),
+        (s.residual or "keep", RESIDUALS, "--residual"),
+    ):
         if value not in choices:
             raise SaeuronError(f"{option} '{value}' is not known; it is one of {', '.join(choices)}")
     if not s.formats:
@@ -175,12 +193,14 @@ def _check_choices(s: Settings) -> None:
         if name not in FORMATS:
             raise SaeuronError(unknown("format", name, FORMATS))
     if s.precision == "bf16" and "onnx" in s.formats:
-        raise SaeuronError("--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32")
+        raise SaeuronError(
+            "--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32"
+        )
     if s.steps is not None and s.steps < 1:
         raise SaeuronError(f"--steps is {s.steps}; it must be at least 1")
-    for value, option in ((s.height, "--height"), (s.width, "--width")):
-        if value is not None and (value < 8 or value % 8):
-            raise SaeuronError(f"{option} is {value}; it must be a positive multiple of 8")
+    for pixels, option in ((s.height, "--height"), (s.width, "--width")):
+        if pixels is not None and (pixels < 8 or pixels % 8):
+            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")
 
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
@@ -193,7 +213,9 @@ def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], expl
         return Concept(name=name, **{**blank, **override})
     if explicit:
         return None
-    raise SaeuronError(unknown("concept", name, known) + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint)")
+    raise SaeuronError(
+        unknown("concept", name, known) + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint)"
+    )
 
 
 def _at_hookpoint(text: str) -> tuple[str | None, str]:
@@ -217,7 +239,17 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             and replace(preset, steps=shipped.steps, guidance=shipped.guidance, prompts=shipped.prompts) == shipped
             and str(rule) == str(Rule.parse(shipped.select)) and multiplier == shipped.multiplier and normalise(hookpoint) == normalise(shipped.hookpoint)
         )  # fmt: skip
-        found.append(Wish(name, normalise(hookpoint), path, rule, float(multiplier), shipped.status if shipped and same else "untuned", preset.domain if preset else "unknown"))
+        found.append(
+            Wish(
+                name,
+                normalise(hookpoint),
+                path,
+                rule,
+                float(multiplier),
+                shipped.status if shipped and same else "untuned",
+                preset.domain if preset else "unknown",
+            )
+        )
     return found
 
 
@@ -243,5 +275,7 @@ def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[s
         found[wish.hookpoint] = source
     for hookpoint in given:
         if hookpoint is not None and hookpoint not in found:
-            raise SaeuronError(f"--sae {hookpoint}=…: no concept is suppressed at this hookpoint (used: {', '.join(found)}); give --activations {hookpoint}=FILE too")
+            raise SaeuronError(
+                f"--sae {hookpoint}=…: no concept is suppressed at this hookpoint (used: {', '.join(found)}); give --activations {hookpoint}=FILE too"
+            )
     return found

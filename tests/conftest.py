@@ -33,14 +33,27 @@ def make_sae(width: int = WIDTH, latents: int = 256, k: int = 8, seed: int = 0, 
     """Random directions with a spread of biases, so that latents differ in how often they fire."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(latents, width, generator=generator), dim=1)
-    tensors = {"W_enc": rows.clone(), "b_enc": 0.1 * torch.randn(latents, generator=generator), "W_dec": rows, "b_dec": 0.1 * torch.randn(width, generator=generator)}
+    tensors = {
+        "W_enc": rows.clone(),
+        "b_enc": 0.1 * torch.randn(latents, generator=generator),
+        "W_dec": rows,
+        "b_dec": 0.1 * torch.randn(width, generator=generator),
+    }
     return SparseAutoencoder.from_tensors(SaeConfig(width, latents, k, unit_norm), tensors, "test")
 
 
-def make_activations(latents: int = 256, concepts: tuple[str, ...] = ("A", "B", "C"), steps: int = 10, seed: int = 0, scale: float = 0.3) -> ConceptActivations:
+def make_activations(
+    latents: int = 256, concepts: tuple[str, ...] = ("A", "B", "C"), steps: int = 10, seed: int = 0, scale: float = 0.3
+) -> ConceptActivations:
     generator = torch.Generator().manual_seed(seed)
     means = scale * torch.rand(len(concepts), steps, latents, generator=generator)
-    return ConceptActivations(list(concepts), [2 + i for i in range(len(concepts))], means, torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1, kth=torch.full((steps,), 0.5))
+    return ConceptActivations(
+        list(concepts),
+        [2 + i for i in range(len(concepts))],
+        means,
+        torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1,
+        kth=torch.full((steps,), 0.5),
+    )
 
 
 def edit_of(activations: ConceptActivations, *wishes: tuple[str, str, float], hookpoint: str = HOOKPOINT, residual: str = "keep") -> Edit:
@@ -69,7 +82,9 @@ def edit(activations: ConceptActivations) -> Edit:
     return edit_of(activations, ("A", "count:20", -3.0), ("B", "percentile:90", -2.0))
 
 
-def inputs(batch: int = 2, height: int = 8, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(
+    batch: int = 2, height: int = 8, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample and context of a forward."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 4, height, width, generator=generator).to(dtype), torch.randn(batch, 6, 24, generator=generator).to(dtype)
@@ -88,9 +103,22 @@ def tiny(tmp_path_factory):
     tokenizer = make_tokenizer(root / "tokenizer")
     text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=24,
                                         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
     StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokenizer, unet=make_unet(), scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        vae=vae.eval(),
+        text_encoder=text.eval(),
+        tokenizer=tokenizer,
+        unet=make_unet(),
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(root / "model")
     make_sae().save(root / "sae" / f"unet.{HOOKPOINT}")
     make_activations().save(root / "activations.safetensors")

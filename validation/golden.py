@@ -98,7 +98,10 @@ class Golden:
             for i, r in enumerate(self.runs)
         ]  # fmt: skip
         parts = {c: {k: put(f"component/{c}/{k}", v) for k, v in values.items()} for c, values in self.components.items()}
-        header = {"format": _FORMAT, "content": json.dumps({"precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes})}
+        header = {
+            "format": _FORMAT,
+            "content": json.dumps({"precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes}),
+        }
         save_file(tensors, path, metadata=header)
 
     @classmethod
@@ -118,7 +121,8 @@ class Golden:
                         **{k: {h: tensors[n].astype(bool) for h, n in c[k].items()} for k in ("fires", "near")}})
                 for c in content["cases"]
             ]  # fmt: skip
-            runs = [Run(**{k: tensors[v] if k in _RUN else v for k, v in r.items()}) for r in content["runs"]]
+            filled: list[dict[str, Any]] = [{k: tensors[v] if k in _RUN else v for k, v in r.items()} for r in content["runs"]]
+            runs = [Run(**r) for r in filled]
             parts = {c: {k: tensors[n] for k, n in values.items()} for c, values in content["components"].items()}
             return cls(content["precision"], cases, runs, parts, content["notes"])
         except (KeyError, ValueError, TypeError) as error:

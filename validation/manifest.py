@@ -78,4 +78,6 @@ def check_files(root: str | Path, manifest: dict[str, Any]) -> None:
         if not path.is_file():
             raise SaeuronError(f"'{name}' is missing from the artifact '{root}'; take it again from its source")
         if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
-            raise SaeuronError(f"'{name}' in '{root}' is not the file that was written: size or SHA-256 differ; take it again from its source")
+            raise SaeuronError(
+                f"'{name}' in '{root}' is not the file that was written: size or SHA-256 differ; take it again from its source"
+            )

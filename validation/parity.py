@@ -46,7 +46,9 @@ def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.nda
     acting = [e for e in effects if e > 0]
     failures, rows = [], []
     if not acting:
-        failures.append("the edit never fired on the golden inputs, so nothing was proven; use prompts that show the concept (--proof-prompt)")
+        failures.append(
+            "the edit never fired on the golden inputs, so nothing was proven; use prompts that show the concept (--proof-prompt)"
+        )
     floor = min(acting, default=0.0)
     for case, effect in zip(golden.cases, effects, strict=True):
         output = run_unet(case.sample, case.timestep, case.context)
@@ -54,11 +56,30 @@ def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.nda
         if not np.isfinite(output).all():
             failures.append(f"UNet output is not finite at {where}")
         ratio = _distance(output, case.hook) / (effect or floor or 1.0)
-        rows.append({"kind": case.kind, "timestep": case.timestep, "batch": len(case.sample), "height": case.sample.shape[-2], "width": case.sample.shape[-1], "effect": effect, "ratio": ratio})
+        rows.append(
+            {
+                "kind": case.kind,
+                "timestep": case.timestep,
+                "batch": len(case.sample),
+                "height": case.sample.shape[-2],
+                "width": case.sample.shape[-1],
+                "effect": effect,
+                "ratio": ratio,
+            }
+        )
         if not ratio <= bar:
             failures.append(f"UNet differs from the hook by {ratio:.2%} of the edit's effect at {where} (bar {bar:.0%})")
     worst = max((r["ratio"] for r, e in zip(rows, effects, strict=True) if e > 0), default=float("nan"))
-    return {"passed": not failures, "worst": worst, "bar": bar, "forwards": len(rows), "fired": len(acting), "silent": len(rows) - len(acting), "rows": rows, "failures": failures}
+    return {
+        "passed": not failures,
+        "worst": worst,
+        "bar": bar,
+        "forwards": len(rows),
+        "fired": len(acting),
+        "silent": len(rows) - len(acting),
+        "rows": rows,
+        "failures": failures,
+    }
 
 
 def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
@@ -128,7 +149,9 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
         allowed = max(bar * effect, DRIFT_FACTOR * run.drift)
         where = f"guidance={run.guidance:g} {pictures.shape[1]}x{pictures.shape[2]}"
         if not (np.isfinite(latents).all() and distance <= allowed):
-            failures.append(f"free run ({where}): final latents are {distance:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, own drift {run.drift:.2%})")
+            failures.append(
+                f"free run ({where}): final latents are {distance:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, own drift {run.drift:.2%})"
+            )
         rows.append({
             "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
             "latents": distance, "effect": effect, "drift": run.drift, "allowed": allowed,
@@ -146,11 +169,21 @@ def check_control(golden: Golden) -> dict[str, Any]:
     runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures))
     failures = []
     if caught != forwards["fired"] or not caught:
-        failures.append(f"control: the unedited model passed {forwards['fired'] - caught} of {forwards['fired']} forwards, so this comparison proves nothing")
+        failures.append(
+            f"control: the unedited model passed {forwards['fired'] - caught} of {forwards['fired']} forwards, so this comparison proves nothing"
+        )
     if golden.runs and len(runs["failures"]) != len(golden.runs):
         failures.append("control: a free run of the unedited model passed; the edit changes less than this precision's own drift there")
     moved = max((relative(c.neutral, c.unedited) for c in golden.cases), default=0.0)
-    return {"passed": not failures, "residual_alone": moved, "forwards_caught": caught, "forwards": forwards["fired"], "runs_caught": len(runs["failures"]), "runs": len(golden.runs), "failures": failures}
+    return {
+        "passed": not failures,
+        "residual_alone": moved,
+        "forwards_caught": caught,
+        "forwards": forwards["fired"],
+        "runs_caught": len(runs["failures"]),
+        "runs": len(golden.runs),
+        "failures": failures,
+    }
 
 
 def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -159,7 +192,14 @@ def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None]
     Returns:
         the report: `{"passed", "precision", "scope", "prompts", "against_exact", "control", "backends": {name: …}, "failures": [line, …]}`.
     """
-    report: dict[str, Any] = {"precision": golden.precision, "scope": golden.notes.get("scope"), "prompts": golden.notes.get("prompts"), "against_exact": golden.notes.get("against_exact"), "control": check_control(golden), "backends": {}}
+    report: dict[str, Any] = {
+        "precision": golden.precision,
+        "scope": golden.notes.get("scope"),
+        "prompts": golden.notes.get("prompts"),
+        "against_exact": golden.notes.get("against_exact"),
+        "control": check_control(golden),
+        "backends": {},
+    }
     failures = list(report["control"]["failures"])
     for runner in runners:
         parts: dict[str, Any] = {}

@@ -182,11 +182,21 @@ def _off_grid(job: _Job, calls: list, number: int) -> list[Case]:
     return found
 
 
-def _free_run(job: _Job, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, hooked: torch.Tensor) -> Run:
+def _free_run(
+    job: _Job, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, hooked: torch.Tensor
+) -> Run:
     initial = initial_latents(job.pipeline, seeds, height, width)
 
     def final(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-        return pipe(prompt=texts, latents=latents.clone(), num_inference_steps=steps, guidance_scale=scale, height=height, width=width, output_type="latent").images
+        return pipe(
+            prompt=texts,
+            latents=latents.clone(),
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            height=height,
+            width=width,
+            output_type="latent",
+        ).images
 
     unedited = final(job.pipeline, initial)
     with job.neutral():
@@ -214,13 +224,19 @@ def decode(pipeline: Any, latents: torch.Tensor) -> np.ndarray:
 
 def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Inputs and outputs of the graphs around the UNet."""
-    ids = pipeline.tokenizer(prompts, padding="max_length", max_length=pipeline.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt").input_ids
+    ids = pipeline.tokenizer(
+        prompts, padding="max_length", max_length=pipeline.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt"
+    ).input_ids
     encoded = pipeline.text_encoder(ids.to(pipeline.text_encoder.device))
     latents = initial_latents(pipeline, [seed], height, width).to(pipeline.vae.dtype)
     picture = pipeline.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
     moments = pipeline.vae.encode(picture).latent_dist.parameters
     return {
-        "text_encoder": {"input_ids": to_numpy(ids), "last_hidden_state": to_numpy(encoded.last_hidden_state), "pooler_output": to_numpy(encoded.pooler_output)},
+        "text_encoder": {
+            "input_ids": to_numpy(ids),
+            "last_hidden_state": to_numpy(encoded.last_hidden_state),
+            "pooler_output": to_numpy(encoded.pooler_output),
+        },
         "vae_decoder": {"latent_sample": to_numpy(latents), "sample": to_numpy(pipeline.vae.decode(latents, return_dict=False)[0])},
         "vae_encoder": {"sample": to_numpy(picture), "latent_parameters": to_numpy(moments)},
     }

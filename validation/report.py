@@ -32,8 +32,17 @@ def table(report: dict[str, Any]) -> Table:
 
     for name, parts in report["backends"].items():
         f, g, c = parts["forwards"], parts["gates"], parts["components"]
-        found.add_row(name, "forwards", mark(f["passed"]), f"worst {_percent(f['worst'])} of the edit's effect (bar {f['bar']:.0%}); {f['forwards']} forwards, edit fired in {f['fired']}")
-        gates = f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired, flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond" if g["observable"] else "not observable"
+        found.add_row(
+            name,
+            "forwards",
+            mark(f["passed"]),
+            f"worst {_percent(f['worst'])} of the edit's effect (bar {f['bar']:.0%}); {f['forwards']} forwards, edit fired in {f['fired']}",
+        )
+        gates = (
+            f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired, flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond"
+            if g["observable"]
+            else "not observable"
+        )
         found.add_row("", "gates", mark(g["passed"]), gates)
         found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
         runs = parts["runs"]
@@ -43,10 +52,25 @@ def table(report: dict[str, Any]) -> Table:
         if not runs["rows"]:
             found.add_row("", "free run", "not run", "scope 'short'")
     control = report["control"]
-    found.add_row("unedited", "control", mark(control["passed"]), f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs']} free runs")
+    found.add_row(
+        "unedited",
+        "control",
+        mark(control["passed"]),
+        f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs']} free runs",
+    )
     if control["residual_alone"] > 0:
-        found.add_row("hook", "residual", "note", f"without any suppression this residual mode alone moves the UNet's output by up to {_percent(control['residual_alone'])}")
+        found.add_row(
+            "hook",
+            "residual",
+            "note",
+            f"without any suppression this residual mode alone moves the UNet's output by up to {_percent(control['residual_alone'])}",
+        )
     against = report.get("against_exact") or {}
     if against.get("differ"):
-        found.add_row("gate", "threshold", "note", f"decides otherwise than the exact gate in {against['differ']} of {against['decisions']} decisions (fired {against['fired']}, exact {against['fired_exact']})")
+        found.add_row(
+            "gate",
+            "threshold",
+            "note",
+            f"decides otherwise than the exact gate in {against['differ']} of {against['decisions']} decisions (fired {against['fired']}, exact {against['fired_exact']})",
+        )
     return found

@@ -139,7 +139,7 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many private types
+    except Exception as error:  # onnxruntime raises many private types
         raise SaeuronError(f"{path} can't be run by ONNX Runtime: {str(error).splitlines()[0][:300]}") from None
     if provider not in session.get_providers():
         raise SaeuronError(f"ONNX Runtime runs {path.name} on {session.get_providers()}, not on {provider} as asked")

@@ -22,7 +22,8 @@ class _Lazy:
     """Opens a runner when its turn comes, so that two copies of a large model never lie in memory together."""
 
     def __init__(self, name: str, make: Callable[[], Runner]) -> None:
-        self.name, self._make, self._runner = name, make, None
+        self.name, self._make = name, make
+        self._runner: Runner | None = None
 
     def __getattr__(self, attribute: str) -> Any:
         if self._runner is None:

@@ -24,7 +24,7 @@ from . import train_sae as sae_training
 from .render import OBJECTS, STYLES, dataset
 
 SEED = 20260
-HOOKPOINTS = ("up_blocks.1.attentions.1", "up_blocks.1.attentions.0")
+HOOKPOINTS = ("up_blocks.1.attentions.1",)
 
 
 def stage_render(work: Path) -> None:

@@ -116,8 +116,9 @@ def _cactus(x: float, y: float, r: float) -> Parts:
         box = (x + x0 * r, y + y0 * r, x + x1 * r, y + y1 * r)
         return _mask(lambda d: d.rounded_rectangle(box, radius=0.16 * r, fill=255))
 
-    plant = _union(bar(-0.2, -1, 0.2, 0.6), bar(-0.8, -0.45, -0.48, 0.2), bar(-0.8, -0.05, 0, 0.2),
-                   bar(0.48, -0.7, 0.8, 0), bar(0, -0.25, 0.8, 0))
+    plant = _union(
+        bar(-0.2, -1, 0.2, 0.6), bar(-0.8, -0.45, -0.48, 0.2), bar(-0.8, -0.05, 0, 0.2), bar(0.48, -0.7, 0.8, 0), bar(0, -0.25, 0.8, 0)
+    )
     pot = _polygon([(x - 0.5 * r, y + 0.5 * r), (x + 0.5 * r, y + 0.5 * r), (x + 0.35 * r, y + r), (x - 0.35 * r, y + r)])
     return [(plant, (58, 142, 66)), (pot, (196, 110, 60))]
 

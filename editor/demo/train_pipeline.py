@@ -128,7 +128,9 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges were learned from the demo's own prompts (any text still tokenizes)."""
     texts = [prompt(o, s, t) for t in TEMPLATES for o in (*OBJECTS, None) for s in (*STYLES, "any", None)]
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(_clip_pattern(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_clip_pattern(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=2048, end_of_word_suffix="</w>", show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -145,8 +147,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
-    return tokenizer
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
 
 
 def _clip_pattern():  # noqa: ANN202
@@ -196,7 +197,9 @@ def train_unet(
     start = time.time()
     scheduler = make_scheduler()
     text_encoder, unet = make_text_encoder(tokenizer), make_unet(latents.shape[-1])
-    print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text encoder {sum(p.numel() for p in text_encoder.parameters()) / 1e6:.2f} M parameters")
+    print(
+        f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text encoder {sum(p.numel() for p in text_encoder.parameters()) / 1e6:.2f} M parameters"
+    )
     unet.to(memory_format=torch.channels_last)
     model = nn.ModuleList([text_encoder, unet])
     parameters = list(model.parameters())
@@ -268,7 +271,9 @@ def encode(vae: AutoencoderKL, data: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.encode(b * 2 - 1).latent_dist.mean for b in data.split(256)])
 
 
-def assemble(vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
     """Stock pipeline of the trained parts; no safety checker was trained, and none is pretended."""
     return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),

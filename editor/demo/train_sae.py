@@ -36,9 +36,14 @@ def gather(pipeline: Any, hookpoints: Sequence[str], pictures: int, seed: int, b
     found: dict[str, list[torch.Tensor]] = {h: [] for h in hookpoints}
     start = time.time()
     for first in range(0, pictures, batch_size):
-        texts = [prompt(objects[rng.integers(len(objects))], styles[rng.integers(len(styles))], TEMPLATES[rng.integers(len(TEMPLATES))]) for _ in range(batch_size)]
+        texts = [
+            prompt(objects[rng.integers(len(objects))], styles[rng.integers(len(styles))], TEMPLATES[rng.integers(len(TEMPLATES))])
+            for _ in range(batch_size)
+        ]
         with capture(pipeline.unet, hookpoints) as seen:
-            generate(pipeline, texts, [seed + first + j for j in range(batch_size)], STEPS, GUIDANCE, output_type="latent", batch_size=batch_size)
+            generate(
+                pipeline, texts, [seed + first + j for j in range(batch_size)], STEPS, GUIDANCE, output_type="latent", batch_size=batch_size
+            )
         for item in seen:
             for h in hookpoints:
                 found[h].append(to_tokens(item.outputs[h])[batch_size:].half().flatten(0, 1))
@@ -56,7 +61,9 @@ def _geometric_median(tokens: torch.Tensor, rounds: int = 50) -> torch.Tensor:
     return centre
 
 
-def train(tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, batch: int = 2048, rate: float = 1e-3) -> tuple[SparseAutoencoder, float]:
+def train(
+    tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, batch: int = 2048, rate: float = 1e-3
+) -> tuple[SparseAutoencoder, float]:
     """Train an SAE.
 
     Args:
@@ -107,6 +114,7 @@ def train(tokens: torch.Tensor, expansion: int, k: int, steps: int, seed: int, b
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
+            assert sae.W_dec.grad is not None
             parallel = (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True)
             sae.W_dec.grad -= parallel * sae.W_dec
         optimizer.step()

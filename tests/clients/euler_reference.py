@@ -24,7 +24,9 @@ def remove_edit(unet: Any, golden: Golden) -> None:
         unet.get_submodule(name)._forward_hooks.clear()
     case = max(golden.cases, key=lambda c: distance(c.hook, c.unedited))
     with torch.no_grad():
-        found = unet(torch.from_numpy(case.sample).to(unet.dtype), case.timestep, torch.from_numpy(case.context).to(unet.dtype), return_dict=False)[0]
+        found = unet(
+            torch.from_numpy(case.sample).to(unet.dtype), case.timestep, torch.from_numpy(case.context).to(unet.dtype), return_dict=False
+        )[0]
     share = distance(found.float().numpy(), case.unedited) / distance(case.hook, case.unedited)
     assert share <= BARS[golden.precision], f"the unhooked UNet is {share:.2%} of the edit's effect from the original model's golden output"
 

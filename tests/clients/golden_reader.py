@@ -83,7 +83,9 @@ class Report:
     def __init__(self, client: str, precision: str) -> None:
         self.client, self.bar, self.passed, self.failed = client, BARS[precision], 0, 0
 
-    def compare(self, what: str, found: np.ndarray, hook: np.ndarray, unedited: np.ndarray, *, drift: float = 0.0, floor: float = 0.0) -> None:
+    def compare(
+        self, what: str, found: np.ndarray, hook: np.ndarray, unedited: np.ndarray, *, drift: float = 0.0, floor: float = 0.0
+    ) -> None:
         """Hold `found` to the hook, and see that the unedited model would fail.
 
         Args:
@@ -102,7 +104,10 @@ class Report:
             return
         share, allowed = distance(found, hook) / scale, max(self.bar, DRIFT_FACTOR * drift * size / scale)
         moved = f"the edit moves it by {effect / size:.2%}" if effect else "the edit is silent here"
-        self.line(bool(np.isfinite(found).all()) and share <= allowed, f"{what}: {share:.5%} of the edit's effect from the hook (allowed {allowed:.2%}; {moved})")
+        self.line(
+            bool(np.isfinite(found).all()) and share <= allowed,
+            f"{what}: {share:.5%} of the edit's effect from the hook (allowed {allowed:.2%}; {moved})",
+        )
         if effect and distance(unedited, hook) / scale <= allowed:
             self.line(False, f"{what}: control: the unedited model would pass too, so this comparison proves nothing")
 

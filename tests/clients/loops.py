@@ -18,7 +18,13 @@ def final_latents(pipeline: Any, run: Run, steps: int | None = None, initial: np
     start = torch.from_numpy(run.initial if initial is None else initial).to(pipeline.unet.dtype)
     height, width = (side * pipeline.vae_scale_factor for side in start.shape[-2:])
     return pipeline(
-        prompt=run.prompts, latents=start, num_inference_steps=steps or run.steps, guidance_scale=run.guidance, height=height, width=width, output_type="latent"
+        prompt=run.prompts,
+        latents=start,
+        num_inference_steps=steps or run.steps,
+        guidance_scale=run.guidance,
+        height=height,
+        width=width,
+        output_type="latent",
     ).images.detach()
 
 

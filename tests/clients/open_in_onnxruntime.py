@@ -22,7 +22,13 @@ def main(artifact: Path) -> int:
     for case in golden.cases:
         inputs = {"sample": case.sample, "timestep": np.array(case.timestep), "encoder_hidden_states": case.context}
         (found,) = session.run(["out_sample"], {name: value.astype(types[name]) for name, value in inputs.items()})
-        report.compare(f"UNet ({case.kind}, t={case.timestep:g}, {'x'.join(map(str, case.sample.shape))})", found, case.hook, case.unedited, floor=floor)
+        report.compare(
+            f"UNet ({case.kind}, t={case.timestep:g}, {'x'.join(map(str, case.sample.shape))})",
+            found,
+            case.hook,
+            case.unedited,
+            floor=floor,
+        )
     strangers = [name for name in ("saeuron", "torch", "diffusers", "transformers") if name in sys.modules]
     report.line(not strangers, f"needed nothing else (imported besides: {strangers})")
     return report.exit_code()

@@ -11,12 +11,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
 from saeuron.editor.ablated_unet import SENTINEL, AblatedUNet2DConditionModel, AblationIntegrityError
 from saeuron.editor.bake import bake
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.hook import AblationHook
-from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
 KEY = HOOKPOINT.replace(".", "-")
 BARS = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}

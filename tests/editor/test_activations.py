@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 import torch
+from tests.conftest import make_activations
 
 from saeuron.editor.activations import ConceptActivations, collect, ddim_timesteps
 from saeuron.editor.errors import SaeuronError
-from tests.conftest import make_activations
 
 TIMESTEPS = lambda steps: torch.arange(steps - 1, -1, -1) * 10 + 1  # noqa: E731
 

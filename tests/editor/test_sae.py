@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import make_sae
 
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.sae import SaeConfig, SparseAutoencoder
 from saeuron.editor.sae_formats import check_width
-from tests.conftest import make_sae
 
 
 def naive(sae, x):

@@ -3,11 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import HOOKPOINT, edit_of, make_activations
 
 from saeuron.editor.edit import Suppression, make_edit
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.selection import Rule, scores, select
-from tests.conftest import HOOKPOINT, edit_of, make_activations
 
 
 def naive_scores(means, prompts, index):
@@ -45,7 +45,10 @@ def test_count_takes_only_positive_scores():
     assert select(score, Rule("count", 3)).tolist() == [[True, False, True, False]]
 
 
-@pytest.mark.parametrize("text", ["percentile:0", "percentile:100", "percentile:x", "percentile:nan", "count:0", "count:1.5", "count:-1", "top:3", "3", "count:inf"])
+@pytest.mark.parametrize(
+    "text",
+    ["percentile:0", "percentile:100", "percentile:x", "percentile:nan", "count:0", "count:1.5", "count:-1", "top:3", "3", "count:inf"],
+)
 def test_bad_rules_are_refused(text):
     with pytest.raises(SaeuronError):
         Rule.parse(text)
@@ -63,7 +66,11 @@ def naive_edit(activations, wishes, n):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), counts=st.tuples(st.integers(1, 40), st.integers(1, 40)), gammas=st.tuples(st.floats(-30, 0), st.floats(-30, 0)))
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    gammas=st.tuples(st.floats(-30, 0), st.floats(-30, 0)),
+)
 def test_tables_equal_the_rule_and_ignore_order(seed, counts, gammas):
     activations = make_activations(latents=64, steps=4, seed=seed)
     wishes = [("A", f"count:{counts[0]}", gammas[0]), ("C", f"count:{counts[1]}", gammas[1])]

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import HOOKPOINT, make_activations, make_sae
 from typer.testing import CliRunner
 
 from saeuron.export.cli import app
-from tests.conftest import HOOKPOINT, make_activations, make_sae
 
 runner = CliRunner()
 
@@ -58,7 +58,10 @@ def test_the_job_itself_works(job):
         ({"--concepts": "AA"}, "did you mean A"),
         ({"--concepts": None}, "no concept named"),
         ({"--output": None}, "no output folder"),
-        ({"--hookpoint": "up_blocks.7.attentions.0"}, f"its transformer blocks are: down_blocks.0.attentions.0, up_blocks.0.attentions.0, {HOOKPOINT}"),
+        (
+            {"--hookpoint": "up_blocks.7.attentions.0"},
+            f"its transformer blocks are: down_blocks.0.attentions.0, up_blocks.0.attentions.0, {HOOKPOINT}",
+        ),
         ({"--hookpoint": None}, "no hookpoint known"),
         ({"--sae": None}, "no SAE known"),
         ({"--model": None}, "no base model"),
@@ -195,7 +198,17 @@ def test_incomplete_model(job, tiny, tmp_path, spoil, message):
     refused(job, message, **{"--model": folder})
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionXLPipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionXLPipeline",
+    ],
+)
 def test_other_pipelines(job, tiny, tmp_path, kind):
     folder = spoiled(tiny["model"], tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": kind}

@@ -1,0 +1,140 @@
+"""The folder as a whole: atomic, swept, and honest about what the command says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.conftest import HOOKPOINT
+from typer.testing import CliRunner
+
+from saeuron.export.artifact import building, export_artifact
+from saeuron.export.cli import app
+from saeuron.export.settings import Settings
+
+runner = CliRunner()
+
+
+def settings(tiny, output, **changes):
+    known = {
+        "concepts": ("A",), "output": output, "formats": ("checkpoint",), "model": str(tiny["model"]), "sae": (str(tiny["sae"]),), "hookpoint": HOOKPOINT,
+        "activations": (str(tiny["activations"]),), "select": "count:20", "multiplier": -3.0, "steps": 2, "proof": "short",
+    }  # fmt: skip
+    return Settings(**(known | changes))
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), building(tmp_path / "out", False) as folder:
+        (folder / "half").write_text("x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_replaces_whole(tiny, tmp_path):
+    first = export_artifact(settings(tiny, tmp_path / "out"))
+    second = export_artifact(settings(tiny, tmp_path / "out", multiplier=-5.0, overwrite=True))
+    assert first.manifest["edit"]["sha256"] != second.manifest["edit"]["sha256"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("delay", [0.5, 6.0, 9.0])
+def test_a_kill_leaves_nothing_under_the_final_name(tiny, tmp_path, delay):
+    options = ["--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint", HOOKPOINT,
+               "--select", "count:20", "--multiplier", "-3", "--steps", "40", "--output", tmp_path / "out"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saeuron.export.cli", "export", *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    export_artifact(settings(tiny, tmp_path / "out"))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "the killed export's folder was not swept"
+
+
+def test_no_validate_says_so(tiny, tmp_path):
+    result = export_artifact(settings(tiny, tmp_path / "out", validate=False))
+    assert result.manifest["validation"] is None and not result.proven
+    assert "Not validated" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_edit_that_never_fires_exits_with_1(tiny, tmp_path):
+    from tests.conftest import make_activations
+
+    made = make_activations(scale=1e4)
+    made.save(tmp_path / "a.safetensors")
+    command = ["export", "--concepts", "A", "--model", str(tiny["model"]), "--sae", str(tiny["sae"]), "--activations", str(tmp_path / "a.safetensors"), "--hookpoint", HOOKPOINT,
+               "--select", "count:20", "--multiplier", "-3", "--steps", "2", "--proof", "short", "--format", "checkpoint", "--output", str(tmp_path / "out")]  # fmt: skip
+    result = runner.invoke(app, command)
+    assert result.exit_code == 1 and "never fired" in result.stderr
+
+
+def test_several_hookpoints_and_a_settings_file(tiny, tmp_path):
+    from tests.conftest import make_activations, make_sae
+
+    other = "up_blocks.1.attentions.1"
+    make_sae(width=16, latents=96, seed=4).save(tmp_path / "sae2")
+    make_activations(latents=96, concepts=("X", "Y"), seed=3).save(tmp_path / "a2.safetensors")
+    (tmp_path / "s.toml").write_text('[export]\nsteps = 2\n[[concepts]]\nname = "X"\nselect = "count:9"\nactivations = "unused"\n')
+    result = export_artifact(
+        settings(
+            tiny, tmp_path / "out", concepts=("A", "X"), sae=(f"{HOOKPOINT}={tiny['sae']}", f"unet.{other}={tmp_path / 'sae2'}"), hookpoint=None, select=None,
+            activations=(f"{HOOKPOINT}={tiny['activations']}", f"{other}={tmp_path / 'a2.safetensors'}"), settings=tmp_path / "s.toml",
+        )
+    )  # fmt: skip
+    assert result.report["passed"], result.report["failures"]
+    assert set(result.manifest["edit"]["hookpoints"]) == {HOOKPOINT, other}
+    assert {w["name"]: w["select"] for w in result.manifest["settings"]} == {"A": "percentile:99.999", "X": "count:9"}
+
+
+def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
+    command = ["export", "--dry-run", "--json", "--concepts", "A", "--model", str(tiny["model"]), "--sae", str(tiny["sae"]), "--activations", str(tiny["activations"]),
+               "--hookpoint", HOOKPOINT, "--select", "count:3", "--output", str(tmp_path / "out")]  # fmt: skip
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["features"][HOOKPOINT]["A"]["per_step"] == [3] * 10 and plan["bytes"]["checkpoint"] > 10_000
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_without_a_network(tmp_path, tiny):
+    command = ["export", "--dry-run", "--concepts", "A", "--model", "someone/model", "--sae", "someone/sae", "--activations", str(tiny["activations"]), "--hookpoint", HOOKPOINT,
+               "--output", str(tmp_path / "out")]  # fmt: skip
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0 and "to fetch   someone/model, someone/sae" in result.stdout
+
+
+def test_concepts_lists_presets():
+    result = runner.invoke(app, ["concepts", "--json"])
+    rows = json.loads(result.stdout)
+    assert len(rows) >= 16 and set(rows[0]) == {"name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status"}
+
+
+def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path):
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    config = CLIPConfig(
+        text_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10},
+        vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}, projection_dim=8,
+    )  # fmt: skip
+    base = StableDiffusionPipeline.from_pretrained(tiny["model"])
+    StableDiffusionPipeline(
+        **{
+            **base.components,
+            "safety_checker": StableDiffusionSafetyChecker(config),
+            "feature_extractor": CLIPImageProcessor(crop_size=32, size=32),
+        }
+    ).save_pretrained(tmp_path / "guarded")
+    kept = export_artifact(settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded")))
+    assert kept.manifest["model"]["safety_checker"] and (tmp_path / "kept" / "safety_checker" / "model.safetensors").is_file()
+    index = json.loads((tmp_path / "kept" / "model_index.json").read_text())
+    assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    assert index["feature_extractor"] == json.loads((tmp_path / "guarded" / "model_index.json").read_text())["feature_extractor"]
+    lost = export_artifact(settings(tiny, tmp_path / "lost", model=str(tmp_path / "guarded"), formats=("onnx",)))
+    assert not lost.manifest["model"]["safety_checker"] and any("LOST" in w for w in lost.manifest["warnings"])
+    assert os.path.isfile(tmp_path / "lost" / "unet" / "model.onnx")

@@ -1,0 +1,141 @@
+"""The proof must fail whenever it should: an unedited model, a weaker edit, a shifted table, a NaN."""
+
+import copy
+
+import numpy as np
+import pytest
+from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae
+
+from saeuron.editor.bake import bake
+from saeuron.editor.pipelines import load_pipeline
+from saeuron.validation.golden import Golden
+from saeuron.validation.parity import check_components, check_control, check_forwards, check_gates, check_runs, prove, psnr
+from saeuron.validation.reference import make_golden
+from saeuron.validation.runners import TorchRunner
+
+KEY = HOOKPOINT.replace(".", "-")
+
+
+def setting(tiny, residual="keep", gate="exact", scope="full"):
+    pipeline = load_pipeline(str(tiny["model"]))
+    edit = edit_of(make_activations(), ("A", "count:20", -3.0), residual=residual)
+    saes = {HOOKPOINT: make_sae()}
+    golden = make_golden(pipeline, edit, saes, ["An image of House.", "An image of Car."], 3, 3.0, "fp32", gate, scope=scope)
+    edited = copy.copy(pipeline)
+    edited.unet = bake(pipeline.unet, edit, saes, gate)
+    return pipeline, edited, golden
+
+
+@pytest.fixture(scope="module")
+def case(tiny):
+    return setting(tiny)
+
+
+def test_the_baked_model_passes(case):
+    _, edited, golden = case
+    report = prove(golden, [TorchRunner(edited)])
+    assert report["passed"], report["failures"]
+    assert report["backends"]["checkpoint"]["gates"]["fired"] > 0
+    assert {c.kind for c in golden.cases} == {"step", "between", "fractional"}
+    assert {len(c.sample) for c in golden.cases} == {1, 2, 4} and len({c.sample.shape[-2:] for c in golden.cases}) == 2
+    assert {r.guidance for r in golden.runs} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize("residual", ["upstream", "drop"])
+def test_other_residuals_pass_and_are_judged_by_the_suppression_alone(tiny, residual):
+    pipeline, edited, golden = setting(tiny, residual, scope="short")
+    assert prove(golden, [TorchRunner(edited)])["passed"]
+    # A model that treats the error alike but suppresses nothing must fail, though it is nowhere near the unedited one.
+    neutral = iter([c.neutral for c in golden.cases])
+    assert not check_forwards(golden, lambda *_: next(neutral))["passed"]
+    assert check_control(golden)["residual_alone"] > 0.01
+
+
+def test_threshold_gate_passes_and_its_difference_is_counted(tiny):
+    _, edited, golden = setting(tiny, gate="threshold", scope="short")
+    report = prove(golden, [TorchRunner(edited)])
+    assert report["passed"], report["failures"]
+    assert report["against_exact"]["differ"] > 0
+
+
+def test_the_unedited_model_fails_everywhere(case):
+    pipeline, _, golden = case
+    runner = TorchRunner(pipeline)
+    forwards = check_forwards(golden, runner.unet)
+    assert not forwards["passed"] and forwards["worst"] == pytest.approx(1.0, abs=1e-3)
+    assert len(check_runs(golden, runner.free_run)["failures"]) == len(golden.runs)
+    assert check_control(golden)["passed"]
+
+
+def spoil_gains(a):
+    a.gains.sub_(1).mul_(0.97).add_(1)
+
+
+def spoil_rows(a):
+    a.gains.copy_(a.gains.roll(1, 0))
+    a.thresholds.copy_(a.thresholds.roll(1, 0))
+
+
+def spoil_one_feature(a):
+    a.gains[:, int(a.thresholds.isfinite().sum(0).argmax())] = 1.0
+
+
+def spoil_direction(a):
+    a.decoder_weight.copy_(a.decoder_weight.roll(1, 0))
+
+
+@pytest.mark.parametrize("spoil", [spoil_gains, spoil_rows, spoil_one_feature, spoil_direction])
+def test_a_slightly_wrong_edit_fails(case, spoil):
+    _, edited, golden = case
+    wrong = copy.copy(edited)
+    wrong.unet = copy.deepcopy(edited.unet)
+    spoil(wrong.unet.ablations[KEY])
+    assert not check_forwards(golden, TorchRunner(wrong).unet)["passed"]
+
+
+def test_wrong_decisions_fail(case):
+    _, edited, golden = case
+    wrong = copy.copy(edited)
+    wrong.unet = copy.deepcopy(edited.unet)
+    wrong.unet.ablations[KEY].thresholds.mul_(1.5)
+    found = check_gates(golden, TorchRunner(wrong))
+    assert not found["passed"] and found["flips_beyond_rounding"] > 0
+
+
+def test_non_finite_values_fail_with_the_component_named(case):
+    _, _, golden = case
+    found = check_forwards(golden, lambda s, t, c: np.full_like(s, np.nan))
+    assert "UNet output is not finite" in found["failures"][0]
+
+    class Broken:
+        def component(self, name, inputs):
+            return {k: np.full_like(v, np.inf) for k, v in golden.components[name].items()}
+
+    failures = check_components(golden, Broken())["failures"]
+    assert any(line.startswith("vae_decoder: 'sample' is not finite") for line in failures)
+
+
+def test_an_edit_that_never_fires_proves_nothing(tiny):
+    pipeline = load_pipeline(str(tiny["model"]))
+    edit = edit_of(make_activations(scale=1e4), ("A", "count:20", -3.0))
+    golden = make_golden(pipeline, edit, {HOOKPOINT: make_sae()}, ["x"], 2, 3.0, "fp32", scope="short")
+    edited = copy.copy(pipeline)
+    edited.unet = bake(pipeline.unet, edit, {HOOKPOINT: make_sae()})
+    report = prove(golden, [TorchRunner(edited)])
+    assert not report["passed"] and any("never fired" in line for line in report["failures"])
+
+
+def test_golden_file_round_trip(case, tmp_path):
+    _, _, golden = case
+    golden.save(tmp_path / "golden.safetensors")
+    again = Golden.load(tmp_path / "golden.safetensors")
+    assert len(again.cases) == len(golden.cases) and again.notes == golden.notes
+    for a, b in zip(golden.cases, again.cases, strict=True):
+        assert np.array_equal(a.hook, b.hook) and np.array_equal(a.fires[HOOKPOINT], b.fires[HOOKPOINT]) and a.timestep == b.timestep
+    for a, b in zip(golden.runs, again.runs, strict=True):
+        assert np.array_equal(a.hook_pictures, b.hook_pictures) and a.drift == b.drift
+
+
+def test_psnr_of_equal_pictures_is_infinite():
+    picture = np.zeros((1, 8, 8, 3), np.uint8)
+    assert psnr(picture, picture) == float("inf") and psnr(picture, picture + 255) == pytest.approx(0.0)
