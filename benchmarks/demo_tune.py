@@ -28,7 +28,7 @@ from saeuron.editor.selection import Rule
 from saeuron.validation.unlearning import Picture, Unlearning, accuracy, unlearning
 
 TUNE_SEEDS, REPORT_SEEDS = (42, 43, 44), (188, 288, 588)
-GRID = {"style": ((1, 2), (-0.1, -0.3, -1.0, -3.0)), "object": ((4, 12, 32), (-5.0, -15.0, -40.0))}
+GRID = {"style": ((1, 2), (-0.1, -0.3, -1.0, -3.0)), "object": ((12, 32, 64), (-15.0, -40.0))}
 """domain → feature counts, multipliers; styles answer to one strong latent, objects to many weak ones"""
 Pair = tuple[str, str | None]
 LOOKS = (*STYLES, None)

@@ -97,20 +97,26 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         prepared.warnings.append(
             "the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"
         )
+    edit_hash = edited.unet.config["ablation"]["sha256"]
+    kind = type(edited).__name__
     gates: dict[str, str] = {}
     if "onnx" in s.formats:
         edited.to("cpu")
-        for component in onnx.components(edited):
-            progress(f"exporting {component.folder} to ONNX")
-            gates |= onnx.write(component, folder)
-    edit_hash = edited.unet.config["ablation"]["sha256"]
+        parts = onnx.components(edited)
+        # Only `parts` holds the networks from here on, so that each is freed once it is written.
+        pipeline.vae = pipeline.text_encoder = None
+        del edited
+        while parts:
+            progress(f"exporting {parts[0].folder} to ONNX")
+            gates |= onnx.write(parts.pop(0), folder)
+            gc.collect()
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {p: _version(p) for p in _PACKAGES},
         "concepts": prepared.edit.concepts,
         "settings": prepared.sources["concepts"],
         "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": list(s.formats),
-        "model": {"source": public_name(plan.model), "pipeline": type(edited).__name__, "unet_sha256": original, "safety_checker": keeps_checker},
+        "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker},
         "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
         "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
                  "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},

@@ -85,6 +85,7 @@ def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.nda
 def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
     """Compare gate decisions with the hook's, read from the backend itself."""
     total = equal = fired = flips_near = flips_far = 0
+    exercised: dict[str, np.ndarray] = {}
     for case in golden.cases:
         found = runner.decisions(case.sample, case.timestep, case.context)
         if found is None:
@@ -92,6 +93,8 @@ def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
         for hookpoint, reference in case.fires.items():
             differs = found[hookpoint] != reference
             near = case.near[hookpoint]
+            seen = reference.any(axis=(0, 1))
+            exercised[hookpoint] = exercised.get(hookpoint, np.zeros_like(seen)) | seen
             total, fired = total + reference.size, fired + int(reference.sum())
             equal += int((~differs).sum())
             flips_near += int((differs & near).sum())
@@ -99,6 +102,7 @@ def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
     failures = [f"{flips_far} gate decisions differ from the hook beyond rounding"] if flips_far else []
     return {
         "observable": True, "passed": not failures, "decisions": total, "equal": equal / max(total, 1), "fired": fired,
+        "features_fired": sum(int(e.sum()) for e in exercised.values()), "features": sum(e.size for e in exercised.values()),
         "flips_within_rounding": flips_near, "flips_beyond_rounding": flips_far, "failures": failures,
     }  # fmt: skip
 

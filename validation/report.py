@@ -18,7 +18,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3%}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3%}" if value >= 1e-4 or value == 0 else f"{100 * value:.1e}%"
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -39,7 +41,7 @@ def table(report: dict[str, Any]) -> Table:
             f"worst {_percent(f['worst'])} of the edit's effect (bar {f['bar']:.0%}); {f['forwards']} forwards, edit fired in {f['fired']}",
         )
         gates = (
-            f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired, flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond"
+            f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired ({g['features_fired']} of {g['features']} features), flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond"
             if g["observable"]
             else "not observable"
         )

@@ -67,20 +67,22 @@ def test_the_unedited_model_fails_everywhere(case):
     assert check_control(golden)["passed"]
 
 
-def spoil_gains(a):
+def spoil_gains(a, golden):
     a.gains.sub_(1).mul_(0.97).add_(1)
 
 
-def spoil_rows(a):
+def spoil_rows(a, golden):
     a.gains.copy_(a.gains.roll(1, 0))
     a.thresholds.copy_(a.thresholds.roll(1, 0))
 
 
-def spoil_one_feature(a):
-    a.gains[:, int(a.thresholds.isfinite().sum(0).argmax())] = 1.0
+def spoil_one_feature(a, golden):
+    """One of several features is forgotten: the one that fired most in the golden forwards."""
+    fired = sum(c.fires[HOOKPOINT].sum(axis=(0, 1)) for c in golden.cases)
+    a.gains[:, int(fired.argmax())] = 1.0
 
 
-def spoil_direction(a):
+def spoil_direction(a, golden):
     a.decoder_weight.copy_(a.decoder_weight.roll(1, 0))
 
 
@@ -89,7 +91,7 @@ def test_a_slightly_wrong_edit_fails(case, spoil):
     _, edited, golden = case
     wrong = copy.copy(edited)
     wrong.unet = copy.deepcopy(edited.unet)
-    spoil(wrong.unet.ablations[KEY])
+    spoil(wrong.unet.ablations[KEY], golden)
     assert not check_forwards(golden, TorchRunner(wrong).unet)["passed"]
 
 
@@ -97,7 +99,7 @@ def test_wrong_decisions_fail(case):
     _, edited, golden = case
     wrong = copy.copy(edited)
     wrong.unet = copy.deepcopy(edited.unet)
-    wrong.unet.ablations[KEY].thresholds.mul_(1.5)
+    wrong.unet.ablations[KEY].thresholds.mul_(10.0)
     found = check_gates(golden, TorchRunner(wrong))
     assert not found["passed"] and found["flips_beyond_rounding"] > 0
 
