@@ -4,7 +4,8 @@
 #   run.sh BIN                 BIN: the bin folder of an environment in which saeuron-export[export,cpu] is installed
 #   ARTIFACT=DIR run.sh BIN    checks this artifact (checkpoint and ONNX) instead of a new one of the embedded demo
 #
-# optimum needs an environment of its own, .venv-optimum in the repository root; it is made at the first call.
+# optimum needs an environment of its own, .venv-optimum in the repository root; it is made at the first call. Its older
+# transformers and diffusers open the checkpoint, too.
 set -euo pipefail
 bin=${1:?usage: run.sh BIN}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -32,6 +33,7 @@ fi
 failed=0
 "$bin/python" "$here/open_in_onnxruntime.py" "$artifact" || failed=1
 "$bin/python" "$here/open_in_diffusers.py" "$artifact" || failed=1
+"$venv/bin/python" "$here/open_in_diffusers.py" "$artifact" || failed=1
 if "$bin/python" "$here/euler_reference.py" "$artifact" "$work/euler.npz"; then
   "$venv/bin/python" "$here/open_in_optimum.py" "$artifact" "$work/euler.npz" || failed=1
 else
