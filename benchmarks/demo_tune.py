@@ -40,7 +40,9 @@ REPORT: list[Job] = [(pair, seed) for pair in ALL for seed in REPORT_SEEDS]
 def tuning(concept: str) -> list[Job]:
     """The target's pairs with all tuning seeds, and a quarter of the others with one, in a pattern that shows every name."""
     target = [(p, seed) for p in ALL if concept in p for seed in TUNE_SEEDS]
-    rest = [((o, s), TUNE_SEEDS[0]) for i, o in enumerate(OBJECTS) for j, s in enumerate(LOOKS) if (i + j) % 4 == 0 and concept not in (o, s)]
+    rest = [
+        ((o, s), TUNE_SEEDS[0]) for i, o in enumerate(OBJECTS) for j, s in enumerate(LOOKS) if (i + j) % 4 == 0 and concept not in (o, s)
+    ]
     return target + rest
 
 

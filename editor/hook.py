@@ -27,8 +27,8 @@ class Decision(NamedTuple):
 
     fires: torch.Tensor
     """bool `[B, tokens, U]`"""
-    exact: torch.Tensor
-    """the same by METHOD's rule with top-k membership; differs from `fires` only for the gate `threshold`"""
+    picked: torch.Tensor
+    """the same with membership in torch.topk's own pick; differs from `fires` at ties, and for the gate `threshold`"""
     margin: torch.Tensor
     """float32 `[B, tokens, U]`: distance of the latent from the nearer of its two bars (threshold, k-th latent), relative
     to the bar; a decision with a margin below the precision's rounding could go either way"""
@@ -101,24 +101,24 @@ class AblationHook:
 
         latents = sae.latents(x)
         top = sae.top(latents)
-        z = sae.dense(top)
-        chosen = z[..., features]
-        fires = exact = chosen.float() > thresholds
-        edited = z.clone()
+        z, kth = sae.dense(top), top.values[..., -1:]
+        chosen = latents[..., features]
+        picked = z[..., features].float() > thresholds
         if self.gate == "exact":
-            edited[..., features] = torch.where(fires, (gains * chosen.float()).to(z.dtype), chosen)
+            # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
+            fires = (chosen >= kth) & (chosen.float() > thresholds)
         else:
-            # Without the membership test a latent outside the top k can fire; it changes by as much as one inside.
-            chosen, thresholds = latents[..., features], part.gate_thresholds[row][:, None].to(x.device)
-            fires = chosen.float() > thresholds
-            edited[..., features] += torch.where(fires, ((gains - 1) * chosen.float()).to(z.dtype), torch.zeros_like(chosen))
+            thresholds = part.gate_thresholds[row][:, None].to(x.device)
+            fires, kth = chosen.float() > thresholds, torch.zeros_like(kth)
+        # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
+        edited = z.to(torch.float32, copy=True)
+        edited[..., features] += torch.where(fires, (gains - 1) * chosen.float(), 0.0)
         if self.record:
-            kth = top.values[..., -1:] if self.gate == "exact" else torch.zeros_like(top.values[..., -1:])
-            self.decisions[name].append(Decision(fires.detach(), exact.detach(), _margin(latents[..., features], thresholds, kth)))
+            self.decisions[name].append(Decision(fires.detach(), picked.detach(), _margin(chosen, thresholds, kth)))
 
         # Decoded in float32: in 16 bits the difference of two decodes would be mostly rounding.
         like = x.float()
-        decoded, decoded_edited = sae.decode(z.float(), like), sae.decode(edited.float(), like)
+        decoded, decoded_edited = sae.decode(z.float(), like), sae.decode(edited, like)
         if self.edit.residual == "keep":
             y = like + (decoded_edited - decoded)
         elif self.edit.residual == "upstream":

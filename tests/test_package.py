@@ -87,4 +87,3 @@ result = CliRunner().invoke(app, ["export", "--concepts", "Neon", "--output", "/
 assert result.exit_code == 2 and "saeuron-export[export]" in result.stderr, result.stderr
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-

@@ -61,7 +61,9 @@ class Run:
     """uint8 `[B, H, W, 3]`"""
     unedited_pictures: np.ndarray
     drift: float
-    """relative distance of the unedited model's final latents to itself under this precision's rounding"""
+    """relative distance of the unedited model's final latents to themselves under this precision's rounding"""
+    hook_drift: float
+    """relative distance of the hook's final latents to themselves when the initial ones move by one rounding unit"""
 
 
 @dataclass
