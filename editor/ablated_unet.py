@@ -243,8 +243,19 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     @property
     def conv_in(self) -> nn.Module:
-        """The stock input convolution, stored under another name so that no stock loader takes this file's weights."""
-        return self._modules[_RENAMED["conv_in"]] if _RENAMED["conv_in"] in self._modules else self._modules["conv_in"]
+        """The stock input convolution, stored under another name so that no stock loader takes this file's weights.
+
+        Readable only while the UNet runs: classes that copy a UNet block by block (`UNetMotionModel.from_unet2d`) would
+        leave the edit behind.
+        """
+        stored = _RENAMED["conv_in"]
+        if stored not in self._modules:  # the parent's constructor
+            return self._modules["conv_in"]
+        if getattr(_STATE, "timestep", None) is None:
+            raise AblationIntegrityError(
+                f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{stored}'"
+            )
+        return self._modules[stored]
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""

@@ -31,6 +31,10 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
     root = Path(artifact)
     record = manifest.read(root)
     edit = Edit.load(root / "edit" / "edit.safetensors")
+    if edit.sha256() != record["edit"]["sha256"]:
+        raise SaeuronError(
+            f"edit/edit.safetensors in '{root}' is not the edit on record (hashes differ); take the artifact again from its source"
+        )
     given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
     opened = {}
     for hookpoint, known in record["saes"].items():

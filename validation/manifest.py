@@ -12,7 +12,8 @@ from ..editor.files import file_sha256, read_json
 
 NAME = "saeuron.json"
 FORMAT = "saeuron-artifact-1"
-_LOADABLE = {".py", ".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".onnx_data", ".engine"}
+BACKENDS = {"checkpoint": "unet/diffusion_pytorch_model*.safetensors", "onnx": "unet/model.onnx"}
+"""what an artifact may hold → the files that show it"""
 
 
 def gate_tensor(hookpoint: str) -> str:
@@ -56,6 +57,11 @@ def read(root: str | Path) -> dict[str, Any]:
     manifest = read_json(root / NAME)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise SaeuronError(f"{root / NAME}: format {manifest.get('format')!r} is not known; this version reads {FORMAT!r}")
+    held = [name for name, pattern in BACKENDS.items() if any(root.glob(pattern))]
+    if not held or sorted(manifest.get("formats") or []) != held:
+        raise SaeuronError(
+            f"{root / NAME} says formats {manifest.get('formats')}, the folder holds {held}; take the artifact again from its source"
+        )
     return manifest
 
 
@@ -63,13 +69,13 @@ def check_files(root: str | Path, manifest: dict[str, Any]) -> None:
     """Compare every file with its recorded hash.
 
     Raises:
-        SaeuronError: a file is missing, changed, or outside the folder; or one lies there that a loader would pick up
-            though it isn't on record.
+        SaeuronError: a file is missing, changed, or outside the folder; or one lies there that isn't on record (hidden ones
+            at the top, such as a download's cache, apart).
     """
     root = Path(root)
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and path.suffix in _LOADABLE and name != NAME and name not in manifest["files"] and not name.startswith("."):
+        if (path.is_file() or path.is_symlink()) and name != NAME and name not in manifest["files"] and not name.startswith("."):
             raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
     for name, record in manifest["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

@@ -83,7 +83,7 @@ def make_golden(
         pipeline: the original pipeline, already at `precision`.
         edit: what to suppress.
         saes: hookpoint → SAE.
-        prompts: prompts on which the edit should fire; the first ones are used.
+        prompts: prompts on which the edit should fire, the concepts taking turns.
         steps: denoising steps.
         guidance: classifier-free guidance scale of the guided runs.
         precision: `fp32`, `fp16` or `bf16`.
@@ -96,7 +96,9 @@ def make_golden(
     refuse_edited(pipeline.unet)
     job = _Job(pipeline, edit, saes, precision, gate)
     prompts = list(prompts)
-    pair = (prompts * 2)[:2]
+    # Prompts take turns between concepts: the first as many as there are concepts show each of them.
+    shown = prompts[: max(1, len(edit.concepts))]
+    several = shown if len(shown) > 1 else (prompts * 2)[:2]
     # diffusers wants multiples of 8; whole down-sampling keeps the skip connections' sizes equal.
     unit = math.lcm(8, pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1))
     size = pipeline.unet.config.sample_size
@@ -108,9 +110,9 @@ def make_golden(
     against_topk = {"decisions": 0, "differ": 0, "fired": 0, "fired_topk": 0}
     plans: list[tuple[list[str], float, int, int, int | None]]
     if scope == "full":
-        plans = [(pair, guidance, h, w, None), (prompts[:1], 1.0, h, w, None), (prompts[-1:], guidance, *wide, None)]
+        plans = [(several, guidance, h, w, None), (prompts[:1], 1.0, h, w, None), (prompts[-1:], guidance, *wide, None)]
     else:
-        plans = [(prompts[:1], guidance, h, w, 2), (prompts[:1], 1.0, *wide, 1)]
+        plans = [(shown, guidance, h, w, 2), (prompts[:1], 1.0, *wide, 1)]
     for number, (texts, scale, rows, columns, limit) in enumerate(plans):
         seeds = [seed + 100 * number + j for j in range(len(texts))]
         recorder = _Recorder(pipeline.unet)

@@ -50,7 +50,7 @@ def table(report: dict[str, Any]) -> Table:
         runs = parts["runs"]
         for row in runs["rows"]:
             text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.1e}, the hook's {row['hook_drift']:.1e}), PSNR {row['psnr']:.1f} dB, SSIM {row['ssim']:.4f}; unedited {row['psnr_unedited']:.1f} dB"
-            found.add_row("", "free run", mark(runs["passed"]), text)
+            found.add_row("", "free run", mark(runs["passed"]) if row["conclusive"] else "[yellow]not judged[/]", text)
         if not runs["rows"]:
             found.add_row("", "free run", "not run", "scope 'short'")
     control = report["control"]
@@ -58,7 +58,7 @@ def table(report: dict[str, Any]) -> Table:
         "unedited",
         "control",
         mark(control["passed"]),
-        f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs']} free runs",
+        f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs_judged']} free runs that could be judged",
     )
     if control["residual_alone"] > 0:
         found.add_row(

@@ -34,12 +34,16 @@ class Runner(Protocol):
         """Run `text_encoder`, `vae_decoder` or `vae_encoder`; None where the backend has no such graph."""
         ...
 
-    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """Denoise from a run's initial latents: final latents `[B, C, h, w]`, pictures uint8 `[B, H, W, 3]`."""
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Denoise from a run's initial latents.
+
+        Returns:
+            final latents `[B, C, h, w]`; their pictures uint8 `[B, H, W, 3]`; the pictures of the *hook's* final latents.
+        """
         ...
 
 
-def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray]:
+def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import torch
 
     from .reference import decode, to_numpy
@@ -52,7 +56,8 @@ def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray]:
             prompt=run.prompts, latents=initial, num_inference_steps=run.steps, guidance_scale=run.guidance,
             height=initial.shape[-2] * factor, width=initial.shape[-1] * factor, output_type="latent",
         ).images  # fmt: skip
-        return to_numpy(latents), decode(pipeline, latents)
+        hooked = torch.from_numpy(run.hook).to(latents.device, latents.dtype)
+        return to_numpy(latents), decode(pipeline, latents), decode(pipeline, hooked)
 
 
 class TorchRunner:
@@ -116,7 +121,7 @@ class TorchRunner:
                 return {"sample": to_numpy(pipe.vae.decode(value, return_dict=False)[0])}
             return {"latent_parameters": to_numpy(pipe.vae.encode(value).latent_dist.parameters)}
 
-    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _free_run(self.pipeline, run)
 
 
@@ -196,7 +201,7 @@ class OnnxRunner:
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         return run_session(self.session(name), inputs)
 
-    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _free_run(self.pipeline(), run)
 
     def pipeline(self) -> Any:

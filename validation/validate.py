@@ -12,10 +12,10 @@ from . import manifest
 from .golden import Golden
 from .load import load
 from .parity import prove
+from .record import check_record
 from .runners import OnnxRunner, Runner, TorchRunner
 
 GOLDEN = "edit/golden.safetensors"
-BACKENDS = ("checkpoint", "onnx")
 
 
 class _Lazy:
@@ -60,8 +60,8 @@ def validate(
     if check_files:
         manifest.check_files(root, record)
     for name in backends:
-        if name not in BACKENDS:
-            raise SaeuronError(f"backend '{name}' is not known; it is one of {', '.join(BACKENDS)}")
+        if name not in manifest.BACKENDS:
+            raise SaeuronError(f"backend '{name}' is not known; it is one of {', '.join(manifest.BACKENDS)}")
         if name not in record["formats"]:
             raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(record['formats'])})")
     provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
@@ -70,4 +70,11 @@ def validate(
         "onnx": lambda: OnnxRunner(root, provider),
     }
     runners = [_Lazy(name, makers[name]) for name in (backends or record["formats"])]
-    return prove(golden or Golden.load(root / GOLDEN), runners, progress)  # type: ignore[arg-type]
+    reference = golden or Golden.load(root / GOLDEN)
+    progress("the record against the tensors")
+    mismatches = check_record(root, record, reference)
+    report = prove(reference, runners, progress)  # type: ignore[arg-type]
+    report["record"] = {"passed": not mismatches, "failures": mismatches}
+    report["failures"] = mismatches + report["failures"]
+    report["passed"] = not report["failures"]
+    return report

@@ -1,7 +1,7 @@
-"""Runs the golden prompts with an Euler scheduler in torch, edited and unedited, for other clients to compare with.
+"""Runs the golden prompts with an Euler scheduler in torch for other clients to compare with.
 
-Usage: euler_reference.py ARTIFACT OUTPUT.npz. For golden run i it holds `i/hook` (final latents of the checkpoint, which
-the artifact's proof holds to the hook), `i/unedited` and `i/drift`; and once `timesteps`.
+Usage: euler_reference.py ARTIFACT OUTPUT.npz. For golden run i it holds final latents `i/hook` (the checkpoint's, which the
+artifact's proof holds to the hook), `i/neutral` and `i/unedited`, and `i/drift`; and once `timesteps`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from loops import EULER_STEPS, final_latents, use_euler
 import saeuron
 
 
-def remove_edit(unet: Any, golden: Golden) -> None:
-    """Unhook the UNet's edits, and check against a golden case that the original model is what is left."""
+def neutralise(unet: Any) -> None:
+    """Set every gain to 1."""
+    for ablation in unet.ablations.values():
+        ablation.gains.fill_(1)
+
+
+def remove(unet: Any, golden: Golden) -> None:
+    """Unhook the edits, and check against a golden case that the original model is what is left."""
     for name in unet.config["ablation"]["hookpoints"]:
         unet.get_submodule(name)._forward_hooks.clear()
     case = max(golden.cases, key=lambda c: distance(c.hook, c.unedited))
+    sample, context = (torch.from_numpy(v).to(unet.dtype) for v in (case.sample, case.context))
     with torch.no_grad():
-        found = unet(
-            torch.from_numpy(case.sample).to(unet.dtype), case.timestep, torch.from_numpy(case.context).to(unet.dtype), return_dict=False
-        )[0]
-    share = distance(found.float().numpy(), case.unedited) / distance(case.hook, case.unedited)
+        found = unet(sample, case.timestep, context, return_dict=False)[0].float().numpy()
+    share = distance(found, case.unedited) / distance(case.hook, case.unedited)
     assert share <= BARS[golden.precision], f"the unhooked UNet is {share:.2%} of the edit's effect from the original model's golden output"
 
 
@@ -36,23 +41,30 @@ def main(artifact: Path, output: Path) -> None:
     golden = read_golden(artifact)
     pipeline: Any = saeuron.load(artifact)
     use_euler(pipeline)
-
-    def loops(initial: list[np.ndarray]) -> list[np.ndarray]:
-        return [final_latents(pipeline, run, EULER_STEPS, start).float().numpy() for run, start in zip(golden.runs, initial, strict=True)]
-
-    initial = [run.initial for run in golden.runs]
-    edited = loops(initial)
-    remove_edit(pipeline.unet, golden)
-    unedited = loops(initial)
-    # The model's own sensitivity: the same loop from latents moved by one rounding unit.
     unit, random = torch.finfo(pipeline.unet.dtype).eps, np.random.default_rng(0)
-    moved = loops([start * (1 + random.choice(np.array([-unit, unit], np.float32), start.shape)) for start in initial])
+    steps = [random.choice(np.array([-unit, unit], np.float32), run.initial.shape) for run in golden.runs]
+
+    def loops(moved: int = 0) -> list[np.ndarray]:
+        """Final latents of every run, from initial ones moved by so many rounding units."""
+        return [
+            final_latents(pipeline, r, EULER_STEPS, r.initial * (1 + moved * s)).float().numpy()
+            for r, s in zip(golden.runs, steps, strict=True)
+        ]
+
+    edited, *edited_moved = loops(), loops(1), loops(-1)
+    neutralise(pipeline.unet)
+    neutral = loops()
+    remove(pipeline.unet, golden)
+    unedited, *unedited_moved = loops(), loops(1)
 
     timesteps = pipeline.scheduler.timesteps.numpy()
     assert (timesteps % 1 != 0).any(), "no timestep lies between integers, so an int64 timestep would go unseen"
     found: dict[str, Any] = {"timesteps": timesteps}
-    for i, (hook, original, again) in enumerate(zip(edited, unedited, moved, strict=True)):
-        found |= {f"{i}/hook": hook, f"{i}/unedited": original, f"{i}/drift": distance(again, original) / norm(original)}
+    for i, (hook, plain) in enumerate(zip(edited, unedited, strict=True)):
+        drifts = [distance(moved[i], hook) / norm(hook) for moved in edited_moved] + [
+            distance(moved[i], plain) / norm(plain) for moved in unedited_moved
+        ]
+        found |= {f"{i}/hook": hook, f"{i}/neutral": neutral[i], f"{i}/unedited": plain, f"{i}/drift": max(drifts)}
     np.savez(output, **found)
 
 

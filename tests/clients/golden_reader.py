@@ -1,8 +1,8 @@
 """Reads an artifact's golden vectors with numpy and safetensors alone, and prints measured comparisons.
 
 A stranger's client has nothing of ours, so this repeats the few lines of the file's form and of the proof's yardstick
-instead of importing them: every distance is a share of what the edit does, `|found - hook| / |hook - unedited|`, on
-which the unedited model scores 1.
+instead of importing them: every distance is a share of what the edit does, `|found - hook| / |hook - neutral|`, where
+neutral is the hook with every gain at 1 (the unedited model, if the edit keeps the reconstruction error).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import safe_open
 BARS = {"fp32": 0.01, "fp16": 0.10, "bf16": 0.10}
 """largest share of the edit's effect by precision"""
 DRIFT_FACTOR = 2.0
-"""a loop may leave the hook's by this many times the unedited model's own drift"""
+"""a loop may leave the hook's by this many times the drift that rounding alone causes"""
 
 
 class Case(NamedTuple):
@@ -28,23 +28,26 @@ class Case(NamedTuple):
     sample: np.ndarray
     context: np.ndarray
     hook: np.ndarray
+    neutral: np.ndarray
     unedited: np.ndarray
+    fired: bool
+    """whether any chosen feature fired"""
 
 
 class Run(NamedTuple):
-    """One denoising loop."""
+    """One denoising loop; final latents and pictures."""
 
     prompts: list[str]
     guidance: float
     steps: int
-    drift: float
-    """of the unedited model's final latents, relative to them"""
     initial: np.ndarray
     hook: np.ndarray
-    """final latents"""
+    neutral: np.ndarray
     unedited: np.ndarray
     hook_pictures: np.ndarray
     unedited_pictures: np.ndarray
+    drift: float
+    """of final latents by rounding alone, relative to them: the unedited model's or the hook's, whichever is larger"""
 
 
 class Golden(NamedTuple):
@@ -60,11 +63,14 @@ def read_golden(artifact: Path) -> Golden:
     with safe_open(artifact / "edit" / "golden.safetensors", "np") as file:
         content = json.loads(file.metadata()["content"])
 
-        def load(kind: Any, entry: dict[str, Any]) -> Any:
+        def fill(kind: Any, entry: dict[str, Any], **own: Any) -> Any:
             arrays = {name for name, annotation in kind.__annotations__.items() if "ndarray" in str(annotation)}
-            return kind(**{name: file.get_tensor(entry[name]) if name in arrays else entry[name] for name in kind._fields})
+            values = {name: file.get_tensor(entry[name]) if name in arrays else entry[name] for name in kind._fields if name not in own}
+            return kind(**values, **own)
 
-        return Golden(content["precision"], [load(Case, c) for c in content["cases"]], [load(Run, r) for r in content["runs"]])
+        cases = [fill(Case, c, fired=any(file.get_tensor(name).any() for name in c["fires"].values())) for c in content["cases"]]
+        runs = [fill(Run, r, drift=max(r["drift"], r["hook_drift"])) for r in content["runs"]]
+        return Golden(content["precision"], cases, runs)
 
 
 def norm(values: np.ndarray) -> float:
@@ -84,7 +90,14 @@ class Report:
         self.client, self.bar, self.passed, self.failed = client, BARS[precision], 0, 0
 
     def compare(
-        self, what: str, found: np.ndarray, hook: np.ndarray, unedited: np.ndarray, *, drift: float = 0.0, floor: float = 0.0
+        self,
+        what: str,
+        found: np.ndarray,
+        hook: np.ndarray,
+        neutral: np.ndarray,
+        unedited: np.ndarray,
+        drift: float = 0.0,
+        floor: float = 0.0,
     ) -> None:
         """Hold `found` to the hook, and see that the unedited model would fail.
 
@@ -92,23 +105,24 @@ class Report:
             what: shown in the line.
             found: the client's result.
             hook: the reference.
-            unedited: the unedited model's result of the same input.
-            drift: relative drift of the unedited model's loop.
+            neutral: the hook's result with every gain at 1.
+            unedited: the unedited model's result.
+            drift: by rounding alone, relative to the result.
             floor: stands in for the effect where the edit did nothing; such an input has no control.
         """
-        size = norm(unedited)
-        effect = distance(hook, unedited)
+        size, effect = norm(unedited), distance(hook, neutral)
         scale = effect or floor
         if not scale:
             self.line(False, f"{what}: the edit does nothing here, so there is nothing to compare")
             return
-        share, allowed = distance(found, hook) / scale, max(self.bar, DRIFT_FACTOR * drift * size / scale)
-        moved = f"the edit moves it by {effect / size:.2%}" if effect else "the edit is silent here"
+        share, unedited_share = distance(found, hook) / scale, distance(unedited, hook) / scale
+        allowed = max(self.bar, DRIFT_FACTOR * drift * size / scale)
+        about = f"the edit moves it by {effect / size:.1%}" if effect else "the edit is silent here"
+        ok = bool(np.isfinite(found).all()) and share <= allowed
         self.line(
-            bool(np.isfinite(found).all()) and share <= allowed,
-            f"{what}: {share:.5%} of the edit's effect from the hook (allowed {allowed:.2%}; {moved})",
+            ok, f"{what}: {share:.5%} of the edit's effect from the hook (allowed {allowed:.2%}, unedited {unedited_share:.0%}; {about})"
         )
-        if effect and distance(unedited, hook) / scale <= allowed:
+        if effect and unedited_share <= allowed:
             self.line(False, f"{what}: control: the unedited model would pass too, so this comparison proves nothing")
 
     def line(self, ok: bool, text: str) -> None:

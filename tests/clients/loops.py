@@ -40,5 +40,5 @@ def compare_golden_loops(report: Report, pipeline: Any, golden: Golden) -> None:
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach().float()
         pictures = (pipeline.image_processor.postprocess(decoded, output_type="np") * 255).round().astype(np.uint8)
         where = f"DDIM, guidance {run.guidance:g}, {pictures.shape[1]}x{pictures.shape[2]}"
-        report.compare(f"latents ({where})", latents.float().numpy(), run.hook, run.unedited, drift=run.drift)
-        report.compare(f"pictures ({where})", pictures, run.hook_pictures, run.unedited_pictures, drift=run.drift)
+        report.compare(f"latents ({where})", latents.float().numpy(), run.hook, run.neutral, run.unedited, run.drift)
+        report.compare(f"pictures ({where})", pictures, run.hook_pictures, run.unedited_pictures, run.unedited_pictures, run.drift)

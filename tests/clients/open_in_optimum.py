@@ -26,9 +26,8 @@ def main(artifact: Path, euler: Path) -> int:
     for i, run in enumerate(golden.runs):
         latents = final_latents(pipeline, run, EULER_STEPS).float().numpy()
         where = f"Euler, guidance {run.guidance:g}, {run.hook_pictures.shape[1]}x{run.hook_pictures.shape[2]}"
-        report.compare(
-            f"latents ({where})", latents, reference[f"{i}/hook"], reference[f"{i}/unedited"], drift=float(reference[f"{i}/drift"])
-        )
+        hook, neutral, unedited, drift = (reference[f"{i}/{key}"] for key in ("hook", "neutral", "unedited", "drift"))
+        report.compare(f"latents ({where})", latents, hook, neutral, unedited, float(drift))
     timesteps = pipeline.scheduler.timesteps.numpy()
     report.line(
         np.array_equal(timesteps, reference["timesteps"]),

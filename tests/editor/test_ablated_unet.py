@@ -293,3 +293,14 @@ def test_the_hook_ignores_how_often_it_was_called(unet, sae, edit):
         first = [unet(x, t, c).sample for t in scheduler.timesteps]
         second = [unet(x, t, c).sample for t in scheduler.timesteps.flip(0)]
     assert all(torch.equal(a, b) for a, b in zip(first, second[::-1], strict=True))
+
+
+def test_a_class_that_copies_blocks_raises(unet, sae, edit):
+    """AnimateDiff copies the UNet block by block into a class of its own, which would leave the edit behind."""
+    from diffusers import UNetMotionModel
+    from diffusers.models import MotionAdapter
+
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    adapter = MotionAdapter(block_out_channels=(16, 32), motion_layers_per_block=1, motion_num_attention_heads=2, motion_norm_num_groups=8)
+    with pytest.raises(AblationIntegrityError, match="would lose"):
+        UNetMotionModel.from_unet2d(edited, adapter)

@@ -64,6 +64,7 @@ def test_the_unedited_model_fails_everywhere(case):
     forwards = check_forwards(golden, runner.unet)
     assert not forwards["passed"] and forwards["worst"] == pytest.approx(1.0, abs=1e-3)
     assert len(check_runs(golden, runner.free_run)["failures"]) == len(golden.runs)
+    assert not prove(golden, [])["passed"], "no backend is no proof"
     assert check_control(golden)["passed"]
 
 
@@ -141,3 +142,12 @@ def test_golden_file_round_trip(case, tmp_path):
 def test_psnr_of_equal_pictures_is_infinite():
     picture = np.zeros((1, 8, 8, 3), np.uint8)
     assert psnr(picture, picture) == float("inf") and psnr(picture, picture + 255) == pytest.approx(0.0)
+
+
+def test_another_decoder_fails(case):
+    """Latents alone would not show a wrong scaling factor."""
+    _, edited, golden = case
+    wrong = copy.copy(edited)
+    wrong.vae = copy.deepcopy(edited.vae)
+    wrong.vae.register_to_config(scaling_factor=5 * edited.vae.config.scaling_factor)
+    assert any("another picture" in line for line in check_runs(golden, TorchRunner(wrong).free_run)["failures"])

@@ -1,0 +1,125 @@
+"""Does the artifact hold the edit that it says it holds? Tables are compared bit by bit, whatever fired in the proof.
+
+A forward exercises only the features and timesteps that its inputs reach. The tables are small, so they are compared whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..editor.edit import Edit, HookpointEdit
+from ..editor.files import read_header, read_json
+from .golden import Golden
+
+
+def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
+    """Compare manifest, edit file, checkpoint tensors, ONNX initializers and golden vectors with one another.
+
+    Args:
+        root: artifact folder.
+        record: its manifest.
+        golden: the reference of the proof.
+
+    Returns:
+        one line a disagreement; empty if all agree.
+    """
+    edit = Edit.load(root / "edit" / "edit.safetensors")
+    found = []
+    if edit.sha256() != record["edit"]["sha256"]:
+        found.append("edit/edit.safetensors is not the edit on record (hashes differ)")
+    if edit.concepts != sorted(record["concepts"]):
+        found.append(f"the manifest says concepts {record['concepts']}, the edit holds {edit.concepts}")
+    if golden.precision != record["precision"]:
+        found.append(f"the golden vectors are {golden.precision}, the artifact is {record['precision']}")
+    found += _check_config(read_json(root / "unet" / "config.json").get("ablation") or {}, record, edit)
+    found += _check_concepts(edit, golden)
+    if "checkpoint" in record["formats"]:
+        found += _check_tables("checkpoint", _checkpoint_tables(root / "unet", edit), edit, record["gate"])
+    if "onnx" in record["formats"]:
+        found += _check_onnx(root / "unet" / "model.onnx", edit, record["gate"])
+    return found
+
+
+def _check_config(ablation: dict[str, Any], record: dict[str, Any], edit: Edit) -> list[str]:
+    said = {"residual": (ablation.get("residual"), record["residual"], edit.residual), "gate": (ablation.get("gate"), record["gate"])}
+    found = [f"config, manifest and edit disagree on {key}: {values}" for key, values in said.items() if len(set(values)) != 1]
+    if ablation.get("sha256") != record["edit"]["tensors_sha256"]:
+        found.append("the UNet's config and the manifest disagree on the hash of the edit's tensors")
+    if set(ablation.get("hookpoints", ())) != set(edit.hookpoints):
+        found.append(f"the UNet is edited at {sorted(ablation.get('hookpoints', ()))}, the edit is for {sorted(edit.hookpoints)}")
+    return found
+
+
+def _check_concepts(edit: Edit, golden: Golden) -> list[str]:
+    """Every concept must have fired somewhere in the golden forwards."""
+    silent = []
+    for concept in edit.concepts:
+        fired = False
+        for hookpoint, part in edit.hookpoints.items():
+            own = np.isin(part.features.numpy(), sorted({f for row in part.chosen.get(concept, []) for f in row}))
+            fired |= any(bool(case.fires[hookpoint][..., own].any()) for case in golden.cases)
+        if not fired:
+            silent.append(
+                f"concept '{concept}' never fired in the proof, so its removal was not shown; give prompts that show it (--proof-prompt)"
+            )
+    return silent
+
+
+def tables(part: HookpointEdit, gate: str) -> dict[str, np.ndarray]:
+    """The tables that an artifact of this gate must hold."""
+    thresholds = part.gate_thresholds if gate == "threshold" else part.thresholds
+    return {
+        "features": part.features.numpy(),
+        "timesteps": part.timesteps.numpy(),
+        "thresholds": thresholds.numpy(),
+        "gains": part.gains.numpy(),
+    }
+
+
+def _checkpoint_tables(folder: Path, edit: Edit) -> dict[str, dict[str, np.ndarray]]:
+    from safetensors import safe_open
+
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in edit.hookpoints}
+    for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        names = set(read_header(file)[1])
+        with safe_open(file, "np") as handle:
+            for hookpoint, values in found.items():
+                for key in ("features", "timesteps", "thresholds", "gains"):
+                    name = f"ablations.{hookpoint.replace('.', '-')}.{key}"
+                    if name in names:
+                        values[key] = handle.get_tensor(name)
+    return found
+
+
+def _check_tables(where: str, held: dict[str, dict[str, np.ndarray]], edit: Edit, gate: str) -> list[str]:
+    return [
+        f"{where}: the table '{key}' of '{hookpoint}' is not the edit's"
+        for hookpoint, part in edit.hookpoints.items()
+        for key, expected in tables(part, gate).items()
+        if not _same(held[hookpoint].get(key), expected)
+    ]
+
+
+def _same(value: np.ndarray | None, expected: np.ndarray) -> bool:
+    return value is not None and value.dtype == expected.dtype and value.shape == expected.shape and value.tobytes() == expected.tobytes()
+
+
+def _check_onnx(path: Path, edit: Edit, gate: str) -> list[str]:
+    """The exporter names initializers as it likes, so the tables are looked for by content."""
+    import onnx_ir as ir
+
+    wanted = {(h, k): v for h, p in edit.hookpoints.items() for k, v in tables(p, gate).items() if k != "timesteps"}
+    shapes = {v.shape for v in wanted.values()}
+    held = []
+    for value in ir.load(path).graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tuple(tensor.shape.numpy()) in shapes:
+            held.append(tensor.numpy())
+    return [
+        f"onnx: the table '{key}' of '{h}' is not in the graph"
+        for (h, key), expected in wanted.items()
+        if not any(_same(v, expected) for v in held)
+    ]
