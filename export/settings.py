@@ -208,8 +208,10 @@ def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], expl
     override = {k: tuple(v) if k == "prompts" else v for k, v in override.items()}
     if name in known:
         return replace(known[name], **override)
-    if "activations" in override:
-        blank = {"model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER}
+    if override and ("activations" in override or explicit):
+        blank = {
+            "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "activations": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,
+        }  # fmt: skip
         return Concept(name=name, **{**blank, **override})
     if explicit:
         return None

@@ -78,7 +78,9 @@ def test_several_hookpoints_and_a_settings_file(tiny, tmp_path):
     other = "up_blocks.1.attentions.1"
     make_sae(width=16, latents=96, seed=4).save(tmp_path / "sae2")
     make_activations(latents=96, concepts=("X", "Y"), seed=3).save(tmp_path / "a2.safetensors")
-    (tmp_path / "s.toml").write_text('[export]\nsteps = 2\n[[concepts]]\nname = "X"\nselect = "count:9"\nactivations = "unused"\n')
+    (tmp_path / "s.toml").write_text(
+        '[export]\nsteps = 2\n[[concepts]]\nname = "X"\nselect = "count:30"\n[[concepts]]\nname = "A"\nselect = "count:20"\n'
+    )
     result = export_artifact(
         settings(
             tiny, tmp_path / "out", concepts=("A", "X"), sae=(f"{HOOKPOINT}={tiny['sae']}", f"unet.{other}={tmp_path / 'sae2'}"), hookpoint=None, select=None,
@@ -87,7 +89,7 @@ def test_several_hookpoints_and_a_settings_file(tiny, tmp_path):
     )  # fmt: skip
     assert result.report["passed"], result.report["failures"]
     assert set(result.manifest["edit"]["hookpoints"]) == {HOOKPOINT, other}
-    assert {w["name"]: w["select"] for w in result.manifest["settings"]} == {"A": "percentile:99.999", "X": "count:9"}
+    assert {w["name"]: w["select"] for w in result.manifest["settings"]} == {"A": "count:20", "X": "count:30"}
 
 
 def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
