@@ -224,6 +224,8 @@ def stage_unet(work: Path) -> dict[str, Any]:
 
 def stage_pipeline(work: Path) -> dict[str, Any]:
     """What `saeuron-export --format onnx` does between its reference and its proof."""
+    import gc
+
     from saeuron.editor.bake import bake
     from saeuron.editor.files import read_json
     from saeuron.editor.pipelines import load_pipeline
@@ -243,9 +245,12 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
     with meter.phase("configs"):
         checkpoint.write(edited, output, read_json(ready.model_folder / "model_index.json"), weights=False)
     gates: dict[str, str] = {}
-    for component in onnx.components(edited):
-        with meter.phase(component.folder):
-            gates |= onnx.write(component, output)
+    pending = onnx.components(edited)
+    edited.unet = None
+    while pending:
+        with meter.phase(pending[0].folder):
+            gates |= onnx.write(pending.pop(0), output)
+            gc.collect()
     result = meter.result("load") | {"bytes": folder_bytes(output)}
     manifest.write(output, {"formats": ["onnx"], "precision": "fp32", "onnx": {"opset": onnx.OPSET, "gates": gates}})
     return result

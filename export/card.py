@@ -52,12 +52,16 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 def _opening(formats: list[str]) -> str:
     parts = []
     if "checkpoint" in formats:
-        parts.append("""```python
+        parts.append("""`pip install diffusers transformers accelerate`, then:
+
+```python
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)   # runs unet/saeuron_unet_*.py
 ```""")
     if "onnx" in formats:
-        parts.append("""```python
+        parts.append("""The ONNX graphs hold no safety checker, and optimum loads none from a folder.
+
+```python
 from optimum.onnxruntime import ORTStableDiffusionPipeline
 pipeline = ORTStableDiffusionPipeline.from_pretrained("THIS_FOLDER")
 ```""")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 
 def edited_pipeline(pipeline: Any, unet: Any) -> StableDiffusionPipeline:
     """The same pipeline (safety checker and feature extractor included) around the edited UNet."""
+    pipeline.vae.register_to_config(_name_or_path="")  # else the exporting machine's folder is written down
     parts = {**pipeline.components, "unet": unet}
     return StableDiffusionPipeline(**parts, requires_safety_checker=pipeline.config.requires_safety_checker)
 
@@ -27,6 +30,7 @@ def write(pipeline: StableDiffusionPipeline, root: Path, base_index: dict[str, A
     """
     if weights:
         pipeline.save_pretrained(root)
+        _write_older_text_encoder_names(root / "text_encoder" / "model.safetensors")
     else:
         pipeline.save_config(root)
         pipeline.scheduler.save_pretrained(root / "scheduler")
@@ -63,3 +67,16 @@ def _write_older_tokenizer_files(tokenizer: Any, folder: Path) -> None:
     if not (folder / "merges.txt").exists():
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+
+
+def _write_older_text_encoder_names(path: Path) -> None:
+    """Prefix a text encoder's tensors with `text_model.`, the names that every version of transformers reads.
+
+    transformers 5 leaves the prefix out of a model that it made itself; version 4 then starts from random weights with only
+    a warning.
+    """
+    tensors = load_file(path)
+    if not any(name.startswith("text_model.") for name in tensors):
+        partial = path.with_suffix(".partial")
+        save_file({f"text_model.{n}": t for n, t in tensors.items()}, partial, metadata={"format": "pt"})
+        os.replace(partial, path)

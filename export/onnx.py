@@ -157,6 +157,9 @@ def write(component: Component, root: Path) -> dict[str, str]:
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = "model.onnx_data" if size > _INLINE_LIMIT else None
     ir.save(model, folder / "model.onnx", external_data=external)
+    if isinstance(component.module, _VaeEncoder | _VaeDecoder):
+        # optimum wants a config beside every graph; the other networks' comes with the checkpoint.
+        component.module.vae.save_config(folder)
     return gates
 
 
