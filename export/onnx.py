@@ -72,7 +72,7 @@ class _VaeDecoder(nn.Module):
 
 
 def components(pipeline: Any) -> list[Component]:
-    """The graphs of a Stable Diffusion 1.x/2.x pipeline, UNet first.
+    """The graphs of a Stable Diffusion 1.x/2.x pipeline; the UNet last, since the exporter lets go of a model late.
 
     The timestep is a float32 scalar whatever the precision: an integer one is silently wrong with schedulers that step
     between integers (Euler).
@@ -88,12 +88,6 @@ def components(pipeline: Any) -> list[Component]:
     context = {0: "batch_size", 1: "sequence_length"}
     return [
         Component(
-            "unet", _UNet(unet),
-            {"sample": torch.randn(2, unet.config.in_channels, unet_size, unet_size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
-             "encoder_hidden_states": torch.randn(2, tokens, unet.config.cross_attention_dim, dtype=dtype)},
-            {"sample": latents, "timestep": {}, "encoder_hidden_states": context}, {"out_sample": latents},
-        ),
-        Component(
             "text_encoder", _TextEncoder(text_encoder), {"input_ids": torch.randint(0, 100, (2, tokens), dtype=torch.int64)},
             {"input_ids": {0: "batch_size"}}, {"last_hidden_state": {0: "batch_size"}, "pooler_output": {0: "batch_size"}},
         ),
@@ -104,6 +98,12 @@ def components(pipeline: Any) -> list[Component]:
         Component(
             "vae_encoder", _VaeEncoder(vae), {"sample": torch.randn(2, vae.config.in_channels, size * factor, size * factor, dtype=dtype)},
             {"sample": picture}, {"latent_parameters": latents},
+        ),
+        Component(
+            "unet", _UNet(unet),
+            {"sample": torch.randn(2, unet.config.in_channels, unet_size, unet_size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
+             "encoder_hidden_states": torch.randn(2, tokens, unet.config.cross_attention_dim, dtype=dtype)},
+            {"sample": latents, "timestep": {}, "encoder_hidden_states": context}, {"out_sample": latents},
         ),
     ]  # fmt: skip
 
