@@ -82,7 +82,8 @@ def components(pipeline: Any) -> list[Component]:
     tokens = text_encoder.config.max_position_embeddings
     latent, factor = vae.config.latent_channels, pipeline.vae_scale_factor
     size = 8  # latent pixels: the axes are dynamic, a small example keeps tracing quick
-    unet_size = max(size, 2 ** (len(unet.config.block_out_channels) - 1))
+    # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
+    unet_size = max(size, 2 ** len(unet.config.block_out_channels))
     picture = {0: "batch_size", 2: "height", 3: "width"}
     latents = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
     context = {0: "batch_size", 1: "sequence_length"}
