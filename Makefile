@@ -13,13 +13,13 @@ $(BIN)/saeuron-export: pyproject.toml
 	@touch $@
 
 demo: $(BIN)/saeuron-export
-	@echo "Removing the style Neon and the object House from the embedded demo model …"
-	$(BIN)/saeuron-export --concepts Neon,House --format checkpoint,onnx --output $(OUT) --overwrite
+	@echo "Removing the style Stripes and the object Heart from the embedded demo model …"
+	$(BIN)/saeuron-export --concepts Stripes,Heart --format checkpoint,onnx --output $(OUT) --overwrite
 	$(BIN)/python -W ignore -m saeuron.validation.before_after $(OUT) --model demo -o $(OUT)-before-after.png \
-	  --prompt "An image of Star in Neon style." --prompt "An image of Boat in Neon style." \
-	  --prompt "An image of House." --prompt "An image of House in Sepia style." \
+	  --prompt "An image of Star in Stripes style." --prompt "An image of Boat in Stripes style." \
+	  --prompt "An image of Heart." --prompt "An image of Heart in Sepia style." \
 	  --prompt "An image of Star." --prompt "An image of Boat in Sunset style." \
-	  --prompt "An image of Mushroom in Blueprint style." --prompt "An image of Heart in Halftone style."
+	  --prompt "An image of Mushroom in Blueprint style." --prompt "An image of House in Neon style."
 	@echo
 	@echo "The artifact lies in $(OUT)/ (README.md tells how to open it)."
 	@echo "Look at $(OUT)-before-after.png: the top row is the original model, the bottom row the edited one (first four: removed; last four: kept)."
