@@ -43,7 +43,8 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 {warnings}
 - Equality with the dynamic hook says that the edit was shipped as designed. It does not say that nobody can get around
-  the edit, nor how well it removes the concept; see `validation/`.
+  the edit, nor how well it removes the concept.
+- Check it yourself, from this folder alone: `pip install 'saeuron-export[export,cpu]'`, then `saeuron validate THIS_FOLDER`.
 - Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
 """
     )
@@ -72,7 +73,7 @@ def _proof(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary["passed"] else "**FAILED**"
-    shares = "; ".join(f"{name}: {worst:.3%}" for name, worst in summary["worst_share_of_effect"].items())
+    shares = "; ".join(f"{name}: {100 * worst:.2g} %" for name, worst in summary["worst_share_of_effect"].items())
     lines = [
         f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}."
     ]
