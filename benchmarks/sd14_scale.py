@@ -245,11 +245,12 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
     with meter.phase("configs"):
         checkpoint.write(edited, output, read_json(ready.model_folder / "model_index.json"), weights=False)
     gates: dict[str, str] = {}
-    pending = onnx.components(edited)
-    edited.unet = None
-    while pending:
-        with meter.phase(pending[0].folder):
-            gates |= onnx.write(pending.pop(0), output)
+    parts = onnx.components(edited)
+    pipeline.vae = pipeline.text_encoder = None
+    del edited
+    while parts:
+        with meter.phase(parts[0].folder):
+            gates |= onnx.write(parts.pop(0), output)
             gc.collect()
     result = meter.result("load") | {"bytes": folder_bytes(output)}
     manifest.write(output, {"formats": ["onnx"], "precision": "fp32", "onnx": {"opset": onnx.OPSET, "gates": gates}})
@@ -324,7 +325,11 @@ def measure(stage: str, work: Path, size: str, optimum: Path | None) -> dict[str
     elif stage == "optimum":
         if optimum is None:
             return {"skipped": "no --optimum given"}
-        process = run([str(optimum), "export", "onnx", "--model", str(work / "model"), str(output)], log, {"HF_HUB_OFFLINE": "1"})
+        process = run(
+            [str(optimum), "export", "onnx", "--task", "text-to-image", "--model", str(work / "model"), str(output)],
+            log,
+            {"HF_HUB_OFFLINE": "1"},
+        )
     else:
         process = run(
             [sys.executable, "-W", "ignore", __file__, "--work", str(work), "--size", size, "--child", stage], log, {"HF_HUB_OFFLINE": "1"}
