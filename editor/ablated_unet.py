@@ -54,7 +54,7 @@ class FireGate(nn.Module):
             kth: the token's k-th largest latent `[B, tokens, 1]`, or None to skip the membership test.
 
         Returns:
-            bool `[B, tokens, U]`. A NaN anywhere counts as firing, so that it reaches the output and is seen.
+            bool `[B, tokens, U]`. A comparison with NaN counts as firing: a NaN latent thus reaches the output and is seen.
         """
         fires = ~(latents.float() <= thresholds)
         return fires if kth is None else fires & ~(latents < kth)
@@ -75,6 +75,7 @@ class FeatureAblation(nn.Module):
     """
 
     TABLES = ("thresholds", "gains")
+    DECIDES = ("features", "timesteps", *TABLES)
     encoder_weight: torch.Tensor
     encoder_bias: torch.Tensor
     pre_bias: torch.Tensor
@@ -270,8 +271,12 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
     def edit_sha256(self) -> str:
         """Hash of the edit: its settings and every edit tensor (floats widened to float32)."""
         settings = {k: v for k, v in dict(self.config["ablation"]).items() if k != "sha256"}
+        return self._digest(settings, self.ablations.state_dict())
+
+    @staticmethod
+    def _digest(settings: dict, tensors: dict[str, torch.Tensor]) -> str:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(self.ablations.state_dict().items()):
+        for name, tensor in sorted(tensors.items()):
             value = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
             digest.update(f"{name}:{list(value.shape)}:{value.dtype}".encode())
             digest.update(value.view(torch.uint8).numpy().tobytes())
@@ -279,17 +284,35 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     def check_edit(self) -> None:
         """Raise `AblationIntegrityError` unless the edit's tensors are those on record."""
-        for name, tensor in self.ablations.state_dict().items():
-            if tensor.is_meta or (tensor.is_floating_point() and bool(tensor.isnan().any())):
-                raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; take the artifact again from its source")
+        self._check_loaded()
         found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
         if found != recorded:
             raise AblationIntegrityError(
                 f"the edit's tensors do not match their recorded hash ({found[:12]} instead of {str(recorded)[:12]}): altered or truncated; take the artifact again from its source"
             )
 
+    def _check_loaded(self) -> None:
+        for name, tensor in self.ablations.state_dict().items():
+            if tensor.is_meta or (tensor.is_floating_point() and bool(tensor.isnan().any())):
+                raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; take the artifact again from its source")
+
+    def tables_sha256(self) -> str:
+        """Hash of what decides (features, timesteps, thresholds, gains); no cast of the model changes it."""
+        return self._digest({}, {n: t for n, t in self.ablations.state_dict().items() if n.rpartition(".")[2] in FeatureAblation.DECIDES})
+
     def seal(self) -> None:
-        """Record the hash of the edit as it is now."""
+        """Record the hash of the edit as it is now: its weights may have been cast, its tables may not have changed.
+
+        Raises:
+            AblationIntegrityError: a tensor that was never loaded, or tables other than those sealed before.
+        """
+        self._check_loaded()
+        recorded, tables = self.config["ablation"].get("tables_sha256"), self.tables_sha256()
+        if recorded not in (None, tables):
+            raise AblationIntegrityError(
+                "the edit's tables were changed since they were made; make a new edit instead of changing this one"
+            )
+        self.register_to_config(ablation={**dict(self.config["ablation"]), "tables_sha256": tables, "sha256": None})
         self.register_to_config(ablation={**dict(self.config["ablation"]), "sha256": self.edit_sha256()})
 
     @classmethod

@@ -170,7 +170,9 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
             raise SaeuronError(
                 f"concept '{wish.concept}': no latent of hookpoint '{name}' answers to it more than to the others; its activations can't remove it"
             )
-        chosen[wish.concept] = [row.nonzero().flatten().tolist() for row in mask]
+        rows = [row.nonzero().flatten().tolist() for row in mask]
+        # One concept may come with two rules; what it chose is their union.
+        chosen[wish.concept] = [sorted({*a, *b}) for a, b in zip(rows, chosen.get(wish.concept, [[]] * steps), strict=True)]
         gain = wish.multiplier * source.means[source.concepts.index(wish.concept)]
         threshold = source.means.mean(0)
         membership = threshold if source.kth is None else torch.maximum(threshold, source.kth[:, None])

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ..editor.errors import SaeuronError
 from ..editor.files import read_header
 
-_FORMAT = "saeuron-golden-1"
+_FORMAT = "saeuron-golden-2"
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
@@ -76,6 +76,8 @@ class Golden:
     components: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     """component → tensor name → value, inputs and outputs of the other graphs"""
     notes: dict[str, Any] = field(default_factory=dict)
+    surroundings: dict[str, np.ndarray] = field(default_factory=dict)
+    """what tokenizer, scheduler and latent scaling give for fixed inputs, see `surroundings`"""
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
@@ -100,10 +102,11 @@ class Golden:
             for i, r in enumerate(self.runs)
         ]  # fmt: skip
         parts = {c: {k: put(f"component/{c}/{k}", v) for k, v in values.items()} for c, values in self.components.items()}
-        header = {
-            "format": _FORMAT,
-            "content": json.dumps({"precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes}),
-        }
+        around = {k: put(f"surroundings/{k}", v) for k, v in self.surroundings.items()}
+        content = {
+            "precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes, "surroundings": around,
+        }  # fmt: skip
+        header = {"format": _FORMAT, "content": json.dumps(content)}
         save_file(tensors, path, metadata=header)
 
     @classmethod
@@ -126,6 +129,7 @@ class Golden:
             filled: list[dict[str, Any]] = [{k: tensors[v] if k in _RUN else v for k, v in r.items()} for r in content["runs"]]
             runs = [Run(**r) for r in filled]
             parts = {c: {k: tensors[n] for k, n in values.items()} for c, values in content["components"].items()}
-            return cls(content["precision"], cases, runs, parts, content["notes"])
+            around = {k: tensors[n] for k, n in content["surroundings"].items()}
+            return cls(content["precision"], cases, runs, parts, content["notes"], around)
         except (KeyError, ValueError, TypeError) as error:
             raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None

@@ -18,6 +18,7 @@ from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import generate, initial_latents
 from .golden import Case, Golden, Run
+from .surroundings import of_pipeline
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # A decision may flip between two backends when its latent lies this close to its bar, relative to the bar. The latent is
@@ -133,7 +134,9 @@ def make_golden(
             runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
         cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
     notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_topk": against_topk}
-    return Golden(precision, cases, runs, _components(pipeline, prompts[:1], h, w, seed), notes)
+    notes["steps"] = steps
+    around = of_pipeline(pipeline, prompts, steps)
+    return Golden(precision, cases, runs, _components(pipeline, prompts[:1], h, w, seed), notes, around)
 
 
 def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:
@@ -169,10 +172,10 @@ def _case(job: _Job, kind: str, call: tuple, decisions: dict[str, Decision]) -> 
 
 
 def _off_grid(job: _Job, calls: list, number: int) -> list[Case]:
-    """Cases at timesteps that were not calibrated: halfway between two, and fractional."""
-    grid = next(iter(job.edit.hookpoints.values())).timesteps.double()
+    """Cases at timesteps that were not calibrated: halfway between two (of each hookpoint's own grid), and fractional."""
+    grids = list({tuple(p.timesteps.tolist()): p.timesteps.double() for p in job.edit.hookpoints.values()}.values())
     found = []
-    for j in range(number):
+    for j, grid in ((j, grid) for j in range(number) for grid in grids):
         sample, timestep, context, _ = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
         row = int((grid - timestep).abs().argmin())
         other = row + 1 if row + 1 < len(grid) else row - 1

@@ -67,6 +67,12 @@ def table(report: dict[str, Any]) -> Table:
             "note",
             f"without any suppression this residual mode alone moves the UNet's output by up to {_percent(control['residual_alone'])}",
         )
+    around = report.get("surroundings")
+    if around:
+        figures = ", ".join(f"{k} {v:.1e}" for k, v in around["relative"].items())
+        found.add_row(
+            "folder", "surroundings", mark(around["passed"]), f"tokenizer, scheduler, latent scaling against the original's: {figures}"
+        )
     against = report.get("against_topk") or {}
     if against.get("differ"):
         text = f"{against['differ']} of {against['decisions']} decisions differ from torch.topk's own pick (fired {against['fired']}, there {against['fired_topk']}): "

@@ -17,6 +17,8 @@ class Runner(Protocol):
     """A backend that runs an artifact."""
 
     name: str
+    shows_gates: bool
+    """whether gate decisions must be observable here; False where a backend hides its inner tensors"""
 
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
         """One forward: `[B, C, h, w]`, scalar, `[B, L, D]` → `[B, C, h, w]`."""
@@ -67,6 +69,8 @@ class TorchRunner:
         pipeline: any Stable Diffusion pipeline; with an `AblatedUNet2DConditionModel` its decisions are shown.
         name: shown in the report.
     """
+
+    shows_gates = True
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self.pipeline, self.name = pipeline, name
@@ -168,6 +172,7 @@ class OnnxRunner:
     """
 
     name = "onnx"
+    shows_gates = True
 
     def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider") -> None:
         self.root, self.provider = Path(root), provider

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from . import manifest
+from . import manifest, surroundings
 from .golden import Golden
 from .load import load
 from .parity import prove
@@ -73,8 +73,12 @@ def validate(
     reference = golden or Golden.load(root / GOLDEN)
     progress("the record against the tensors")
     mismatches = check_record(root, record, reference)
+    around = surroundings.compare(
+        surroundings.of_folder(root, reference.notes["prompts"], reference.notes["steps"]), reference.surroundings
+    )
     report = prove(reference, runners, progress)  # type: ignore[arg-type]
     report["record"] = {"passed": not mismatches, "failures": mismatches}
-    report["failures"] = mismatches + report["failures"]
+    report["surroundings"] = around
+    report["failures"] = mismatches + around["failures"] + report["failures"]
     report["passed"] = not report["failures"]
     return report

@@ -304,3 +304,28 @@ def test_a_class_that_copies_blocks_raises(unet, sae, edit):
     adapter = MotionAdapter(block_out_channels=(16, 32), motion_layers_per_block=1, motion_num_attention_heads=2, motion_norm_num_groups=8)
     with pytest.raises(AblationIntegrityError, match="would lose"):
         UNetMotionModel.from_unet2d(edited, adapter)
+
+
+def test_controlnets_made_from_an_edited_unet_raise(unet, sae, edit):
+    from diffusers import ControlNetModel, ControlNetXSAdapter, UNetControlNetXSModel
+
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    with pytest.raises(ValueError, match="SaeuronAblatedMidBlock"):
+        ControlNetModel.from_unet(edited)
+    adapter = ControlNetXSAdapter.from_unet(unet, size_ratio=1.0, num_attention_heads=2)
+    with pytest.raises((AblationIntegrityError, ValueError), match="SaeuronAblatedMidBlock|would lose"):
+        UNetControlNetXSModel.from_unet(edited, adapter)
+
+
+def test_saving_an_edit_whose_tables_were_changed_raises(unet, sae, edit, tmp_path):
+    """A cast may change the weights that were sealed; nothing may change what decides."""
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    edited.half().save_pretrained(tmp_path / "cast")
+    AblatedUNet2DConditionModel.from_pretrained(tmp_path / "cast")
+    edited.ablations[KEY].gains.fill_(1.0)
+    with pytest.raises(AblationIntegrityError, match="tables were changed"):
+        edited.save_pretrained(tmp_path / "weakened")
+    edited.ablations[KEY].encoder_bias.fill_(float("nan"))
+    with pytest.raises(AblationIntegrityError, match="not loaded"):
+        edited.save_pretrained(tmp_path / "unloaded")
+    assert not (tmp_path / "weakened").exists() and not (tmp_path / "unloaded").exists()

@@ -129,3 +129,9 @@ def test_edit_file_round_trip(tmp_path):
     (tmp_path / "edit.safetensors").write_bytes(data[:-8])
     with pytest.raises(SaeuronError):
         Edit.load(tmp_path / "edit.safetensors")
+
+
+def test_one_concept_with_two_rules_chooses_their_union(activations):
+    both = edit_of(activations, ("A", "count:2", -1.0), ("A", "count:5", -3.0))
+    one = edit_of(activations, ("A", "count:5", -3.0))
+    assert both.hookpoints[HOOKPOINT].chosen == one.hookpoints[HOOKPOINT].chosen and both.sha256() == one.sha256()

@@ -96,6 +96,38 @@ def test_a_slightly_wrong_edit_fails(case, spoil):
     assert not check_forwards(golden, TorchRunner(wrong).unet)["passed"]
 
 
+def test_an_unedited_unet_shows_no_gates_and_fails(case):
+    pipeline, edited, golden = case
+    found = check_gates(golden, TorchRunner(pipeline))
+    assert not found["passed"] and not found["observable"]
+
+    class Hidden:
+        shows_gates = False
+
+        def decisions(self, *_):
+            return None
+
+    assert check_gates(golden, Hidden())["passed"], "a backend that can't show its gates is judged by its outputs"
+
+
+def test_flips_within_rounding_are_bounded(case):
+    """Half of the close decisions may flip by rounding; all of them don't."""
+    _, edited, golden = case
+    close = copy.deepcopy(golden)
+    runner = TorchRunner(edited)
+    for c in close.cases:
+        c.near[HOOKPOINT] = np.ones_like(c.near[HOOKPOINT])
+
+    class Inverted:
+        shows_gates = True
+
+        def decisions(self, *case):
+            return {h: ~f for h, f in runner.decisions(*case).items()}
+
+    found = check_gates(close, Inverted())
+    assert found["flips_beyond_rounding"] == 0 and "more than rounding" in found["failures"][0]
+
+
 def test_wrong_decisions_fail(case):
     _, edited, golden = case
     wrong = copy.copy(edited)

@@ -1,0 +1,61 @@
+"""A changed tokenizer, scheduler or scaling beside an equal UNet must be found, whatever the proof's scope."""
+
+import json
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+
+from saeuron.editor.pipelines import load_pipeline
+from saeuron.validation.surroundings import compare, of_folder, of_pipeline
+
+PROMPTS = ["An image of House.", "An image of Car in Neon style."]
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    pipeline = load_pipeline(str(tiny["model"]))
+    pipeline.save_pretrained(tmp_path)
+    return tmp_path, of_pipeline(pipeline, PROMPTS, 5)
+
+
+def test_a_faithful_folder_passes(saved):
+    root, reference = saved
+    found = compare(of_folder(root, PROMPTS, 5), reference)
+    assert found["passed"] and set(found["relative"]) == {"input_ids", "timesteps", "trajectory", "init_noise_sigma", "scaling_factor"}
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def swap_merges(root):
+    path = root / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][: len(content["model"]["merges"]) // 2]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "room"),
+    [
+        (swap_merges, "tokenizer"),
+        (lambda root: change(root / "scheduler" / "scheduler_config.json", timestep_spacing="trailing"), "scheduler"),
+        (lambda root: change(root / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"), "scheduler"),
+        (lambda root: change(root / "scheduler" / "scheduler_config.json", beta_end=0.013), "scheduler"),
+        (lambda root: change(root / "vae" / "config.json", scaling_factor=0.19), "vae"),
+    ],
+)
+def test_a_change_is_found(saved, spoil, room):
+    root, reference = saved
+    spoil(root)
+    failures = compare(of_folder(root, PROMPTS, 5), reference)["failures"]
+    assert failures and all(line.startswith(room) for line in failures)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_any_scheduler_gives_the_same_twice(tiny, kind):
+    pipeline = load_pipeline(str(tiny["model"]))
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+    a, b = of_pipeline(pipeline, PROMPTS, 4), of_pipeline(pipeline, PROMPTS, 4)
+    assert compare(a, b)["passed"] and len(a["timesteps"]) >= 4 and np.isfinite(a["trajectory"]).all()
