@@ -53,7 +53,7 @@ def surroundings(
         trajectory.append(sample[0, 0].double().numpy())
     return {
         "input_ids": np.asarray(ids, dtype=np.int64), "timesteps": own.timesteps.double().numpy(), "trajectory": np.stack(trajectory),
-        "init_noise_sigma": np.float64([float(own.init_noise_sigma)]), "scaling_factor": np.float64([scaling_factor]),
+        "init_noise_sigma": np.array([float(own.init_noise_sigma)]), "scaling_factor": np.array([float(scaling_factor)]),
     }  # fmt: skip
 
 
