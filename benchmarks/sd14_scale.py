@@ -155,7 +155,7 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     sae.save(work / "sae" / f"unet.{HOOKPOINT}")
 
     # Each concept owns latents that random inputs put into the top k, with means far below the latents' own values.
-    top = sae.encode(tokens)
+    top = sae.top(sae.latents(tokens))
     often = torch.bincount(top.indices.flatten(), minlength=latents).topk(FEATURES * len(CONCEPTS)).indices
     steps = ddim_timesteps(scheduler.config, 50)
     level = 0.2 * float(top.values.mean())

@@ -6,8 +6,10 @@ Nothing here decides what to suppress; that is read from tensors. Method: SAeUro
 For a token `x` of a hookpoint's output, with encoder `W`, chosen features `F`, and tables by timestep:
 
     z = relu(W (x - b_dec) + b)                     latents
-    fires_i = z_i among the token's k largest and z_i > threshold_i(t)
+    fires_i = z_i among the token's k largest (JumpReLU: above a bar of its own) and z_i > threshold_i(t)
     y = x + sum over i in F of fires_i (gain_i(t) - 1) z_i W_dec[i]
+
+Some SAEs read what the block adds (output minus input) instead of its output; the sum is added to the output all the same.
 
 It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name,
 and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN instead of the unedited model.
@@ -66,12 +68,15 @@ class FeatureAblation(nn.Module):
     Args:
         width: channels `d` of the hookpoint.
         latents: latents `n` of the SAE.
-        k: active latents a token.
+        k: active latents a token; None for `jumprelu`.
         features: number `U` of chosen features.
         timesteps: number `T` of calibrated timesteps.
         residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
         gate: `exact` or `threshold`.
         unit_norm: whether the SAE normalises each token first.
+        activation: `topk` or `jumprelu`.
+        subtract_bias: whether `b_dec` is subtracted before encoding.
+        reads: `output`, or `delta` for output minus input of the block.
     """
 
     TABLES = ("thresholds", "gains")
@@ -84,18 +89,25 @@ class FeatureAblation(nn.Module):
     timesteps: torch.Tensor
     thresholds: torch.Tensor
     gains: torch.Tensor
+    latent_thresholds: torch.Tensor
 
     def __init__(
-        self, width: int, latents: int, k: int, features: int, timesteps: int,
-        residual: str = "keep", gate: str = "exact", unit_norm: bool = False,
+        self, width: int, latents: int, k: int | None, features: int, timesteps: int,
+        residual: str = "keep", gate: str = "exact", unit_norm: bool = False, activation: str = "topk", subtract_bias: bool = True,
+        reads: str = "output",
     ) -> None:  # fmt: skip
         super().__init__()
         if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold"):
             raise ValueError(f"unknown residual {residual!r} or gate {gate!r}")
         if gate == "threshold" and residual != "keep":
             raise ValueError("gate 'threshold' works with residual 'keep' only")
+        if activation not in ("topk", "jumprelu") or reads not in ("output", "delta") or (activation == "topk") != (k is not None):
+            raise ValueError(f"unknown activation {activation!r} with k {k!r}, or reads {reads!r}")
         self.k, self.residual, self.gate_kind, self.unit_norm = k, residual, gate, unit_norm
-        rows = features if gate == "threshold" else latents
+        self.subtract_bias, self.reads = subtract_bias, reads
+        # Only membership in a top k needs the latents that aren't chosen, and only a whole decode.
+        self.chosen_rows = residual == "keep" and (gate == "threshold" or activation == "jumprelu")
+        rows = features if self.chosen_rows else latents
         decoded = features if residual == "keep" else latents
 
         def empty(*shape: int) -> torch.Tensor:
@@ -105,6 +117,8 @@ class FeatureAblation(nn.Module):
         self.register_buffer("encoder_bias", empty(rows))
         self.register_buffer("pre_bias", empty(width))
         self.register_buffer("decoder_weight", empty(decoded, width))
+        if activation == "jumprelu":
+            self.register_buffer("latent_thresholds", empty(rows))
         self.register_buffer("features", torch.full((features,), -1, dtype=torch.int64))
         self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
         self.register_buffer("thresholds", empty(timesteps, features))
@@ -134,18 +148,20 @@ class FeatureAblation(nn.Module):
         middles = (stored[:-1] + stored[1:]) / 2
         return (timestep[:, None] < middles[None]).sum(-1)
 
-    def forward(self, hidden: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Edit a feature map.
 
         Args:
-            hidden: `[B, d, H, W]`.
+            hidden: the block's output `[B, d, H, W]`.
             timestep: float32, `[1]` for the batch or `[B]`.
+            before: the block's input, for an SAE that reads `delta`.
 
         Returns:
             the edited map, same shape and dtype; exactly `hidden` where nothing fires and `residual` is `keep`.
         """
         height, width = hidden.shape[-2:]
-        x = hidden.flatten(2).transpose(1, 2)
+        out = hidden.flatten(2).transpose(1, 2)
+        x = out if before is None else out - before.flatten(2).transpose(1, 2)
         row = self.rows(timestep)
         thresholds = self.thresholds.index_select(0, row)[:, None]
         gains = self.gains.index_select(0, row)[:, None]
@@ -154,12 +170,14 @@ class FeatureAblation(nn.Module):
         if self.unit_norm:
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             tokens = (x - mean) / (std + 1e-5)
-        z = F.relu(F.linear(tokens - self.pre_bias, self.encoder_weight, self.encoder_bias))
+        z = F.relu(F.linear(tokens - self.pre_bias if self.subtract_bias else tokens, self.encoder_weight, self.encoder_bias))
 
-        if self.gate_kind == "threshold":
-            chosen, kth = z, None
-        else:
-            chosen = z.index_select(-1, self.features)
+        chosen = z if self.chosen_rows else z.index_select(-1, self.features)
+        kth = top = None
+        if self.k is None:
+            bars = self.latent_thresholds if self.chosen_rows else self.latent_thresholds.index_select(0, self.features)
+            thresholds = torch.maximum(thresholds, bars.float())
+        elif self.gate_kind == "exact":
             top = z.topk(self.k, dim=-1)
             kth = top.values[..., -1:]
         fires = self.gate(chosen, thresholds, kth)
@@ -168,27 +186,29 @@ class FeatureAblation(nn.Module):
 
         if self.residual == "keep":
             delta = change.to(x.dtype) @ self.decoder_weight
-            y = x + (delta * (std + 1e-5) if self.unit_norm else delta)
+            y = out + (delta * (std + 1e-5) if self.unit_norm else delta)
         else:
-            active = torch.zeros_like(z).scatter(-1, top.indices, top.values)
+            active = z * (z > self.latent_thresholds) if top is None else torch.zeros_like(z).scatter(-1, top.indices, top.values)
             decoded = active @ self.decoder_weight + self.pre_bias
             delta = change.to(x.dtype) @ self.decoder_weight.index_select(0, self.features)
             if self.unit_norm:
                 decoded, delta = decoded * (std + 1e-5) + mean, delta * (std + 1e-5)
             edited = decoded + delta
             y = edited if self.residual == "drop" else edited + (decoded - x)
+            y = y if before is None else y + (out - x)
         return y.transpose(1, 2).unflatten(-1, (height, width))
 
-    def on_output(self, module: nn.Module, args: tuple, output: Any) -> Any:
+    def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
         timestep = getattr(_STATE, "timestep", None)
         if timestep is None:
             raise AblationIntegrityError("an edited block was run outside its UNet's forward, so its timestep is unknown; call the UNet")
+        before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
         if isinstance(output, torch.Tensor):
-            return self(output, timestep)
+            return self(output, timestep, before)
         if isinstance(output, tuple):
-            return (self(output[0], timestep), *output[1:])
-        output.sample = self(output.sample, timestep)
+            return (self(output[0], timestep, before), *output[1:])
+        output.sample = self(output.sample, timestep, before)
         return output
 
 
@@ -209,7 +229,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     Args:
         ablation: `{"format", "mid_block_type", "residual", "gate", "sha256", "hookpoints": {name: {"width", "latents",
-            "k", "features", "timesteps", "unit_norm"}}}`; written by `saeuron`, checked at every load.
+            "k", "features", "timesteps", "unit_norm", "activation", "subtract_bias", "reads"}}}`; written by `saeuron`, checked at every load.
         **config: the stock UNet's config, except that `mid_block_type` holds `SENTINEL`.
     """
 
@@ -240,7 +260,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         for name, shape in ablation["hookpoints"].items():
             module = FeatureAblation(**shape, residual=ablation["residual"], gate=ablation["gate"])
             self.ablations[name.replace(".", "-")] = module
-            self.get_submodule(name).register_forward_hook(module.on_output)
+            self.get_submodule(name).register_forward_hook(module.on_output, with_kwargs=True)
 
     @property
     def conv_in(self) -> nn.Module:

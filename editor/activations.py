@@ -256,7 +256,7 @@ def _one_batch(
     """Latents averaged over tokens and summed over prompts `[T, n]`; k-th latents likewise `[T]`; timesteps `[T]`."""
     with capture(pipeline.unet, [name]) as seen:
         generate(pipeline, texts, range(seed, seed + len(texts)), steps, guidance, output_type="latent", batch_size=len(texts))
-    tops = [sae.encode(to_tokens(item.outputs[name])[-len(texts) :].float()) for item in seen]
-    sums = torch.stack([sae.dense(top).mean(1).sum(0) for top in tops])
-    kths = torch.stack([top.values[..., -1].mean(1).sum() for top in tops])
+    latents = [sae.latents(to_tokens(item.outputs[name])[-len(texts) :].float()) for item in seen]
+    sums = torch.stack([sae.active(z).mean(1).sum(0) for z in latents])
+    kths = torch.stack([sae.top(z).values[..., -1].mean(1).sum() for z in latents])
     return sums.cpu(), kths.cpu(), torch.tensor([item.timestep for item in seen]).long()

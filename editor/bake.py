@@ -64,15 +64,18 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
             raise SaeuronError(f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {sae.config.num_latents}")
         shapes[name] = {
             "width": sae.config.d_in, "latents": part.latents, "k": sae.config.k, "features": len(part.features),
-            "timesteps": len(part.timesteps), "unit_norm": sae.config.input_unit_norm,
+            "timesteps": len(part.timesteps), "unit_norm": sae.config.input_unit_norm, "activation": sae.config.activation,
+            "subtract_bias": sae.config.subtract_bias, "reads": sae.config.reads,
         }  # fmt: skip
-        rows = part.features if gate == "threshold" else slice(None)
+        rows = part.features if edit.residual == "keep" and (gate == "threshold" or sae.config.activation == "jumprelu") else slice(None)
         decoded = part.features if edit.residual == "keep" else slice(None)
         values = {
             "encoder_weight": sae.W_enc[rows], "encoder_bias": sae.b_enc[rows], "pre_bias": sae.b_dec, "decoder_weight": sae.W_dec[decoded],
             "features": part.features, "timesteps": part.timesteps,
             "thresholds": part.gate_thresholds if gate == "threshold" else part.thresholds, "gains": part.gains,
         }  # fmt: skip
+        if sae.config.activation == "jumprelu":
+            values["latent_thresholds"] = sae.threshold[rows]
         prefix = f"ablations.{name.replace('.', '-')}."
         tensors |= {prefix + key: value.detach().clone() for key, value in values.items()}
 

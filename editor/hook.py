@@ -17,7 +17,7 @@ from torch import nn
 
 from .edit import Edit
 from .errors import SaeuronError
-from .hookpoints import find_hookpoint, output_tensor, replace_tensor, to_map, to_tokens
+from .hookpoints import find_hookpoint, output_tensor, read_map, replace_tensor, to_map, to_tokens
 from .sae import SparseAutoencoder
 from .sae_formats import check_width
 
@@ -69,7 +69,8 @@ class AblationHook:
     def __enter__(self) -> AblationHook:
         self._handles = [self.unet.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
         for name in self.edit.hookpoints:
-            self._handles.append(find_hookpoint(self.unet, name).register_forward_hook(self._edit_output(name)))
+            block = find_hookpoint(self.unet, name)
+            self._handles.append(block.register_forward_hook(self._edit_output(name), with_kwargs=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -82,15 +83,16 @@ class AblationHook:
         self._timestep = torch.as_tensor(value).reshape(-1)
 
     def _edit_output(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             feature_map = output_tensor(output)
-            tokens = self._edit_tokens(name, to_tokens(feature_map))
+            read = read_map(self.saes[name].config.reads, args, kwargs, output)
+            tokens = self._edit_tokens(name, to_tokens(read), to_tokens(feature_map))
             return replace_tensor(output, to_map(tokens, *feature_map.shape[-2:]))
 
         return hook
 
-    def _edit_tokens(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, tokens, d]` → edited tokens."""
+    def _edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
         part, sae = self.edit.hookpoints[name], self.saes[name]
         check_width(sae, x.shape[-1], name)
         assert self._timestep is not None
@@ -100,11 +102,14 @@ class AblationHook:
         gains = part.gains[row][:, None].to(x.device)
 
         latents = sae.latents(x)
-        top = sae.top(latents)
-        z, kth = sae.dense(top), top.values[..., -1:]
+        z, kth = sae.active(latents), sae.kth(latents)
         chosen = latents[..., features]
         picked = z[..., features].float() > thresholds
-        if self.gate == "exact":
+        if kth is None:
+            # JumpReLU: a latent is a member by a threshold of its own, whatever the others do.
+            thresholds = torch.maximum(thresholds, sae.threshold[features].float())
+            fires, kth = chosen.float() > thresholds, chosen.new_zeros(())
+        elif self.gate == "exact":
             # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
             fires = (chosen >= kth) & (chosen.float() > thresholds)
         else:
@@ -117,14 +122,16 @@ class AblationHook:
             self.decisions[name].append(Decision(fires.detach(), picked.detach(), _margin(chosen, thresholds, kth)))
 
         # Decoded in float32: in 16 bits the difference of two decodes would be mostly rounding.
-        like = x.float()
+        like, output = x.float(), output.float()
         decoded, decoded_edited = sae.decode(z.float(), like), sae.decode(edited, like)
+        # What the SAE doesn't read: nothing, or the block's input where it reads what the block adds to it.
+        rest = output - like
         if self.edit.residual == "keep":
-            y = like + (decoded_edited - decoded)
+            y = output + (decoded_edited - decoded)
         elif self.edit.residual == "upstream":
-            y = decoded_edited + (decoded - like)
+            y = rest + decoded_edited + (decoded - like)
         else:
-            y = decoded_edited
+            y = rest + decoded_edited
         return y.to(x.dtype)
 
 

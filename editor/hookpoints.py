@@ -39,6 +39,17 @@ def output_tensor(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output.sample
 
 
+def input_tensor(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The feature map that a block was called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def read_map(reads: str, args: tuple, kwargs: dict[str, Any], output: Any) -> torch.Tensor:
+    """What an SAE reads at a block, `[B, C, H, W]`: its output, or with `delta` what it adds to its input."""
+    found = output_tensor(output)
+    return found - input_tensor(args, kwargs) if reads == "delta" else found
+
+
 def replace_tensor(output: Any, tensor: torch.Tensor) -> Any:
     """The same kind of output with its feature map replaced."""
     if isinstance(output, torch.Tensor):

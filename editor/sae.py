@@ -1,10 +1,10 @@
-"""The sparse autoencoder: encode, top-k, decode, load, save (METHOD: arXiv 2501.18052, section 3.1)."""
+"""The sparse autoencoder: encode, sparsify, decode, load, save (METHOD: arXiv 2501.18052, section 3.1)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,16 +33,23 @@ class SaeConfig:
     """channels of the hookpoint"""
     num_latents: int
     """latents n"""
-    k: int
-    """active latents a token at inference"""
+    k: int | None
+    """active latents a token at inference; None for `jumprelu`, whose number varies"""
     input_unit_norm: bool = False
     """each token is centred and divided by its standard deviation before encoding"""
+    activation: str = "topk"
+    """`topk` (the k largest of a token) or `jumprelu` (each latent above a threshold of its own)"""
+    subtract_bias: bool = True
+    """`b_dec` is subtracted before encoding"""
+    reads: str = "output"
+    """`output` of the hookpoint, or `delta`: output minus input, what the block adds"""
 
 
 class SparseAutoencoder(nn.Module):
-    """Top-k sparse autoencoder of tokens `[..., d]`.
+    """Sparse autoencoder of tokens `[..., d]`.
 
-    `z = relu(W_enc (x - b_dec) + b_enc)`, the k largest kept, `x̂ = z W_dec + b_dec`.
+    `z = relu(W_enc (x - b_dec) + b_enc)`, the k largest kept (`jumprelu`: those above `threshold [n]`), `x̂ = z W_dec + b_dec`.
+    Taking the k largest before or after the ReLU is the same: it differs only in which zeros are kept.
     """
 
     def __init__(self, config: SaeConfig) -> None:
@@ -53,30 +60,39 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.W_dec = nn.Parameter(torch.zeros(n, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
+        if config.activation == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(n))
 
     def _scale(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and divisor of each token, `[..., 1]`."""
         return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
 
     def latents(self, x: torch.Tensor) -> torch.Tensor:
-        """All latents before top-k: `[..., d]` → `[..., n]`, non-negative."""
+        """All latents before sparsification: `[..., d]` → `[..., n]`, non-negative."""
         if self.config.input_unit_norm:
             mean, scale = self._scale(x)
             x = (x - mean) / scale
-        return F.relu(F.linear(x - self.b_dec, self.W_enc, self.b_enc))
+        return F.relu(F.linear(x - self.b_dec if self.config.subtract_bias else x, self.W_enc, self.b_enc))
 
     def top(self, latents: torch.Tensor) -> TopLatents:
-        """The k largest latents of each token."""
+        """The k largest latents of each token; `topk` only."""
+        assert self.config.k is not None
         return TopLatents(*latents.topk(self.config.k, dim=-1))
 
-    def encode(self, x: torch.Tensor) -> TopLatents:
-        """Tokens `[..., d]` → their k active latents."""
-        return self.top(self.latents(x))
+    def active(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `[..., n]` with all inactive ones zeroed; of latents that tie at place k, torch.topk picks."""
+        if self.config.activation == "jumprelu":
+            return latents * (latents > self.threshold)
+        top = self.top(latents)
+        return torch.zeros_like(latents).scatter(-1, top.indices, top.values)
 
-    def dense(self, top: TopLatents) -> torch.Tensor:
-        """Active latents as a dense `[..., n]` tensor, zero elsewhere."""
-        empty = top.values.new_zeros(*top.values.shape[:-1], self.config.num_latents)
-        return empty.scatter(-1, top.indices, top.values)
+    def kth(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """The k-th largest latent of each token `[..., 1]`; None for `jumprelu`."""
+        return None if self.config.activation == "jumprelu" else self.top(latents).values[..., -1:]
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens `[..., d]` → active latents `[..., n]`, zero elsewhere."""
+        return self.active(self.latents(x))
 
     def decode(self, dense: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
         """Dense latents `[..., n]` → tokens `[..., d]`; `like` are the encoded tokens, needed with `input_unit_norm`."""
@@ -90,19 +106,29 @@ class SparseAutoencoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reconstruct tokens `[..., d]`."""
-        return self.decode(self.dense(self.encode(x)), x)
+        return self.decode(self.encode(x), x)
 
     def sha256(self) -> str:
         """Hash of config and weights (widened to float32)."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        always = ("d_in", "num_latents", "k", "input_unit_norm")
+        said = {f.name: getattr(self.config, f.name) for f in fields(SaeConfig)}
+        # What a plain top-k SAE doesn't need to say leaves its hash as it always was.
+        said = {f.name: said[f.name] for f in fields(SaeConfig) if f.name in always or said[f.name] != f.default}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`, tensors as `dtype`."""
+        """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`, tensors as `dtype`.
+
+        Raises:
+            SaeuronError: that form has no words for this SAE (JumpReLU, block deltas, encoding without `b_dec`).
+        """
         folder = Path(folder)
+        if self.config != SaeConfig(self.config.d_in, self.config.num_latents, self.config.k, self.config.input_unit_norm):
+            raise SaeuronError("SAeUron's files hold top-k SAEs of a block's output only; keep this SAE in the form that it came in")
         folder.mkdir(parents=True, exist_ok=True)
         c = self.config
         settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,7 +30,9 @@ def make_unet(seed: int = 0) -> UNet2DConditionModel:
     return unet.eval().requires_grad_(False)
 
 
-def make_sae(width: int = WIDTH, latents: int = 256, k: int = 8, seed: int = 0, unit_norm: bool = False) -> SparseAutoencoder:
+def make_sae(
+    width: int = WIDTH, latents: int = 256, k: int = 8, seed: int = 0, unit_norm: bool = False, activation: str = "topk", **kind: Any
+) -> SparseAutoencoder:
     """Random directions with a spread of biases, so that latents differ in how often they fire."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(latents, width, generator=generator), dim=1)
@@ -39,7 +42,10 @@ def make_sae(width: int = WIDTH, latents: int = 256, k: int = 8, seed: int = 0, 
         "W_dec": rows,
         "b_dec": 0.1 * torch.randn(width, generator=generator),
     }
-    return SparseAutoencoder.from_tensors(SaeConfig(width, latents, k, unit_norm), tensors, "test")
+    if activation == "jumprelu":
+        tensors["threshold"] = 0.5 + torch.rand(latents, generator=generator)
+    config = SaeConfig(width, latents, k if activation == "topk" else None, unit_norm, activation, **kind)
+    return SparseAutoencoder.from_tensors(config, tensors, "test")
 
 
 def make_activations(

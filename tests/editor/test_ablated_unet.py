@@ -44,6 +44,63 @@ def test_equals_the_hook(unet, residual, unit_norm, shape):
         assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, t, c)[0] < 1e-3
 
 
+KINDS = [
+    {"activation": "jumprelu"},
+    {"reads": "delta"},
+    {"subtract_bias": False},
+    {"activation": "jumprelu", "reads": "delta", "unit_norm": True},
+]
+
+
+@pytest.mark.parametrize("residual", ["keep", "upstream", "drop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_sae_equal_the_hook(unet, residual, kind):
+    sae = make_sae(**kind)
+    edit = edit_of(make_activations(scale=0.1), ("A", "count:20", -3.0), ("B", "percentile:90", -2.0), residual=residual)
+    edited = bake(unet, edit, {HOOKPOINT: sae})
+    whole = residual != "keep" or sae.config.activation == "topk"
+    assert len(edited.ablations[KEY].encoder_weight) == (sae.config.num_latents if whole else len(edit.hookpoints[HOOKPOINT].features))
+    for seed, t in enumerate((901, 333.3)):
+        x, c = inputs(2, 8, 12, seed=seed)
+        assert compare(unet, edited, edit, {HOOKPOINT: sae}, x, t, c)[0] < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("residual", ["keep", "upstream", "drop"])
+def test_the_hook_is_the_formula(unet, kind, residual):
+    """Method, section 4, token by token: what the SAE reads, what fires, what becomes of the error."""
+    sae = make_sae(**kind)
+    edit = edit_of(make_activations(scale=0.1), ("A", "count:20", -3.0), residual=residual)
+    part = edit.hookpoints[HOOKPOINT]
+    x, c = inputs(1)
+    block, seen = unet.get_submodule(HOOKPOINT), {}
+    handle = block.register_forward_hook(
+        lambda m, a, k, o: seen.update(before=a[0], after=o[0] if isinstance(o, tuple) else o), with_kwargs=True
+    )
+    unet(x, 501, c)
+    handle.remove()
+    with AblationHook(unet, edit, {HOOKPOINT: sae}):
+        handle = block.register_forward_hook(lambda m, a, o: seen.update(edited=o[0] if isinstance(o, tuple) else o))
+        unet(x, 501, c)
+        handle.remove()
+    before, after, edited = (seen[n][0].flatten(1).T for n in ("before", "after", "edited"))
+    row = int((part.timesteps - 501).abs().argmin())
+    for token, plain, result in zip(before, after, edited, strict=True):
+        base = token if sae.config.reads == "delta" else torch.zeros_like(token)
+        read = plain - base
+        mean, scale = (read.mean(), read.std() + 1e-5) if sae.config.input_unit_norm else (0.0, 1.0)
+        z = torch.relu(sae.W_enc @ ((read - mean) / scale - (sae.b_dec if sae.config.subtract_bias else 0)) + sae.b_enc)
+        member = z > sae.threshold if sae.config.activation == "jumprelu" else z >= z.sort(descending=True).values[sae.config.k - 1]
+        z = z * member
+        changed = z.clone()
+        for j, feature in enumerate(part.features.tolist()):
+            if z[feature] > part.thresholds[row, j]:
+                changed[feature] *= part.gains[row, j]
+        made, was = ((v @ sae.W_dec + sae.b_dec) * scale + mean for v in (changed, z))
+        expected = {"keep": made + (read - was), "upstream": made + (was - read), "drop": made}[residual] + base
+        assert torch.allclose(result, expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_equals_the_hook_in_16_bits(dtype, sae):
     unet = make_unet().to(dtype)

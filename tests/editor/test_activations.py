@@ -140,6 +140,6 @@ def test_collect_equals_the_plain_average():
         for j, text in enumerate(texts):
             with capture(pipeline.unet, [hookpoint]) as seen:
                 generate(pipeline, [text], [9 + j], 3, 3.0, output_type="latent")
-            expected.append(torch.stack([sae.dense(sae.encode(s.outputs[hookpoint][1].flatten(1).T)).mean(0) for s in seen]))
+            expected.append(torch.stack([sae.encode(s.outputs[hookpoint][1].flatten(1).T).mean(0) for s in seen]))
         assert torch.allclose(found.means[c], torch.stack(expected).mean(0), atol=2e-4)
     assert found.timesteps.tolist() == ddim_timesteps(pipeline.scheduler.config, 3).tolist() and found.prompts == [3, 1]
