@@ -7,8 +7,7 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ from safetensors.torch import save_file
 
 from .errors import SaeuronError
 from .files import file_sha256, open_safetensors, read_header
-from .hookpoints import normalise, to_tokens
-from .sae import SparseAutoencoder
-from .sampling import capture, generate
 
 _FORMAT = "saeuron-activations-1"
 
@@ -197,66 +193,3 @@ def ddim_timesteps(scheduler_config: Mapping[str, Any], steps: int) -> torch.Ten
         )
     scheduler.set_timesteps(steps)
     return scheduler.timesteps.long().cpu()
-
-
-@torch.no_grad()
-def collect(
-    pipeline: Any, sae: SparseAutoencoder, hookpoint: str, prompts: Mapping[str, Sequence[str]], steps: int, guidance: float,
-    seed: int = 42, batch_size: int = 16, provenance: dict[str, Any] | None = None, progress: Callable[[str], None] = lambda text: None,
-) -> ConceptActivations:  # fmt: skip
-    """Run the unedited pipeline (DDIM, eta 0) on each concept's prompts and average the conditional half's latents.
-
-    Args:
-        pipeline: text-to-image pipeline.
-        sae: the hookpoint's SAE.
-        hookpoint: block name.
-        prompts: concept → prompts; one domain.
-        steps: denoising steps; METHOD.md uses 100 for SD 1.x.
-        guidance: classifier-free guidance scale.
-        seed: prompt j of every concept starts from the latents of `seed + j`.
-        batch_size: prompts at a time; running sums keep memory flat.
-        provenance: recorded in the file's header.
-        progress: told each concept's name.
-    """
-    name = normalise(hookpoint)
-    means = []
-    kth, tokens_seen = torch.zeros(steps), 0
-    timesteps = torch.empty(0, dtype=torch.int64)
-    with _ddim(pipeline):
-        for concept, texts in prompts.items():
-            progress(concept)
-            total = torch.zeros(steps, sae.config.num_latents)
-            for start in range(0, len(texts), batch_size):
-                part = list(texts[start : start + batch_size])
-                sums, kths, timesteps = _one_batch(pipeline, sae, name, part, seed + start, steps, guidance)
-                total, kth, tokens_seen = total + sums, kth + kths, tokens_seen + len(part)
-            means.append(total / len(texts))
-    kept = {c: list(p) for c, p in prompts.items()}
-    record = {"hookpoint": name, "sae_sha256": sae.sha256(), "steps": steps, "guidance": guidance, "seed": seed, "prompts": kept}
-    return ConceptActivations(
-        list(prompts), [len(p) for p in prompts.values()], torch.stack(means), timesteps, kth / tokens_seen, record | (provenance or {})
-    )
-
-
-@contextmanager
-def _ddim(pipeline: Any) -> Iterator[None]:
-    """The pipeline with a DDIM scheduler made from its own config."""
-    from diffusers import DDIMScheduler
-
-    own, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
-    try:
-        yield
-    finally:
-        pipeline.scheduler = own
-
-
-def _one_batch(
-    pipeline: Any, sae: SparseAutoencoder, name: str, texts: list[str], seed: int, steps: int, guidance: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents averaged over tokens and summed over prompts `[T, n]`; k-th latents likewise `[T]`; timesteps `[T]`."""
-    with capture(pipeline.unet, [name]) as seen:
-        generate(pipeline, texts, range(seed, seed + len(texts)), steps, guidance, output_type="latent", batch_size=len(texts))
-    latents = [sae.latents(to_tokens(item.outputs[name])[-len(texts) :].float()) for item in seen]
-    sums = torch.stack([sae.active(z).mean(1).sum(0) for z in latents])
-    kths = torch.stack([sae.top(z).values[..., -1].mean(1).sum() for z in latents])
-    return sums.cpu(), kths.cpu(), torch.tensor([item.timestep for item in seen]).long()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
-from .hookpoints import find_hookpoint, normalise, output_tensor
+from .hookpoints import find_hookpoint, normalise, read_map
 
 
 class Capture(NamedTuple):
@@ -74,28 +74,42 @@ def generate(
 
 
 @contextmanager
-def capture(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Capture]]:
-    """Collect the outputs of hookpoints at every forward of `unet`."""
-    seen: list[Capture] = []
+def observe(unet: torch.nn.Module, reads: Mapping[str, str], look: Callable[[float, dict[str, torch.Tensor]], None]) -> Iterator[None]:
+    """Call `look(timestep, {hookpoint: map [B, C, H, W]})` after every forward of `unet`; nothing is kept.
+
+    Args:
+        unet: the UNet.
+        reads: hookpoint → `output`, or `delta` for output minus input.
+        look: called once a forward, inside it.
+    """
     current: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            current[name] = output_tensor(output).detach()
+    def keep(name: str, kind: str) -> Any:
+        def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            current[name] = read_map(kind, args, kwargs, output).detach()
 
         return hook
 
     def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        seen.append(Capture(timestep_of(args, kwargs), dict(current)))
+        found = dict(current)
         current.clear()
+        look(timestep_of(args, kwargs), found)
 
-    handles = [find_hookpoint(unet, n).register_forward_hook(keep(normalise(n))) for n in names]
+    handles = [find_hookpoint(unet, n).register_forward_hook(keep(normalise(n), kind), with_kwargs=True) for n, kind in reads.items()]
     handles.append(unet.register_forward_hook(finish, with_kwargs=True))
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def capture(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Capture]]:
+    """Collect the outputs of hookpoints at every forward of `unet`."""
+    seen: list[Capture] = []
+    with observe(unet, dict.fromkeys(names, "output"), lambda timestep, maps: seen.append(Capture(timestep, maps))):
+        yield seen
 
 
 def timestep_of(args: tuple, kwargs: dict) -> float:

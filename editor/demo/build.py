@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from ..activations import collect
+from ..collect import Sampling, collect
 from ..sae import SparseAutoencoder
 from . import GUIDANCE, ROOT, STEPS
 from . import train_pipeline as training
@@ -97,11 +97,11 @@ def stage_activations(work: Path) -> None:
         "style": {s: [training.prompt(o, s, t) for t in templates[:2] for o in OBJECTS] for s in STYLES},
         "object": {o: [training.prompt(o, s, t) for t in templates[:2] for s in (None, *STYLES)] for o in OBJECTS},
     }
-    for hookpoint in HOOKPOINTS:
-        sae = SparseAutoencoder.load(work / "demo" / "saes", hookpoint)
-        for domain, prompts in domains.items():
-            found = collect(pipeline, sae, hookpoint, prompts, STEPS, GUIDANCE, seed=42, batch_size=18, provenance={"domain": domain})
-            found.save(work / "demo" / f"{domain}-{hookpoint}.safetensors", torch.float16)
+    saes = {hookpoint: SparseAutoencoder.load(work / "demo" / "saes", hookpoint) for hookpoint in HOOKPOINTS}
+    for domain, prompts in domains.items():
+        found = collect(pipeline, saes, prompts, Sampling(STEPS, GUIDANCE, batch_size=18), {"domain": domain})
+        for hookpoint, activations in (found or {}).items():
+            activations.save(work / "demo" / f"{domain}-{hookpoint}.safetensors", torch.float16)
 
 
 def stage_install(work: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.conftest import make_activations
 
-from saeuron.editor.activations import ConceptActivations, collect, ddim_timesteps
+from saeuron.editor.activations import ConceptActivations, ddim_timesteps
 from saeuron.editor.errors import SaeuronError
 
 TIMESTEPS = lambda steps: torch.arange(steps - 1, -1, -1) * 10 + 1  # noqa: E731
@@ -120,26 +120,3 @@ def test_ddim_timesteps_come_from_the_models_scheduler():
     assert ddim_timesteps(trailing, 20)[:2].tolist() == [999, 949]
     with pytest.raises(SaeuronError, match="trained on 1000"):
         ddim_timesteps(leading, 2000)
-
-
-def test_collect_equals_the_plain_average():
-    """Against a naive loop over one prompt at a time, on the embedded demo."""
-    from diffusers import StableDiffusionPipeline
-
-    from saeuron.editor import demo
-    from saeuron.editor.sae import SparseAutoencoder
-    from saeuron.editor.sampling import capture, generate
-
-    pipeline = StableDiffusionPipeline.from_pretrained(demo.PIPELINE)
-    hookpoint = sorted(p.name for p in demo.SAES.iterdir())[0]
-    sae = SparseAutoencoder.load(demo.SAES, hookpoint)
-    prompts = {"a": ["An image of House.", "An image of Car.", "An image of Star."], "b": ["An image of Heart."]}
-    found = collect(pipeline, sae, hookpoint, prompts, steps=3, guidance=3.0, seed=9, batch_size=2)
-    for c, texts in enumerate(prompts.values()):
-        expected = []
-        for j, text in enumerate(texts):
-            with capture(pipeline.unet, [hookpoint]) as seen:
-                generate(pipeline, [text], [9 + j], 3, 3.0, output_type="latent")
-            expected.append(torch.stack([sae.encode(s.outputs[hookpoint][1].flatten(1).T).mean(0) for s in seen]))
-        assert torch.allclose(found.means[c], torch.stack(expected).mean(0), atol=2e-4)
-    assert found.timesteps.tolist() == ddim_timesteps(pipeline.scheduler.config, 3).tolist() and found.prompts == [3, 1]
