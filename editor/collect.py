@@ -116,7 +116,7 @@ def collect(
     mine = remaining[process.rank :: process.count]
     total, done = sum(len(u.prompts) for u in mine), 0
     kept: dict[int, _Sums] = {}
-    with _scheduler(pipeline, sampling.scheduler), torch.no_grad():
+    with scheduler_of(pipeline, sampling.scheduler), torch.no_grad():
         for position, unit in enumerate(mine):
             progress(done, total, names[unit.concept])
             sums = kept.setdefault(unit.concept, _resume(state, process.rank, unit.concept))
@@ -168,7 +168,8 @@ def _ddim(pipeline: Any) -> Iterator[None]:
         pipeline.scheduler = own
 
 
-def _scheduler(pipeline: Any, kind: str) -> Any:
+def scheduler_of(pipeline: Any, kind: str) -> Any:
+    """A context in which the pipeline has a DDIM scheduler (`ddim`) or its own (`model`)."""
     if kind not in ("ddim", "model"):
         raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
     return _ddim(pipeline) if kind == "ddim" else nullcontext()

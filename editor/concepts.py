@@ -96,7 +96,7 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
         check_type(key, value, where)
     if not values.get("activations") and not values.get("prompts"):
         raise SaeuronError(f"{where}: has neither activations nor prompts to collect them from")
-    numbers = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
+    numbers: dict[str, float] = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
     return Concept(**{**values, **numbers, "prompts": expand(values.get("prompts", ()), values["name"])})
 
 
