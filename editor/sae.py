@@ -120,8 +120,10 @@ class SparseAutoencoder(nn.Module):
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, batch_topk: bool = False) -> None:
         """Write SAeUron's own form (`cfg.json`, `sae.safetensors`) into `folder`, tensors as `dtype`.
+
+        `batch_topk` records how the SAE was trained; at inference it is per-token top-k all the same.
 
         Raises:
             SaeuronError: that form has no words for this SAE (JumpReLU, block deltas, encoding without `b_dec`).
@@ -133,7 +135,7 @@ class SparseAutoencoder(nn.Module):
         c = self.config
         settings = {
             "expansion_factor": c.num_latents // c.d_in, "normalize_decoder": True, "num_latents": c.num_latents, "k": c.k,
-            "batch_topk": False, "sample_topk": False, "input_unit_norm": c.input_unit_norm, "multi_topk": False, "d_in": c.d_in,
+            "batch_topk": batch_topk, "sample_topk": False, "input_unit_norm": c.input_unit_norm, "multi_topk": False, "d_in": c.d_in,
         }  # fmt: skip
         (folder / "cfg.json").write_text(json.dumps(settings))
         tensors = {"encoder.weight": self.W_enc, "encoder.bias": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}

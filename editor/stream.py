@@ -58,8 +58,9 @@ class ActivationStream:
         prompts: drawn at random, one a picture.
         sampling: how the pipeline is run; the latents kept are those of the conditional half.
         pictures: pictures a buffer; a multiple of `sampling.batch_size` times the number of processes.
-        cache: folder for buffers; those found there are read instead of made. Name it by what it depends on.
+        cache: folder for buffers; those found there are read instead of made.
         share: for several processes.
+        identity: hash of the model's files; cached buffers of another model are refused.
 
     Raises:
         SaeuronError: no prompts, or pictures that can't be shared out evenly.
@@ -67,7 +68,7 @@ class ActivationStream:
 
     def __init__(
         self, pipeline: Any, reads: Mapping[str, str], prompts: Sequence[str], sampling: Sampling, pictures: int,
-        cache: Path | None = None, share: Share = _ALONE,
+        cache: Path | None = None, share: Share = _ALONE, identity: str = "",
     ) -> None:  # fmt: skip
         if not prompts:
             raise SaeuronError("no prompts to generate from")
@@ -78,7 +79,7 @@ class ActivationStream:
             )
         self.pipeline, self.prompts, self.sampling, self.pictures = pipeline, list(prompts), sampling, pictures
         self.reads = {normalise(name): kind for name, kind in reads.items()}
-        self.cache, self.share = cache, share
+        self.cache, self.share, self._identity = cache, share, identity
 
     def buffer(self, number: int, shuffle: int = 0) -> Buffer:
         """Buffer `number` (negative ones are never trained on); `shuffle` numbers its orders."""
@@ -147,7 +148,7 @@ class ActivationStream:
         return Buffer(held, steps, timesteps)
 
     def _content(self) -> str:
-        return json.dumps([self.sampling.__dict__, self.pictures, self.reads, self.prompts], sort_keys=True)
+        return json.dumps([self._identity, self.sampling.__dict__, self.pictures, self.reads, self.prompts], sort_keys=True)
 
     def _keep(self, number: int, made: Buffer) -> None:
         if self.cache is None or self.share.rank:
