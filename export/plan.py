@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from .artifact import check_output
+from .folder import check_output
 from .prepare import estimate, prepare
 from .settings import Plan, Settings, path_of, resolve
 

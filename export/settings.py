@@ -10,8 +10,8 @@ from typing import Any
 from ..editor import demo
 from ..editor.concepts import Concept, check_type, presets
 from ..editor.errors import SaeuronError
-from ..editor.hookpoints import normalise
-from ..editor.selection import Rule
+from ..editor.names import normalise
+from ..editor.rule import Rule
 from ..editor.suggest import unknown
 
 FORMATS = ("checkpoint", "onnx")

@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.edit import Edit, Suppression, make_edit
+from saeuron.editor.rule import Rule
 from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.editor.selection import Rule
 
 HOOKPOINT = "up_blocks.0.attentions.1"
 WIDTH = 32

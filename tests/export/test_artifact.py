@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import HOOKPOINT
 from typer.testing import CliRunner
 
-from saeuron.export.artifact import building, export_artifact
+from saeuron.export.artifact import export_artifact
 from saeuron.export.cli import app
+from saeuron.export.folder import building
 from saeuron.export.settings import Settings
 
 runner = CliRunner()
