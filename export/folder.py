@@ -14,6 +14,13 @@ from ..validation import manifest
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raise unless an artifact can be put at `output`."""
+    try:
+        _check_target(output, overwrite)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror}; choose another --output") from None
+
+
+def _check_target(output: Path, overwrite: bool) -> None:
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
