@@ -90,10 +90,6 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
     checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
     keeps_checker = edited.safety_checker is not None and "checkpoint" in s.formats
-    if edited.safety_checker is not None and not keeps_checker:
-        prepared.warnings.append(
-            "the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"
-        )
     edit_hash = edited.unet.config["ablation"]["sha256"]
     kind = type(edited).__name__
     gates: dict[str, str] = {}

@@ -308,8 +308,10 @@ def concepts(
 def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """One model's presets; what they share stands above, so that the table fits 80 columns."""
     model, sae, hookpoint, residual = map(_escape, group)
-    out.print(f"[bold]{model}[/] at {hookpoint}\nSAE {sae}, residual {residual}", highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    out.print(
+        f"[bold]{model or 'any model: give --model'}[/] at {hookpoint}\nSAE {sae}, residual {residual}", highlight=False, soft_wrap=True
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("name", "domain", "select", "multiplier", "status"):
         table.add_column(name, justify="right" if name == "multiplier" else "left", overflow="fold")
     for row in rows:

@@ -253,6 +253,8 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
     sources = explicit or [(None, preset.activations if preset else "")]
     found = []
     for at, path in sources:
+        if not path:
+            raise SaeuronError(f"concept '{name}': no activations known; give --activations FILE")
         hookpoint = at or s.hookpoint or (preset.hookpoint if preset else None)
         if not hookpoint:
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
