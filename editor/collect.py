@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from .activations import ConceptActivations
 from .errors import SaeuronError
 from .files import read_header
-from .hookpoints import normalise, to_tokens
+from .hookpoints import to_tokens
+from .names import normalise
 from .sae import SparseAutoencoder
 from .sampling import generate, observe
 

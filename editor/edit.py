@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from .activations import ConceptActivations
 from .errors import SaeuronError
 from .files import open_safetensors, read_header
-from .hookpoints import normalise
-from .selection import Rule, scores, select
+from .names import normalise
+from .rule import Rule, check_multiplier
+from .selection import scores, select
 
 RESIDUALS = ("keep", "upstream", "drop")
 _FORMAT = "saeuron-edit-1"
@@ -140,10 +141,7 @@ def make_edit(
         raise SaeuronError("no concept to suppress")
     grouped: dict[str, list[Suppression]] = {}
     for wish in sorted(set(suppressions), key=lambda s: (s.hookpoint, s.concept, str(s.rule), s.multiplier)):
-        if wish.multiplier > 0 and not allow_amplify:
-            raise SaeuronError(
-                f"concept '{wish.concept}': a positive multiplier ({wish.multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
-            )
+        check_multiplier(wish.concept, wish.multiplier, allow_amplify)
         grouped.setdefault(normalise(wish.hookpoint), []).append(wish)
     parts = {name: _hookpoint_edit(name, wishes, activations) for name, wishes in grouped.items()}
     return Edit(parts, residual, provenance or {})

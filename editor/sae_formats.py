@@ -11,7 +11,7 @@ import torch
 
 from .errors import SaeuronError
 from .files import hub_folder, open_safetensors, read_json
-from .hookpoints import normalise
+from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
 
 Reader = Callable[[Path], SparseAutoencoder]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from .hookpoints import find_hookpoint, normalise, read_map
+from .hookpoints import find_hookpoint, read_map
+from .names import normalise
 
 
 class Capture(NamedTuple):

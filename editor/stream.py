@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from .collect import Sampling, scheduler_of
 from .errors import SaeuronError
 from .files import read_header
-from .hookpoints import normalise, to_tokens
+from .hookpoints import to_tokens
+from .names import normalise
 from .sampling import generate, observe
 
 

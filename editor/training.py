@@ -20,7 +20,8 @@ import torch
 
 from .collect import Sampling
 from .errors import SaeuronError
-from .hookpoints import find_hookpoint, normalise
+from .hookpoints import find_hookpoint
+from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
 from .sae_step import DeadLatents, SaeStep, constrain_gradient, initialise, normalise_decoder
 from .stream import ActivationStream, Buffer, Share
