@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from .errors import SaeuronError
 from .files import file_sha256, open_safetensors, read_header
-from .hookpoints import normalise, to_tokens
+from .hookpoints import to_tokens
+from .names import normalise
 from .sae import SparseAutoencoder
 from .sampling import capture, generate
 

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from .activations import ConceptActivations
 from .errors import SaeuronError
 from .files import open_safetensors, read_header
-from .hookpoints import normalise
-from .selection import Rule, scores, select
+from .names import normalise
+from .rule import Rule
+from .selection import scores, select
 
 RESIDUALS = ("keep", "upstream", "drop")
 _FORMAT = "saeuron-edit-1"

@@ -9,13 +9,9 @@ import torch
 from torch import nn
 
 from .errors import SaeuronError
+from .names import normalise
 
 _LIKELY = re.compile(r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+")
-
-
-def normalise(name: str) -> str:
-    """`unet.up_blocks.1.attentions.1` → `up_blocks.1.attentions.1`; folder names on the Hub carry the prefix."""
-    return name.removeprefix("unet.")
 
 
 def find_hookpoint(unet: nn.Module, name: str) -> nn.Module:

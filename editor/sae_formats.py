@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import SaeuronError
 from .files import hub_folder, open_safetensors, read_json
-from .hookpoints import normalise
+from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
 
 Reader = Callable[[Path], SparseAutoencoder]

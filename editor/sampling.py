@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from .hookpoints import find_hookpoint, normalise, output_tensor
+from .hookpoints import find_hookpoint, output_tensor
+from .names import normalise
 
 
 class Capture(NamedTuple):

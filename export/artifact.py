@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.metadata
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..editor.bake import bake, refuse_edited
-from ..editor.errors import SaeuronError
 from ..editor.files import read_json
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..validation import manifest, report
@@ -22,6 +18,7 @@ from ..validation.reference import PRECISIONS, make_golden
 from ..validation.validate import GOLDEN, validate
 from . import checkpoint, onnx
 from .card import model_card
+from .folder import building, check_output, check_space
 from .prepare import Prepared, estimate, prepare
 from .settings import Settings, public_name, resolve
 
@@ -93,10 +90,6 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
     checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
     keeps_checker = edited.safety_checker is not None and "checkpoint" in s.formats
-    if edited.safety_checker is not None and not keeps_checker:
-        prepared.warnings.append(
-            "the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"
-        )
     edit_hash = edited.unet.config["ablation"]["sha256"]
     kind = type(edited).__name__
     gates: dict[str, str] = {}
@@ -145,78 +138,3 @@ def _summary(proof: dict[str, Any] | None) -> dict[str, Any] | None:
         "worst_share_of_effect": worst,
         "failures": proof["failures"],
     }
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise unless an artifact can be put at `output`."""
-    if output.exists() or output.is_symlink():
-        if not overwrite:
-            raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
-        if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / manifest.NAME).is_file()):
-            raise SaeuronError(
-                f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output"
-            )
-    parent = output.absolute().parent
-    existing = next(p for p in (parent, *parent.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise SaeuronError(f"no permission to write into '{existing}'; choose another --output")
-
-
-def check_space(output: Path, needed: int) -> None:
-    """Raise unless the disk has room for the artifact."""
-    parent = output.absolute().parent
-    existing = next(p for p in (parent, *parent.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    # The golden vectors, tokenizer and report come on top.
-    wanted = int(needed * 1.05) + 64 * 2**20
-    if free < wanted:
-        raise SaeuronError(
-            f"the artifact needs about {wanted / 2**30:.1f} GiB, '{existing}' has {free / 2**30:.1f} GiB free; choose another --output"
-        )
-
-
-@contextlib.contextmanager
-def building(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise."""
-    output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(output)
-        partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise SaeuronError(f"'{output}' can't be written: {error.strerror}") from None
-    try:
-        yield partial
-        if output.exists():
-            check_output(output, overwrite)
-            old = output.with_name(f".{output.name}.old-{os.getpid()}")
-            output.rename(old)
-            partial.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(output)
-    except OSError as error:
-        raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sweep(output: Path) -> None:
-    """Remove what killed exports of the same name left behind."""
-    for kind in ("partial", "old"):
-        for leftover in output.parent.glob(f".{output.name}.{kind}-*"):
-            pid = leftover.name.rpartition("-")[2]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -39,6 +39,8 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 {_proof(record["validation"])}
 
+{_evidence(record["validation"])}
+
 ## Notes
 
 {warnings}
@@ -48,6 +50,14 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 - Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
 """
     )
+
+
+def _evidence(summary: dict[str, Any] | None) -> str:
+    edit = (
+        "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "
+        "and of the unedited model, so that anyone can compare again without the original model."
+    )
+    return edit if summary is None else f"{edit} `validation/report.json` holds every figure of the proof."
 
 
 def _opening(formats: list[str]) -> str:

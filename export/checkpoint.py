@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+
+from ..editor.errors import SaeuronError
 
 
 def edited_pipeline(pipeline: Any, unet: Any) -> StableDiffusionPipeline:
@@ -40,6 +43,26 @@ def write(pipeline: StableDiffusionPipeline, root: Path, base_index: dict[str, A
         pipeline.text_encoder.config.save_pretrained(root / "text_encoder")
     _mend_index(root / "model_index.json", base_index, weights)
     _write_older_tokenizer_files(pipeline.tokenizer, root / "tokenizer")
+
+
+def small_files(model: Path) -> list[str]:
+    """Files of the components without weights (index, scheduler, tokenizer, feature extractor), as `write` will leave them.
+
+    Which ones there are differs between versions of transformers, so they are written to a temporary folder and looked at.
+
+    Raises:
+        SaeuronError: diffusers can't open the folder.
+    """
+    heavy = dict.fromkeys(("unet", "vae", "text_encoder", "safety_checker"))
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(model, **heavy, local_files_only=True)
+        with tempfile.TemporaryDirectory() as trial:
+            pipeline.save_pretrained(trial)
+            _write_older_tokenizer_files(pipeline.tokenizer, Path(trial) / "tokenizer")
+            return [path.relative_to(trial).as_posix() for path in Path(trial).rglob("*") if path.is_file()]
+    except Exception as error:  # diffusers and transformers raise many types
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise SaeuronError(f"'{model}' can't be loaded by diffusers: {lines[0][:300]}") from None
 
 
 def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-app = typer.Typer(
-    name="saeuron", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
-    help="Remove concepts from diffusion models with features of a sparse autoencoder, and ship the result as one proven artifact.",
-)  # fmt: skip
+# Newer typer carries its own copy of click, so click's base class is reached by way of a public name.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+# Headings of `export --help`.
+_WHAT, _WHERE, _HOW, _PROOF, _OUTPUT = "What to remove", "Where", "How", "Proof", "Output"
+
+app = typer.Typer(name="saeuron", pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,22 +39,24 @@ def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except SaeuronError as error:
-            err.print(f"[red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+            _print_error(str(error))
         except ModuleNotFoundError as error:
             extra = "cpu" if error.name == "onnxruntime" else "export"
-            err.print(
-                f"[red]error:[/] '{error.name}' is not installed; pip install 'saeuron-export\\[{extra}]'", highlight=False, soft_wrap=True
-            )
+            _print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
         except RuntimeError as error:
             if type(error).__name__ != "AblationIntegrityError":
                 raise
-            err.print(f"[red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+            _print_error(str(error))
         except KeyboardInterrupt:
             err.print("interrupted; nothing was left behind")
             raise typer.Exit(130) from None
         raise typer.Exit(2)
 
     return run
+
+
+def _print_error(text: str) -> None:
+    err.print(f"[red]error:[/] {_escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _escape(text: str) -> str:
@@ -63,43 +69,134 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"saeuron-export {importlib.metadata.version('saeuron-export')}")
+        raise typer.Exit
+
+
+_Version = Annotated[bool, typer.Option("--version", callback=_clean(_print_version), is_eager=True, help="Print the version and exit.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context, version: _Version = False) -> None:
+    """Remove concepts from diffusion models with features of a sparse autoencoder, and ship the result as one proven artifact."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
 @_clean
 def export(
-    concepts: Annotated[str, typer.Option(help="Concepts to remove, comma-separated; `saeuron concepts` lists presets.")] = "",
-    format: Annotated[
-        str, typer.Option(help="Comma-separated: checkpoint (diffusers, safetensors), onnx. trt is planned.")
-    ] = "checkpoint,onnx",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the artifact; must not exist.")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.")] = None,
-    sae: Annotated[list[str] | None, typer.Option(help="SAE folder or Hub id, or HOOKPOINT=PATH; repeat for several hookpoints.")] = None,
-    hookpoint: Annotated[str | None, typer.Option(help="UNet block, e.g. up_blocks.1.attentions.1. Default: the preset's.")] = None,
+    concepts: Annotated[
+        str, typer.Option(metavar="A,B", help="Concepts; `saeuron concepts` lists those with presets.", rich_help_panel=_WHAT)
+    ] = "",
     activations: Annotated[
-        list[str] | None, typer.Option(help="Concept activations (.safetensors, or a released pickle), or HOOKPOINT=FILE; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Concept activations (.safetensors, or a released pickle), or HOOKPOINT=FILE; repeatable. Default: the preset's.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
-    select: Annotated[str | None, typer.Option(help="percentile:P or count:N. Default: the preset's, else percentile:99.999.")] = None,
-    multiplier: Annotated[float | None, typer.Option(help="Gamma; negative suppresses. Default: the preset's, else -1.0.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="percentile:P or count:N. Default: the preset's, else percentile:99.999.", rich_help_panel=_WHAT),
+    ] = None,
+    multiplier: Annotated[
+        float | None,
+        typer.Option(metavar="GAMMA", help="Negative suppresses. Default: the preset's, else -1.0.", rich_help_panel=_WHAT),
+    ] = None,
+    allow_amplify: Annotated[
+        bool,
+        typer.Option("--allow-amplify", help="Accept a positive multiplier, which strengthens the concept.", rich_help_panel=_WHAT),
+    ] = False,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML with [export] and [[concepts]]; options given here win.", rich_help_panel=_WHAT),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|ID", help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.", rich_help_panel=_WHERE
+        ),
+    ] = None,
+    hookpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="UNet block, with or without the prefix `unet.`, e.g. up_blocks.1.attentions.1. Default: the preset's.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR|ID",
+            help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeat for several hookpoints. Default: the preset's.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
     residual: Annotated[
-        str | None, typer.Option(help="Reconstruction error: keep (default), upstream (as the released hook), drop.")
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="Reconstruction error: keep, upstream (as the released hook), drop. Default: the preset's, else keep.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     gate: Annotated[
-        str, typer.Option(help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).")
+        str,
+        typer.Option(
+            metavar="GATE",
+            help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).",
+            rich_help_panel=_HOW,
+        ),
     ] = "exact",
-    precision: Annotated[str, typer.Option(help="fp32, fp16, or bf16 (checkpoint only).")] = "fp32",
-    steps: Annotated[int | None, typer.Option(help="Denoising steps of the proof. Default: the preset's, else 50.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale of the proof. Default: the preset's, else 7.5.")] = None,
-    height: Annotated[int | None, typer.Option(help="Picture height of the proof. Default: the model's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Picture width of the proof. Default: the model's.")] = None,
-    device: Annotated[str, typer.Option(help="torch device of the reference and the proof (cuda: not tested).")] = "cpu",
-    settings: Annotated[Path | None, typer.Option(help="TOML with [export] and [[concepts]]; options given here win.")] = None,
-    validate: Annotated[bool, typer.Option("--validate/--no-validate", help="Prove the artifact against the dynamic hook.")] = True,
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="fp32, fp16, or bf16 (checkpoint only).", rich_help_panel=_HOW)] = "fp32",
+    device: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="torch device of the reference and the proof (cuda: not tested).", rich_help_panel=_HOW),
+    ] = "cpu",
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Prove the artifact against the dynamic hook.", rich_help_panel=_PROOF)
+    ] = True,
     proof: Annotated[
-        str, typer.Option(help="full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU).")
+        str,
+        typer.Option(
+            metavar="SCOPE",
+            help="full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU).",
+            rich_help_panel=_PROOF,
+        ),
     ] = "full",
-    proof_prompt: Annotated[list[str] | None, typer.Option(help="Prompt that shows the concept, for the proof; repeatable.")] = None,
-    allow_amplify: Annotated[bool, typer.Option(help="Accept a positive multiplier, which strengthens the concept.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an artifact at --output.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan; write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    proof_prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Prompt that shows the concept; repeatable. Default: the preset's.", rich_help_panel=_PROOF),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's, else 50.", rich_help_panel=_PROOF)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Guidance scale. Default: the preset's, else 7.5.", rich_help_panel=_PROOF)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Picture height. Default: the model's.", rich_help_panel=_PROOF)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Picture width. Default: the model's.", rich_help_panel=_PROOF)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the artifact; must not exist.", rich_help_panel=_OUTPUT),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact at --output.", rich_help_panel=_OUTPUT)] = False,
+    format: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="checkpoint (diffusers, safetensors), onnx, or both. trt is planned.", rich_help_panel=_OUTPUT),
+    ] = "checkpoint,onnx",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_OUTPUT)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=_OUTPUT)] = False,
+    version: _Version = False,
 ) -> None:
     """Remove concepts from a Stable Diffusion pipeline and write one proven artifact.
 
@@ -107,22 +204,29 @@ def export(
 
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
-    from .settings import Settings
+    from .folder import check_output
+    from .settings import Settings, resolve, to_fetch
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     wanted = Settings(
-        _names(concepts), output, _names(format), model, tuple(sae or ()), hookpoint, tuple(activations or ()), select, multiplier,
-        residual, gate, precision, steps, guidance, height, width, device, settings, validate, proof, tuple(proof_prompt or ()), allow_amplify, overwrite,
+        concepts=_names(concepts), output=output, formats=_names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
+        activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision,
+        steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, validate=validate, proof=proof,
+        proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite,
     )  # fmt: skip
+    # The job checks these again; here they come before torch is imported, which takes seconds.
+    plan = resolve(wanted)
+    check_output(wanted.output, wanted.overwrite)
+    to_fetch(plan)
     if dry_run:
         _dry_run(wanted, as_json)
         return
     from ..validation import report
     from ..validation.manifest import strict_json
-    from .artifact import export_artifact
 
     with err.status("starting") as status:
+        from .artifact import export_artifact
 
         def progress(text: str) -> None:
             status.update(text)
@@ -169,25 +273,49 @@ def _dry_run(wanted: Settings, as_json: bool) -> None:
 
 
 @_clean
-def concepts(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def concepts(
+    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Only those of this base model.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this domain, e.g. style.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
     """List the concepts that have presets.
 
-    Example: `saeuron concepts --json`
+    Example: `saeuron concepts --domain style`
     """
     from dataclasses import asdict
 
     from ..editor.concepts import presets
+    from ..editor.suggest import unknown
 
-    columns = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
-    rows = [{k: v for k, v in asdict(c).items() if k in columns} for c in presets().values()]
+    keys = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
+    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets().values()]
+    for key, wanted in (("model", model), ("domain", domain)):
+        if wanted is not None:
+            known = dict.fromkeys(row[key] for row in rows)
+            if wanted not in known:
+                raise SaeuronError(unknown(key, wanted, known, "among the presets"))
+            rows = [row for row in rows if row[key] == wanted]
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return
-    table = Table()
-    for name in columns:
-        table.add_column(name, overflow="fold")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        table.add_row(*(str(row[c]) for c in columns))
+        groups.setdefault((row["model"], row["sae"], row["hookpoint"], row["residual"]), []).append(row)
+    for group, members in groups.items():
+        _print_presets(group, members)
+
+
+def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """One model's presets; what they share stands above, so that the table fits 80 columns."""
+    model, sae, hookpoint, residual = map(_escape, group)
+    out.print(
+        f"[bold]{model or 'any model: give --model'}[/] at {hookpoint}\nSAE {sae}, residual {residual}", highlight=False, soft_wrap=True
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("name", "domain", "select", "multiplier", "status"):
+        table.add_column(name, justify="right" if name == "multiplier" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["domain"], row["select"], f"{row['multiplier']:g}", row["status"])
     out.print(table)
 
 
@@ -211,12 +339,14 @@ def validate(
 
     Exit code 0: proven; 1: not proven; 2: can't be done.
     """
-    from ..validation import report
-    from ..validation.fresh import fresh_golden
+    from ..validation import manifest, report
     from ..validation.manifest import strict_json
-    from ..validation.validate import validate as prove
 
+    manifest.read(artifact)  # refuses what is no artifact before torch is imported, which takes seconds
     with err.status("checking files") as status:
+        from ..validation.fresh import fresh_golden
+        from ..validation.validate import validate as prove
+
         golden = fresh_golden(artifact, model, tuple(sae or ()), seed, device) if model else None
         proof = prove(artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"))
     if as_json:
@@ -239,14 +369,38 @@ _single.command("saeuron-export")(export)
 
 def main() -> None:
     """`saeuron …`."""
-    _silence()
-    app()
+    _run(app)
 
 
 def main_export() -> None:
     """`saeuron-export …`."""
+    _run(_single)
+
+
+def _run(command: typer.Typer) -> None:
+    """Run a command line; what typer would draw a box for is one line too."""
     _silence()
-    _single()
+    try:
+        code = command(standalone_mode=False)
+    except _UsageError as error:
+        _print_error(_usage_line(error))
+        code = 2
+    except typer.Abort:
+        err.print("interrupted; nothing was left behind")
+        code = 130
+    sys.exit(code or 0)
+
+
+def _usage_line(error: Any) -> str:
+    """typer's message as one sentence that says what to do."""
+    if hasattr(error, "possibilities"):
+        near = " or ".join(repr(name) for name in error.possibilities or ())
+        text = f"no such option '{error.option_name}'" + (f"; did you mean {near}?" if near else "")
+    else:
+        text = " ".join(error.format_message().split()).rstrip(".").replace(". Did you", "; did you")
+        text = text[:1].lower() + text[1:]
+    context = getattr(error, "ctx", None)
+    return text if text.endswith("?") or context is None else f"{text}; see '{context.command_path} --help'"
 
 
 def _silence() -> None:
@@ -259,6 +413,8 @@ def _silence() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.captureWarnings(True)
+    # Without any handler Python would print warnings of every logger.
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 if __name__ == "__main__":

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..editor.errors import SaeuronError
-from .artifact import check_output
-from .prepare import estimate, prepare
-from .settings import Plan, Settings, path_of, resolve
+from .folder import check_output
+from .settings import Settings, resolve, to_fetch
 
-_FILES = {
-    "checkpoint": [
-        "unet/diffusion_pytorch_model.safetensors",
-        "unet/saeuron_unet_<hash>.py",
-        "text_encoder/model.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-    ],
-    "onnx": ["unet/model.onnx", "text_encoder/model.onnx", "vae_decoder/model.onnx", "vae_encoder/model.onnx"],
+if TYPE_CHECKING:
+    from .prepare import Prepared
+
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
 }
-_ALWAYS = ["model_index.json", "scheduler/", "tokenizer/", "edit/edit.safetensors", "edit/golden.safetensors", "saeuron.json", "README.md"]
+_GRAPHS = ("text_encoder", "vae_decoder", "vae_encoder", "unet")
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -33,18 +29,20 @@ def describe(settings: Settings) -> dict[str, Any]:
     """
     plan = resolve(settings)
     check_output(settings.output, settings.overwrite)
-    files = [*_ALWAYS, *(f for name in settings.formats for f in _FILES[name]), *(["validation/report.json"] if settings.validate else [])]
     found: dict[str, Any] = {
         "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision,
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes],
-        "files": files,
+        "files": _files(plan.settings, None),
     }  # fmt: skip
-    remote = _remote(plan)
-    if remote:
+    if remote := to_fetch(plan):
         found["to_fetch"] = remote
     else:
+        from .prepare import estimate, prepare  # needs torch, which the plan alone doesn't
+
         prepared = prepare(plan)
         sizes = estimate(prepared)
+        found["concepts"] = prepared.sources["concepts"]
+        found["files"] = _files(plan.settings, prepared)
         found["bytes"] = sizes
         # Pipeline, its edited twin's SAE and the graph being written lie in memory together.
         found["memory_bytes"] = int(2.2 * max(sizes.values())) + 2**30
@@ -57,28 +55,44 @@ def describe(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _remote(plan: Plan) -> list[str]:
-    for wish in plan.wishes:
-        if not Path(path_of(wish.activations)).is_file():
-            raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
-    named = [plan.model, *plan.saes.values()]
-    missing = [n for n in dict.fromkeys(named) if n != "demo" and not Path(path_of(n)).exists()]
-    for name in missing:
-        if name.count("/") != 1 or name.startswith((".", "/")):
-            raise SaeuronError(f"'{name}' does not exist here and is no Hub id (owner/name)")
-    return missing
+def _files(s: Settings, prepared: Prepared | None) -> list[str]:
+    """What the artifact will hold; without the model's folder, only what is known of every model."""
+    files = ["README.md", "saeuron.json", "edit/edit.safetensors", "edit/golden.safetensors", *(f"{name}/config.json" for name in _WEIGHTS)]
+    if "checkpoint" in s.formats:
+        files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in _WEIGHTS.items())]
+    if "onnx" in s.formats:
+        files += ["vae_decoder/config.json", "vae_encoder/config.json", *(f"{name}/model.onnx" for name in _GRAPHS)]
+    if s.validate:
+        files.append("validation/report.json")
+    return sorted(
+        files + (_files_of_model(s, prepared) if prepared else ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/"])
+    )
+
+
+def _files_of_model(s: Settings, prepared: Prepared) -> list[str]:
+    """The files whose names follow from the base model."""
+    from . import checkpoint
+
+    files = checkpoint.small_files(prepared.model_folder)
+    if "checkpoint" not in s.formats:
+        files = [name for name in files if not name.startswith("feature_extractor/")]
+    elif prepared.has_checker:
+        files += ["safety_checker/config.json", "safety_checker/model.safetensors"]
+    if "onnx" in s.formats:
+        from .onnx import _INLINE_LIMIT
+        from .prepare import graph_bytes
+
+        files += [f"{name}/model.onnx_data" for name, size in graph_bytes(prepared).items() if size > _INLINE_LIMIT]
+    return files
 
 
 def _lines(plan: dict[str, Any]) -> list[str]:
     lines = [f"model      {plan['model']}", f"edit       residual {plan['residual']}, gate {plan['gate']}, precision {plan['precision']}"]
     for c in plan["concepts"]:
         lines.append(f"concept    {c['name']} at {c['hookpoint']}, {c['select']}, multiplier {c['multiplier']:g} ({c['status']})")
-    for hookpoint, concepts in plan.get("features", {}).items():
-        for name, chosen in concepts.items():
-            counts = chosen["per_step"]
-            lines.append(
-                f"features   {name} at {hookpoint}: {min(counts)}–{max(counts)} a step, {len(chosen['distinct'])} in all: {', '.join(map(str, chosen['distinct'][:12]))}{' …' if len(chosen['distinct']) > 12 else ''}"
-            )
+    if "features" in plan:
+        # Concepts come in the order in which they were named.
+        lines += [_feature_line(c["name"], c["hookpoint"], plan["features"][c["hookpoint"]][c["name"]]) for c in plan["concepts"]]
     if "to_fetch" in plan:
         lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes and features are known once these are here)")
     else:
@@ -88,4 +102,12 @@ def _lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"memory     about {plan['memory_bytes'] / 2**30:.1f} GiB")
         lines += [f"warning    {w}" for w in plan["warnings"]]
     lines += [f"file       {plan['output']}/{name}" for name in plan["files"]]
+    if "to_fetch" in plan:
+        lines.append("files      and what only the model tells: safety_checker/, feature_extractor/, model.onnx_data of large graphs")
     return lines
+
+
+def _feature_line(concept: str, hookpoint: str, chosen: dict[str, Any]) -> str:
+    low, high, distinct = min(chosen["per_step"]), max(chosen["per_step"]), chosen["distinct"]
+    shown = ", ".join(map(str, distinct[:12])) + (" …" if len(distinct) > 12 else "")
+    return f"features   {concept} at {hookpoint}: {low if low == high else f'{low}–{high}'} a step, {len(distinct)} in all: {shown}"

@@ -29,6 +29,8 @@ class Prepared:
 
     plan: Plan
     model_folder: Path
+    has_checker: bool
+    """whether the base model has a safety checker"""
     edit: Edit
     saes: dict[str, SparseAutoencoder]
     prompts: list[str]
@@ -46,7 +48,8 @@ def prepare(plan: Plan) -> Prepared:
     """
     folder = locate(plan.model)
     index = check_folder(folder)
-    warnings = _warnings(folder, index)
+    has_checker = _has_checker(folder, index)
+    warnings = _checker_warnings(has_checker, plan.settings.formats)
     widths = _channels(folder, list(plan.saes))
     saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
     for hookpoint, sae in saes.items():
@@ -70,17 +73,23 @@ def prepare(plan: Plan) -> Prepared:
         warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    return Prepared(plan, folder, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
+    return Prepared(plan, folder, has_checker, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
 
 
-def _warnings(folder: Path, index: dict[str, Any]) -> list[str]:
-    found = []
-    checker = index.get("safety_checker")
-    if isinstance(checker, list) and checker[0] and not (folder / "safety_checker").is_dir():
+def _has_checker(folder: Path, index: dict[str, Any]) -> bool:
+    entry = index.get("safety_checker")
+    named = isinstance(entry, list) and bool(entry[0])
+    if named and not (folder / "safety_checker").is_dir():
         raise SaeuronError(f"'{folder}' is incomplete: model_index.json names a safety checker, but its folder is missing")
-    if not (isinstance(checker, list) and checker[0]):
-        found.append("the base model has no safety checker, so the artifact has none either")
-    return found
+    return named
+
+
+def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
+    if not has_checker:
+        return ["the base model has no safety checker, so the artifact has none either"]
+    if "checkpoint" not in formats:
+        return ["the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"]
+    return []
 
 
 def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
@@ -165,20 +174,38 @@ def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], 
 def estimate(prepared: Prepared) -> dict[str, int]:
     """Bytes on disk by part of the artifact, from file headers alone."""
     s = prepared.plan.settings
-    numbers = {name: _numbers(prepared.model_folder / name) for name in ("unet", "text_encoder", "vae")}
-    edit = 0
-    for hookpoint, sae in prepared.saes.items():
-        n, chosen = sae.config.num_latents, len(prepared.edit.hookpoints[hookpoint].features)
-        edit += sae.config.d_in * ((n if s.gate == "exact" else chosen) + (chosen if prepared.edit.residual == "keep" else n))
-    width = _BYTES[s.precision]
-    network = (sum(numbers.values()) + edit) * width
+    numbers = sum(_numbers(prepared.model_folder / name) for name in ("unet", "text_encoder", "vae"))
+    network = (numbers + _edit_numbers(prepared)) * _BYTES[s.precision]
     found = dict.fromkeys(s.formats, network)
-    found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
+    if prepared.has_checker and "checkpoint" in s.formats:
+        found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
     return found
 
 
-def _numbers(folder: Path) -> int:
-    """Number of weights in a component's safetensors files (one variant)."""
+def graph_bytes(prepared: Prepared) -> dict[str, int]:
+    """Bytes of weights in each ONNX graph."""
+    folder = prepared.model_folder
+    numbers = {
+        "text_encoder": _numbers(folder / "text_encoder"),
+        "vae_decoder": _numbers(folder / "vae", ("decoder.", "post_quant_conv.")),
+        "vae_encoder": _numbers(folder / "vae", ("encoder.", "quant_conv.")),
+        "unet": _numbers(folder / "unet") + _edit_numbers(prepared),
+    }
+    return {name: number * _BYTES[prepared.plan.settings.precision] for name, number in numbers.items()}
+
+
+def _edit_numbers(prepared: Prepared) -> int:
+    """Number of weights that the edit adds to the UNet, its small tables apart."""
+    found = 0
+    for hookpoint, sae in prepared.saes.items():
+        n, chosen = sae.config.num_latents, len(prepared.edit.hookpoints[hookpoint].features)
+        rows = n if prepared.plan.settings.gate == "exact" else chosen
+        found += sae.config.d_in * (rows + (chosen if prepared.edit.residual == "keep" else n))
+    return found
+
+
+def _numbers(folder: Path, prefixes: tuple[str, ...] = ("",)) -> int:
+    """Number of weights in a component's safetensors files (one variant) whose names start so."""
     files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16" not in f.name and "non_ema" not in f.name] or sorted(
         folder.glob("*.safetensors")
     )
@@ -186,7 +213,7 @@ def _numbers(folder: Path) -> int:
         return sum(p.stat().st_size for p in folder.glob("*.bin")) // 4
     total = 0
     for file in files:
-        for dtype, shape in read_header(file)[1].values():
-            if dtype in _WIDTHS:
+        for name, (dtype, shape) in read_header(file)[1].items():
+            if dtype in _WIDTHS and name.startswith(prefixes):
                 total += int(torch.Size(shape).numel())
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 from ..editor import demo
 from ..editor.concepts import Concept, check_type, presets
 from ..editor.errors import SaeuronError
-from ..editor.hookpoints import normalise
-from ..editor.selection import Rule
+from ..editor.names import normalise
+from ..editor.rule import Rule
 from ..editor.suggest import unknown
 
 FORMATS = ("checkpoint", "onnx")
-PLANNED_FORMATS = ("trt",)
+PLANNED_FORMATS = ("trt", "tensorrt")
 RESIDUALS = ("keep", "upstream", "drop")
 GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -139,6 +140,23 @@ def resolve(settings: Settings) -> Plan:
     )
 
 
+def to_fetch(plan: Plan) -> list[str]:
+    """Hub ids among the plan's sources, which would have to be fetched.
+
+    Raises:
+        SaeuronError: a file or folder that isn't there.
+    """
+    for wish in plan.wishes:
+        if not Path(path_of(wish.activations)).is_file():
+            raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
+    named = dict.fromkeys([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
+    found = {name: what for what, name in named if name != "demo" and not Path(path_of(name)).exists()}
+    for name, what in found.items():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
+    return list(found)
+
+
 def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]:
     """Fill unset options from `[export]` of a settings file; return its `[[concepts]]` by name."""
     if settings.settings is None:
@@ -188,7 +206,7 @@ def _check_choices(s: Settings) -> None:
     if not s.formats:
         raise SaeuronError(f"no format named: give --format with one or more of {','.join(FORMATS)}")
     for name in s.formats:
-        if name in PLANNED_FORMATS:
+        if name.lower() in PLANNED_FORMATS:
             raise SaeuronError(f"format '{name}' is planned but not built yet; this version writes {','.join(FORMATS)}")
         if name not in FORMATS:
             raise SaeuronError(unknown("format", name, FORMATS))
@@ -198,6 +216,8 @@ def _check_choices(s: Settings) -> None:
         )
     if s.steps is not None and s.steps < 1:
         raise SaeuronError(f"--steps is {s.steps}; it must be at least 1")
+    if s.guidance is not None and not math.isfinite(s.guidance):
+        raise SaeuronError(f"--guidance is {s.guidance:g}; it must be a finite number")
     for pixels, option in ((s.height, "--height"), (s.width, "--width")):
         if pixels is not None and (pixels < 8 or pixels % 8):
             raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")
@@ -229,9 +249,12 @@ def _at_hookpoint(text: str) -> tuple[str | None, str]:
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
     rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
     multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
+    _check_multiplier(name, multiplier, s.allow_amplify)
     sources = explicit or [(None, preset.activations if preset else "")]
     found = []
     for at, path in sources:
+        if not path:
+            raise SaeuronError(f"concept '{name}': no activations known; give --activations FILE")
         hookpoint = at or s.hookpoint or (preset.hookpoint if preset else None)
         if not hookpoint:
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
@@ -253,6 +276,16 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             )
         )
     return found
+
+
+def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> None:
+    """`make_edit` refuses amplifying too, but only after torch is imported and the files are open."""
+    if not math.isfinite(multiplier):
+        raise SaeuronError(f"concept '{concept}': multiplier {multiplier:g} is no finite number; give a negative one, e.g. -1")
+    if multiplier > 0 and not allow_amplify:
+        raise SaeuronError(
+            f"concept '{concept}': a positive multiplier ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
+        )
 
 
 def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,8 +14,10 @@ from diffusers import UNet2DConditionModel
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.edit import Edit, Suppression, make_edit
+from saeuron.editor.rule import Rule
 from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.editor.selection import Rule
+from saeuron.export.artifact import Result
+from saeuron.export.settings import Settings
 
 HOOKPOINT = "up_blocks.0.attentions.1"
 WIDTH = 32
@@ -90,6 +94,16 @@ def inputs(
     return torch.randn(batch, 4, height, width, generator=generator).to(dtype), torch.randn(batch, 6, 24, generator=generator).to(dtype)
 
 
+def check_plan(result: Result, settings: Settings) -> None:
+    """The dry run of `settings` names exactly the files that their export wrote."""
+    from saeuron.export.plan import describe
+
+    planned = describe(replace(settings, output=result.path.with_name("planned")))["files"]
+    written = {p.relative_to(result.path).as_posix() for p in result.path.rglob("*") if p.is_file()}
+    assert set(planned) == {re.sub(r"saeuron_unet_[0-9a-f]+\.py", "saeuron_unet_<hash>.py", name) for name in written}
+    assert len(planned) == len(set(planned))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny random pipeline with its SAE and activations as local folders: `{model, sae, activations}`."""
@@ -129,6 +143,5 @@ def tiny(tmp_path_factory):
 def demo_artifact(tmp_path_factory):
     """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
     from saeuron.export.artifact import export_artifact
-    from saeuron.export.settings import Settings
 
     return export_artifact(Settings(("Neon", "House"), tmp_path_factory.mktemp("demo") / "artifact"))

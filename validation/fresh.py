@@ -7,7 +7,7 @@ from pathlib import Path
 from ..editor import demo
 from ..editor.edit import Edit
 from ..editor.errors import SaeuronError
-from ..editor.hookpoints import normalise
+from ..editor.names import normalise
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..editor.sae import SparseAutoencoder
 from . import manifest

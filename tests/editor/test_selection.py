@@ -7,7 +7,8 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations
 
 from saeuron.editor.edit import Suppression, make_edit
 from saeuron.editor.errors import SaeuronError
-from saeuron.editor.selection import Rule, scores, select
+from saeuron.editor.rule import Rule
+from saeuron.editor.selection import scores, select
 
 
 def naive_scores(means, prompts, index):

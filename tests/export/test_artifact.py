@@ -8,11 +8,13 @@ import sys
 import time
 
 import pytest
-from tests.conftest import HOOKPOINT
+from tests.conftest import HOOKPOINT, check_plan
 from typer.testing import CliRunner
 
-from saeuron.export.artifact import building, export_artifact
+from saeuron.export import onnx
+from saeuron.export.artifact import export_artifact
 from saeuron.export.cli import app
+from saeuron.export.folder import building
 from saeuron.export.settings import Settings
 
 runner = CliRunner()
@@ -56,9 +58,12 @@ def test_a_kill_leaves_nothing_under_the_final_name(tiny, tmp_path, delay):
 
 
 def test_no_validate_says_so(tiny, tmp_path):
-    result = export_artifact(settings(tiny, tmp_path / "out", validate=False))
+    wanted = settings(tiny, tmp_path / "out", validate=False)
+    result = export_artifact(wanted)
+    check_plan(result, wanted)
     assert result.manifest["validation"] is None and not result.proven
-    assert "Not validated" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not validated" in card and "`edit/` holds" in card and "validation/report.json" not in card
 
 
 def test_an_edit_that_never_fires_exits_with_1(tiny, tmp_path):
@@ -102,6 +107,13 @@ def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_lists_features_in_the_order_of_the_names(tmp_path):
+    found = runner.invoke(app, ["export", "--dry-run", "--concepts", "Tiles,House,Chalkboard", "--output", str(tmp_path / "out")])
+    lines = [line.split() for line in found.stdout.splitlines()]
+    assert [line[1] for line in lines if line[0] == "features"] == ["Tiles", "House", "Chalkboard"]
+    assert "House at up_blocks.1.attentions.1: 32 a step" in found.stdout
+
+
 def test_dry_run_without_a_network(tmp_path, tiny):
     command = ["export", "--dry-run", "--concepts", "A", "--model", "someone/model", "--sae", "someone/sae", "--activations", str(tiny["activations"]), "--hookpoint", HOOKPOINT,
                "--output", str(tmp_path / "out")]  # fmt: skip
@@ -115,7 +127,7 @@ def test_concepts_lists_presets():
     assert len(rows) >= 16 and set(rows[0]) == {"name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status"}
 
 
-def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path):
+def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path, monkeypatch):
     from diffusers import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
@@ -132,11 +144,18 @@ def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path):
             "feature_extractor": CLIPImageProcessor(crop_size=32, size=32),
         }
     ).save_pretrained(tmp_path / "guarded")
-    kept = export_artifact(settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded")))
+    wanted = settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded"))
+    kept = export_artifact(wanted)
+    check_plan(kept, wanted)
     assert kept.manifest["model"]["safety_checker"] and (tmp_path / "kept" / "safety_checker" / "model.safetensors").is_file()
     index = json.loads((tmp_path / "kept" / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == json.loads((tmp_path / "guarded" / "model_index.json").read_text())["feature_extractor"]
-    lost = export_artifact(settings(tiny, tmp_path / "lost", model=str(tmp_path / "guarded"), formats=("onnx",)))
+    # As if the model were large: the weights go into files beside the graphs.
+    monkeypatch.setattr(onnx, "_INLINE_LIMIT", 100)
+    wanted = settings(tiny, tmp_path / "lost", model=str(tmp_path / "guarded"), formats=("onnx",))
+    lost = export_artifact(wanted)
+    check_plan(lost, wanted)
+    assert (tmp_path / "lost" / "unet" / "model.onnx_data").is_file()
     assert not lost.manifest["model"]["safety_checker"] and any("LOST" in w for w in lost.manifest["warnings"])
     assert os.path.isfile(tmp_path / "lost" / "unet" / "model.onnx")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,12 +72,17 @@ def test_the_job_itself_works(job):
         ({"--select": "count:0"}, "at least 1"),
         ({"--select": "best"}, "expected percentile:P or count:N"),
         ({"--multiplier": "2"}, "--allow-amplify"),
+        ({"--multiplier": "nan"}, "no finite number"),
+        ({"--guidance": "nan"}, "finite number"),
+        ({"--output": Path("x" * 300)}, "File name too long"),
         ({"--residual": "drop", "--gate": "threshold"}, "--residual keep only"),
         ({"--residual": "wrong"}, "keep, upstream, drop"),
         ({"--gate": "screened"}, "exact, threshold"),
         ({"--precision": "int8"}, "fp32, fp16, bf16"),
         ({"--precision": "bf16", "--format": "onnx"}, "bf16"),
         ({"--format": "trt"}, "not built yet"),
+        ({"--format": "tensorrt"}, "not built yet"),
+        ({"--format": "TensorRT"}, "not built yet"),
         ({"--format": "onxx"}, "did you mean onnx"),
         ({"--format": ","}, "no format named"),
         ({"--steps": "0"}, "at least 1"),

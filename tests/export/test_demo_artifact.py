@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.conftest import check_plan
 from typer.testing import CliRunner
 
 import saeuron
 from saeuron.editor.errors import SaeuronError
 from saeuron.export.cli import app
+from saeuron.export.settings import Settings
 from saeuron.validation import manifest
 from saeuron.validation.golden import Golden
 from saeuron.validation.validate import validate
@@ -28,6 +30,10 @@ def test_both_backends_are_proven(demo_artifact):
     assert demo_artifact.manifest["validation"]["passed"]
 
 
+def test_the_dry_run_names_every_file(demo_artifact):
+    check_plan(demo_artifact, Settings(("Neon", "House"), demo_artifact.path))
+
+
 def test_every_file_is_on_record(demo_artifact):
     root = demo_artifact.path
     record = manifest.read(root)
@@ -37,6 +43,8 @@ def test_every_file_is_on_record(demo_artifact):
                  "tokenizer/vocab.json", "tokenizer/merges.txt", "edit/edit.safetensors", "edit/golden.safetensors", "validation/report.json", "README.md", "model_index.json"):  # fmt: skip
         assert name in on_disk
     assert sum(n.endswith(".py") for n in on_disk) == 1
+    card = (root / "README.md").read_text()
+    assert "`edit/` holds" in card and "`validation/report.json` holds" in card
 
 
 def test_opens_in_diffusers_without_this_package(demo_artifact, tmp_path):
@@ -165,7 +173,6 @@ def test_graphs_say_nothing_of_the_machine(demo_artifact):
 
 def test_fp16(tmp_path):
     from saeuron.export.artifact import export_artifact
-    from saeuron.export.settings import Settings
 
     result = export_artifact(Settings(("Neon",), tmp_path / "fp16", ("onnx",), precision="fp16"))
     assert result.report["passed"], result.report["failures"]
@@ -176,7 +183,6 @@ def test_fp16(tmp_path):
 
 def test_bf16_checkpoint(tmp_path):
     from saeuron.export.artifact import export_artifact
-    from saeuron.export.settings import Settings
 
     result = export_artifact(Settings(("House",), tmp_path / "bf16", ("checkpoint",), precision="bf16"))
     assert result.report["passed"], result.report["failures"]

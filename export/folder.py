@@ -1,0 +1,94 @@
+"""The artifact's folder: whether it may be written, whether it fits, and its atomic making. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..editor.errors import SaeuronError
+from ..validation import manifest
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise unless an artifact can be put at `output`."""
+    try:
+        _check_target(output, overwrite)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror}; choose another --output") from None
+
+
+def _check_target(output: Path, overwrite: bool) -> None:
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
+        if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / manifest.NAME).is_file()):
+            raise SaeuronError(
+                f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output"
+            )
+    parent = output.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise SaeuronError(f"no permission to write into '{existing}'; choose another --output")
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise unless the disk has room for the artifact."""
+    parent = output.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    # The golden vectors, tokenizer and report come on top.
+    wanted = int(needed * 1.05) + 64 * 2**20
+    if free < wanted:
+        raise SaeuronError(
+            f"the artifact needs about {wanted / 2**30:.1f} GiB, '{existing}' has {free / 2**30:.1f} GiB free; choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def building(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise."""
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(output)
+        partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror}") from None
+    try:
+        yield partial
+        if output.exists():
+            check_output(output, overwrite)
+            old = output.with_name(f".{output.name}.old-{os.getpid()}")
+            output.rename(old)
+            partial.rename(output)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.rename(output)
+    except OSError as error:
+        raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(output: Path) -> None:
+    """Remove what killed exports of the same name left behind."""
+    for kind in ("partial", "old"):
+        for leftover in output.parent.glob(f".{output.name}.{kind}-*"):
+            pid = leftover.name.rpartition("-")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
