@@ -16,7 +16,7 @@ from .activations import ConceptActivations
 from .errors import SaeuronError
 from .files import open_safetensors, read_header
 from .names import normalise
-from .rule import Rule, check_multiplier
+from .rule import Rule
 from .selection import scores, select
 
 RESIDUALS = ("keep", "upstream", "drop")
@@ -141,7 +141,10 @@ def make_edit(
         raise SaeuronError("no concept to suppress")
     grouped: dict[str, list[Suppression]] = {}
     for wish in sorted(set(suppressions), key=lambda s: (s.hookpoint, s.concept, str(s.rule), s.multiplier)):
-        check_multiplier(wish.concept, wish.multiplier, allow_amplify)
+        if wish.multiplier > 0 and not allow_amplify:
+            raise SaeuronError(
+                f"concept '{wish.concept}': a positive multiplier ({wish.multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
+            )
         grouped.setdefault(normalise(wish.hookpoint), []).append(wish)
     parts = {name: _hookpoint_edit(name, wishes, activations) for name, wishes in grouped.items()}
     return Edit(parts, residual, provenance or {})

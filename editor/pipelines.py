@@ -9,6 +9,7 @@ from . import demo
 from .ablated_unet import SENTINEL
 from .errors import SaeuronError
 from .files import hub_folder, read_header, read_json
+from .quiet import quiet_loading
 
 SUPPORTED = "StableDiffusionPipeline"
 _WEIGHTS = ("unet", "text_encoder", "vae")
@@ -89,7 +90,8 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
     except (RuntimeError, AssertionError) as error:
         raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
+        with quiet_loading():
+            pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
     except Exception as error:  # diffusers and transformers raise many types
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {lines[0][:300]}") from None

@@ -1,4 +1,4 @@
-"""How a concept is suppressed, as the user writes it. Needs no torch: settings are checked before torch is imported."""
+"""The selection rule as the user writes it. Needs no torch: settings are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -39,13 +39,3 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value:g}"
-
-
-def check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> None:
-    """Raise unless the multiplier is a number that suppresses, or amplifying is allowed."""
-    if not math.isfinite(multiplier):
-        raise SaeuronError(f"concept '{concept}': multiplier {multiplier:g} is no finite number; give a negative one, e.g. -1")
-    if multiplier > 0 and not allow_amplify:
-        raise SaeuronError(
-            f"concept '{concept}': a positive multiplier ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
-        )

@@ -342,7 +342,8 @@ def validate(
     from ..validation import manifest, report
     from ..validation.manifest import strict_json
 
-    manifest.read(artifact)  # refuses what is no artifact before torch is imported, which takes seconds
+    # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
+    manifest.check_backends(artifact, manifest.read(artifact), tuple(backend or ()))
     with err.status("checking files") as status:
         from ..validation.fresh import fresh_golden
         from ..validation.validate import validate as prove

@@ -12,7 +12,7 @@ from ..editor import demo
 from ..editor.concepts import Concept, check_type, presets
 from ..editor.errors import SaeuronError
 from ..editor.names import normalise
-from ..editor.rule import Rule, check_multiplier
+from ..editor.rule import Rule
 from ..editor.suggest import unknown
 
 FORMATS = ("checkpoint", "onnx")
@@ -249,7 +249,7 @@ def _at_hookpoint(text: str) -> tuple[str | None, str]:
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
     rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
     multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
-    check_multiplier(name, multiplier, s.allow_amplify)
+    _check_multiplier(name, multiplier, s.allow_amplify)
     sources = explicit or [(None, preset.activations if preset else "")]
     found = []
     for at, path in sources:
@@ -276,6 +276,16 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             )
         )
     return found
+
+
+def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> None:
+    """`make_edit` refuses amplifying too, but only after torch is imported and the files are open."""
+    if not math.isfinite(multiplier):
+        raise SaeuronError(f"concept '{concept}': multiplier {multiplier:g} is no finite number; give a negative one, e.g. -1")
+    if multiplier > 0 and not allow_amplify:
+        raise SaeuronError(
+            f"concept '{concept}': a positive multiplier ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
+        )
 
 
 def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:

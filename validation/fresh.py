@@ -39,7 +39,13 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
     opened = {}
     for hookpoint, known in record["saes"].items():
         source = given.get(hookpoint) or given.get("") or known["source"]
-        sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
+        try:
+            sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
+        except SaeuronError as error:
+            if hookpoint in given or "" in given:
+                raise
+            # Of a local folder only its name is on record.
+            raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
         if sae.sha256() != known["sha256"]:
             raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
         opened[hookpoint] = sae

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.quiet import quiet_loading
 from . import manifest
 
 
@@ -37,9 +38,9 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
     if check_files:
         manifest.check_files(root, record)
     dtype = dtype or PRECISIONS[record["precision"]]
-    unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
-    # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
-    rest = StableDiffusionPipeline.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True)
-    pipeline = StableDiffusionPipeline(**{**rest.components, "unet": unet}, requires_safety_checker=rest.config.requires_safety_checker)
-    pipeline.set_progress_bar_config(disable=True)
+    with quiet_loading():
+        unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
+        # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
+        rest = StableDiffusionPipeline.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True)
+        pipeline = StableDiffusionPipeline(**{**rest.components, "unet": unet}, requires_safety_checker=rest.config.requires_safety_checker)
     return pipeline.to(device)

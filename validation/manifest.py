@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -63,6 +64,15 @@ def read(root: str | Path) -> dict[str, Any]:
             f"{root / NAME} says formats {manifest.get('formats')}, the folder holds {held}; take the artifact again from its source"
         )
     return manifest
+
+
+def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequence[str]) -> None:
+    """Raise `SaeuronError` unless every backend is known and in the artifact."""
+    for name in backends:
+        if name not in BACKENDS:
+            raise SaeuronError(f"backend '{name}' is not known; it is one of {', '.join(BACKENDS)}")
+        if name not in manifest["formats"]:
+            raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest['formats'])})")
 
 
 def check_files(root: str | Path, manifest: dict[str, Any]) -> None:

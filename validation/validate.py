@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import SaeuronError
 from . import manifest, surroundings
 from .golden import Golden
 from .load import load
@@ -59,11 +58,7 @@ def validate(
     record = manifest.read(root)
     if check_files:
         manifest.check_files(root, record)
-    for name in backends:
-        if name not in manifest.BACKENDS:
-            raise SaeuronError(f"backend '{name}' is not known; it is one of {', '.join(manifest.BACKENDS)}")
-        if name not in record["formats"]:
-            raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(record['formats'])})")
+    manifest.check_backends(root, record, backends)
     provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),

@@ -71,6 +71,18 @@ print(float((out - get("hook")).norm() / (get("hook") - get("unedited")).norm())
     assert float(found.stdout.strip().splitlines()[-1]) < 0.01
 
 
+def test_opening_says_nothing_and_leaves_the_libraries_as_they_were(demo_artifact, capfd):
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_log, transformers_log)]
+    capfd.readouterr()
+    saeuron.load(demo_artifact.path)
+    shown = capfd.readouterr()
+    assert shown.out == "" and shown.err == ""
+    assert before == [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_log, transformers_log)]
+
+
 def test_loads_by_our_loader_and_really_removes(demo_artifact):
     """The judge, trained on rendered pictures alone, no longer sees the style or the object, and still sees the rest."""
     from saeuron.editor import demo
