@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .folder import check_output
-from .settings import Settings, resolve, to_fetch
+from .settings import Plan, Settings, path_of, resolve, to_fetch
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -34,9 +34,14 @@ def describe(settings: Settings) -> dict[str, Any]:
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes],
         "files": _files(plan.settings, None),
     }  # fmt: skip
-    if remote := to_fetch(plan):
+    remote = to_fetch(plan)
+    # What lies here decides how much is known: without the model and its SAEs no hash of the activations, without those no features.
+    waiting = _to_collect(plan, bool(remote))
+    if waiting:
+        found["to_collect"] = waiting
+    if remote:
         found["to_fetch"] = remote
-    else:
+    if not remote and not waiting:
         from .prepare import estimate, prepare  # needs torch, which the plan alone doesn't
 
         prepared = prepare(plan)
@@ -53,6 +58,31 @@ def describe(settings: Settings) -> dict[str, Any]:
         }  # fmt: skip
     found["lines"] = _lines(found)
     return found
+
+
+def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
+    """Domains whose activations aren't there yet."""
+    if not any(w.collecting for w in plan.wishes):
+        return []
+    if remote:
+        named = {w.collecting.domain: (w.collecting, w.hookpoint) for w in plan.wishes if w.collecting}
+        waiting = [(c, [hookpoint]) for c, hookpoint in named.values()]
+    else:
+        from ..editor.pipelines import locate
+        from ..editor.sae import SparseAutoencoder
+        from .prepare import uncollected
+
+        waiting = uncollected(plan, locate(plan.model), {h: SparseAutoencoder.load(path_of(source), h) for h, source in plan.saes.items()})
+    return [
+        {
+            "domain": c.domain,
+            "sets": {n: len(p) for n, p in c.prompts.items()},
+            "steps": c.steps,
+            "guidance": c.guidance,
+            "hookpoints": hookpoints,
+        }
+        for c, hookpoints in waiting
+    ]
 
 
 def _files(s: Settings, prepared: Prepared | None) -> list[str]:
@@ -93,8 +123,15 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     if "features" in plan:
         # Concepts come in the order in which they were named.
         lines += [_feature_line(c["name"], c["hookpoint"], plan["features"][c["hookpoint"]][c["name"]]) for c in plan["concepts"]]
+    for c in plan.get("to_collect", []):
+        sets = ", ".join(f"{n} {k}" for n, k in list(c["sets"].items())[:6]) + (" …" if len(c["sets"]) > 6 else "")
+        lines.append(
+            f"collect    activations of {c['domain']} at {', '.join(c['hookpoints'])}: {sum(c['sets'].values())} prompts ({sets}), {c['steps']} steps, guidance {c['guidance']:g}"
+        )
     if "to_fetch" in plan:
         lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes and features are known once these are here)")
+    elif "to_collect" in plan:
+        lines.append("           (features, sizes and memory are known once these are collected: saeuron collect, or the export itself)")
     else:
         lines.append(
             f"disk       {sum(plan['bytes'].values()) / 2**20:,.0f} MiB ({', '.join(f'{k} {v / 2**20:,.0f}' for k, v in plan['bytes'].items())})"

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..editor.activations import ConceptActivations, ddim_timesteps
+from ..editor.bake import refuse_edited
+from ..editor.cache import model_sha256
+from ..editor.collect import Sampling
+from ..editor.collecting import cached_file, ensure
 from ..editor.edit import Edit, Suppression, make_edit
 from ..editor.errors import SaeuronError
 from ..editor.files import read_header, read_json
 from ..editor.hookpoints import find_hookpoint, output_tensor
-from ..editor.pipelines import check_folder, locate
+from ..editor.pipelines import check_folder, load_pipeline, locate
 from ..editor.sae import SparseAutoencoder
 from ..editor.sae_formats import check_width
 from ..editor.suggest import unknown
-from .settings import Plan, Wish, path_of, public_name
+from .progress import Remaining
+from .settings import Collecting, Plan, Wish, path_of, public_name
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
@@ -40,7 +46,7 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(plan: Plan) -> Prepared:
+def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:
     """Open model configs, SAEs and activations, and choose the features.
 
     Raises:
@@ -55,6 +61,7 @@ def prepare(plan: Plan) -> Prepared:
     for hookpoint, sae in saes.items():
         check_width(sae, widths[hookpoint], hookpoint)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    plan = _with_activations(plan, folder, saes, progress)
     wishes, activations = _open_activations(plan, saes, scheduler)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
     edit = make_edit(
@@ -74,6 +81,64 @@ def prepare(plan: Plan) -> Prepared:
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
     return Prepared(plan, folder, has_checker, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
+
+
+def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
+    """Domains whose activations would have to be collected first, with their hookpoints."""
+    model = model_sha256(folder) if any(w.collecting for w in plan.wishes) else ""
+    return [
+        (c, missing)
+        for c, hookpoints in _domains(plan)
+        if (missing := [h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c)).is_file()])
+    ]
+
+
+def _domains(plan: Plan) -> list[tuple[Collecting, list[str]]]:
+    found: list[tuple[Collecting, list[str]]] = []
+    for wish in plan.wishes:
+        if wish.collecting is None:
+            continue
+        known = next((hookpoints for c, hookpoints in found if c == wish.collecting), None)
+        if known is None:
+            found.append((wish.collecting, [wish.hookpoint]))
+        elif wish.hookpoint not in known:
+            known.append(wish.hookpoint)
+    return found
+
+
+def _sampling(c: Collecting) -> Sampling:
+    return Sampling(steps=c.steps, guidance=c.guidance)
+
+
+def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder], progress: Callable[[str], None]) -> Plan:
+    """The plan with files for the wishes that name none: from the cache, or collected now."""
+    domains = _domains(plan)
+    if not domains:
+        return plan
+    model, device = model_sha256(folder), plan.settings.device
+    opened: list[Any] = []
+
+    def pipeline() -> Any:
+        if not opened:
+            progress(f"loading {plan.model} to collect concept activations")
+            opened.append(load_pipeline(plan.model, torch.float32, device))
+            refuse_edited(opened[0].unet)
+        return opened[0]
+
+    wishes = list(plan.wishes)
+    for collecting, hookpoints in domains:
+        clock = Remaining()
+
+        def say(done: int, total: int, concept: str, domain: str = collecting.domain, clock: Remaining = clock) -> None:
+            progress(
+                f"collecting activations of {domain}: {done} of {total} prompts{clock.text(done, total)}{f', {concept}' if concept else ''}"
+            )
+
+        files = ensure(pipeline, model, {h: saes[h] for h in hookpoints}, collecting.prompts, _sampling(collecting), collecting.domain, say)
+        wishes = [replace(w, activations=str(files[w.hookpoint])) if w.collecting == collecting else w for w in wishes]
+    for sae in saes.values():
+        sae.to("cpu")
+    return replace(plan, wishes=tuple(wishes))
 
 
 def _has_checker(folder: Path, index: dict[str, Any]) -> bool:

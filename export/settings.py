@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..editor import demo
-from ..editor.concepts import Concept, check_type, presets
+from ..editor.concepts import KEYS, Concept, check_type, expand, presets
 from ..editor.errors import SaeuronError
 from ..editor.names import normalise
 from ..editor.rule import Rule
@@ -47,6 +48,7 @@ class Settings:
     width: int | None = None
     device: str = "cpu"
     settings: Path | None = None
+    preset_files: tuple[str, ...] = ()
     validate: bool = True
     proof: str = "full"
     proof_prompts: tuple[str, ...] = ()
@@ -55,12 +57,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         # Python users pass a name or a list as readily as a tuple.
-        for name in ("concepts", "formats", "sae", "activations", "proof_prompts"):
+        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "output", Path(self.output))
         if self.settings is not None:
             object.__setattr__(self, "settings", Path(self.settings))
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """How the activations of a domain come about, where no file is named."""
+
+    domain: str
+    prompts: Mapping[str, tuple[str, ...]] = field(repr=False)
+    """concept or contrast set → prompts"""
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,12 @@ class Wish:
     concept: str
     hookpoint: str
     activations: str
+    """a file, or empty where they are to be collected"""
     rule: Rule
     multiplier: float
     status: str
     domain: str
+    collecting: Collecting | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def resolve(settings: Settings) -> Plan:
     """
     settings, overrides = _with_file(settings)
     _check_choices(settings)
-    known = presets()
+    known = presets(settings.preset_files)
     explicit = [_at_hookpoint(a) for a in settings.activations]
     wishes: list[Wish] = []
     chosen: dict[str, Concept] = {}
@@ -121,7 +136,7 @@ def resolve(settings: Settings) -> Plan:
         wishes += _wishes(name, preset, known.get(name), settings, explicit)
     model = settings.model or _common("model", chosen, "base models", "export them separately")
     if model is None:
-        raise SaeuronError("no base model: give --model DIR|HUB_ID|demo")
+        raise SaeuronError("no base model known (some models have no Hub id): give --model DIR|HUB_ID|demo")
     residual = settings.residual or _common("residual", chosen, "residual modes", "give --residual") or "keep"
     if residual != "keep" and settings.gate == "threshold":
         raise SaeuronError(f"--gate threshold works with --residual keep only, not '{residual}'")
@@ -147,7 +162,7 @@ def to_fetch(plan: Plan) -> list[str]:
         SaeuronError: a file or folder that isn't there.
     """
     for wish in plan.wishes:
-        if not Path(path_of(wish.activations)).is_file():
+        if wish.activations and not Path(path_of(wish.activations)).is_file():
             raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
     named = dict.fromkeys([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
     found = {name: what for what, name in named if name != "demo" and not Path(path_of(name)).exists()}
@@ -181,7 +196,7 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
         if key not in allowed:
             raise SaeuronError(f"settings file '{path}': {unknown('option', key, allowed, 'in [export]')}")
         check_type(key, value, f"settings file '{path}', [export]")
-    concept_keys = [f.name for f in fields(Concept)]
+    concept_keys = KEYS
     for table in tables:
         for key, value in table.items():
             if key not in concept_keys:
@@ -225,18 +240,20 @@ def _check_choices(s: Settings) -> None:
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
     """A shipped preset changed by the settings file, or one that the settings file gives whole."""
-    override = {k: tuple(v) if k == "prompts" else v for k, v in override.items()}
+    override = {k: expand(v, name) if k == "prompts" else v for k, v in override.items()}
     if name in known:
-        return replace(known[name], **override)
+        preset = replace(known[name], **override)
+        return replace(preset, compared={**preset.compared, name: preset.prompts}) if "prompts" in override else preset
     if override and ("activations" in override or explicit):
         blank = {
-            "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "activations": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,
+            "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,
         }  # fmt: skip
         return Concept(name=name, **{**blank, **override})
     if explicit:
         return None
     raise SaeuronError(
-        unknown("concept", name, known) + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint)"
+        unknown("concept", name, known)
+        + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint), or a preset of your own with --preset-file"
     )
 
 
@@ -252,27 +269,26 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
     _check_multiplier(name, multiplier, s.allow_amplify)
     sources = explicit or [(None, preset.activations if preset else "")]
     found = []
-    for at, path in sources:
-        if not path:
-            raise SaeuronError(f"concept '{name}': no activations known; give --activations FILE")
-        hookpoint = at or s.hookpoint or (preset.hookpoint if preset else None)
+    for at, path, hookpoint in _places(sources, s, preset):
+        collecting = _collecting(name, preset) if not path else None
         if not hookpoint:
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
         # Only the shipped settings, whole, were measured.
         same = (
             shipped is not None and preset is not None and not explicit and not s.sae and s.gate == "exact" and s.model in (None, shipped.model) and s.residual in (None, shipped.residual)
             and replace(preset, steps=shipped.steps, guidance=shipped.guidance, prompts=shipped.prompts) == shipped
-            and str(rule) == str(Rule.parse(shipped.select)) and multiplier == shipped.multiplier and normalise(hookpoint) == normalise(shipped.hookpoint)
+            and str(rule) == str(Rule.parse(shipped.select)) and multiplier == shipped.multiplier and at is None and s.hookpoint in (None, shipped.hookpoint)
         )  # fmt: skip
         found.append(
             Wish(
                 name,
                 normalise(hookpoint),
-                path,
+                path.replace("{hookpoint}", normalise(hookpoint)),
                 rule,
                 float(multiplier),
                 shipped.status if shipped and same else "untuned",
                 preset.domain if preset else "unknown",
+                collecting,
             )
         )
     return found
@@ -286,6 +302,19 @@ def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> N
         raise SaeuronError(
             f"concept '{concept}': a positive multiplier ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
         )
+
+
+def _places(sources: list[tuple[str | None, str]], s: Settings, preset: Concept | None) -> Iterator[tuple[str | None, str, str]]:
+    """(hookpoint named with the file, file, hookpoint); a preset or --hookpoint may name several, comma-separated."""
+    for at, path in sources:
+        for hookpoint in (at or s.hookpoint or (preset.hookpoint if preset else "")).split(","):
+            yield at, path, hookpoint.strip()
+
+
+def _collecting(name: str, preset: Concept | None) -> Collecting:
+    if preset is None or not preset.prompts or len(preset.compared) < 2:
+        raise SaeuronError(f"concept '{name}': no activations known, and no prompts to collect them from; give --activations FILE")
+    return Collecting(preset.domain, preset.compared, preset.collect_steps, preset.collect_guidance)
 
 
 def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:

@@ -1,0 +1,31 @@
+"""Where fetched and collected things are kept, and under which names: hashes of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .files import file_sha256
+
+
+def root() -> Path:
+    """`$SAEURON_CACHE`, else `$XDG_CACHE_HOME/saeuron`, else `~/.cache/saeuron`."""
+    own = os.environ.get("SAEURON_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeuron"
+
+
+def key(**content: Any) -> str:
+    """Hash of JSON values, 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_sha256(folder: Path) -> str:
+    """Hash of the files that a pipeline's activations depend on: UNet, text encoders, tokenizers, scheduler; not the autoencoder."""
+    digest = hashlib.sha256()
+    for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("unet", "text_encoder", "tokenizer", "scheduler"))):
+        for path in sorted(p for p in part.rglob("*") if p.is_file()):
+            digest.update(f"{path.relative_to(folder)}:{file_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""How long something still takes, for people who wait."""
+
+from __future__ import annotations
+
+import time
+
+
+class Remaining:
+    """Time left, by the pace since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def text(self, done: float, total: float) -> str:
+        """`, 3 min left`; empty before anything is done and at the end."""
+        if not 0 < done < total:
+            return ""
+        seconds = (time.monotonic() - self._start) * (total - done) / done
+        if seconds < 90:
+            return f", {seconds:.0f} s left"
+        return f", {seconds / 60:.0f} min left" if seconds < 5400 else f", {seconds / 3600:.1f} h left"
