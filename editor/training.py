@@ -8,11 +8,10 @@ step is shared out in fixed micro-batches, and both are put together in one orde
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,77 +24,7 @@ from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
 from .sae_step import DeadLatents, SaeStep, constrain_gradient, initialise, normalise_decoder
 from .stream import ActivationStream, Buffer, Share
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What a training depends on; the defaults are SAeUron's published ones."""
-
-    expansion: int = 16
-    """latents are this many times the hookpoint's channels"""
-    k: int = 32
-    """active latents a token"""
-    batch_topk: bool = True
-    """BatchTopK: the k · tokens largest latents of a micro-batch stay, instead of k of each token"""
-    tokens: int = 400_000_000
-    """tokens seen in all; the published runs took about as many"""
-    batch: int = 4096
-    """tokens an optimiser step"""
-    micro_batches: int = 1
-    """parts of a step: one after another in one process, or shared out (a multiple of the number of processes)"""
-    rate: float = 4e-4
-    """Adam's learning rate"""
-    warmup: int = 0
-    """steps over which the rate rises from zero"""
-    decay_from: float = 0.0
-    """share of the steps after which the rate falls linearly to zero"""
-    dead_after: int = 10_000_000
-    """tokens without firing after which a latent is dead"""
-    input_unit_norm: bool = False
-    """centre each token and divide it by its standard deviation before encoding"""
-    precision: str = "fp32"
-    """autocast of the encoder: fp32, fp16 or bf16; masters stay fp32"""
-    pictures: int = 32
-    """pictures a buffer, over all their denoising steps"""
-    passes: int = 1
-    """times that a buffer is gone through before the next one is made"""
-    held_out: int = 32
-    """pictures that the report is measured on, never trained on"""
-    checkpoint_every: int = 500
-    """steps between checkpoints"""
-    seed: int = 0
-    """of the initial weights; pictures have a seed of their own"""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return math.ceil(self.tokens / self.batch)
-
-    def check(self, processes: int = 1) -> None:
-        """Raise `SaeuronError` for values that can't be meant."""
-        positive = (
-            "expansion",
-            "k",
-            "tokens",
-            "batch",
-            "micro_batches",
-            "pictures",
-            "passes",
-            "held_out",
-            "checkpoint_every",
-            "dead_after",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise SaeuronError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.rate < 1 or not 0 <= self.decay_from < 1 or self.warmup < 0:
-            raise SaeuronError("rate lies in (0, 1), decay_from in [0, 1), and warmup is not negative")
-        if self.batch % self.micro_batches or self.micro_batches % processes:
-            raise SaeuronError(
-                f"a step of {self.batch} tokens in {self.micro_batches} micro-batches can't be shared out to {processes} processes; batch must be a multiple of micro_batches, and that of the processes"
-            )
-        if self.precision not in ("fp32", "fp16", "bf16"):
-            raise SaeuronError(f"precision '{self.precision}' is not known; it is one of fp32, fp16, bf16")
+from .train_settings import TrainSettings
 
 
 class TrainEvent(NamedTuple):
@@ -370,13 +299,3 @@ def quality(sae: SparseAutoencoder, tokens: torch.Tensor, buffer: Buffer, batch:
         for i, t in enumerate(buffer.timesteps)
     ]
     return {**whole, "by_timestep": rows_by_step}
-
-
-def settings_help() -> dict[str, str]:
-    """Name of each setting → the docstring under it, for the command's help."""
-    import inspect
-    import re
-
-    source = inspect.getsource(TrainSettings)
-    found = dict(re.findall(r'    (\w+): [^\n]+\n    """(.+?)"""', source, re.DOTALL))
-    return {f.name: " ".join(found[f.name].split()) for f in fields(TrainSettings)}

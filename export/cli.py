@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..editor.errors import SaeuronError
+from .commands.collect import collect
+from .commands.select import select
+from .commands.sweep import sweep
+from .commands.train import train
+from .console import clean, err, escaped, names, out, print_error, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
     from .settings import Settings
-
-out = Console()
-err = Console(stderr=True)
 
 # Newer typer carries its own copy of click, so click's base class is reached by way of a public name.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -31,51 +30,13 @@ _WHAT, _WHERE, _HOW, _PROOF, _OUTPUT = "What to remove", "Where", "How", "Proof"
 app = typer.Typer(name="saeuron", pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
-def _clean(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One line and exit code 2 for what the user can mend."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except SaeuronError as error:
-            _print_error(str(error))
-        except ModuleNotFoundError as error:
-            extra = "cpu" if error.name == "onnxruntime" else "export"
-            _print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
-        except RuntimeError as error:
-            if type(error).__name__ != "AblationIntegrityError":
-                raise
-            _print_error(str(error))
-        except KeyboardInterrupt:
-            err.print("interrupted; nothing was left behind")
-            raise typer.Exit(130) from None
-        raise typer.Exit(2)
-
-    return run
-
-
-def _print_error(text: str) -> None:
-    err.print(f"[red]error:[/] {_escape(text)}", highlight=False, soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text.replace("\n", " "))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"saeuron-export {importlib.metadata.version('saeuron-export')}")
         raise typer.Exit
 
 
-_Version = Annotated[bool, typer.Option("--version", callback=_clean(_print_version), is_eager=True, help="Print the version and exit.")]
+_Version = Annotated[bool, typer.Option("--version", callback=clean(_print_version), is_eager=True, help="Print the version and exit.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -86,7 +47,7 @@ def root(context: typer.Context, version: _Version = False) -> None:
         raise typer.Exit(2)
 
 
-@_clean
+@clean
 def export(
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Concepts; `saeuron concepts` lists those with presets.", rich_help_panel=_WHAT)
@@ -114,6 +75,9 @@ def export(
     settings: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="TOML with [export] and [[concepts]]; options given here win.", rich_help_panel=_WHAT),
+    ] = None,
+    preset_file: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Presets of your own, as TOML; repeatable.", rich_help_panel=_WHAT)
     ] = None,
     model: Annotated[
         str | None,
@@ -210,9 +174,9 @@ def export(
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     wanted = Settings(
-        concepts=_names(concepts), output=output, formats=_names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
+        concepts=names(concepts), output=output, formats=names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
         activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision,
-        steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, validate=validate, proof=proof,
+        steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, preset_files=tuple(preset_file or ()), validate=validate, proof=proof,
         proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite,
     )  # fmt: skip
     # The job checks these again; here they come before torch is imported, which takes seconds.
@@ -223,23 +187,15 @@ def export(
         _dry_run(wanted, as_json)
         return
     from ..validation import report
-    from ..validation.manifest import strict_json
 
-    with err.status("starting") as status:
+    with progress_line("starting") as progress:
         from .artifact import export_artifact
-
-        def progress(text: str) -> None:
-            status.update(text)
-            if not err.is_terminal:
-                err.print(text, highlight=False, soft_wrap=True)
 
         result = export_artifact(wanted, progress)
     for warning in result.manifest["warnings"]:
-        err.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False, soft_wrap=True)
+        print_warning(warning)
     if as_json:
-        sys.stdout.write(
-            strict_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report}) + "\n"
-        )
+        write_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report})
     else:
         if result.report:
             out.print(report.table(result.report))
@@ -258,7 +214,7 @@ def export(
 
 def _report_failures(proof: dict[str, Any] | None) -> None:
     for line in (proof or {}).get("failures", [])[:8]:
-        err.print(f"[red]not proven:[/] {_escape(line)}", highlight=False, soft_wrap=True)
+        err.print(f"[red]not proven:[/] {escaped(line)}", highlight=False, soft_wrap=True)
 
 
 def _dry_run(wanted: Settings, as_json: bool) -> None:
@@ -272,10 +228,11 @@ def _dry_run(wanted: Settings, as_json: bool) -> None:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-@_clean
+@clean
 def concepts(
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Only those of this base model.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this domain, e.g. style.")] = None,
+    preset_file: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Presets of your own, as TOML; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """List the concepts that have presets.
@@ -288,7 +245,7 @@ def concepts(
     from ..editor.suggest import unknown
 
     keys = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
-    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets().values()]
+    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets(preset_file or ()).values()]
     for key, wanted in (("model", model), ("domain", domain)):
         if wanted is not None:
             known = dict.fromkeys(row[key] for row in rows)
@@ -307,7 +264,7 @@ def concepts(
 
 def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """One model's presets; what they share stands above, so that the table fits 80 columns."""
-    model, sae, hookpoint, residual = map(_escape, group)
+    model, sae, hookpoint, residual = map(escaped, group)
     out.print(
         f"[bold]{model or 'any model: give --model'}[/] at {hookpoint}\nSAE {sae}, residual {residual}", highlight=False, soft_wrap=True
     )
@@ -319,7 +276,7 @@ def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
-@_clean
+@clean
 def validate(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     backend: Annotated[list[str] | None, typer.Option(help="checkpoint or onnx; repeatable. Default: all in the artifact.")] = None,
@@ -340,7 +297,6 @@ def validate(
     Exit code 0: proven; 1: not proven; 2: can't be done.
     """
     from ..validation import manifest, report
-    from ..validation.manifest import strict_json
 
     # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
     manifest.check_backends(artifact, manifest.read(artifact), tuple(backend or ()))
@@ -351,7 +307,7 @@ def validate(
         golden = fresh_golden(artifact, model, tuple(sae or ()), seed, device) if model else None
         proof = prove(artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"))
     if as_json:
-        sys.stdout.write(strict_json(proof) + "\n")
+        write_json(proof)
     else:
         out.print(report.table(proof))
         out.print(f"{artifact}: {'proven' if proof['passed'] else 'NOT PROVEN'}", highlight=False, soft_wrap=True)
@@ -360,9 +316,10 @@ def validate(
         raise typer.Exit(1)
 
 
-app.command("export")(export)
-app.command("concepts")(concepts)
-app.command("validate")(validate)
+for _name, _command in {
+    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "export": export, "validate": validate,
+}.items():  # fmt: skip
+    app.command(_name)(_command)
 
 _single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 _single.command("saeuron-export")(export)
@@ -384,7 +341,7 @@ def _run(command: typer.Typer) -> None:
     try:
         code = command(standalone_mode=False)
     except _UsageError as error:
-        _print_error(_usage_line(error))
+        print_error(_usage_line(error))
         code = 2
     except typer.Abort:
         err.print("interrupted; nothing was left behind")

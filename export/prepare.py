@@ -46,23 +46,50 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Sources:
+    """What a plan names, opened: enough to choose features, before anything is chosen."""
+
+    plan: Plan
+    """with a file for every wish's activations"""
+    model_folder: Path
+    saes: dict[str, SparseAutoencoder]
+    wishes: list[Wish]
+    """those of the plan whose concept is in their activations"""
+    activations: dict[tuple[str, str], ConceptActivations]
+    """(hookpoint, file) → activations"""
+
+    def of(self, wish: Wish) -> ConceptActivations:
+        """The activations that a wish is chosen by."""
+        return self.activations[wish.hookpoint, wish.activations]
+
+
+def open_sources(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Sources:
+    """Open SAEs and activations, collecting those that no file is named for.
+
+    Raises:
+        SaeuronError: anything missing, damaged or inconsistent.
+    """
+    folder = locate(plan.model)
+    check_folder(folder)
+    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
+    check_channels(folder, saes)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    plan = _with_activations(plan, folder, saes, progress)
+    wishes, activations = _open_activations(plan, saes, scheduler)
+    return Sources(plan, folder, saes, wishes, activations)
+
+
 def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:
     """Open model configs, SAEs and activations, and choose the features.
 
     Raises:
         SaeuronError: anything missing, damaged or inconsistent.
     """
-    folder = locate(plan.model)
-    index = check_folder(folder)
-    has_checker = _has_checker(folder, index)
+    sources = open_sources(plan, progress)
+    plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
+    has_checker = _has_checker(folder, check_folder(folder))
     warnings = _checker_warnings(has_checker, plan.settings.formats)
-    widths = _channels(folder, list(plan.saes))
-    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
-    for hookpoint, sae in saes.items():
-        check_width(sae, widths[hookpoint], hookpoint)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    plan = _with_activations(plan, folder, saes, progress)
-    wishes, activations = _open_activations(plan, saes, scheduler)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
     edit = make_edit(
         suppressions,
@@ -157,31 +184,55 @@ def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
     return []
 
 
+def check_channels(folder: Path, saes: Mapping[str, SparseAutoencoder]) -> None:
+    """Raise unless every hookpoint is in the folder's UNet and has as many channels as its SAE reads."""
+    widths = _channels(folder, list(saes))
+    for hookpoint, sae in saes.items():
+        check_width(sae, widths[hookpoint], hookpoint)
+
+
 def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
-    """Channels of each hookpoint, from a forward of an empty UNet on torch's meta device (no weights, no memory)."""
+    return {name: shape[0] for name, shape in maps_of(folder, hookpoints).items()}
+
+
+def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, width: int | None = None) -> dict[str, tuple[int, int, int]]:
+    """Channels, rows and columns of each hookpoint's map, from a forward of an empty UNet on torch's meta device (no weights, no memory).
+
+    Args:
+        folder: the pipeline's.
+        hookpoints: block names.
+        height: pixels of the picture; default: the model's own.
+        width: pixels.
+
+    Raises:
+        SaeuronError: a hookpoint that isn't there, never runs, or gives no feature map.
+    """
     from diffusers import UNet2DConditionModel
 
     config = UNet2DConditionModel.load_config(folder / "unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int, int]] = {}
     for name in hookpoints:
         find_hookpoint(unet, name).register_forward_hook(
-            lambda m, a, out, name=name: found.__setitem__(name, _rank4(output_tensor(out), name))
+            lambda m, a, out, name=name: found.__setitem__(name, _map(output_tensor(out), name))
         )
-    size = 2 ** len(unet.config.block_out_channels)
+    factor = 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", [1] * 4)) - 1)
+    own = unet.config.sample_size
+    rows, columns = (own, own) if isinstance(own, int) else tuple(own)
+    rows, columns = (height // factor if height else rows), (width // factor if width else columns)
     context = torch.empty(1, 8, unet.config.cross_attention_dim, device="meta")
-    unet(torch.empty(1, unet.config.in_channels, size, size, device="meta"), torch.empty(1, device="meta"), context)
+    unet(torch.empty(1, unet.config.in_channels, rows, columns, device="meta"), torch.empty(1, device="meta"), context)
     for name in hookpoints:
         if name not in found:
             raise SaeuronError(f"hookpoint '{name}' never runs in this UNet's forward")
     return found
 
 
-def _rank4(tensor: Any, name: str) -> int:
+def _map(tensor: Any, name: str) -> tuple[int, int, int]:
     if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
         raise SaeuronError(f"hookpoint '{name}' does not give a feature map [B, C, H, W]; choose a transformer block (…attentions.N)")
-    return int(tensor.shape[1])
+    return int(tensor.shape[1]), int(tensor.shape[2]), int(tensor.shape[3])
 
 
 def _open_activations(

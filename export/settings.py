@@ -133,7 +133,9 @@ def resolve(settings: Settings) -> Plan:
         preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
         if preset:
             chosen[name] = preset
-        wishes += _wishes(name, preset, known.get(name), settings, explicit)
+        # A file that says how well its settings did (a sweep's) is what the command's options are compared with.
+        measured = preset if "status" in overrides.get(name, {}) else known.get(name)
+        wishes += _wishes(name, preset, measured, settings, explicit)
     model = settings.model or _common("model", chosen, "base models", "export them separately")
     if model is None:
         raise SaeuronError("no base model known (some models have no Hub id): give --model DIR|HUB_ID|demo")

@@ -11,7 +11,8 @@ from saeuron.editor.errors import SaeuronError
 from saeuron.editor.pipelines import load_pipeline
 from saeuron.editor.sae import SparseAutoencoder
 from saeuron.editor.stream import ActivationStream, Buffer, Share
-from saeuron.editor.training import Trainer, TrainSettings, quality, settings_help
+from saeuron.editor.train_settings import TrainSettings, settings_help
+from saeuron.editor.training import Trainer, quality
 
 PROMPTS = ["An image of House.", "An image of Car in Neon style.", "A boat."]
 SAMPLING = Sampling(4, 3.0, seed=5, batch_size=2)

@@ -1,0 +1,1 @@
+"""Commands of `saeuron`, one module each; torch is imported only once a command runs."""

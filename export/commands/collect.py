@@ -1,0 +1,266 @@
+"""`saeuron collect`: concept activations as a file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...editor.concepts import presets
+from ...editor.errors import SaeuronError
+from ...editor.names import normalise
+from ...editor.suggest import unknown
+from ..console import clean, names, out, progress_line, resumable, write_json
+from . import options as o
+
+if TYPE_CHECKING:
+    from ...editor.collect import Sampling
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@clean
+@resumable
+def collect(
+    concepts: o.Concepts = "",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of --concepts: TOML with a [prompts] table (name = [texts]), or NAME=FILE.txt with one prompt a line; repeatable.",
+            rich_help_panel=o.WHAT,
+        ),
+    ] = None,
+    preset_file: o.PresetFiles = None,
+    domain: Annotated[
+        str, typer.Option(metavar="NAME", help="With --prompts: what the file says they are.", rich_help_panel=o.WHAT)
+    ] = "own",
+    model: o.Model = None,
+    hookpoint: o.Hookpoint = None,
+    sae: o.Sae = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's, else 100.", rich_help_panel=o.HOW)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Guidance scale. Default: the preset's, else 9.", rich_help_panel=o.HOW)
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Prompt j of every set starts from the noise of seed + j.", rich_help_panel=o.HOW)
+    ] = 42,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts at a time.", rich_help_panel=o.HOW)] = 8,
+    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
+    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
+    scheduler: Annotated[str, typer.Option(metavar="KIND", help="ddim, or model (the pipeline's own).", rich_help_panel=o.HOW)] = "ddim",
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="Of the pipeline: fp32, fp16 or bf16.", rich_help_panel=o.HOW)] = "fp32",
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File (.safetensors); for several hookpoints a folder, one file each.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:
+    """Collect concept activations: run the unedited model on prompts and average an SAE's latents, by concept and step.
+
+    A concept is collected with its whole domain, since choosing features means comparing. Memory does not grow with the number of
+    prompts. Killed, the same command goes on where it stopped. Several processes share the work and write the same file:
+    `accelerate launch --num_processes 2 -m saeuron collect …`
+
+    Example: `saeuron collect --concepts Neon --output style.safetensors`
+    """
+    from ..settings import path_of
+
+    sets, found = _sets(names(concepts), prompts or [], preset_file or [], domain)
+    source = model or found.get("model")
+    if not source:
+        raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
+    where = hookpoint or found.get("hookpoint")
+    if not where:
+        raise SaeuronError("no hookpoint known: give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
+    hookpoints = [normalise(h.strip()) for h in where.split(",")]
+    saes = _saes(sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
+    files = _files(output, hookpoints, overwrite)
+    if precision not in PRECISIONS:
+        raise SaeuronError(f"--precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
+    chosen_steps = found.get("collect_steps", 100) if steps is None else steps
+    chosen_guidance = found.get("collect_guidance", 9.0) if guidance is None else guidance
+    if chosen_steps < 1 or batch_size < 1:
+        raise SaeuronError("--steps and --batch-size are at least 1")
+    plan = {
+        "model": source, "saes": saes, "domain": found.get("domain", domain), "sets": {n: len(p) for n, p in sets.items()}, "steps": chosen_steps,
+        "guidance": chosen_guidance, "files": {h: str(p) for h, p in files.items()},
+    }  # fmt: skip
+    if dry_run:
+        _print(plan, as_json)
+        return
+    with progress_line("starting") as say:
+        from ...editor.collect import Sampling
+
+        sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
+        written = _run(source, {h: path_of(s) for h, s in saes.items()}, sets, sampling, plan["domain"], precision, device, files, say)
+    if written:
+        _print(plan, as_json)
+
+
+def _sets(
+    concepts: tuple[str, ...], files: list[str], preset_files: list[str], domain: str
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:
+    """Name → prompts, and what the presets say of the rest."""
+    if bool(concepts) == bool(files):
+        raise SaeuronError("give --concepts A,B (with presets) or --prompts FILE, one of the two")
+    if files:
+        return own_prompts(files), {}
+    known = presets(preset_files)
+    chosen = []
+    for name in concepts:
+        if name not in known:
+            raise SaeuronError(unknown("concept", name, known) + ". For a concept without a preset give --prompts")
+        chosen.append(known[name])
+    first = chosen[0]
+    for other in chosen[1:]:
+        if other.compared != first.compared:
+            raise SaeuronError(
+                f"'{first.name}' and '{other.name}' are of different domains ({first.domain}, {other.domain}); collect them one after the other"
+            )
+    if not all(first.compared.values()):
+        raise SaeuronError(f"the presets of domain '{first.domain}' hold no prompts to collect from; give --prompts")
+    hookpoints = dict.fromkeys(h.strip() for c in chosen for h in c.hookpoint.split(","))
+    return dict(first.compared), {
+        "model": first.model, "sae": first.sae, "hookpoint": ",".join(hookpoints), "domain": first.domain, "collect_steps": first.collect_steps,
+        "collect_guidance": first.collect_guidance,
+    }  # fmt: skip
+
+
+def own_prompts(files: list[str]) -> dict[str, tuple[str, ...]]:
+    """Name → prompts from `FILE.toml` with a [prompts] table, or `NAME=FILE.txt` with one a line.
+
+    Raises:
+        SaeuronError: a file that can't be read, or a name twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in files:
+        name, equals, path = text.partition("=")
+        for key, values in ({name: lines_of(Path(path))} if equals else _table(Path(text))).items():
+            if key in found:
+                raise SaeuronError(f"--prompts: '{key}' is named twice")
+            found[key] = values
+    return found
+
+
+def lines_of(path: Path) -> tuple[str, ...]:
+    """Prompts of a text file, one a line, empty lines left out."""
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SaeuronError(f"prompts '{path}' can't be read: {error}") from None
+    return tuple(t.strip() for t in texts if t.strip())
+
+
+def _table(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
+    table = content.get("prompts")
+    if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):
+        raise SaeuronError(f"prompts '{path}': expected a [prompts] table, each name with a list of texts")
+    return {name: tuple(values) for name, values in table.items()}
+
+
+def _saes(given: list[str], hookpoints: list[str]) -> dict[str, str]:
+    pairs = [
+        (normalise(head), tail) if equals and "/" not in head else ("", text)
+        for text in given
+        for head, equals, tail in [text.partition("=")]
+    ]
+    table = dict(pairs)
+    for at in table:
+        if at and at not in hookpoints:
+            raise SaeuronError(f"--sae {at}=…: this hookpoint is not collected at (collected: {', '.join(hookpoints)})")
+    found = {h: table.get(h) or table.get("") for h in hookpoints}
+    for name, source in found.items():
+        if not source:
+            raise SaeuronError(f"hookpoint '{name}': no SAE known; give --sae DIR|HUB_ID (or --sae {name}=DIR)")
+    return {h: str(s) for h, s in found.items()}
+
+
+def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[str, Path]:
+    if output is None:
+        raise SaeuronError("no output: give --output FILE.safetensors (for several hookpoints a folder)")
+    single = output.suffix == ".safetensors"
+    if single and len(hookpoints) > 1:
+        raise SaeuronError(f"--output '{output}' is one file, but there are {len(hookpoints)} hookpoints; give a folder")
+    files = {h: output if single else output / f"{h}.safetensors" for h in hookpoints}
+    for path in files.values():
+        if path.exists() and not overwrite:
+            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    return files
+
+
+def _run(
+    model: str, saes: dict[str, str], sets: dict[str, tuple[str, ...]], sampling: Sampling, domain: str, precision: str, device: str,
+    files: dict[str, Path], say: Any,
+) -> bool:  # fmt: skip
+    """Collect and write; False in every process but the first."""
+    from accelerate import PartialState
+
+    from ...editor import cache
+    from ...editor.bake import refuse_edited
+    from ...editor.collect import Process
+    from ...editor.collect import collect as run
+    from ...editor.collecting import put
+    from ...editor.pipelines import check_folder, load_pipeline, locate
+    from ...editor.sae import SparseAutoencoder
+    from ...validation.reference import PRECISIONS as DTYPES
+    from ..prepare import check_channels
+    from ..progress import Remaining
+
+    folder = locate(model)
+    check_folder(folder)
+    opened = {h: SparseAutoencoder.load(source, h) for h, source in saes.items()}
+    check_channels(folder, opened)
+    everyone = PartialState(cpu=device == "cpu")
+    say(f"loading {model}")
+    pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device)
+    refuse_edited(pipeline.unet)
+    identity = cache.model_sha256(folder)
+    job = cache.key(
+        model=identity, saes={h: s.sha256() for h, s in opened.items()}, sampling=vars(sampling), precision=precision,
+        sets=[[n, list(p)] for n, p in sets.items()],
+    )  # fmt: skip
+    first = next(iter(files.values()))
+    state = first.parent / f".{first.stem}.collecting-{job[:12]}"
+    clock = Remaining()
+
+    def progress(done: int, total: int, concept: str) -> None:
+        if everyone.is_main_process:
+            share = f" (process 1 of {everyone.num_processes})" if everyone.num_processes > 1 else ""
+            say(f"collecting: {done} of {total} prompts{share}{clock.text(done, total)}{f', {concept}' if concept else ''}")
+
+    process = Process(everyone.process_index, everyone.num_processes, everyone.wait_for_everyone)
+    record = {"domain": domain, "model": model, "model_sha256": identity, "precision": precision}
+    found = run(pipeline, opened, sets, sampling, record, state, process, progress)
+    for hookpoint, activations in (found or {}).items():
+        put(activations, files[hookpoint])
+    return found is not None
+
+
+def _print(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        write_json(plan)
+        return
+    out.print(f"model      {plan['model']}", highlight=False, soft_wrap=True)
+    for name, count in plan["sets"].items():
+        out.print(f"prompts    {name}: {count}", highlight=False, soft_wrap=True, markup=False)
+    out.print(f"sampling   {plan['steps']} steps, guidance {plan['guidance']:g}", highlight=False)
+    for hookpoint, path in plan["files"].items():
+        out.print(f"file       {path} ({hookpoint}, SAE {plan['saes'][hookpoint]})", highlight=False, soft_wrap=True, markup=False)

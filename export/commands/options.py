@@ -1,0 +1,44 @@
+"""Options that several commands share, so that they are spelt and explained alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+WHAT, WHERE, HOW, OUTPUT = "What", "Where", "How", "Output"
+
+Concepts = Annotated[str, typer.Option(metavar="A,B", help="Concepts; `saeuron concepts` lists those with presets.", rich_help_panel=WHAT)]
+PresetFiles = Annotated[
+    list[str] | None, typer.Option("--preset-file", metavar="FILE", help="Presets of your own, as TOML; repeatable.", rich_help_panel=WHAT)
+]
+Activations = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Concept activations, or HOOKPOINT=FILE; repeatable. Default: the preset's, or collected.",
+        rich_help_panel=WHAT,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|ID", help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.", rich_help_panel=WHERE),
+]
+Sae = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR|ID", help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: the preset's.", rich_help_panel=WHERE
+    ),
+]
+Hookpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="UNet block, with or without the prefix `unet.`; several comma-separated. Default: the preset's.",
+        rich_help_panel=WHERE,
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="torch device (cuda: not tested).", rich_help_panel=HOW)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.", rich_help_panel=OUTPUT)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=OUTPUT)]

@@ -1,0 +1,143 @@
+"""`saeuron select`: which features a rule chooses, before anything is generated or exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.errors import SaeuronError
+from ..console import clean, names, out, print_warning, progress_line, write_json
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..prepare import Sources
+
+
+@clean
+def select(
+    concepts: o.Concepts = "",
+    preset_file: o.PresetFiles = None,
+    activations: o.Activations = None,
+    rule: Annotated[
+        str | None, typer.Option("--select", metavar="RULE", help="percentile:P or count:N. Default: the preset's.", rich_help_panel=o.WHAT)
+    ] = None,
+    multiplier: Annotated[
+        float | None, typer.Option(metavar="GAMMA", help="For --output. Default: the preset's, else -1.0.", rich_help_panel=o.WHAT)
+    ] = None,
+    model: o.Model = None,
+    hookpoint: o.Hookpoint = None,
+    sae: o.Sae = None,
+    device: o.Device = "cpu",
+    rows: Annotated[int, typer.Option(metavar="N", help="Most features shown a concept.", rich_help_panel=o.OUTPUT)] = 12,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Settings for `saeuron-export --settings`, as TOML.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:
+    """Show the features that a rule chooses for each concept: when, with which score, and what else they answer to.
+
+    Example: `saeuron select --concepts Neon,Sepia --select count:2`
+    """
+    from ..settings import Settings, resolve, to_fetch
+
+    if output is not None and output.exists() and not overwrite:
+        raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
+    wanted = Settings(
+        concepts=names(concepts), output=Path("unused"), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
+        activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()),
+    )  # fmt: skip
+    plan = resolve(wanted)
+    to_fetch(plan)
+    with progress_line("opening SAE and activations") as say:
+        from ..prepare import open_sources
+
+        sources = open_sources(plan, say)
+        found = _describe(sources)
+    if output is not None:
+        _write(output, sources, found)
+    if as_json:
+        write_json(found)
+    else:
+        _print(found, rows)
+        if output is not None:
+            out.print(f"settings: {output}", highlight=False, soft_wrap=True)
+
+
+def _describe(sources: Sources) -> dict[str, Any]:
+    from ...editor.overlap import describe_features, overlaps
+    from ...editor.selection import scores
+    from ...editor.selection import select as choose
+
+    entries: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, list[list[int]]]] = {}
+    for wish in sources.wishes:
+        held = sources.of(wish)
+        rows = [row.nonzero().flatten().tolist() for row in choose(scores(held, wish.concept), wish.rule)]
+        chosen.setdefault(wish.hookpoint, {})[wish.concept] = rows
+        entries.append({
+            "concept": wish.concept, "hookpoint": wish.hookpoint, "select": str(wish.rule), "multiplier": wish.multiplier, "status": wish.status,
+            "compared_with": [c for c in held.concepts if c != wish.concept], "per_step": [len(r) for r in rows],
+            "features": describe_features(held, wish.concept, rows),
+        })  # fmt: skip
+    return {"concepts": entries, "overlaps": [{"hookpoint": h, **pair} for h, by in chosen.items() for pair in overlaps(by)]}
+
+
+def _print(found: dict[str, Any], rows: int) -> None:
+    for entry in found["concepts"]:
+        low, high = min(entry["per_step"]), max(entry["per_step"])
+        out.print(
+            f"[bold]{entry['concept']}[/] at {entry['hookpoint']}: {entry['select']}, {low if low == high else f'{low}–{high}'} a step, {len(entry['features'])} in all; compared with {len(entry['compared_with'])} others",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        if not entry["features"]:
+            print_warning(f"no latent answers to '{entry['concept']}' more than to the others")
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for name in ("feature", "timesteps", "score", "mean", "others above", "most among others"):
+            table.add_column(name, justify="left" if name in ("timesteps", "most among others") else "right", overflow="fold")
+        for f in entry["features"][:rows]:
+            ranges = ", ".join(f"{a}–{b}" if a != b else f"{a}" for a, b in f["ranges"][:3]) + (" …" if len(f["ranges"]) > 3 else "")
+            table.add_row(
+                str(f["feature"]),
+                ranges,
+                f"{f['score']:.4f}",
+                f"{f['mean']:.3g}",
+                f"{f['others_above']:.0%}",
+                f"{f['next']} {f['next_mean']:.2g}",
+            )
+        out.print(table)
+        if len(entry["features"]) > rows:
+            out.print(f"… and {len(entry['features']) - rows} more (--rows, --json)", highlight=False)
+    for pair in found["overlaps"]:
+        a, b = pair["concepts"]
+        out.print(
+            f"{a} and {b} share {len(pair['features'])} features at {pair['steps']} steps of {pair['hookpoint']}: {', '.join(map(str, pair['features'][:12]))}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _write(output: Path, sources: Sources, found: dict[str, Any]) -> None:
+    from ..concept_tables import write_tables
+
+    plan = sources.plan
+    tables = []
+    for concept in dict.fromkeys(w.concept for w in sources.wishes):
+        mine = [w for w in sources.wishes if w.concept == concept]
+        files = {w.hookpoint: w.activations for w in mine}
+        if len(files) > 1:
+            raise SaeuronError(
+                f"concept '{concept}' is chosen at several hookpoints from files of its own; a settings file names one (saeuron sweep writes several)"
+            )
+        wish = mine[0]
+        tables.append({
+            "name": concept, "model": plan.model, "domain": wish.domain, "sae": plan.saes[wish.hookpoint], "hookpoint": wish.hookpoint,
+            "activations": wish.activations, "select": str(wish.rule), "multiplier": wish.multiplier, "residual": plan.residual, "status": wish.status,
+            "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(concept, ()),
+        })  # fmt: skip
+    write_tables(output, tables, "By saeuron select. Read by: saeuron-export --settings FILE --output DIR")

@@ -1,0 +1,252 @@
+"""`saeuron sweep`: tries settings, judges pictures, writes the best per concept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.errors import SaeuronError
+from ...editor.names import normalise
+from ...editor.rule import Rule
+from ...editor.suggest import unknown
+from ..console import clean, names, out, progress_line, resumable, write_json
+from . import options as o
+
+if TYPE_CHECKING:
+    from ...validation.sweep import Score, Sweep
+    from ..settings import Settings
+
+_GRID = "Grid"
+_SELECTS = "count:1,count:2,count:4,count:12,count:32"
+_MULTIPLIERS = "-0.3,-1,-3,-15,-40"
+
+
+@clean
+@resumable
+def sweep(
+    concepts: o.Concepts = "",
+    preset_file: o.PresetFiles = None,
+    activations: o.Activations = None,
+    select: Annotated[str, typer.Option(metavar="A,B", help="Rules to try: percentile:P and count:N.", rich_help_panel=_GRID)] = _SELECTS,
+    multiplier: Annotated[str, typer.Option(metavar="A,B", help="Multipliers to try.", rich_help_panel=_GRID)] = _MULTIPLIERS,
+    hookpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Hookpoint to try, or A,B for both at once; repeatable. Default: the preset's.", rich_help_panel=_GRID
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="UA,IRA,CRA", help="What is maximised; the released code's is .5,.5,0.", rich_help_panel=_GRID)
+    ] = "0.5,0.5,0",
+    judge: Annotated[
+        str, typer.Option(metavar="NAME", help="demo, or unlearncanvas=DIR with its two classifiers.", rich_help_panel=o.HOW)
+    ] = "demo",
+    tune_seeds: Annotated[str, typer.Option(metavar="A,B", help="Seeds that settings are chosen by.", rich_help_panel=o.HOW)] = "42,43,44",
+    report_seeds: Annotated[str, typer.Option(metavar="A,B", help="Other seeds, for the figures.", rich_help_panel=o.HOW)] = "188,288,588",
+    rest: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the pictures without the target that a trial makes.", rich_help_panel=o.HOW)
+    ] = 0.25,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 64,
+    residual: Annotated[
+        str | None, typer.Option(metavar="MODE", help="keep, upstream, drop. Default: the preset's.", rich_help_panel=o.HOW)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
+    model: o.Model = None,
+    sae: o.Sae = None,
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="settings.toml, report.json and stored results; used again.", rich_help_panel=o.OUTPUT
+        ),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Try rule × value × multiplier for each concept, and write the best.
+
+    Every trial generates pictures through the dynamic hook and asks a judge what is on them: UA (the target is gone), IRA (the rest of
+    its domain is kept), CRA (the other domain is kept). The best on the tuning seeds is measured again on the report seeds. Results are
+    stored: killed, the same command goes on, and a finer grid reuses them. OUTPUT/settings.toml is read by `saeuron-export --settings`.
+
+    Example: `saeuron sweep --concepts Neon,House --select count:1,count:12 --multiplier=-1,-15 --output sweep`
+    """
+    from ..settings import Settings, resolve, to_fetch
+
+    if output is None:
+        raise SaeuronError("no output folder: give --output DIR")
+    rules = [str(Rule.parse(r)) for r in names(select)]
+    gammas = _numbers(multiplier, "--multiplier")
+    if any(g > 0 for g in gammas):
+        raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; a sweep tries negative ones")
+    shares = _numbers(weights, "--weights")
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
+        raise SaeuronError(f"--weights '{weights}': expected three shares of UA, IRA and CRA, e.g. 0.5,0.5,0")
+    if not 0 < rest <= 1 or batch_size < 1:
+        raise SaeuronError("--rest lies in (0, 1], --batch-size is at least 1")
+    seeds = [
+        tuple(int(n) for n in _numbers(text, option)) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))
+    ]
+    places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in hookpoint or []]
+    together = ",".join(dict.fromkeys(h for place in places for h in place)) or None
+    wanted = Settings(
+        concepts=names(concepts), output=output, model=model, sae=tuple(sae or ()), hookpoint=together, activations=tuple(activations or ()),
+        residual=residual, steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()),
+    )  # fmt: skip
+    plan = resolve(wanted)
+    to_fetch(plan)
+    with progress_line("opening SAE and activations") as say:
+        from ...validation.sweep import SweepSettings
+
+        common = SweepSettings(
+            plan.steps, plan.guidance, plan.residual, seeds[0], seeds[1], rest, (shares[0], shares[1], shares[2]), batch_size
+        )
+        report = _run(wanted, common, judge, places, rules, gammas, output, say)
+    if as_json:
+        write_json(report)
+    else:
+        _print(report)
+        out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    found = []
+    for part in names(text):
+        if not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", part):
+            raise SaeuronError(f"{option} '{text}': '{part}' is no number")
+        found.append(float(part))
+    if not found:
+        raise SaeuronError(f"{option} is empty")
+    return found
+
+
+def _run(
+    wanted: Settings,
+    common: Any,
+    judge_name: str,
+    places: list[tuple[str, ...]],
+    rules: list[str],
+    gammas: list[float],
+    output: Path,
+    say: Any,
+) -> dict[str, Any]:
+    from ...editor import cache
+    from ...editor.bake import refuse_edited
+    from ...editor.pipelines import load_pipeline
+    from ...validation.judges import open_judge
+    from ...validation.sweep import Sweep, grid
+    from ..prepare import open_sources
+    from ..progress import Remaining
+    from ..settings import resolve
+
+    judge = open_judge(judge_name)
+    domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
+    for name in wanted.concepts:
+        if name not in domains:
+            raise SaeuronError(unknown("concept", name, domains, f"to the judge '{judge_name}'"))
+    sources = open_sources(resolve(wanted), say)
+    by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
+    activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
+    say(f"loading {sources.plan.model}")
+    pipeline = load_pipeline(sources.plan.model, None, wanted.device)
+    refuse_edited(pipeline.unet)
+    bench = Sweep(pipeline, sources.saes, activations, judge, common, output / "results", cache.model_sha256(sources.model_folder))
+    say("measuring the unedited model")
+    report: dict[str, Any] = {
+        "unedited": bench.unedited(), "judge": judge_name, "settings": vars(common), "counting": "every picture counts once, plain ones included", "concepts": {},
+    }  # fmt: skip
+    tables = []
+    clock, done = Remaining(), 0
+    names_of = list(wanted.concepts)
+    trials_of = {
+        name: grid(name, domains[name], places or [tuple(h for c, h in by_place if c == name)], rules, gammas) for name in names_of
+    }
+    total = sum(len(t) for t in trials_of.values())
+    for name in names_of:
+
+        def progress(score: Score, name: str = name) -> None:
+            nonlocal done
+            done += 1
+            f = score.figures
+            say(
+                f"{name}: trial {done} of {total}{clock.text(done, total)}: {score.trial.select}, {score.trial.multiplier:g}: UA {f.ua:.0%} IRA {f.ira:.0%} CRA {f.cra:.0%}"
+            )
+
+        best, scores = bench.best(trials_of[name], progress)
+        say(f"{name}: measuring the best on the report seeds")
+        final = bench.report(best.trial)
+        report["concepts"][name] = _entry(bench, best, final, scores)
+        wish = by_place[name, best.trial.hookpoints[0]]
+        tables.append(_table(sources, wish, by_place, best))
+        _store(output, report, tables)
+    return report
+
+
+def _entry(bench: Sweep, best: Score, final: Score, scores: list[Score]) -> dict[str, Any]:
+    t = best.trial
+    return {
+        "domain": t.domain, "hookpoints": list(t.hookpoints), "select": t.select, "multiplier": t.multiplier, "tuning": best.figures._asdict(),
+        "report": final.figures._asdict(), "pictures": final.pictures, "trials": len(scores), "measured": bench.measured,
+    }  # fmt: skip
+
+
+def _table(sources: Any, wish: Any, by_place: dict[tuple[str, str], Any], best: Score) -> dict[str, Any]:
+    plan, t = sources.plan, best.trial
+    files = {h: by_place[t.concept, h].activations for h in t.hookpoints}
+    patterns = {path.replace(h, "{hookpoint}") for h, path in files.items()}
+    if len(files) > 1 and len(patterns) > 1:
+        raise SaeuronError(
+            f"concept '{t.concept}': the activations of its hookpoints differ in more than the hookpoint's name ({', '.join(files.values())}); name the files alike"
+        )
+    saes = {plan.saes[h] for h in t.hookpoints}
+    if len(saes) > 1:
+        raise SaeuronError(
+            "an SAE of its own for each hookpoint can't be written into one settings table; put them into one folder, by hookpoint"
+        )
+    return {
+        "name": t.concept, "model": plan.model, "domain": wish.domain, "sae": saes.pop(), "hookpoint": ",".join(t.hookpoints),
+        "activations": patterns.pop() if len(files) > 1 else files[t.hookpoints[0]], "select": t.select, "multiplier": t.multiplier,
+        "residual": plan.residual, "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(t.concept, ()),
+    }  # fmt: skip
+
+
+def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
+    """After every concept, so that a killed sweep leaves what it found."""
+    from ...validation.manifest import strict_json
+    from ..concept_tables import write_tables
+
+    write_tables(
+        output / "settings.toml", tables,
+        "By saeuron sweep; figures in report.json.\nRead by: saeuron-export --settings FILE --output DIR, or as --preset-file FILE",
+    )  # fmt: skip
+    (output / "report.json").write_text(strict_json(report) + "\n")
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("concept", "select", "gamma", "UA", "IRA", "CRA", "hookpoints"):
+        table.add_column(name, justify="right" if name in ("gamma", "UA", "IRA", "CRA") else "left", overflow="fold")
+    for name, entry in report["concepts"].items():
+        r = entry["report"]
+        table.add_row(
+            name,
+            entry["select"],
+            f"{entry['multiplier']:g}",
+            f"{r['ua']:.1%}",
+            f"{r['ira']:.1%}",
+            f"{r['cra']:.1%}",
+            ", ".join(entry["hookpoints"]),
+        )
+    entries = list(report["concepts"].values())
+    means = [sum(e["report"][k] for e in entries) / len(entries) for k in ("ua", "ira", "cra")]
+    table.add_row("mean", "", "", *(f"{m:.1%}" for m in means), "")
+    out.print(table)
+    plain = report["unedited"]
+    out.print(
+        f"unedited: objects {plain['object']:.1%}, styles {plain['style']:.1%} recognised; every picture counts once", highlight=False
+    )

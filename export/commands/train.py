@@ -1,0 +1,204 @@
+"""`saeuron train`: SAEs on the activations of a running pipeline. Its options are the fields of `TrainSettings`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...editor.errors import SaeuronError
+from ...editor.names import normalise
+from ...editor.train_settings import TrainSettings, settings_help
+from ..console import clean, out, print_warning, progress_line, resumable, write_json
+from . import options as o
+from .collect import lines_of
+
+if TYPE_CHECKING:
+    from ...editor.collect import Sampling
+
+_TRAINING = "Training"
+
+
+def _train(
+    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
+    hookpoint: o.Hookpoint = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt.", rich_help_panel=o.WHERE),
+    ] = None,
+    sampling_steps: Annotated[int, typer.Option(metavar="N", help="Denoising steps.", rich_help_panel=o.HOW)] = 50,
+    guidance: Annotated[float, typer.Option(metavar="SCALE", help="Guidance scale.", rich_help_panel=o.HOW)] = 9.0,
+    picture_seed: Annotated[int, typer.Option(metavar="N", help="Of prompts and noise.", rich_help_panel=o.HOW)] = 42,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 8,
+    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
+    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
+    scheduler: Annotated[str, typer.Option(metavar="KIND", help="ddim, or model (the pipeline's own).", rich_help_panel=o.HOW)] = "ddim",
+    device: o.Device = "cpu",
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorboard or wandb (must be installed); repeatable.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep activations here and use those found; default: none on disk.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="One folder a hookpoint, in SAeUron's form.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+    **training: Any,
+) -> None:
+    """Train a sparse autoencoder on the activations of a running pipeline.
+
+    Activations go through a buffer in memory, none to disk unless --cache is given. Killed, the same command goes on from the last
+    checkpoint. Several processes train the same SAE, if --micro-batches is a multiple of their number:
+    `accelerate launch --num_processes 2 -m saeuron train …`
+
+    Example: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt --output my-sae`
+    """
+    from ..settings import path_of
+
+    settings = TrainSettings(**training)
+    settings.check()
+    for value, name in ((model, "model"), (hookpoint, "hookpoint"), (prompts, "prompts"), (output, "output")):
+        if not value:
+            raise SaeuronError(f"--{name} is missing")
+    assert model and hookpoint and prompts and output
+    hookpoints = [normalise(h.strip()) for h in hookpoint.split(",")]
+    texts = lines_of(Path(path_of(prompts)))
+    if not texts:
+        raise SaeuronError(f"prompts '{prompts}': no line holds a prompt")
+    if (output / "training.json").exists():
+        raise SaeuronError(f"'{output}' holds a finished training; choose another --output")
+    if min(sampling_steps, batch_size) < 1:
+        raise SaeuronError("--sampling-steps and --batch-size are at least 1")
+    if settings.pictures % batch_size or settings.held_out % batch_size:
+        raise SaeuronError(
+            f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {batch_size}"
+        )
+    with progress_line("starting") as say:
+        from ...editor.collect import Sampling
+
+        sampling = Sampling(sampling_steps, guidance, picture_seed, batch_size, height, width, scheduler)
+        if dry_run:
+            plan = _plan(model, hookpoints, settings, sampling, len(texts))
+        else:
+            report = _run(model, hookpoints, texts, settings, sampling, output, cache, device, tuple(tracker or ()), say)
+    if dry_run:
+        _print_plan(plan, as_json)
+    elif report is not None:
+        if as_json:
+            write_json(report)
+        else:
+            _print(report, output)
+
+
+def _plan(model: str, hookpoints: list[str], settings: TrainSettings, sampling: Sampling, texts: int) -> dict[str, Any]:
+    from ...editor.pipelines import check_folder, locate
+    from ...editor.stream import buffer_bytes
+    from ..prepare import maps_of
+
+    folder = locate(model)
+    check_folder(folder)
+    found: dict[str, Any] = {"model": model, "prompts": texts, "steps": settings.steps, "tokens": settings.steps * settings.batch}
+    for name, (width, rows, columns) in maps_of(folder, hookpoints, sampling.height, sampling.width).items():
+        n = width * settings.expansion
+        found[name] = f"{width} channels, {n} latents, {rows} x {columns} tokens a picture and step"
+        found[f"{name} memory"] = (
+            f"buffer {buffer_bytes(width, rows * columns, sampling.steps, settings.pictures) / 2**30:.2f} GiB, weights, gradients and Adam {4 * 4 * 2 * n * width / 2**30:.2f} GiB"
+        )
+    return found
+
+
+def _run(
+    model: str, hookpoints: list[str], texts: tuple[str, ...], settings: TrainSettings, sampling: Sampling, output: Path, cache: Path | None,
+    device: str, trackers: tuple[str, ...], say: Any,
+) -> dict[str, Any] | None:  # fmt: skip
+    from accelerate import Accelerator
+
+    from ...editor.bake import refuse_edited
+    from ...editor.cache import model_sha256
+    from ...editor.pipelines import load_pipeline, locate
+    from ...editor.training import Trainer, TrainEvent
+    from ...validation.reference import PRECISIONS as DTYPES
+    from ..prepare import maps_of
+    from ..progress import Remaining
+
+    folder = locate(model)
+    maps_of(folder, hookpoints, sampling.height, sampling.width)  # refuses a hookpoint that isn't there before the model is loaded
+    mixed = {"fp32": "no"}.get(settings.precision, settings.precision)
+    try:
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=str(output))
+    except (ValueError, ImportError) as error:
+        raise SaeuronError(f"training can't start: {str(error).splitlines()[0]}") from None
+    say(f"loading {model}")
+    pipeline = load_pipeline(model, DTYPES[settings.precision], str(accelerator.device) if device == "cuda" else device)
+    refuse_edited(pipeline.unet)
+    trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder))
+    if trackers:
+        accelerator.init_trackers("saeuron", config=dataclasses.asdict(settings))
+    clock, first = Remaining(), 0
+
+    def progress(event: TrainEvent) -> None:
+        nonlocal first
+        first = first or event.step
+        if accelerator.is_main_process and (event.step % 20 == 0 or event.step in (first, event.steps)):
+            left = clock.text(event.step - first + 1, event.steps - first + 1)
+            say(f"step {event.step} of {event.steps}{left}: {event.hookpoint} loss {event.loss:.4f}, {event.dead} dead")
+
+    say("filling the first buffer")
+    report = trainer.train(progress)
+    if trackers:
+        accelerator.end_training()
+    return report
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        write_json(plan)
+        return
+    for name, value in plan.items():
+        out.print(f"{name:<10} {value}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print(report: dict[str, Any], output: Path) -> None:
+    for name, found in report["saes"].items():
+        out.print(
+            f"{output / f'unet.{name}'}: FVU {found['fvu']:.4f}, explained variance {found['explained_variance']:.4f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%} on held-out pictures",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+        rows = found["by_timestep"]
+        for row in (rows[0], rows[len(rows) // 2], rows[-1]):
+            out.print(f"  t {row['timestep']:g}: FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}", highlight=False)
+        if found["dead"] > 0.5:
+            print_warning(f"more than half of the latents at {name} never fire; train longer, or with a smaller expansion")
+    out.print(f"every timestep: {output / 'training.json'}", highlight=False, soft_wrap=True)
+
+
+def _with_training_options() -> Any:
+    """The command with one option a field of `TrainSettings`."""
+    signature = inspect.signature(_train, eval_str=True)
+    words = settings_help()
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    kinds = {"int": int, "float": float, "bool": bool, "str": str}
+    made = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+            annotation=Annotated[kinds[str(f.type)], typer.Option(help=words[f.name][:1].upper() + words[f.name][1:] + ".", rich_help_panel=_TRAINING)],
+        )
+        for f in dataclasses.fields(TrainSettings)
+    ]  # fmt: skip
+    # `__wrapped__` would lead inspect past the signature that is set here.
+    run: Any = clean(resumable(_train))
+    del run.__wrapped__
+    run.__signature__ = signature.replace(parameters=[*kept, *made])
+    run.__annotations__ = {p.name: p.annotation for p in (*kept, *made)}
+    return run
+
+
+train = _with_training_options()

@@ -1,0 +1,100 @@
+"""What every command shares: results on stdout, progress and errors on stderr, one line and exit code 2 for a mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ..editor.errors import SaeuronError
+
+out = Console()
+err = Console(stderr=True)
+
+
+def clean(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One line and exit code 2 for what the user can mend."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except SaeuronError as error:
+            print_error(str(error))
+        except ModuleNotFoundError as error:
+            extra = "cpu" if error.name == "onnxruntime" else "export"
+            print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
+        except RuntimeError as error:
+            if type(error).__name__ != "AblationIntegrityError":
+                raise
+            print_error(str(error))
+        except KeyboardInterrupt:
+            err.print("interrupted; nothing was left behind")
+            raise typer.Exit(130) from None
+        raise typer.Exit(2)
+
+    return run
+
+
+def resumable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For commands that go on where they were stopped: says so when interrupted."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            err.print("interrupted; the same command goes on from here")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def print_error(text: str) -> None:
+    """One line on stderr."""
+    err.print(f"[red]error:[/] {escaped(text)}", highlight=False, soft_wrap=True)
+
+
+def escaped(text: str) -> str:
+    """Text on one line, with rich's markup taken literally."""
+    from rich.markup import escape
+
+    return escape(text.replace("\n", " "))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`A,B` → its parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def print_warning(text: str) -> None:
+    """One line on stderr."""
+    err.print(f"[yellow]warning:[/] {escaped(text)}", highlight=False, soft_wrap=True)
+
+
+def write_json(value: Any) -> None:
+    """Strict JSON on stdout."""
+    from ..validation.manifest import strict_json
+
+    sys.stdout.write(strict_json(value) + "\n")
+
+
+@contextlib.contextmanager
+def progress_line(first: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that is written over; where stderr is no terminal, a line for each new text."""
+    with err.status(first) as status:
+        last = ""
+
+        def say(text: str) -> None:
+            nonlocal last
+            status.update(escaped(text))
+            if not err.is_terminal and text != last:
+                err.print(escaped(text), highlight=False, soft_wrap=True)
+            last = text
+
+        yield say
