@@ -81,10 +81,14 @@ class ActivationStream:
         self.pipeline, self.prompts, self.sampling, self.pictures = pipeline, list(prompts), sampling, pictures
         self.reads = {normalise(name): kind for name, kind in reads.items()}
         self.cache, self.share, self._identity = cache, share, identity
+        self._last: tuple[int, Buffer] | None = None
 
     def buffer(self, number: int, shuffle: int = 0) -> Buffer:
         """Buffer `number` (negative ones are never trained on); `shuffle` numbers its orders."""
-        made = self._cached(number) or self._fill(number)
+        if self._last is None or self._last[0] != number:
+            self._last = None  # freed before the next one is made
+            self._last = number, self._cached(number) or self._fill(number)
+        made = self._last[1]
         order = torch.randperm(len(made.steps), generator=self._generator("order", number, shuffle))
         return Buffer({name: t[order] for name, t in made.tokens.items()}, made.steps[order], made.timesteps)
 

@@ -157,3 +157,12 @@ def test_bad_settings_are_refused(pipeline, tmp_path, change, message):
 
 def test_every_setting_has_words_for_the_help():
     assert set(settings_help()) == {f.name for f in dataclasses.fields(TrainSettings)}
+
+
+def test_a_buffer_is_made_once_for_all_its_passes(pipeline, tmp_path, monkeypatch):
+    made = []
+    real = ActivationStream._fill
+    monkeypatch.setattr(ActivationStream, "_fill", lambda self, number: made.append(number) or real(self, number))
+    report = train(pipeline, tmp_path, dataclasses.replace(SETTINGS, tokens=64 * 16))
+    # 4 pictures of 4 steps and 16 tokens are 4 batches of 64; two passes of them are 8 steps.
+    assert report["steps"] == 16 and made == [-1, 0, 1]
