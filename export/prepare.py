@@ -72,8 +72,7 @@ def open_sources(plan: Plan, progress: Callable[[str], None] = lambda text: None
     """
     folder = locate(plan.model)
     check_folder(folder)
-    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in plan.saes.items()}
-    check_channels(folder, saes)
+    saes = open_saes(folder, plan.saes)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     plan = _with_activations(plan, folder, saes, progress)
     wishes, activations = _open_activations(plan, saes, scheduler)
@@ -184,11 +183,21 @@ def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
     return []
 
 
-def check_channels(folder: Path, saes: Mapping[str, SparseAutoencoder]) -> None:
-    """Raise unless every hookpoint is in the folder's UNet and has as many channels as its SAE reads."""
-    widths = _channels(folder, list(saes))
+def open_saes(folder: Path, sources: Mapping[str, str]) -> dict[str, SparseAutoencoder]:
+    """Hookpoint → SAE, each checked against the channels of its block.
+
+    Args:
+        folder: the pipeline's.
+        sources: hookpoint → SAE folder or Hub id.
+
+    Raises:
+        SaeuronError: a hookpoint that isn't in the UNet, an SAE that can't be opened or reads another number of channels.
+    """
+    widths = _channels(folder, list(sources))
+    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in sources.items()}
     for hookpoint, sae in saes.items():
         check_width(sae, widths[hookpoint], hookpoint)
+    return saes
 
 
 def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:

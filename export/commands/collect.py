@@ -77,8 +77,6 @@ def collect(
 
     Example: `saeuron collect --concepts Neon --output style.safetensors`
     """
-    from ..settings import path_of
-
     sets, found = _sets(names(concepts), prompts or [], preset_file or [], domain)
     source = model or found.get("model")
     if not source:
@@ -106,7 +104,7 @@ def collect(
         from ...editor.collect import Sampling
 
         sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
-        written = _run(source, {h: path_of(s) for h, s in saes.items()}, sets, sampling, plan["domain"], precision, device, files, say)
+        written = _run(source, saes, sets, sampling, plan["domain"], precision, device, files, say)
     if written:
         _print(plan, as_json)
 
@@ -219,15 +217,13 @@ def _run(
     from ...editor.collect import collect as run
     from ...editor.collecting import put
     from ...editor.pipelines import check_folder, load_pipeline, locate
-    from ...editor.sae import SparseAutoencoder
     from ...validation.reference import PRECISIONS as DTYPES
-    from ..prepare import check_channels
+    from ..prepare import open_saes
     from ..progress import Remaining
 
     folder = locate(model)
     check_folder(folder)
-    opened = {h: SparseAutoencoder.load(source, h) for h, source in saes.items()}
-    check_channels(folder, opened)
+    opened = open_saes(folder, saes)
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
     pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device)

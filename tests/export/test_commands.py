@@ -1,0 +1,281 @@
+"""collect, train, select and sweep as a user types them, on real pipelines."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from tests.conftest import HOOKPOINT, make_sae
+from transformers import CLIPTextConfig, CLIPTextModel
+from typer.testing import CliRunner
+
+from saeuron.editor.activations import ConceptActivations
+from saeuron.editor.edit import Edit
+from saeuron.editor.files import read_header
+from saeuron.export.cli import app
+
+runner = CliRunner()
+PROMPTS = """
+[prompts]
+Neon = ["An image of House in Neon style.", "An image of Car in Neon style.", "An image of Star in Neon style."]
+plain = ["An image of House.", "An image of Car."]
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEURON_CACHE", str(tmp_path / "cache"))
+
+
+def run(*options, code=0):
+    result = runner.invoke(app, [str(o) for o in options], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
+    return result
+
+
+def refused(message, *options):
+    result = run(*options, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0], result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def collecting(tiny, tmp_path):
+    (tmp_path / "p.toml").write_text(PROMPTS)
+    return [
+        "--prompts", tmp_path / "p.toml", "--model", tiny["model"], "--sae", tiny["sae"], "--hookpoint", f"unet.{HOOKPOINT}", "--steps", 3,
+        "--guidance", 3, "--batch-size", 2,
+    ]  # fmt: skip
+
+
+def test_collect_writes_a_file_that_export_reads(collecting, tiny, tmp_path):
+    found = json.loads(run("collect", *collecting, "--output", tmp_path / "a.safetensors", "--json").stdout)
+    assert found["sets"] == {"Neon": 3, "plain": 2}
+    held = ConceptActivations.load(tmp_path / "a.safetensors")
+    assert held.concepts == ["Neon", "plain"] and held.prompts == [3, 2] and held.provenance["sae_sha256"] == make_sae().sha256()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "p.toml"], "no unfinished work is left"
+    run("export", "--concepts", "Neon", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tmp_path / "a.safetensors",
+        "--hookpoint", HOOKPOINT, "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--proof", "short", "--format", "checkpoint",
+        "--output", tmp_path / "out")  # fmt: skip
+
+
+def test_collect_by_two_processes_writes_the_same_file(collecting, tmp_path):
+    run("collect", *collecting, "--output", tmp_path / "one.safetensors")
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "-m", "saeuron", "collect", *collecting, "--output", tmp_path / "two.safetensors"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("file ") == 1, "only one process speaks"
+    one, two = (tmp_path / f"{n}.safetensors" for n in ("one", "two"))
+    # The library orders a header's entries at random; entries and tensors are equal bit by bit.
+    assert read_header(one) == read_header(two)
+    for name, tensor in load_file(one).items():
+        assert torch.equal(tensor, load_file(two)[name])
+
+
+def test_collect_refuses_what_cannot_be_meant(collecting, tiny, tmp_path):
+    there = ["--output", tmp_path / "a.safetensors"]
+    refused("one of the two", "collect", *there)
+    refused("did you mean Neon", "collect", "--concepts", "Neom", *there)
+    refused("different domains", "collect", "--concepts", "Neon,House", *there)
+    refused("no output", "collect", *collecting)
+    refused("can't be read as TOML", "collect", "--prompts", tiny["model"] / "model_index.json", *there)
+    refused("2 hookpoints; give a folder", "collect", *collecting, "--hookpoint", f"{HOOKPOINT},up_blocks.1.attentions.0", *there)
+    refused("is not in this UNet", "collect", *collecting, "--hookpoint", "up_blocks.7.attentions.0", *there)
+    refused(
+        "reads 32 channels",
+        "collect",
+        *collecting,
+        "--hookpoint",
+        "up_blocks.1.attentions.0",
+        "--sae",
+        tiny["sae"] / f"unet.{HOOKPOINT}",
+        *there,
+    )
+    (tmp_path / "one.txt").write_text("a\n\nb\n")
+    refused("contrast set", "collect", *collecting[2:], "--prompts", f"a={tmp_path / 'one.txt'}", *there)
+    (tmp_path / "a.safetensors").write_text("mine")
+    refused("exists", "collect", *collecting, *there)
+
+
+def test_select_shows_features_and_writes_settings_that_export_reads(tmp_path):
+    found = json.loads(run("select", "--concepts", "Neon,House,Boat", "--output", tmp_path / "s.toml", "--json").stdout)
+    entries = {e["concept"]: e for e in found["concepts"]}
+    assert entries["Neon"]["per_step"] == [1] * 20 and entries["Neon"]["features"][0]["ranges"] == [[999, 49]]
+    assert len(entries["House"]["compared_with"]) == 7 and "House" not in entries["House"]["compared_with"]
+    assert any(set(pair["concepts"]) == {"House", "Boat"} for pair in found["overlaps"])
+    tables = {t["name"]: t for t in tomllib.loads((tmp_path / "s.toml").read_text())["concepts"]}
+    assert tables["Neon"]["select"] == "count:1" and tables["House"]["status"] == "tuned"
+    plans = [
+        json.loads(run("export", *options, "--output", tmp_path / "x", "--dry-run", "--json").stdout)
+        for options in (["--concepts", "Neon,House,Boat"], ["--settings", tmp_path / "s.toml"])
+    ]
+    assert plans[0]["features"] == plans[1]["features"]
+    assert [c["status"] for c in plans[1]["concepts"]] == ["tuned"] * 3
+    shown = run("select", "--concepts", "Neon,House,Boat").stdout
+    assert "House and Boat share" in shown
+    refused("exists", "select", "--concepts", "Neon", "--output", tmp_path / "s.toml")
+
+
+def test_select_figures_are_what_their_words_say(tmp_path):
+    from saeuron.editor import demo
+    from saeuron.editor.overlap import describe_features, overlaps
+    from saeuron.editor.selection import scores
+
+    held = ConceptActivations.load(next(demo.ROOT.glob("style-*.safetensors")))
+    steps = len(held.timesteps)
+    chosen = [[7] if step in (0, 1, 5) else [] for step in range(steps)]
+    (entry,) = describe_features(held, "Sepia", chosen)
+    at = [0, 1, 5]
+    own = held.concepts.index("Sepia")
+    others = [i for i in range(len(held.concepts)) if i != own]
+    t = held.timesteps.tolist()
+    assert entry["ranges"] == [(t[0], t[1]), (t[5], t[5])] and entry["steps"] == 3
+    assert entry["score"] == pytest.approx(sum(float(scores(held, "Sepia")[s, 7]) for s in at) / 3)
+    above = [float(held.means[i, s, 7] > held.means[:, s, 7].mean()) for i in others for s in at]
+    assert entry["others_above"] == pytest.approx(sum(above) / len(above))
+    assert overlaps({"a": [[1, 2], [3]], "b": [[2], [4]], "c": [[9], []]}) == [{"concepts": ["a", "b"], "features": [2], "steps": 1}]
+
+
+@pytest.fixture
+def training(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("An image of House.\nAn image of Car in Neon style.\n")
+    return [
+        "train", "--model", tiny["model"], "--hookpoint", HOOKPOINT, "--prompts", tmp_path / "prompts.txt", "--sampling-steps", 4, "--guidance", 3,
+        "--batch-size", 2, "--expansion", 4, "--k", 6, "--tokens", 64 * 12, "--batch", 64, "--micro-batches", 2, "--rate", "3e-3", "--pictures", 4,
+        "--passes", 2, "--held-out", 4,
+    ]  # fmt: skip
+
+
+def test_train_writes_an_sae_that_collect_reads(training, tiny, tmp_path):
+    report = json.loads(run(*training, "--output", tmp_path / "sae", "--json").stdout)
+    assert report["steps"] == 12 and report["saes"][HOOKPOINT]["fvu"] > 0
+    assert json.loads((tmp_path / "sae" / f"unet.{HOOKPOINT}" / "cfg.json").read_text())["batch_topk"] is True
+    (tmp_path / "p.toml").write_text(PROMPTS)
+    run("collect", "--prompts", tmp_path / "p.toml", "--model", tiny["model"], "--sae", tmp_path / "sae", "--hookpoint", HOOKPOINT, "--steps", 2,
+        "--output", tmp_path / "a.safetensors")  # fmt: skip
+    refused("finished training", *training, "--output", tmp_path / "sae")
+
+
+def test_train_by_two_processes_trains_the_same_sae(training, tmp_path):
+    one = json.loads(run(*training, "--output", tmp_path / "one", "--json").stdout)
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "-m", "saeuron", *training, "--output", tmp_path / "two"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert two["saes"][HOOKPOINT]["fvu"] == pytest.approx(one["saes"][HOOKPOINT]["fvu"], rel=1e-3)
+
+
+def test_train_dry_run_and_refusals(training, tmp_path):
+    plan = json.loads(run(*training, "--output", tmp_path / "x", "--dry-run", "--json").stdout)
+    assert plan["steps"] == 12 and "128 latents" in plan[HOOKPOINT] and not (tmp_path / "x").exists()
+    refused("--model is missing", "train", "--hookpoint", HOOKPOINT)
+    refused("k is 0", *training, "--k", 0, "--output", tmp_path / "x")
+    refused("multiples of --batch-size", *training, "--pictures", 3, "--output", tmp_path / "x")
+    refused("is not in this UNet", *training, "--hookpoint", "up_blocks.9.attentions.0", "--output", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_sweep_writes_the_best_and_reuses_what_it_measured(tmp_path):
+    options = [
+        "sweep",
+        "--concepts",
+        "Stripes",
+        "--select",
+        "count:1",
+        "--multiplier",
+        "-0.3,-0.01",
+        "--tune-seeds",
+        "42",
+        "--report-seeds",
+        "188",
+        "--rest",
+        "0.1",
+    ]
+    report = json.loads(run(*options, "--output", tmp_path / "s", "--json").stdout)
+    entry = report["concepts"]["Stripes"]
+    assert entry["multiplier"] == -0.3 and entry["report"]["ua"] >= 0.75 and entry["pictures"] == 72 and entry["measured"] == 3
+    again = json.loads(run(*options, "--output", tmp_path / "s", "--json").stdout)["concepts"]["Stripes"]
+    assert again == {**entry, "measured": 0}
+    plan = json.loads(
+        run("export", "--settings", tmp_path / "s" / "settings.toml", "--output", tmp_path / "x", "--dry-run", "--json").stdout
+    )
+    assert plan["concepts"][0]["multiplier"] == -0.3 and plan["concepts"][0]["status"] == "tuned"
+    assert json.loads(run("concepts", "--preset-file", tmp_path / "s" / "settings.toml", "--json").stdout)
+
+
+def test_sweep_refuses_what_flatters_or_cannot_be(tmp_path):
+    there = ["--output", tmp_path / "s"]
+    refused("both for tuning and for the report", "sweep", "--concepts", "Neon", "--tune-seeds", "42,188", *there)
+    refused("strengthens", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
+    refused("three shares", "sweep", "--concepts", "Neon", "--weights", "1,1", *there)
+    refused("judge", "sweep", "--concepts", "Neon", "--judge", "dmo", *there)
+    refused("folder of checkpoints", "sweep", "--concepts", "Neon", "--judge", "unlearncanvas=/nowhere", *there)
+    refused("no output folder", "sweep", "--concepts", "Neon")
+
+
+@pytest.fixture(scope="module")
+def small_sd(tmp_path_factory):
+    """Shaped as SD 1.4 (four levels, the same hookpoints), with small widths; its SAE in the released layout."""
+    from saeuron.editor.demo.train_pipeline import make_tokenizer
+
+    root = tmp_path_factory.mktemp("small_sd")
+    torch.manual_seed(3)
+    tokenizer = make_tokenizer(root / "tokenizer")
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                                        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                        pad_token_id=tokenizer.pad_token_id))  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(16, 16, 32, 32), norm_num_groups=8, cross_attention_dim=24, attention_head_dim=4
+    )
+    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                        latent_channels=4, norm_num_groups=4)  # fmt: skip
+    StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(root / "model")  # fmt: skip
+    make_sae(32, 512, 8).save(root / "sae" / "unet.up_blocks.1.attentions.1")
+    return root
+
+
+def test_names_of_concepts_are_enough(small_sd, tmp_path):
+    """`--concepts nudity,vangogh` with the Hub replaced by folders: collects, chooses, bakes, exports, proves; then from the cache."""
+    (tmp_path / "short.toml").write_text(
+        '[[concepts]]\nname = "nudity"\ncollect_steps = 2\nselect = "count:20"\nmultiplier = -9.0\n[[concepts]]\nname = "vangogh"\ncollect_steps = 2\nselect = "count:20"\nmultiplier = -9.0\n'
+    )
+    options = ["export", "--settings", tmp_path / "short.toml", "--model", small_sd / "model", "--sae", small_sd / "sae", "--steps", 2]
+    dry = run(*options, "--output", tmp_path / "out", "--dry-run").stdout
+    assert "collect    activations of nudity at up_blocks.1.attentions.1: 90 prompts" in dry and not (tmp_path / "out").exists()
+    result = run(*options, "--format", "onnx", "--proof", "short", "--output", tmp_path / "out", "--json")
+    report = json.loads(result.stdout)
+    assert report["proven"] and "collecting activations of nudity: 8 of 90 prompts" in result.stderr
+    assert any("untuned settings for nudity, vangogh" in w for w in report["manifest"]["warnings"])
+    edit = Edit.load(tmp_path / "out" / "edit" / "edit.safetensors")
+    assert edit.concepts == ["nudity", "vangogh"]
+    plan = json.loads(run(*options, "--output", tmp_path / "other", "--dry-run", "--json").stdout)
+    assert "to_collect" not in plan and set(plan["features"]["up_blocks.1.attentions.1"]) == {"nudity", "vangogh"}
+
+
+def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
+    shown = run("export", "--concepts", "nudity,vangogh", "--format", "onnx", "--dry-run", "--output", tmp_path / "x").stdout
+    for text in (
+        "CompVis/stable-diffusion-v1-4",
+        "to fetch",
+        "bcywinski/SAeUron_coco",
+        "nudity 30",
+        "other painters 30",
+        "unet/model.onnx",
+        "untuned",
+    ):
+        assert text in shown
+    refused("--model", "export", "--concepts", "Van_Gogh", "--output", tmp_path / "x")
+    refused("different base models", "export", "--concepts", "Neon,nudity", "--output", tmp_path / "x")
