@@ -26,7 +26,8 @@ DEAD_AFTER = 10_000_000
 CHUNK = 1024
 """tokens encoded at once: smaller ones read the whole of W_enc too often, larger ones only take memory"""
 
-_ROWS = 128  # tokens searched at once for the batch's largest latents, so that the bar rises early
+_ROWS = 32  # tokens searched first for the batch's largest latents: few, since all their positive ones are held
+_TRIM = 512  # decoder rows constrained at once
 _BLOCK = 2048  # dead latents treated at once in AuxK's backward pass
 
 
@@ -132,16 +133,17 @@ class DeadLatents(nn.Module):
 @torch.no_grad()
 def constrain_gradient(sae: SparseAutoencoder) -> None:
     """Remove from each row of `W_dec.grad` the part parallel to its (unit) decoder row, which renormalising would undo."""
-    gradient = sae.W_dec.grad
-    if gradient is not None:
-        parallel = torch.linalg.vecdot(gradient, sae.W_dec)
-        gradient.addcmul_(parallel[:, None], sae.W_dec, value=-1)
+    if sae.W_dec.grad is not None:
+        # Block by block the product stays in the cache; whole, it would be a third matrix of the weights' size.
+        for gradient, rows in zip(sae.W_dec.grad.split(_TRIM), sae.W_dec.split(_TRIM), strict=True):
+            gradient.addcmul_((gradient * rows).sum(1, keepdim=True), rows, value=-1)
 
 
 @torch.no_grad()
 def normalise_decoder(sae: SparseAutoencoder) -> None:
     """Scale the rows of `W_dec` to unit norm, in place."""
-    sae.W_dec.div_(torch.linalg.vector_norm(sae.W_dec, dim=1, keepdim=True).clamp_min(1e-12))
+    for rows in sae.W_dec.split(_TRIM):
+        rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def _weighted_sums(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -159,8 +161,13 @@ def _products(left: Tensor, right: Tensor, codes: Codes) -> Tensor:
     return out
 
 
+def _sum_of_squares(matrix: Tensor) -> Tensor:
+    """Sum of all squares of `[N, d]`, scalar, without a second matrix of that size."""
+    return torch.stack([part.square().sum() for part in matrix.split(512)]).sum()
+
+
 class _Largest:
-    """The `count` largest positive entries of a matrix that arrives in blocks of rows; exact."""
+    """The `count` largest positive entries of a matrix `[N, n]` whose rows arrive in order; exact."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -169,16 +176,21 @@ class _Largest:
         self.values: list[Tensor] = []
         self.places: list[Tensor] = []
         self.held = 0
+        self.seen = 0
+        """rows so far"""
 
-    def offer(self, block: Tensor, row: int) -> None:
-        """Take a contiguous block `[r, n]` whose first row is the matrix's `row`."""
-        for first in range(0, len(block), _ROWS):
-            flat = block[first : first + _ROWS].reshape(-1)
+    def offer(self, rows: Tensor) -> None:
+        """Take the next rows `[r, n]`, contiguous."""
+        n = rows.shape[1]
+        while len(rows):
+            # As many rows as came before: about `count` of their entries reach the bar, so that what is held stays small.
+            flat, rows = rows[: max(_ROWS, self.seen)].view(-1), rows[max(_ROWS, self.seen) :]
             # Entries equal to the bar stay until the end: only there is it known which of them are among the best.
             chosen = (flat > 0 if self.bar is None else flat >= self.bar).nonzero()[:, 0]
             self.values.append(flat[chosen])
-            self.places.append(chosen + (row + first) * block.shape[1])
+            self.places.append(chosen.add_(self.seen * n))
             self.held += len(chosen)
+            self.seen += len(flat) // n
             if self.held > 2 * self.count:
                 self._prune()
 
@@ -250,7 +262,7 @@ def _encode(
         part = centred[first : first + chunk].to(weight.dtype)
         pre = torch.addmm(bias, part, weight.t(), out=buffer[: len(part)])
         if batch_topk:
-            largest.offer(pre, first)
+            largest.offer(pre)
         else:
             top = pre.topk(min(k, n), dim=1)
             values.append(top.values.flatten())
@@ -308,19 +320,19 @@ class _StepLoss(torch.autograd.Function):
             found = _encode(centred, W_enc, b_enc, W_dec, k, batch_topk, dead, chunk, low)
             codes = found.codes
             error = centred - _weighted_sums(W_dec, codes.indices, codes.offsets, codes.values)
-            variance = (x - x.mean(0)).square().sum()
-            squared = error.square().sum()
+            variance = x.var(0, correction=0).sum() * len(x)
+            squared = _sum_of_squares(error)
             fvu = squared / variance
-            loss, aux, miss, factor = fvu, torch.zeros_like(fvu), None, 0.0
+            loss, aux, miss, weight = fvu, torch.zeros_like(fvu), None, 0.0
             if found.guess is not None and dead is not None:
                 miss = found.guess.sub_(error)
-                aux = miss.square().sum() / squared
-                factor = AUX_WEIGHT * min(1.0, len(dead) / max(1, x.shape[1] // 2))
-                loss = fvu + factor * aux
+                aux = _sum_of_squares(miss) / squared
+                weight = AUX_WEIGHT * min(1.0, len(dead) / max(1, x.shape[1] // 2))
+                loss = fvu + weight * aux
             fired = torch.zeros(len(W_enc), dtype=torch.bool, device=x.device).index_fill_(0, codes.indices, True)
             active = fvu.new_tensor(len(codes.indices) / len(x))
         ctx.save_for_backward(W_enc, W_dec, centred, error, variance, squared, *codes, found.aux_values, found.aux_indices, miss, dead)
-        ctx.factor, ctx.chunk = factor, chunk
+        ctx.weight, ctx.chunk = weight, chunk
         fvu = fvu.clone()
         ctx.mark_non_differentiable(fvu, aux, active, fired)
         ctx.set_materialize_grads(False)
@@ -334,17 +346,17 @@ class _StepLoss(torch.autograd.Function):
         W_enc, W_dec, centred, error, variance, squared, *saved = ctx.saved_tensors
         codes, (aux_values, aux_indices, miss, dead) = Codes(*saved[:3]), saved[3:]
         with torch.autocast(centred.device.type, enabled=False):
-            gradient = error * (-2 * upstream / variance)  # by the reconstruction
-            by_value = _products(gradient, W_dec, codes)
+            # The gradient by the reconstruction is this multiple of the error; scaling few numbers spares a copy of the error.
+            factor = -2 * upstream / variance
+            by_value = _products(error, W_dec, codes) * factor
             order = codes.indices.argsort(stable=True)
             rows, starts = codes.rows[order], _starts(codes.indices, len(W_enc))
-            to_W_dec = _weighted_sums(gradient, rows, starts, codes.values[order])
-            to_b_dec = gradient.sum(0)
-            del gradient
+            to_W_dec = _weighted_sums(error, rows, starts, codes.values[order] * factor)
+            to_b_dec = error.sum(0) * factor
             to_W_enc = _weighted_sums(centred, rows, starts, by_value[order])
             to_b_enc = torch.zeros_like(W_enc[:, 0]).index_add_(0, codes.indices, by_value)
             if dead is not None:
-                gradient = miss * (2 * ctx.factor * upstream / squared)
+                factor = 2 * ctx.weight * upstream / squared
                 for first in range(0, len(dead), _BLOCK):
                     which = dead[first : first + _BLOCK]
                     rows_dec = W_dec[which]
@@ -352,8 +364,9 @@ class _StepLoss(torch.autograd.Function):
                     for row in range(0, len(centred), ctx.chunk):
                         here = slice(row, row + ctx.chunk)
                         z = _spread(aux_values[here], aux_indices[here], first, len(which))
-                        add_dec.addmm_(z.t(), gradient[here])
-                        by_z = (gradient[here] @ rows_dec.t()).mul_(z > 0)
+                        gradient = miss[here] * factor
+                        add_dec.addmm_(z.t(), gradient)
+                        by_z = (gradient @ rows_dec.t()).mul_(z > 0)
                         add_enc.addmm_(by_z.t(), centred[here])
                         add_bias += by_z.sum(0)
                     to_W_dec.index_add_(0, which, add_dec)
