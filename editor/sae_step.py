@@ -397,7 +397,7 @@ def step_loss(
     Raises:
         ValueError: shapes or k that don't fit.
     """
-    k, n = sae.config.k if k is None else k, sae.config.num_latents
+    k, n = k or sae.config.k or 0, sae.config.num_latents
     if tokens.dim() != 2 or tokens.shape[1] != sae.config.d_in or len(tokens) < 2:
         raise ValueError(f"expected tokens [N ≥ 2, {sae.config.d_in}], got {list(tokens.shape)}")
     if not 1 <= k <= n:

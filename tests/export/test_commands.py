@@ -235,7 +235,12 @@ def small_sd(tmp_path_factory):
                                         max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                                         pad_token_id=tokenizer.pad_token_id))  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(16, 16, 32, 32), norm_num_groups=8, cross_attention_dim=24, attention_head_dim=4
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(16, 16, 32, 32),
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=4,
     )
     vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
                         latent_channels=4, norm_num_groups=4)  # fmt: skip
