@@ -7,18 +7,18 @@ from typing import Any
 
 from . import demo
 from .ablated_unet import SENTINEL
+from .conditions import conditions_of
 from .errors import SaeuronError
+from .families import FAMILIES, family_of
 from .files import hub_folder, read_header, read_json
 from .quiet import quiet_loading
 
-SUPPORTED = "StableDiffusionPipeline"
-_WEIGHTS = ("unet", "text_encoder", "vae")
+_NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
+_TOKENIZERS = sorted({t.tokenizer for f in FAMILIES for t in f.text_encoders})
 _HUB_FILES = [
     "model_index.json",
-    "scheduler/*",
-    "tokenizer/*",
-    "feature_extractor/*",
-    *(f"{c}/*.{e}" for c in (*_WEIGHTS, "safety_checker") for e in ("json", "safetensors")),
+    *(f"{folder}/*" for folder in ("scheduler", "feature_extractor", *_TOKENIZERS)),
+    *(f"{network}/*.{ending}" for network in _NETWORKS for ending in ("json", "safetensors")),
 ]
 
 
@@ -44,16 +44,24 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise SaeuronError(f"'{folder}' is no diffusers pipeline: it has no model_index.json")
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name")
-    if kind != SUPPORTED:
+    known = [f.pipeline for f in FAMILIES]
+    if kind not in known:
         if not isinstance(index.get("unet"), list):
             raise SaeuronError(f"'{folder}' holds a {kind}, which has no UNet (SD3, FLUX and other transformer models can't be edited)")
+        if index.get("requires_aesthetics_score"):
+            raise SaeuronError(f"'{folder}' holds an SDXL refiner ({kind}); only base models can be edited")
         raise SaeuronError(
-            f"'{folder}' holds a {kind}; only text-to-image {SUPPORTED} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards"
+            f"'{folder}' holds a {kind}; only text-to-image {' and '.join(known)} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards"
         )
-    for name in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
+    family = family_of(index)
+    for text in family.text_encoders:
+        entry = index.get(text.name)
+        if not (isinstance(entry, list) and entry and entry[0]):
+            raise SaeuronError(f"'{folder}' has no {text.name}, as SDXL's refiner has none; only whole base models can be edited")
+    for name in family.folders:
         if not (folder / name).is_dir():
             raise SaeuronError(f"'{folder}' is incomplete: its '{name}' folder is missing")
-    for name in _WEIGHTS:
+    for name in family.networks:
         if not (folder / name / "config.json").is_file():
             raise SaeuronError(f"'{folder}' is incomplete: {name}/config.json is missing")
         files = sorted((folder / name).glob("*.safetensors"))
@@ -64,6 +72,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "unet" / "config.json")
     if config.get("mid_block_type") == SENTINEL or "ablation" in config:
         raise SaeuronError(f"the UNet in '{folder}' already carries an edit; start from the original model")
+    conditions_of(config)
     return index
 
 
@@ -80,10 +89,9 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
         SaeuronError: see `check_folder`; or the device isn't there.
     """
     import torch
-    from diffusers import StableDiffusionPipeline
 
     folder = locate(model, revision)
-    check_folder(folder)
+    family = family_of(check_folder(folder))
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
@@ -91,7 +99,7 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
         raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
     try:
         with quiet_loading():
-            pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
+            pipeline = family.cls.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True, **family.fixed)
     except Exception as error:  # diffusers and transformers raise many types
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {lines[0][:300]}") from None

@@ -1,4 +1,4 @@
-"""The denoising loop with explicit latents, and captures of a block's output; the loop itself is diffusers' own."""
+"""The denoising loop with explicit noise, its pictures, and captures of a block's output; the loop itself is diffusers' own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from .families import family_of
 from .hookpoints import find_hookpoint, read_map
 from .names import normalise
 
@@ -35,16 +36,58 @@ def initial_latents(pipeline: Any, seeds: Sequence[int], height: int | None = No
     default = (size, size) if isinstance(size, int) else tuple(size)
     h = default[0] if height is None else height // factor
     w = default[1] if width is None else width // factor
-    shape = (unet.config.in_channels, h, w)
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    rows = [torch.randn(unet.config.in_channels, h, w, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     return torch.stack(rows).to(unet.device, unet.dtype)
+
+
+def step_generators(seeds: Sequence[int], shape: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a picture, in the state that drawing the picture's initial latents leaves it in.
+
+    Schedulers that add noise at every step (Euler ancestral, LCM) draw from these. Started anew from the same seed, a
+    generator would give the initial latents a second time.
+
+    Args:
+        seeds: one a picture.
+        shape: of one picture's latents, `[C, h, w]`.
+    """
+    generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
+    for generator in generators:
+        torch.randn(*shape, generator=generator)
+    return generators
+
+
+def denoise(
+    pipeline: Any, prompts: Sequence[str], latents: torch.Tensor, seeds: Sequence[int], steps: int, guidance: float,
+    output_type: str = "latent", **options: Any,
+) -> Any:  # fmt: skip
+    """One call of a pipeline: the same arguments give the same result whatever ran before, with any scheduler.
+
+    Args:
+        pipeline: a text-to-image diffusers pipeline.
+        prompts: one a picture.
+        latents: unit-variance noise `[B, C, h, w]`.
+        seeds: one a picture, for schedulers that draw noise; empty: they draw from torch's own generator.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 1 or less switches it off.
+        output_type: `pil` or `latent`.
+        **options: passed on.
+
+    Returns:
+        pictures, or final latents `[B, C, h, w]`.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    factor = pipeline.vae_scale_factor
+    return pipeline(
+        prompt=list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
+        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type=output_type, **options,
+    ).images  # fmt: skip
 
 
 def generate(
     pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
     height: int | None = None, width: int | None = None, output_type: str = "pil", batch_size: int = 16,
 ) -> list[Image.Image] | torch.Tensor:  # fmt: skip
-    """Run a pipeline from explicit latents.
+    """Run a pipeline from seeds, `batch_size` pictures at a time.
 
     Args:
         pipeline: a text-to-image diffusers pipeline.
@@ -60,18 +103,43 @@ def generate(
     Returns:
         pictures, or final latents `[B, C, h, w]`.
     """
-    pipeline.set_progress_bar_config(disable=True)
     results: list[Any] = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         latents = initial_latents(pipeline, seeds[part], height, width)
-        images = pipeline(
-            prompt=list(prompts[part]), latents=latents, num_inference_steps=steps, guidance_scale=guidance,
-            height=latents.shape[-2] * pipeline.vae_scale_factor, width=latents.shape[-1] * pipeline.vae_scale_factor,
-            output_type=output_type,
-        ).images  # fmt: skip
-        results.extend(images)
+        results.extend(denoise(pipeline, prompts[part], latents, seeds[part], steps, guidance, output_type))
     return torch.stack(results) if output_type == "latent" else results
+
+
+def vae_dtype(pipeline: Any) -> torch.dtype:
+    """The type in which the pipeline runs its autoencoder; SDXL's overflows in float16."""
+    vae = pipeline.vae
+    upcast = family_of(pipeline).upcasts_vae and vae.dtype == torch.float16 and vae.config.force_upcast
+    return torch.float32 if upcast else vae.dtype
+
+
+@contextmanager
+def autoencoder(pipeline: Any) -> Iterator[Any]:
+    """The pipeline's autoencoder in the type in which the pipeline runs it; as before afterwards."""
+    vae, own, used = pipeline.vae, pipeline.vae.dtype, vae_dtype(pipeline)
+    if used == own:
+        yield vae
+        return
+    torch.nn.Module.to(vae, used)  # diffusers' own `to` warns of layers to be kept in float32, of which there are none
+    try:
+        yield vae
+    finally:
+        torch.nn.Module.to(vae, own)
+
+
+def unscaled(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Final latents `[B, C, h, w]` → what the autoencoder decodes, as the pipeline itself does it."""
+    config = pipeline.vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None or not family_of(pipeline).normalises_latents:
+        return latents / config.scaling_factor
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(latents.device, latents.dtype) for v in (mean, std))
+    return latents * std / config.scaling_factor + mean
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.bake import bake, refuse_edited
+from ..editor.families import family_of
 from ..editor.files import read_json
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..validation import manifest, report
@@ -89,7 +90,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     prepared.saes.clear()
     progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
     checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
-    keeps_checker = edited.safety_checker is not None and "checkpoint" in s.formats
+    keeps_checker = getattr(edited, "safety_checker", None) is not None and "checkpoint" in s.formats
     edit_hash = edited.unet.config["ablation"]["sha256"]
     kind = type(edited).__name__
     gates: dict[str, str] = {}
@@ -97,7 +98,8 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         edited.to("cpu")
         parts = onnx.components(edited)
         # Only `parts` holds the networks from here on, so that each is freed once it is written.
-        pipeline.vae = pipeline.text_encoder = None
+        for name in family_of(pipeline).networks:
+            setattr(pipeline, name, None)
         del edited
         while parts:
             progress(f"exporting {parts[0].folder} to ONNX")

@@ -33,7 +33,7 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 ## Open it
 
-{_opening(record["formats"])}
+{_opening(record["formats"], model["pipeline"])}
 
 ## Proof
 
@@ -60,7 +60,7 @@ def _evidence(summary: dict[str, Any] | None) -> str:
     return edit if summary is None else f"{edit} `validation/report.json` holds every figure of the proof."
 
 
-def _opening(formats: list[str]) -> str:
+def _opening(formats: list[str], pipeline: str) -> str:
     parts = []
     if "checkpoint" in formats:
         parts.append("""`pip install diffusers transformers accelerate`, then:
@@ -70,11 +70,11 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)   # runs unet/saeuron_unet_*.py
 ```""")
     if "onnx" in formats:
-        parts.append("""The ONNX graphs hold no safety checker, and optimum loads none from a folder.
+        parts.append(f"""The ONNX graphs hold no safety checker, and optimum loads none from a folder.
 
 ```python
-from optimum.onnxruntime import ORTStableDiffusionPipeline
-pipeline = ORTStableDiffusionPipeline.from_pretrained("THIS_FOLDER")
+from optimum.onnxruntime import ORT{pipeline}
+pipeline = ORT{pipeline}.from_pretrained("THIS_FOLDER")
 ```""")
     return "\n\n".join(parts)
 

@@ -8,20 +8,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from ..editor.errors import SaeuronError
+from ..editor.families import family_of, rebuilt
+from ..editor.files import read_json
 
 
-def edited_pipeline(pipeline: Any, unet: Any) -> StableDiffusionPipeline:
+def edited_pipeline(pipeline: Any, unet: Any) -> Any:
     """The same pipeline (safety checker and feature extractor included) around the edited UNet."""
     pipeline.vae.register_to_config(_name_or_path="")  # else the exporting machine's folder is written down
-    parts = {**pipeline.components, "unet": unet}
-    return StableDiffusionPipeline(**parts, requires_safety_checker=pipeline.config.requires_safety_checker)
+    return rebuilt(pipeline, unet=unet)
 
 
-def write(pipeline: StableDiffusionPipeline, root: Path, base_index: dict[str, Any], weights: bool = True) -> None:
+def write(pipeline: Any, root: Path, base_index: dict[str, Any], weights: bool = True) -> None:
     """Save a pipeline with an edited UNet.
 
     Args:
@@ -31,34 +31,41 @@ def write(pipeline: StableDiffusionPipeline, root: Path, base_index: dict[str, A
         weights: False leaves the tensors out and writes configs only, for an artifact that is ONNX alone; it then has no
             safety checker either.
     """
+    texts = family_of(pipeline).text_encoders
     if weights:
-        pipeline.save_pretrained(root)
-        _write_older_text_encoder_names(root / "text_encoder" / "model.safetensors")
+        # One file a network, however large: an SDXL UNet in float32 would be split at 10 GB.
+        pipeline.save_pretrained(root, max_shard_size="1TB")
+        for text in texts:
+            _write_older_text_encoder_names(root / text.name)
     else:
         pipeline.save_config(root)
         pipeline.scheduler.save_pretrained(root / "scheduler")
-        pipeline.tokenizer.save_pretrained(root / "tokenizer")
         for name in ("unet", "vae"):
             getattr(pipeline, name).save_config(root / name)
-        pipeline.text_encoder.config.save_pretrained(root / "text_encoder")
+        for text in texts:
+            getattr(pipeline, text.tokenizer).save_pretrained(root / text.tokenizer)
+            getattr(pipeline, text.name).config.save_pretrained(root / text.name)
     _mend_index(root / "model_index.json", base_index, weights)
-    _write_older_tokenizer_files(pipeline.tokenizer, root / "tokenizer")
+    for text in texts:
+        _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), root / text.tokenizer)
 
 
 def small_files(model: Path) -> list[str]:
-    """Files of the components without weights (index, scheduler, tokenizer, feature extractor), as `write` will leave them.
+    """Files of the components without weights (index, scheduler, tokenizers, feature extractor), as `write` will leave them.
 
     Which ones there are differs between versions of transformers, so they are written to a temporary folder and looked at.
 
     Raises:
         SaeuronError: diffusers can't open the folder.
     """
-    heavy = dict.fromkeys(("unet", "vae", "text_encoder", "safety_checker"))
+    family = family_of(read_json(model / "model_index.json"))
+    heavy = dict.fromkeys((*family.networks, *family.optional))
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(model, **heavy, local_files_only=True)
+        pipeline = family.cls.from_pretrained(model, **heavy, local_files_only=True, **family.fixed)
         with tempfile.TemporaryDirectory() as trial:
             pipeline.save_pretrained(trial)
-            _write_older_tokenizer_files(pipeline.tokenizer, Path(trial) / "tokenizer")
+            for text in family.text_encoders:
+                _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), Path(trial) / text.tokenizer)
             return [path.relative_to(trial).as_posix() for path in Path(trial).rglob("*") if path.is_file()]
     except Exception as error:  # diffusers and transformers raise many types
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -75,9 +82,9 @@ def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:
     for name, entry in index.items():
         if name != "unet" and isinstance(entry, list) and entry[0] and isinstance(base.get(name), list):
             index[name] = base[name]
-        if not weights and name in ("safety_checker", "feature_extractor"):
+        if not weights and name in ("safety_checker", "feature_extractor", "image_encoder"):
             index[name] = [None, None]
-    if not weights:
+    if not weights and "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
@@ -92,14 +99,15 @@ def _write_older_tokenizer_files(tokenizer: Any, folder: Path) -> None:
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
 
 
-def _write_older_text_encoder_names(path: Path) -> None:
+def _write_older_text_encoder_names(folder: Path) -> None:
     """Prefix a text encoder's tensors with `text_model.`, the names that every version of transformers reads.
 
     transformers 5 leaves the prefix out of a model that it made itself; version 4 then starts from random weights with only
-    a warning.
+    a warning. One with a projection keeps it in every version.
     """
-    tensors = load_file(path)
-    if not any(name.startswith("text_model.") for name in tensors):
-        partial = path.with_suffix(".partial")
-        save_file({f"text_model.{n}": t for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-        os.replace(partial, path)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        if not any(name.startswith("text_model.") for name in tensors):
+            partial = path.with_suffix(".partial")
+            save_file({f"text_model.{n}": t for n, t in tensors.items()}, partial, metadata={"format": "pt"})
+            os.replace(partial, path)

@@ -19,12 +19,16 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from ..editor.ablated_unet import AblatedUNet2DConditionModel
+from ..editor.conditions import conditions_of, unet_arguments
 from ..editor.errors import SaeuronError
+from ..editor.families import TextEncoder, family_of
+from ..editor.sampling import vae_dtype
 from ..validation.manifest import gate_tensor
 
 OPSET = 20
 # protobuf stops at 2 GiB; below this bound one plain file is the most portable form.
 _INLINE_LIMIT = 1 << 30
+_LATENTS = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
 
 
 class Component(NamedTuple):
@@ -43,18 +47,22 @@ class _UNet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor | None = None, time_ids: torch.Tensor | None = None, timestep_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        every = {"text_embeds": text_embeds, "time_ids": time_ids, "timestep_cond": timestep_cond}
+        given = {name: value for name, value in every.items() if value is not None}
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **unet_arguments(given))[0]
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text: TextEncoder, network: nn.Module) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text, self.network = text, network
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.text_encoder(input_ids)
-        return output.last_hidden_state, output.pooler_output
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.text.encode(self.network, input_ids).values())
 
 
 class _VaeEncoder(nn.Module):
@@ -76,41 +84,52 @@ class _VaeDecoder(nn.Module):
 
 
 def components(pipeline: Any) -> list[Component]:
-    """The graphs of a Stable Diffusion 1.x/2.x pipeline; the UNet last, since the exporter lets go of a model late.
+    """The graphs of a pipeline; the UNet last, since the exporter lets go of a model late.
 
     The timestep is a float32 scalar whatever the precision: an integer one is silently wrong with schedulers that step
-    between integers (Euler).
+    between integers (Euler). An autoencoder that the pipeline runs in float32 beside a float16 UNet gets float32 graphs.
     """
-    unet, text_encoder, vae = pipeline.unet, pipeline.text_encoder, pipeline.vae
-    dtype = next(unet.parameters()).dtype
-    tokens = text_encoder.config.max_position_embeddings
-    latent, factor = vae.config.latent_channels, pipeline.vae_scale_factor
-    size = 8  # latent pixels: the axes are dynamic, a small example keeps tracing quick
-    # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
-    unet_size = max(size, 2 ** len(unet.config.block_out_channels))
-    picture = {0: "batch_size", 2: "height", 3: "width"}
-    latents = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
-    context = {0: "batch_size", 1: "sequence_length"}
+    texts = family_of(pipeline).text_encoders
     return [
-        Component(
-            "text_encoder", _TextEncoder(text_encoder), {"input_ids": torch.randint(0, 100, (2, tokens), dtype=torch.int64)},
-            {"input_ids": {0: "batch_size"}}, {"last_hidden_state": {0: "batch_size"}, "pooler_output": {0: "batch_size"}},
-        ),
-        Component(
-            "vae_decoder", _VaeDecoder(vae), {"latent_sample": torch.randn(2, latent, size, size, dtype=dtype)},
-            {"latent_sample": latents}, {"sample": picture},
-        ),
-        Component(
-            "vae_encoder", _VaeEncoder(vae), {"sample": torch.randn(2, vae.config.in_channels, size * factor, size * factor, dtype=dtype)},
-            {"sample": picture}, {"latent_parameters": latents},
-        ),
-        Component(
-            "unet", _UNet(unet),
-            {"sample": torch.randn(2, unet.config.in_channels, unet_size, unet_size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
-             "encoder_hidden_states": torch.randn(2, tokens, unet.config.cross_attention_dim, dtype=dtype)},
-            {"sample": latents, "timestep": {}, "encoder_hidden_states": context}, {"out_sample": latents},
-        ),
-    ]  # fmt: skip
+        *(_text_component(text, getattr(pipeline, text.name)) for text in texts),
+        *_vae_components(nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
+        _unet_component(pipeline.unet, getattr(pipeline, texts[0].name).config.max_position_embeddings),
+    ]
+
+
+def _text_component(text: TextEncoder, network: Any) -> Component:
+    tokens = network.config.max_position_embeddings
+    outputs = {name: {0: "batch_size"} for name in text.names(network.config.num_hidden_layers)}
+    ids = torch.randint(0, 100, (2, tokens), dtype=torch.int64)
+    return Component(text.name, _TextEncoder(text, network), {"input_ids": ids}, {"input_ids": {0: "batch_size"}}, outputs)
+
+
+def _vae_components(vae: Any, factor: int) -> list[Component]:
+    size = 8  # latent pixels: the axes are dynamic, a small example keeps tracing quick
+    picture = {0: "batch_size", 2: "height", 3: "width"}
+    latent = torch.randn(2, vae.config.latent_channels, size, size, dtype=vae.dtype)
+    sample = torch.randn(2, vae.config.in_channels, size * factor, size * factor, dtype=vae.dtype)
+    return [
+        Component("vae_decoder", _VaeDecoder(vae), {"latent_sample": latent}, {"latent_sample": _LATENTS}, {"sample": picture}),
+        Component("vae_encoder", _VaeEncoder(vae), {"sample": sample}, {"sample": picture}, {"latent_parameters": _LATENTS}),
+    ]
+
+
+def _unet_component(unet: Any, tokens: int) -> Component:
+    config, dtype = unet.config, next(unet.parameters()).dtype
+    # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
+    size = max(8, 2 ** len(config.block_out_channels))
+    conditions = conditions_of(config)
+    inputs = {
+        "sample": torch.randn(2, config.in_channels, size, size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
+        "encoder_hidden_states": torch.randn(2, tokens, config.cross_attention_dim, dtype=dtype),
+        **{name: torch.randn(2, width, dtype=dtype) for name, width in conditions.items()},
+    }  # fmt: skip
+    dynamic: dict[str, dict[int, str]] = {
+        "sample": _LATENTS, "timestep": {}, "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
+        **{name: {0: "batch_size"} for name in conditions},
+    }  # fmt: skip
+    return Component("unet", _UNet(unet), inputs, dynamic, {"out_sample": _LATENTS})
 
 
 @contextlib.contextmanager

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..editor.families import FAMILIES
 from .folder import check_output
 from .settings import Plan, Settings, path_of, resolve, to_fetch
 
 if TYPE_CHECKING:
     from .prepare import Prepared
 
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
-_GRAPHS = ("text_encoder", "vae_decoder", "vae_encoder", "unet")
+_UNKNOWN = FAMILIES[0]
+"""what a model is taken for as long as its folder isn't here"""
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -87,11 +84,13 @@ def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
 
 def _files(s: Settings, prepared: Prepared | None) -> list[str]:
     """What the artifact will hold; without the model's folder, only what is known of every model."""
-    files = ["README.md", "saeuron.json", "edit/edit.safetensors", "edit/golden.safetensors", *(f"{name}/config.json" for name in _WEIGHTS)]
+    family = prepared.family if prepared else _UNKNOWN
+    weights = {n: "model.safetensors" if family.text_encoder(n) else "diffusion_pytorch_model.safetensors" for n in family.networks}
+    files = ["README.md", "saeuron.json", "edit/edit.safetensors", "edit/golden.safetensors", *(f"{name}/config.json" for name in weights)]
     if "checkpoint" in s.formats:
-        files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in _WEIGHTS.items())]
+        files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in weights.items())]
     if "onnx" in s.formats:
-        files += ["vae_decoder/config.json", "vae_encoder/config.json", *(f"{name}/model.onnx" for name in _GRAPHS)]
+        files += ["vae_decoder/config.json", "vae_encoder/config.json", *(f"{name}/model.onnx" for name in family.graphs)]
     if s.validate:
         files.append("validation/report.json")
     return sorted(
@@ -140,7 +139,9 @@ def _lines(plan: dict[str, Any]) -> list[str]:
         lines += [f"warning    {w}" for w in plan["warnings"]]
     lines += [f"file       {plan['output']}/{name}" for name in plan["files"]]
     if "to_fetch" in plan:
-        lines.append("files      and what only the model tells: safety_checker/, feature_extractor/, model.onnx_data of large graphs")
+        lines.append(
+            "files      and what only the model tells: text_encoder_2/ and tokenizer_2/ of SDXL, safety_checker/, feature_extractor/, model.onnx_data of large graphs"
+        )
     return lines
 
 

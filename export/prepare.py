@@ -14,8 +14,10 @@ from ..editor.bake import refuse_edited
 from ..editor.cache import model_sha256
 from ..editor.collect import Sampling
 from ..editor.collecting import cached_file, ensure
+from ..editor.conditions import conditions_of, unet_arguments
 from ..editor.edit import Edit, Suppression, make_edit
 from ..editor.errors import SaeuronError
+from ..editor.families import Family, family_of
 from ..editor.files import read_header, read_json
 from ..editor.hookpoints import find_hookpoint, output_tensor
 from ..editor.pipelines import check_folder, load_pipeline, locate
@@ -35,6 +37,7 @@ class Prepared:
 
     plan: Plan
     model_folder: Path
+    family: Family
     has_checker: bool
     """whether the base model has a safety checker"""
     edit: Edit
@@ -87,7 +90,8 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
     """
     sources = open_sources(plan, progress)
     plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
-    has_checker = _has_checker(folder, check_folder(folder))
+    index = check_folder(folder)
+    has_checker = _has_checker(folder, index)
     warnings = _checker_warnings(has_checker, plan.settings.formats)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
     edit = make_edit(
@@ -106,7 +110,7 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    return Prepared(plan, folder, has_checker, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
+    return Prepared(plan, folder, family_of(index), has_checker, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
 
 
 def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
@@ -231,7 +235,9 @@ def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, widt
     rows, columns = (own, own) if isinstance(own, int) else tuple(own)
     rows, columns = (height // factor if height else rows), (width // factor if width else columns)
     context = torch.empty(1, 8, unet.config.cross_attention_dim, device="meta")
-    unet(torch.empty(1, unet.config.in_channels, rows, columns, device="meta"), torch.empty(1, device="meta"), context)
+    conditions = {name: torch.empty(1, size, device="meta") for name, size in conditions_of(config).items()}
+    sample = torch.empty(1, unet.config.in_channels, rows, columns, device="meta")
+    unet(sample, torch.empty(1, device="meta"), context, **unet_arguments(conditions))
     for name in hookpoints:
         if name not in found:
             raise SaeuronError(f"hookpoint '{name}' never runs in this UNet's forward")
@@ -299,7 +305,7 @@ def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], 
 def estimate(prepared: Prepared) -> dict[str, int]:
     """Bytes on disk by part of the artifact, from file headers alone."""
     s = prepared.plan.settings
-    numbers = sum(_numbers(prepared.model_folder / name) for name in ("unet", "text_encoder", "vae"))
+    numbers = sum(_numbers(prepared.model_folder / name) for name in prepared.family.networks)
     network = (numbers + _edit_numbers(prepared)) * _BYTES[s.precision]
     found = dict.fromkeys(s.formats, network)
     if prepared.has_checker and "checkpoint" in s.formats:
@@ -311,12 +317,20 @@ def graph_bytes(prepared: Prepared) -> dict[str, int]:
     """Bytes of weights in each ONNX graph."""
     folder = prepared.model_folder
     numbers = {
-        "text_encoder": _numbers(folder / "text_encoder"),
+        **{t.name: _numbers(folder / t.name) for t in prepared.family.text_encoders},
         "vae_decoder": _numbers(folder / "vae", ("decoder.", "post_quant_conv.")),
         "vae_encoder": _numbers(folder / "vae", ("encoder.", "quant_conv.")),
         "unet": _numbers(folder / "unet") + _edit_numbers(prepared),
     }
-    return {name: number * _BYTES[prepared.plan.settings.precision] for name, number in numbers.items()}
+    width = _BYTES[prepared.plan.settings.precision]
+    found = {name: number * width for name, number in numbers.items()}
+    if (
+        prepared.family.upcasts_vae
+        and prepared.plan.settings.precision == "fp16"
+        and read_json(folder / "vae" / "config.json").get("force_upcast", True)
+    ):
+        found |= {name: numbers[name] * _BYTES["fp32"] for name in ("vae_decoder", "vae_encoder")}
+    return found
 
 
 def _edit_numbers(prepared: Prepared) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -143,6 +144,82 @@ def tiny(tmp_path_factory):
     make_sae().save(root / "sae" / f"unet.{HOOKPOINT}")
     make_activations().save(root / "activations.safetensors")
     return {"model": root / "model", "sae": root / "sae", "activations": root / "activations.safetensors"}
+
+
+XL_HOOKPOINT = "up_blocks.0.attentions.0"
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tmp_path_factory):
+    """A tiny random SDXL pipeline: two text encoders of different width and different padding, added conditions, and an
+    SAE that reads what the block adds, in sdxl-unbox's files. The same keys as `tiny`."""
+    import json
+
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from saeuron.editor.demo.train_pipeline import make_tokenizer
+
+    root = tmp_path_factory.mktemp("tiny_xl")
+    torch.manual_seed(2)
+    tokenizer = make_tokenizer(root / "tokenizer")
+    other = CLIPTokenizer.from_pretrained(root / "tokenizer", pad_token="!", model_max_length=tokenizer.model_max_length)
+
+    def text(width: int, heads: int, layers: int, pad: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=heads, projection_dim=20,
+            max_position_embeddings=24, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
+        )  # fmt: skip
+
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, WIDTH), norm_num_groups=8, cross_attention_dim=40,
+        attention_head_dim=(2, 4), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 20,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.13025,
+        force_upcast=True,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text(24, 2, 2, tokenizer.pad_token_id)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text(16, 2, 3, other.pad_token_id)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=other,
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading"),
+        add_watermarker=False,
+    ).save_pretrained(root / "model")
+    sae = make_sae(latents=128, seed=3, reads="delta")
+    (root / "sae").mkdir()
+    (root / "sae" / "config.json").write_text(json.dumps({"d_model": WIDTH, "n_dirs_local": 128, "k": sae.config.k}))
+    state = {"encoder.weight": sae.W_enc, "latent_bias": sae.b_enc, "decoder.weight": sae.W_dec.T.contiguous(), "pre_bias": sae.b_dec}
+    torch.save({k: v.detach() for k, v in state.items()}, root / "sae" / "state_dict.pth")
+    make_activations(latents=128).save(root / "activations.safetensors")
+    return {"model": root / "model", "sae": root / "sae", "activations": root / "activations.safetensors"}
+
+
+def xl_settings(tiny_xl: dict[str, Any], output: Path, **changes: Any) -> Settings:
+    """The main job on `tiny_xl`."""
+    known: dict[str, Any] = {
+        "concepts": ("A",), "output": output, "model": str(tiny_xl["model"]), "sae": (str(tiny_xl["sae"]),), "hookpoint": XL_HOOKPOINT,
+        "activations": (str(tiny_xl["activations"]),), "select": "count:20", "multiplier": -3.0, "steps": 3, "guidance": 4.0,
+    }  # fmt: skip
+    return Settings(**(known | changes))
+
+
+@pytest.fixture(scope="session")
+def xl_artifact(tiny_xl, tmp_path_factory):
+    """The main job on the tiny SDXL pipeline, checkpoint and ONNX, fully proven."""
+    from saeuron.export.artifact import export_artifact
+
+    return export_artifact(xl_settings(tiny_xl, tmp_path_factory.mktemp("xl") / "artifact"))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from ..editor.errors import SaeuronError
 from ..editor.files import read_header
 
 _FORMAT = "saeuron-golden-2"
+_OF_CASE = ("fires", "near", "conditions")
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
@@ -41,6 +42,13 @@ class Case:
     """hookpoint → bool `[B, tokens, U]`"""
     near: dict[str, np.ndarray] = field(default_factory=dict)
     """hookpoint → bool: the decision lies within the precision's rounding of its bar"""
+    conditions: dict[str, np.ndarray] = field(default_factory=dict)
+    """what this UNet takes besides, `[B, width]` each, see `editor.conditions`; empty for SD 1.x"""
+
+    @property
+    def inputs(self) -> tuple[np.ndarray, float, np.ndarray, dict[str, np.ndarray]]:
+        """What a runner's `unet` takes."""
+        return self.sample, self.timestep, self.context, self.conditions
 
 
 @dataclass
@@ -64,6 +72,8 @@ class Run:
     """relative distance of the unedited model's final latents to themselves under this precision's rounding"""
     hook_drift: float
     """relative distance of the hook's final latents to themselves when the initial ones move by one rounding unit"""
+    seeds: list[int] = field(default_factory=list)
+    """one a picture, of the noise that some schedulers draw at every step"""
 
 
 @dataclass
@@ -77,7 +87,7 @@ class Golden:
     """component → tensor name → value, inputs and outputs of the other graphs"""
     notes: dict[str, Any] = field(default_factory=dict)
     surroundings: dict[str, np.ndarray] = field(default_factory=dict)
-    """what tokenizer, scheduler and latent scaling give for fixed inputs, see `surroundings`"""
+    """what tokenizers, scheduler and latent scaling give for fixed inputs, see `surroundings`"""
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
@@ -93,7 +103,7 @@ class Golden:
 
         cases = [
             {"kind": c.kind, "timestep": c.timestep, **{k: put(f"case/{i}/{k}", getattr(c, k)) for k in _CASE},
-             **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in ("fires", "near")}}
+             **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in _OF_CASE}}
             for i, c in enumerate(self.cases)
         ]  # fmt: skip
         runs = [
@@ -123,7 +133,8 @@ class Golden:
             content, tensors = json.loads(header["content"]), load_file(path)
             cases = [
                 Case(**{**c, **{k: tensors[c[k]] for k in _CASE},
-                        **{k: {h: tensors[n].astype(bool) for h, n in c[k].items()} for k in ("fires", "near")}})
+                        # Files made before there were conditions lack them.
+                        **{k: {h: tensors[n] if k == "conditions" else tensors[n].astype(bool) for h, n in c.get(k, {}).items()} for k in _OF_CASE}})
                 for c in content["cases"]
             ]  # fmt: skip
             filled: list[dict[str, Any]] = [{k: tensors[v] if k in _RUN else v for k, v in r.items()} for r in content["runs"]]

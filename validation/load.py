@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.families import family_of, rebuilt
+from ..editor.files import read_json
 from ..editor.quiet import quiet_loading
 from . import manifest
 
@@ -20,14 +22,12 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         check_files: compare every file with the manifest first.
 
     Returns:
-        `StableDiffusionPipeline` with the edited UNet.
+        a pipeline of the original's class, with the edited UNet.
 
     Raises:
         SaeuronError: no artifact, no checkpoint in it, a changed or missing file.
         AblationIntegrityError: the edit is missing or altered.
     """
-    from diffusers import StableDiffusionPipeline
-
     from ..editor.ablated_unet import AblatedUNet2DConditionModel
     from .reference import PRECISIONS
 
@@ -37,10 +37,11 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         raise SaeuronError(f"'{root}' has no checkpoint (formats: {', '.join(record['formats'])}); export it with --format checkpoint")
     if check_files:
         manifest.check_files(root, record)
+    family = family_of(read_json(root / "model_index.json"))
     dtype = dtype or PRECISIONS[record["precision"]]
     with quiet_loading():
         unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
         # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
-        rest = StableDiffusionPipeline.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True)
-        pipeline = StableDiffusionPipeline(**{**rest.components, "unet": unet}, requires_safety_checker=rest.config.requires_safety_checker)
+        rest = family.cls.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True, **family.fixed)
+        pipeline = rebuilt(rest, unet=unet)
     return pipeline.to(device)

@@ -36,8 +36,12 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64)))
 
 
-def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.ndarray], np.ndarray]) -> dict[str, Any]:
+def check_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> dict[str, Any]:
     """Compare single forwards with the hook.
+
+    Args:
+        golden: the reference.
+        run_unet: see `Runner.unet`.
 
     Returns:
         `{"passed", "worst", "forwards", "fired", "silent", "rows", "failures"}`; `worst` is the largest
@@ -54,7 +58,7 @@ def check_forwards(golden: Golden, run_unet: Callable[[np.ndarray, float, np.nda
         )
     floor = min(acting, default=0.0)
     for case, effect in zip(golden.cases, effects, strict=True):
-        output = run_unet(case.sample, case.timestep, case.context)
+        output = run_unet(*case.inputs)
         where = f"{case.kind} t={case.timestep:g} batch={len(case.sample)} {case.sample.shape[-2]}x{case.sample.shape[-1]}"
         if not np.isfinite(output).all():
             failures.append(f"UNet output is not finite at {where}")
@@ -90,7 +94,7 @@ def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
     total = equal = fired = flips_near = flips_far = close = 0
     exercised: dict[str, np.ndarray] = {}
     for case in golden.cases:
-        found = runner.decisions(case.sample, case.timestep, case.context)
+        found = runner.decisions(*case.inputs)
         if found is None or set(case.fires) - set(found):
             # Our own graphs show their gates; one that doesn't holds no edit, or not all of it.
             lines = (
@@ -122,17 +126,18 @@ def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
 
 
 def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
-    """Compare text encoder and autoencoder halves with the original's."""
+    """Compare text encoders and autoencoder halves with the original's."""
     bar = COMPONENT_BARS[golden.precision]
     found: dict[str, float] = {}
     failures = []
-    inputs = {"text_encoder": "input_ids", "vae_decoder": "latent_sample", "vae_encoder": "sample"}
+    inputs = {"vae_decoder": "latent_sample", "vae_encoder": "sample"}
     for name, tensors in golden.components.items():
-        outputs = runner.component(name, {inputs[name]: tensors[inputs[name]]})
+        given = inputs.get(name, "input_ids")
+        outputs = runner.component(name, {given: tensors[given]})
         if outputs is None:
             continue
         for key, reference in tensors.items():
-            if key == inputs[name]:
+            if key == given:
                 continue
             if not np.isfinite(outputs[key]).all():
                 failures.append(f"{name}: '{key}' is not finite")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..editor.bake import refuse_edited
+from ..editor.conditions import conditions_in, unet_arguments
 from ..editor.edit import Edit
+from ..editor.families import family_of
 from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
-from ..editor.sampling import generate, initial_latents
+from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
 from .golden import Case, Golden, Run
-from .surroundings import of_pipeline
+from .surroundings import of_pipeline, token_ids
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # A decision may flip between two backends when its latent lies this close to its bar, relative to the bar. The latent is
@@ -32,18 +35,30 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
 
 
+class _Call(NamedTuple):
+    """One forward of a UNet: inputs and output."""
+
+    sample: torch.Tensor
+    timestep: float
+    context: torch.Tensor
+    conditions: dict[str, torch.Tensor]
+    output: torch.Tensor
+
+
 class _Recorder:
     """Keeps the inputs and outputs of every forward of a UNet."""
 
     def __init__(self, unet: torch.nn.Module) -> None:
-        self.calls: list[tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]] = []
+        self.calls: list[_Call] = []
         self._handle = unet.register_forward_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         result = output[0] if isinstance(output, tuple) else output.sample
-        self.calls.append((args[0].detach(), float(torch.as_tensor(timestep).reshape(-1)[0]), context.detach(), result.detach()))
+        conditions = {name: value.detach() for name, value in conditions_in(kwargs).items()}
+        t = float(torch.as_tensor(timestep).reshape(-1)[0])
+        self.calls.append(_Call(args[0].detach(), t, context.detach(), conditions, result.detach()))
 
     def close(self) -> None:
         self._handle.remove()
@@ -61,6 +76,10 @@ class _Job:
 
     def hook(self, record: bool = False) -> AblationHook:
         return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record)
+
+    def forward(self, call: _Call) -> torch.Tensor:
+        """The UNet's output for a call's inputs."""
+        return self.pipeline.unet(call.sample, call.timestep, call.context, return_dict=False, **unet_arguments(call.conditions))[0]
 
     def neutral(self) -> contextlib.AbstractContextManager:
         """Nothing for `residual=keep`, where a gain of 1 changes nothing."""
@@ -140,50 +159,46 @@ def make_golden(
 
 
 def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:
-    if limit is None:
-        return generate(pipeline, texts, seeds, steps, scale, height, width, "latent", len(texts))
+    """Final latents; None where the loop was to end after `limit` steps."""
 
     def stop(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
-        if step + 1 >= limit:
+        if step + 1 == limit:
             raise _Stop
         return kwargs
 
-    pipeline.set_progress_bar_config(disable=True)
+    latents = initial_latents(pipeline, seeds, height, width)
     try:
-        pipeline(
-            prompt=texts, latents=initial_latents(pipeline, seeds, height, width), num_inference_steps=steps, guidance_scale=scale,
-            height=height, width=width, output_type="latent", callback_on_step_end=stop,
-        )  # fmt: skip
+        final = denoise(pipeline, texts, latents, seeds, steps, scale, callback_on_step_end=stop)
     except _Stop:
         return None
-    return None
+    return final if limit is None else None
 
 
-def _case(job: _Job, kind: str, call: tuple, decisions: dict[str, Decision]) -> Case:
-    sample, timestep, context, result = call
-    unet = job.pipeline.unet
-    unedited = to_numpy(unet(sample, timestep, context, return_dict=False)[0])
+def _case(job: _Job, kind: str, call: _Call, decisions: dict[str, Decision]) -> Case:
+    unedited = to_numpy(job.forward(call))
     with job.neutral():
-        neutral = unedited if job.edit.residual == "keep" else to_numpy(unet(sample, timestep, context, return_dict=False)[0])
+        neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))
     return Case(
-        kind, timestep, to_numpy(sample), to_numpy(context), to_numpy(result), unedited, neutral,
+        kind, call.timestep, to_numpy(call.sample), to_numpy(call.context), to_numpy(call.output), unedited, neutral,
         {n: d.fires.cpu().numpy() for n, d in decisions.items()}, {n: (d.margin < ROUNDING[job.precision]).cpu().numpy() for n, d in decisions.items()},
+        {n: to_numpy(v) for n, v in call.conditions.items()},
     )  # fmt: skip
 
 
-def _off_grid(job: _Job, calls: list, number: int) -> list[Case]:
+def _off_grid(job: _Job, calls: list[_Call], number: int) -> list[Case]:
     """Cases at timesteps that were not calibrated: halfway between two (of each hookpoint's own grid), and fractional."""
     grids = list({tuple(p.timesteps.tolist()): p.timesteps.double() for p in job.edit.hookpoints.values()}.values())
     found = []
     for j, grid in ((j, grid) for j in range(number) for grid in grids):
-        sample, timestep, context, _ = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
-        row = int((grid - timestep).abs().argmin())
+        call = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
+        row = int((grid - call.timestep).abs().argmin())
         other = row + 1 if row + 1 < len(grid) else row - 1
-        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else timestep + 0.5
-        for kind, t in (("between", halfway), ("fractional", max(0.0, timestep - 0.3 - 0.2 * j))):
+        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else call.timestep + 0.5
+        for kind, t in (("between", halfway), ("fractional", max(0.0, call.timestep - 0.3 - 0.2 * j))):
+            moved = call._replace(timestep=t)
             with job.hook(record=True) as hook:
-                result = job.pipeline.unet(sample, t, context, return_dict=False)[0]
-            found.append(_case(job, kind, (sample, t, context, result), {n: d[0] for n, d in hook.decisions.items()}))
+                moved = moved._replace(output=job.forward(moved))
+            found.append(_case(job, kind, moved, {n: d[0] for n, d in hook.decisions.items()}))
     return found
 
 
@@ -193,15 +208,7 @@ def _free_run(
     initial = initial_latents(job.pipeline, seeds, height, width)
 
     def final(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-        return pipe(
-            prompt=texts,
-            latents=latents.clone(),
-            num_inference_steps=steps,
-            guidance_scale=scale,
-            height=height,
-            width=width,
-            output_type="latent",
-        ).images
+        return denoise(pipe, texts, latents, seeds, steps, scale)
 
     unedited = final(job.pipeline, initial)
     with job.neutral():
@@ -211,19 +218,33 @@ def _free_run(
     noise = torch.randint(0, 2, initial.shape, generator=torch.Generator().manual_seed(seeds[0])) * 2 - 1
     unit = torch.finfo(initial.dtype).eps * noise.to(initial.device, initial.dtype)
     moved = [initial * (1 + unit), initial * (1 - unit)]
-    if job.precision == "fp32":
+    if job.precision == "fp32" or _draws_noise(job.pipeline.scheduler, initial):
         again = final(job.pipeline, moved[0])
     else:
         wide = copy.deepcopy(job.pipeline)
-        wide.unet.float(), wide.text_encoder.float(), wide.vae.float()
+        for name in family_of(wide).networks:
+            getattr(wide, name).float()
         again = final(wide, initial.float())
     with job.hook():
         hook_drift = max(_relative(final(job.pipeline, latents), hooked) for latents in moved)
     drift = _relative(again, unedited)
     pictures = decode(job.pipeline, hooked), decode(job.pipeline, unedited)
     return Run(
-        list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), to_numpy(neutral), *pictures, drift, hook_drift
-    )
+        list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), to_numpy(neutral), *pictures, drift, hook_drift,
+        seeds,
+    )  # fmt: skip
+
+
+def _draws_noise(scheduler: Any, latents: torch.Tensor) -> bool:
+    """Whether a step adds noise: from the same generator it would be other noise at another precision, no drift."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return False
+    own = type(scheduler).from_config(scheduler.config)
+    own.set_timesteps(4)
+    generator = step_generators([0], (1,))[0]
+    before, sample = generator.get_state(), latents[:1].cpu()
+    own.step(sample, own.timesteps[0], own.scale_model_input(sample, own.timesteps[0]), generator=generator)
+    return not torch.equal(generator.get_state(), before)
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -233,26 +254,25 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @torch.no_grad()
 def decode(pipeline: Any, latents: torch.Tensor) -> np.ndarray:
     """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing."""
-    decoded = pipeline.vae.decode(latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    with autoencoder(pipeline) as vae:
+        decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
     pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
     return (pictures * 255).round().astype(np.uint8)
 
 
 def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Inputs and outputs of the graphs around the UNet."""
-    ids = pipeline.tokenizer(
-        prompts, padding="max_length", max_length=pipeline.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt"
-    ).input_ids
-    encoded = pipeline.text_encoder(ids.to(pipeline.text_encoder.device))
-    latents = initial_latents(pipeline, [seed], height, width).to(pipeline.vae.dtype)
-    picture = pipeline.vae.decode(latents, return_dict=False)[0].clamp(-1, 1)
-    moments = pipeline.vae.encode(picture).latent_dist.parameters
-    return {
-        "text_encoder": {
-            "input_ids": to_numpy(ids),
-            "last_hidden_state": to_numpy(encoded.last_hidden_state),
-            "pooler_output": to_numpy(encoded.pooler_output),
-        },
-        "vae_decoder": {"latent_sample": to_numpy(latents), "sample": to_numpy(pipeline.vae.decode(latents, return_dict=False)[0])},
-        "vae_encoder": {"sample": to_numpy(picture), "latent_parameters": to_numpy(moments)},
-    }
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for text in family_of(pipeline).text_encoders:
+        network = getattr(pipeline, text.name)
+        ids = token_ids(getattr(pipeline, text.tokenizer), prompts, network.config.max_position_embeddings)
+        encoded = text.encode(network, torch.from_numpy(ids).to(network.device))
+        found[text.name] = {"input_ids": ids, **{n: to_numpy(encoded[n]) for n in text.used(network.config.num_hidden_layers)}}
+    with autoencoder(pipeline) as vae:
+        latents = initial_latents(pipeline, [seed], height, width).to(vae.dtype)
+        decoded = vae.decode(latents, return_dict=False)[0]
+        picture = decoded.clamp(-1, 1)
+        moments = vae.encode(picture).latent_dist.parameters
+    found["vae_decoder"] = {"latent_sample": to_numpy(latents), "sample": to_numpy(decoded)}
+    found["vae_encoder"] = {"sample": to_numpy(picture), "latent_parameters": to_numpy(moments)}
+    return found

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..editor.conditions import unet_arguments
 from ..editor.errors import SaeuronError
+from ..editor.families import family_of
 from . import manifest
 from .golden import Run
+
+Conditions = Mapping[str, np.ndarray]
+NOTHING: Conditions = {}
 
 
 class Runner(Protocol):
@@ -20,11 +26,13 @@ class Runner(Protocol):
     shows_gates: bool
     """whether gate decisions must be observable here; False where a backend hides its inner tensors"""
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
-        """One forward: `[B, C, h, w]`, scalar, `[B, L, D]` → `[B, C, h, w]`."""
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
+        """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
         ...
 
-    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+    def decisions(
+        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
+    ) -> dict[str, np.ndarray] | None:
         """Gate decisions of one forward, hookpoint → bool `[B, tokens, U]`; None where the backend can't show them."""
         ...
 
@@ -33,7 +41,7 @@ class Runner(Protocol):
         ...
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """Run `text_encoder`, `vae_decoder` or `vae_encoder`; None where the backend has no such graph."""
+        """Run a text encoder, `vae_decoder` or `vae_encoder`; None where the backend has no such graph."""
         ...
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,16 +56,12 @@ class Runner(Protocol):
 def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import torch
 
+    from ..editor.sampling import denoise
     from .reference import decode, to_numpy
 
-    pipeline.set_progress_bar_config(disable=True)
     initial = torch.from_numpy(run.initial).to(pipeline.unet.device, pipeline.unet.dtype)
-    factor = pipeline.vae_scale_factor
     with torch.no_grad():
-        latents = pipeline(
-            prompt=run.prompts, latents=initial, num_inference_steps=run.steps, guidance_scale=run.guidance,
-            height=initial.shape[-2] * factor, width=initial.shape[-1] * factor, output_type="latent",
-        ).images  # fmt: skip
+        latents = denoise(pipeline, run.prompts, initial, run.seeds, run.steps, run.guidance)
         hooked = torch.from_numpy(run.hook).to(latents.device, latents.dtype)
         return to_numpy(latents), decode(pipeline, latents), decode(pipeline, hooked)
 
@@ -66,7 +70,7 @@ class TorchRunner:
     """The diffusers pipeline in torch.
 
     Args:
-        pipeline: any Stable Diffusion pipeline; with an `AblatedUNet2DConditionModel` its decisions are shown.
+        pipeline: a pipeline of one of `editor.families`; with an `AblatedUNet2DConditionModel` its decisions are shown.
         name: shown in the report.
     """
 
@@ -75,22 +79,23 @@ class TorchRunner:
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self.pipeline, self.name = pipeline, name
 
-    def _tensors(self, sample: np.ndarray, context: np.ndarray) -> tuple[Any, Any]:
-        import torch
-
-        unet = self.pipeline.unet
-        return tuple(torch.from_numpy(v).to(unet.device, unet.dtype) for v in (sample, context))  # type: ignore[return-value]
-
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         import torch
 
         from .reference import to_numpy
 
-        x, c = self._tensors(sample, context)
-        with torch.no_grad():
-            return to_numpy(self.pipeline.unet(x, timestep, c, return_dict=False)[0])
+        unet = self.pipeline.unet
 
-    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+        def tensor(value: np.ndarray) -> Any:
+            return torch.from_numpy(value).to(unet.device, unet.dtype)
+
+        more = unet_arguments({name: tensor(value) for name, value in conditions.items()})
+        with torch.no_grad():
+            return to_numpy(unet(tensor(sample), timestep, tensor(context), return_dict=False, **more)[0])
+
+    def decisions(
+        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
+    ) -> dict[str, np.ndarray] | None:
         ablations = getattr(self.pipeline.unet, "ablations", None)
         if ablations is None:
             return None
@@ -101,7 +106,7 @@ class TorchRunner:
 
         handles = [module.gate.register_forward_hook(watch(key.replace("-", "."))) for key, module in ablations.items()]
         try:
-            self.unet(sample, timestep, context)
+            self.unet(sample, timestep, context, conditions)
         finally:
             for handle in handles:
                 handle.remove()
@@ -113,17 +118,21 @@ class TorchRunner:
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         import torch
 
+        from ..editor.sampling import autoencoder
         from .reference import to_numpy
 
         pipe = self.pipeline
+        text = family_of(pipe).text_encoder(name)
+        value = torch.from_numpy(next(iter(inputs.values())))
         with torch.no_grad():
-            if name == "text_encoder":
-                out = pipe.text_encoder(torch.from_numpy(inputs["input_ids"]).to(pipe.text_encoder.device))
-                return {"last_hidden_state": to_numpy(out.last_hidden_state), "pooler_output": to_numpy(out.pooler_output)}
-            value = torch.from_numpy(next(iter(inputs.values()))).to(pipe.vae.device, pipe.vae.dtype)
-            if name == "vae_decoder":
-                return {"sample": to_numpy(pipe.vae.decode(value, return_dict=False)[0])}
-            return {"latent_parameters": to_numpy(pipe.vae.encode(value).latent_dist.parameters)}
+            if text is not None:
+                network = getattr(pipe, name)
+                return {n: to_numpy(v) for n, v in text.encode(network, value.to(network.device)).items()}
+            with autoencoder(pipe) as vae:
+                value = value.to(vae.device, vae.dtype)
+                if name == "vae_decoder":
+                    return {"sample": to_numpy(vae.decode(value, return_dict=False)[0])}
+                return {"latent_parameters": to_numpy(vae.encode(value).latent_dist.parameters)}
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _free_run(self.pipeline, run)
@@ -163,6 +172,10 @@ def run_session(session: Any, inputs: dict[str, Any], outputs: list[str] | None 
     return {n: v.astype(np.float32) if v.dtype == np.float16 else v for n, v in zip(names, values, strict=True)}
 
 
+def _feed(sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions) -> dict[str, Any]:
+    return {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context, **conditions}
+
+
 class OnnxRunner:
     """The artifact's ONNX graphs in ONNX Runtime.
 
@@ -186,17 +199,17 @@ class OnnxRunner:
             self._sessions[component] = open_session(self.root / component / "model.onnx", self.provider)
         return self._sessions[component]
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> np.ndarray:
-        feed = {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context}
-        return run_session(self.session("unet"), feed)["out_sample"]
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
+        return run_session(self.session("unet"), _feed(sample, timestep, context, conditions))["out_sample"]
 
-    def decisions(self, sample: np.ndarray, timestep: float, context: np.ndarray) -> dict[str, np.ndarray] | None:
+    def decisions(
+        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
+    ) -> dict[str, np.ndarray] | None:
         if self._watching is None:
             # Two sessions of a large UNet would not fit beside each other.
             self._sessions.pop("unet", None)
             self._watching = _with_outputs(self.root / "unet" / "model.onnx", list(self.gates.values()), self.provider)
-        feed = {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context}
-        found = run_session(self._watching, feed, list(self.gates.values()))
+        found = run_session(self._watching, _feed(sample, timestep, context, conditions), list(self.gates.values()))
         return {hookpoint: found[name] for hookpoint, name in self.gates.items()}
 
     def stop_watching(self) -> None:

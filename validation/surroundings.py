@@ -1,4 +1,4 @@
-"""Tokenizer, scheduler and latent scaling: what an artifact's pipeline needs beside its networks, compared with the original's.
+"""Tokenizers, scheduler and latent scaling: what an artifact's pipeline needs beside its networks, compared with the original's.
 
 No edit touches them, but a proof on single forwards never runs them, and a tokenizer that splits words otherwise or a
 scheduler with other timesteps gives other pictures from an equal UNet.
@@ -6,37 +6,45 @@ scheduler with other timesteps gives other pictures from an equal UNet.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..editor.families import Family, family_of
 from ..editor.files import read_json
 
 BAR = 1e-5
 """largest relative distance of a scheduler's steps; the same float32 arithmetic on both sides"""
 
 
+def token_ids(tokenizer: Any, prompts: Sequence[str], tokens: int) -> np.ndarray:
+    """Padded ids, int64 `[P, tokens]`."""
+    ids = tokenizer(list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="np").input_ids
+    return np.asarray(ids, dtype=np.int64)
+
+
 def surroundings(
-    tokenizer: Any, scheduler: Any, scaling_factor: float, tokens: int, prompts: list[str], steps: int
+    tokenizers: Mapping[str, tuple[Any, int]], scheduler: Any, settings: Mapping[str, Any], prompts: list[str], steps: int
 ) -> dict[str, np.ndarray]:
     """What these parts give for fixed inputs.
 
     Args:
-        tokenizer: a CLIP tokenizer.
+        tokenizers: component → CLIP tokenizer and the length that prompts are padded to.
         scheduler: any diffusers scheduler; a copy of it is stepped.
-        scaling_factor: the autoencoder's.
-        tokens: length that prompts are padded to.
+        settings: numbers, lists of numbers and switches of the pipeline and its autoencoder.
         prompts: texts; the empty one, for the unconditional half, is added.
         steps: denoising steps.
 
     Returns:
-        `input_ids [P, tokens]`, `timesteps [steps]`, `init_noise_sigma`, `trajectory [steps, 4, 4]` (the scheduler's own loop
-        with a fixed field in place of the UNet), `scaling_factor`.
+        `input_ids [P, tokens]` a tokenizer (of the second `input_ids_2`), `timesteps [steps]`, `init_noise_sigma`, `trajectory
+        [steps, 4, 4]` (the scheduler's own loop with a fixed field in place of the UNet), and the settings.
     """
     import torch
 
-    ids = tokenizer([*prompts, ""], padding="max_length", max_length=tokens, truncation=True, return_tensors="np").input_ids
+    ids = {n.replace("tokenizer", "input_ids"): token_ids(t, [*prompts, ""], length) for n, (t, length) in tokenizers.items()}
     own = type(scheduler).from_config(scheduler.config)
     own.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
@@ -46,21 +54,34 @@ def surroundings(
     for t in own.timesteps:
         seen = own.scale_model_input(sample, t)
         # Deterministic schedulers take no generator.
-        accepts = "generator" in own.step.__code__.co_varnames
+        accepts = "generator" in inspect.signature(own.step).parameters
         sample = own.step(
             torch.tanh(seen + field), t, sample, **({"generator": torch.Generator().manual_seed(1)} if accepts else {})
         ).prev_sample
         trajectory.append(sample[0, 0].double().numpy())
     return {
-        "input_ids": np.asarray(ids, dtype=np.int64), "timesteps": own.timesteps.double().numpy(), "trajectory": np.stack(trajectory),
-        "init_noise_sigma": np.array([float(own.init_noise_sigma)]), "scaling_factor": np.array([float(scaling_factor)]),
+        **ids, "timesteps": own.timesteps.double().numpy(), "trajectory": np.stack(trajectory),
+        "init_noise_sigma": np.array([float(own.init_noise_sigma)]),
+        **{name: np.atleast_1d(np.asarray(value, dtype=np.float64)) for name, value in settings.items()},
     }  # fmt: skip
+
+
+def _settings(family: Family, vae: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that pictures depend on; those that aren't set are left out."""
+    names = ["scaling_factor", *(["latents_mean", "latents_std"] if family.normalises_latents else [])]
+    names += ["force_upcast"] if family.upcasts_vae else []
+    found = {name: vae.get(name) for name in names} | {name: index.get(name) for name in family.options if name in _ROOM}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def of_pipeline(pipeline: Any, prompts: list[str], steps: int) -> dict[str, np.ndarray]:
     """`surroundings` of an open pipeline."""
-    tokens = pipeline.text_encoder.config.max_position_embeddings
-    return surroundings(pipeline.tokenizer, pipeline.scheduler, pipeline.vae.config.scaling_factor, tokens, prompts, steps)
+    family = family_of(pipeline)
+    tokenizers = {
+        t.tokenizer: (getattr(pipeline, t.tokenizer), getattr(pipeline, t.name).config.max_position_embeddings)
+        for t in family.text_encoders
+    }
+    return surroundings(tokenizers, pipeline.scheduler, _settings(family, pipeline.vae.config, pipeline.config), prompts, steps)
 
 
 def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarray]:
@@ -69,11 +90,17 @@ def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarra
     from transformers import AutoTokenizer
 
     index = read_json(root / "model_index.json")
+    family = family_of(index)
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(root / "scheduler")
-    vae = read_json(root / "vae" / "config.json")
-    factor = vae["scaling_factor"] if "scaling_factor" in vae else diffusers.AutoencoderKL().config.scaling_factor
-    tokens = read_json(root / "text_encoder" / "config.json")["max_position_embeddings"]
-    return surroundings(AutoTokenizer.from_pretrained(root / "tokenizer"), scheduler, factor, tokens, prompts, steps)
+    vae = {**diffusers.AutoencoderKL().config, **read_json(root / "vae" / "config.json")}
+    tokenizers = {
+        t.tokenizer: (
+            AutoTokenizer.from_pretrained(root / t.tokenizer),
+            read_json(root / t.name / "config.json")["max_position_embeddings"],
+        )
+        for t in family.text_encoders
+    }
+    return surroundings(tokenizers, scheduler, _settings(family, vae, index), prompts, steps)
 
 
 def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -85,22 +112,30 @@ def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> d
     distances: dict[str, float] = {}
     failures = []
     for name, expected in reference.items():
-        value = found[name]
+        value = found.get(name)
+        if value is None:
+            failures.append(f"{_ROOM[name]}: '{name}' is missing")
+            continue
         if value.shape != expected.shape:
             failures.append(f"{_ROOM[name]}: '{name}' has shape {list(value.shape)}, the original's has {list(expected.shape)}")
             continue
         scale = float(np.linalg.norm(expected.astype(np.float64))) or 1.0
         distances[name] = distance = float(np.linalg.norm(value.astype(np.float64) - expected.astype(np.float64))) / scale
         # Token ids are names, not quantities: none may differ.
-        if not distance <= (0.0 if name == "input_ids" else BAR):
+        if not distance <= (0.0 if name.startswith("input_ids") else BAR):
             failures.append(f"{_ROOM[name]}: '{name}' differs from the original's by {distance:.2g} (relative)")
     return {"passed": not failures, "bar": BAR, "relative": distances, "failures": failures}
 
 
 _ROOM = {
     "input_ids": "tokenizer",
+    "input_ids_2": "tokenizer_2",
     "timesteps": "scheduler",
     "trajectory": "scheduler",
     "init_noise_sigma": "scheduler",
     "scaling_factor": "vae",
+    "latents_mean": "vae",
+    "latents_std": "vae",
+    "force_upcast": "vae",
+    "force_zeros_for_empty_prompt": "model_index.json",
 }

@@ -31,7 +31,8 @@ def remove(unet: Any, golden: Golden) -> None:
     case = max(golden.cases, key=lambda c: distance(c.hook, c.unedited))
     sample, context = (torch.from_numpy(v).to(unet.dtype) for v in (case.sample, case.context))
     with torch.no_grad():
-        found = unet(sample, case.timestep, context, return_dict=False)[0].float().numpy()
+        added = {name: torch.from_numpy(value).to(unet.dtype) for name, value in case.conditions.items()}
+        found = unet(sample, case.timestep, context, added_cond_kwargs=added or None, return_dict=False)[0].float().numpy()
     share = distance(found, case.unedited) / distance(case.hook, case.unedited)
     assert share <= BARS[golden.precision], f"the unhooked UNet is {share:.2%} of the edit's effect from the original model's golden output"
 

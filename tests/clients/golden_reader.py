@@ -27,6 +27,8 @@ class Case(NamedTuple):
     timestep: float
     sample: np.ndarray
     context: np.ndarray
+    conditions: dict[str, np.ndarray]
+    """further inputs by name; SDXL has some"""
     hook: np.ndarray
     neutral: np.ndarray
     unedited: np.ndarray
@@ -48,6 +50,8 @@ class Run(NamedTuple):
     unedited_pictures: np.ndarray
     drift: float
     """of final latents by rounding alone, relative to them: the unedited model's or the hook's, whichever is larger"""
+    seeds: list[int]
+    """of the noise that some schedulers draw"""
 
 
 class Golden(NamedTuple):
@@ -68,8 +72,16 @@ def read_golden(artifact: Path) -> Golden:
             values = {name: file.get_tensor(entry[name]) if name in arrays else entry[name] for name in kind._fields if name not in own}
             return kind(**values, **own)
 
-        cases = [fill(Case, c, fired=any(file.get_tensor(name).any() for name in c["fires"].values())) for c in content["cases"]]
-        runs = [fill(Run, r, drift=max(r["drift"], r["hook_drift"])) for r in content["runs"]]
+        cases = [
+            fill(
+                Case,
+                c,
+                fired=any(file.get_tensor(name).any() for name in c["fires"].values()),
+                conditions={key: file.get_tensor(name) for key, name in c.get("conditions", {}).items()},
+            )
+            for c in content["cases"]
+        ]
+        runs = [fill(Run, r, drift=max(r["drift"], r["hook_drift"]), seeds=r.get("seeds", [])) for r in content["runs"]]
         return Golden(content["precision"], cases, runs)
 
 

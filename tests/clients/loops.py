@@ -17,9 +17,14 @@ def final_latents(pipeline: Any, run: Run, steps: int | None = None, initial: np
     pipeline.set_progress_bar_config(disable=True)
     start = torch.from_numpy(run.initial if initial is None else initial).to(pipeline.unet.dtype)
     height, width = (side * pipeline.vae_scale_factor for side in start.shape[-2:])
+    # For schedulers that draw noise: as they stand once the initial latents have been drawn from them.
+    generators = [torch.Generator().manual_seed(seed) for seed in run.seeds]
+    for generator in generators:
+        torch.randn(*start.shape[1:], generator=generator)
     return pipeline(
         prompt=run.prompts,
         latents=start,
+        generator=generators or None,
         num_inference_steps=steps or run.steps,
         guidance_scale=run.guidance,
         height=height,
@@ -39,6 +44,6 @@ def compare_golden_loops(report: Report, pipeline: Any, golden: Golden) -> None:
         latents = final_latents(pipeline, run)
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach().float()
         pictures = (pipeline.image_processor.postprocess(decoded, output_type="np") * 255).round().astype(np.uint8)
-        where = f"DDIM, guidance {run.guidance:g}, {pictures.shape[1]}x{pictures.shape[2]}"
+        where = f"own scheduler, guidance {run.guidance:g}, {pictures.shape[1]}x{pictures.shape[2]}"
         report.compare(f"latents ({where})", latents.float().numpy(), run.hook, run.neutral, run.unedited, run.drift)
         report.compare(f"pictures ({where})", pictures, run.hook_pictures, run.unedited_pictures, run.unedited_pictures, run.drift)

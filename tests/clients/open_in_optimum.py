@@ -5,20 +5,22 @@ Usage: open_in_optimum.py ARTIFACT EULER.npz, the latter written by `euler_refer
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import optimum.onnxruntime
 from golden_reader import Report, read_golden
 from loops import EULER_STEPS, compare_golden_loops, final_latents, use_euler
-from optimum.onnxruntime import ORTStableDiffusionPipeline
 
 
 def main(artifact: Path, euler: Path) -> int:
     """Exit code: 0 if every loop matches."""
     golden = read_golden(artifact)
     report = Report("optimum", golden.precision)
-    pipeline = ORTStableDiffusionPipeline.from_pretrained(artifact)
+    kind = "ORT" + json.loads((artifact / "model_index.json").read_text())["_class_name"]
+    pipeline = getattr(optimum.onnxruntime, kind).from_pretrained(artifact)
     compare_golden_loops(report, pipeline, golden)
 
     use_euler(pipeline)

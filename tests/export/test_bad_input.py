@@ -212,7 +212,7 @@ def test_incomplete_model(job, tiny, tmp_path, spoil, message):
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionControlNetPipeline",
-        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
     ],
 )
 def test_other_pipelines(job, tiny, tmp_path, kind):

@@ -139,7 +139,7 @@ def test_wrong_decisions_fail(case):
 
 def test_non_finite_values_fail_with_the_component_named(case):
     _, _, golden = case
-    found = check_forwards(golden, lambda s, t, c: np.full_like(s, np.nan))
+    found = check_forwards(golden, lambda sample, *_: np.full_like(sample, np.nan))
     assert "UNet output is not finite" in found["failures"][0]
 
     class Broken:
