@@ -174,7 +174,7 @@ def tiny_xl(tmp_path_factory):
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, WIDTH), norm_num_groups=8, cross_attention_dim=40,
         attention_head_dim=(2, 4), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
+        transformer_layers_per_block=(1, 1), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 20,
     )  # fmt: skip
     vae = AutoencoderKL(
@@ -188,8 +188,8 @@ def tiny_xl(tmp_path_factory):
     )
     StableDiffusionXLPipeline(
         vae=vae.eval(),
-        text_encoder=CLIPTextModel(text(24, 2, 2, tokenizer.pad_token_id)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(text(16, 2, 3, other.pad_token_id)).eval(),
+        text_encoder=CLIPTextModel(text(24, 2, 1, tokenizer.pad_token_id)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text(16, 2, 2, other.pad_token_id)).eval(),
         tokenizer=tokenizer,
         tokenizer_2=other,
         unet=unet.eval(),

@@ -89,8 +89,8 @@ def test_names_are_those_of_optimum(xl_artifact):
         return [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
 
     assert tensors("unet") == (["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"], ["out_sample"])
-    assert tensors("text_encoder")[1] == ["last_hidden_state", "pooler_output", *(f"hidden_states.{i}" for i in range(3))]
-    assert tensors("text_encoder_2")[1] == ["text_embeds", "last_hidden_state", *(f"hidden_states.{i}" for i in range(4))]
+    assert tensors("text_encoder")[1] == ["last_hidden_state", "pooler_output", *(f"hidden_states.{i}" for i in range(2))]
+    assert tensors("text_encoder_2")[1] == ["text_embeds", "last_hidden_state", *(f"hidden_states.{i}" for i in range(3))]
 
 
 def test_validate_afresh(xl_artifact, tiny_xl):
@@ -128,11 +128,10 @@ def test_a_turbo_folder(tiny_xl, tmp_path):
     pipeline = load_pipeline(str(folder))
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.save_pretrained(folder)
-    for steps in (1, 3):
-        wanted = xl_settings(tiny_xl, tmp_path / f"out{steps}", model=str(folder), formats=("checkpoint",), steps=steps, guidance=0.0)
-        result = export_artifact(wanted)
-        assert result.report["passed"], result.report["failures"]
-        assert all(row["conclusive"] for row in result.report["backends"]["checkpoint"]["runs"]["rows"])
+    wanted = xl_settings(tiny_xl, tmp_path / "out", model=str(folder), formats=("checkpoint",), steps=1, guidance=0.0)
+    result = export_artifact(wanted)
+    assert result.report["passed"], result.report["failures"]
+    assert all(row["conclusive"] for row in result.report["backends"]["checkpoint"]["runs"]["rows"])
 
 
 def change(path, **values):
