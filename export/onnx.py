@@ -51,6 +51,8 @@ class _UNet(nn.Module):
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor,
         text_embeds: torch.Tensor | None = None, time_ids: torch.Tensor | None = None, timestep_cond: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
+        # diffusers joins them with float32 ones, and the exporter doesn't widen a Concat's inputs as torch.cat does.
+        text_embeds = None if text_embeds is None else text_embeds.float()
         every = {"text_embeds": text_embeds, "time_ids": time_ids, "timestep_cond": timestep_cond}
         given = {name: value for name, value in every.items() if value is not None}
         return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **unet_arguments(given))[0]

@@ -53,6 +53,29 @@ def test_a_change_is_found(saved, spoil, room):
     assert failures and all(line.startswith(room) for line in failures)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "room"),
+    [
+        (lambda root: None, None),
+        (lambda root: change(root / "tokenizer_2" / "tokenizer_config.json", pad_token="<|endoftext|>"), "tokenizer_2"),
+        (lambda root: change(root / "model_index.json", force_zeros_for_empty_prompt=False), "model_index.json"),
+        (lambda root: change(root / "vae" / "config.json", force_upcast=False), "vae"),
+        (lambda root: change(root / "vae" / "config.json", latents_std=None), "vae"),
+        (lambda root: change(root / "vae" / "config.json", latents_mean=[0.1, 0.0, 0.0, 0.0]), "vae"),
+    ],
+)
+def test_a_change_is_found_in_sdxl(tiny_xl, tmp_path, spoil, room):
+    pipeline = load_pipeline(str(tiny_xl["model"]))
+    pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[0.5] * 4)
+    pipeline.save_pretrained(tmp_path)
+    reference = of_pipeline(pipeline, PROMPTS, 5)
+    assert {"input_ids", "input_ids_2", "force_zeros_for_empty_prompt", "force_upcast", "latents_std"} <= set(reference)
+    spoil(tmp_path)
+    failures = compare(of_folder(tmp_path, PROMPTS, 5), reference)["failures"]
+    assert all(line.startswith(room) for line in failures) if room else not failures, failures
+    assert bool(failures) == bool(room)
+
+
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler])
 def test_any_scheduler_gives_the_same_twice(tiny, kind):
     pipeline = load_pipeline(str(tiny["model"]))
