@@ -87,7 +87,7 @@ def test_the_range_is_kept_at_every_timestep(bounds):
 
 def test_outside_the_range_nothing_changes():
     unet, sae = make_unet(), make_sae()
-    gains = {i: -5.0 for i in often_active(unet, sae)}
+    gains = dict.fromkeys(often_active(unet, sae), -5.0)
     edited = bake(unet, steer(gains, sae, HOOKPOINT, timesteps=(999, 500)), {HOOKPOINT: sae})
     for timestep in (0, 261.5, 499):
         assert torch.equal(forward(edited, timestep), forward(unet, timestep))
