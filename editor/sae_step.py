@@ -391,7 +391,7 @@ def step_loss(
         k: active latents a token; the SAE's own if not given.
         batch_topk: keep the k · N largest of the batch rather than the k largest of each token; zeros never count.
         dead: `[n]`, bool, latents that AuxK is to revive (`DeadLatents.dead`).
-        chunk: tokens encoded at once; sets memory and speed, not the result.
+        chunk: tokens encoded at once; sets memory and speed, not the result (but for rounding).
 
     Raises:
         ValueError: shapes or k that don't fit.
