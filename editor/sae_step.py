@@ -396,10 +396,10 @@ def step_loss(
     Raises:
         ValueError: shapes or k that don't fit.
     """
-    k, n = k or sae.config.k or 0, sae.config.num_latents
+    k, n = sae.config.k if k is None else k, sae.config.num_latents
     if tokens.dim() != 2 or tokens.shape[1] != sae.config.d_in or len(tokens) < 2:
         raise ValueError(f"expected tokens [N ≥ 2, {sae.config.d_in}], got {list(tokens.shape)}")
-    if not 1 <= k <= n:
+    if k is None or not 1 <= k <= n:
         raise ValueError(f"k = {k} is not between 1 and the {n} latents")
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} is not positive")
