@@ -47,9 +47,11 @@ def child(a: argparse.Namespace) -> dict[str, Any]:
     directions = torch.randn(2 * a.d, a.d, generator=generator)
 
     def batch() -> torch.Tensor:
-        chosen = torch.randint(len(directions), (a.tokens, 24), generator=generator)
-        noise = torch.randn(a.tokens, a.d, generator=generator)
-        return noise.add_(torch.nn.functional.embedding_bag(chosen, directions, mode="sum"))
+        tokens = torch.randn(a.tokens, a.d, generator=generator)
+        for part in tokens.split(256):  # so that making tokens leaves no trace in the memory figures
+            chosen = torch.randint(len(directions), (len(part), 24), generator=generator)
+            part.add_(torch.nn.functional.embedding_bag(chosen, directions, mode="sum"))
+        return tokens
 
     initialise(sae, batch()[:1024], generator)
     dead = torch.arange(a.latents) < a.dead if a.dead else None

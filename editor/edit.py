@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from .activations import ConceptActivations
+from .edit_header import FORMAT, RESIDUALS, read_edit_header
 from .errors import SaeuronError
-from .files import open_safetensors, read_header
+from .files import open_safetensors
 from .names import normalise
 from .rule import Rule
 from .selection import scores, select
 
-RESIDUALS = ("keep", "upstream", "drop")
-_FORMAT = "saeuron-edit-1"
 _TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
 
 
@@ -42,6 +41,25 @@ class HookpointEdit:
     """latents n of the SAE"""
     chosen: dict[str, list[list[int]]] = field(default_factory=dict)
     """concept → features at each timestep"""
+
+    def check(self, where: str) -> None:
+        """Raise `SaeuronError` unless the tables fit together; a file may come from anywhere."""
+        shape = (len(self.timesteps), len(self.features))
+        tables = (self.thresholds, self.gains, self.gate_thresholds)
+        indices = (self.features, self.timesteps)
+        reason = (
+            "tables of another type" if any(t.dtype != torch.float32 for t in tables) or any(i.dtype != torch.int64 or i.ndim != 1 for i in indices)
+            else "tables that differ in shape" if any(t.shape != shape for t in tables) or not all(shape)
+            else "features that are no ascending latents of the SAE"
+            if bool((self.features.diff() <= 0).any()) or not 0 <= int(self.features[0]) <= int(self.features[-1]) < self.latents
+            else "timesteps that are not descending" if bool((self.timesteps.diff() >= 0).any())
+            else "gains that are not finite, or thresholds that are NaN"
+            if not bool(self.gains.isfinite().all()) or bool(torch.stack([self.thresholds, self.gate_thresholds]).isnan().any())
+            else "another number of steps in its list of chosen features" if any(len(rows) != shape[0] for rows in self.chosen.values())
+            else None
+        )  # fmt: skip
+        if reason:
+            raise SaeuronError(f"{where}: damaged edit ({reason})")
 
     def rows(self, timestep: torch.Tensor) -> torch.Tensor:
         """Nearest table rows `[B]` for float timesteps `[B]`; halfway takes the larger timestep."""
@@ -79,7 +97,7 @@ class Edit:
         """Write one safetensors file, provenance in its header."""
         tensors = {f"{name}/{key}": getattr(part, key).contiguous() for name, part in self.hookpoints.items() for key in _TENSORS}
         header = {
-            "format": _FORMAT, "residual": self.residual, "provenance": json.dumps(self.provenance),
+            "format": FORMAT, "residual": self.residual, "provenance": json.dumps(self.provenance),
             "latents": json.dumps({n: p.latents for n, p in self.hookpoints.items()}),
             "chosen": json.dumps({n: p.chosen for n, p in self.hookpoints.items()}),
         }  # fmt: skip
@@ -93,19 +111,21 @@ class Edit:
             SaeuronError: damaged, or of another form.
         """
         path = Path(path)
-        header, _ = read_header(path)
-        if header.get("format") != _FORMAT:
-            raise SaeuronError(f"{path} is no edit file (format {header.get('format')!r}, expected {_FORMAT!r})")
-        tensors = open_safetensors(path)
+        header, tensors = read_edit_header(path), open_safetensors(path)
         try:
-            latents, chosen = json.loads(header["latents"]), json.loads(header["chosen"])
             parts = {
-                name: HookpointEdit(**{key: tensors[f"{name}/{key}"] for key in _TENSORS}, latents=latents[name], chosen=chosen[name])
-                for name in latents
+                name: HookpointEdit(
+                    **{key: tensors[f"{name}/{key}"] for key in _TENSORS},
+                    latents=n,
+                    chosen={c: list(r) for c, r in header.chosen[name].items()},
+                )
+                for name, n in header.latents.items()
             }
-            return cls(parts, header["residual"], json.loads(header["provenance"]))
-        except (KeyError, ValueError, TypeError) as error:
-            raise SaeuronError(f"{path}: damaged edit ({error})") from None
+        except KeyError as error:
+            raise SaeuronError(f"{path}: damaged edit (no tensor {error})") from None
+        for name, part in parts.items():
+            part.check(f"{path}, hookpoint '{name}'")
+        return cls(parts, header.residual, dict(header.provenance))
 
 
 @dataclass(frozen=True)

@@ -153,12 +153,10 @@ def _weighted_sums(table: Tensor, indices: Tensor, offsets: Tensor, weights: Ten
 
 def _products(left: Tensor, right: Tensor, codes: Codes) -> Tensor:
     """`out[m] = left[row of m] · right[index of m]`, `[M]`."""
-    # This is the derivative of `_weighted_sums` by its weights, and torch has a kernel for it.
-    with torch.enable_grad():
-        weights = torch.zeros_like(codes.values, requires_grad=True)
-        sums = _weighted_sums(right, codes.indices, codes.offsets, weights)
-        (out,) = torch.autograd.grad(sums, weights, left)
-    return out
+    # This is the derivative of `_weighted_sums` by its weights. Torch's kernel for it is asked directly: by way of autograd the
+    # sums would be made as well.
+    derivative = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return derivative(left, right, codes.indices, codes.offsets[:-1], codes.rows, 0)  # type: ignore[no-any-return]
 
 
 def _sum_of_squares(matrix: Tensor) -> Tensor:
@@ -237,18 +235,19 @@ def _spread(values: Tensor, indices: Tensor, first: int, width: int) -> Tensor:
 
 
 def _encode(
-    centred: Tensor,
+    x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,
     W_dec: Tensor,
+    b_dec: Tensor,
     k: int,
     batch_topk: bool,
     dead: Tensor | None,
     chunk: int,
     low: torch.dtype | None,
 ) -> _Forward:
-    """Active latents of tokens `[N, d]` that are free of `b_dec`; `dead` lists dead latents, `low` is the dtype of products."""
-    (N, d), n = centred.shape, len(W_enc)
+    """Active latents of tokens `[N, d]`; `dead` lists dead latents, `low` is the dtype of products."""
+    (N, d), n = x.shape, len(W_enc)
     weight, bias = (W_enc, b_enc) if low is None else (W_enc.to(low), b_enc.to(low))
     buffer = torch.empty(min(chunk, N), n, dtype=weight.dtype, device=weight.device)
     largest = _Largest(k * N)
@@ -256,10 +255,10 @@ def _encode(
     if dead is not None:
         k_aux = min(d // 2, len(dead))
         dead_rows = W_dec[dead].to(weight.dtype)
-        aux_values, aux_indices = centred.new_empty(N, k_aux), torch.empty(N, k_aux, dtype=torch.int32, device=centred.device)
-        guess = torch.empty_like(centred)
+        aux_values, aux_indices = x.new_empty(N, k_aux), torch.empty(N, k_aux, dtype=torch.int32, device=x.device)
+        guess = torch.empty_like(x)
     for first in range(0, N, chunk):
-        part = centred[first : first + chunk].to(weight.dtype)
+        part = (x[first : first + chunk] - b_dec).to(weight.dtype)
         pre = torch.addmm(bias, part, weight.t(), out=buffer[: len(part)])
         if batch_topk:
             largest.offer(pre)
@@ -277,12 +276,12 @@ def _encode(
     flat, place = largest.shortlist() if batch_topk else (torch.cat(values), torch.cat(places))
     if low is not None:
         # Half precision is good enough to find candidates, not to rank near ones; their few products in full cost nothing.
-        candidates = _at(flat.to(centred.dtype), place, N, n)
-        flat = _products(centred, W_enc, candidates) + b_enc[candidates.indices]
+        candidates = _at(flat.to(x.dtype), place, N, n)
+        flat = _products(x - b_dec, W_enc, candidates) + b_enc[candidates.indices]
     keep = _keep_largest(flat, k * N)
     codes = _at(flat[keep], place[keep], N, n)
     if dead is None:
-        return _Forward(codes, centred.new_empty(N, 0), torch.empty(N, 0, dtype=torch.int32, device=centred.device), None)
+        return _Forward(codes, x.new_empty(N, 0), torch.empty(N, 0, dtype=torch.int32, device=x.device), None)
     return _Forward(codes, aux_values, aux_indices, guess)
 
 
@@ -316,10 +315,9 @@ class _StepLoss(torch.autograd.Function):
         kind = x.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with torch.autocast(kind, enabled=False):
-            centred = x - b_dec
-            found = _encode(centred, W_enc, b_enc, W_dec, k, batch_topk, dead, chunk, low)
+            found = _encode(x, W_enc, b_enc, W_dec, b_dec, k, batch_topk, dead, chunk, low)
             codes = found.codes
-            error = centred - _weighted_sums(W_dec, codes.indices, codes.offsets, codes.values)
+            error = _weighted_sums(W_dec, codes.indices, codes.offsets, codes.values).add_(b_dec).neg_().add_(x)
             variance = x.var(0, correction=0).sum() * len(x)
             squared = _sum_of_squares(error)
             fvu = squared / variance
@@ -331,7 +329,7 @@ class _StepLoss(torch.autograd.Function):
                 loss = fvu + weight * aux
             fired = torch.zeros(len(W_enc), dtype=torch.bool, device=x.device).index_fill_(0, codes.indices, True)
             active = fvu.new_tensor(len(codes.indices) / len(x))
-        ctx.save_for_backward(W_enc, W_dec, centred, error, variance, squared, *codes, found.aux_values, found.aux_indices, miss, dead)
+        ctx.save_for_backward(x, W_enc, W_dec, b_dec, error, variance, squared, *codes, found.aux_values, found.aux_indices, miss, dead)
         ctx.weight, ctx.chunk = weight, chunk
         fvu = fvu.clone()
         ctx.mark_non_differentiable(fvu, aux, active, fired)
@@ -343,9 +341,9 @@ class _StepLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 9
-        W_enc, W_dec, centred, error, variance, squared, *saved = ctx.saved_tensors
+        x, W_enc, W_dec, b_dec, error, variance, squared, *saved = ctx.saved_tensors
         codes, (aux_values, aux_indices, miss, dead) = Codes(*saved[:3]), saved[3:]
-        with torch.autocast(centred.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             # The gradient by the reconstruction is this multiple of the error; scaling few numbers spares a copy of the error.
             factor = -2 * upstream / variance
             by_value = _products(error, W_dec, codes) * factor
@@ -353,7 +351,7 @@ class _StepLoss(torch.autograd.Function):
             rows, starts = codes.rows[order], _starts(codes.indices, len(W_enc))
             to_W_dec = _weighted_sums(error, rows, starts, codes.values[order] * factor)
             to_b_dec = error.sum(0) * factor
-            to_W_enc = _weighted_sums(centred, rows, starts, by_value[order])
+            to_W_enc = _weighted_sums(x, rows, starts, by_value[order])
             to_b_enc = torch.zeros_like(W_enc[:, 0]).index_add_(0, codes.indices, by_value)
             if dead is not None:
                 factor = 2 * ctx.weight * upstream / squared
@@ -361,18 +359,19 @@ class _StepLoss(torch.autograd.Function):
                     which = dead[first : first + _BLOCK]
                     rows_dec = W_dec[which]
                     add_dec, add_enc, add_bias = torch.zeros_like(rows_dec), torch.zeros_like(rows_dec), torch.zeros_like(rows_dec[:, 0])
-                    for row in range(0, len(centred), ctx.chunk):
+                    for row in range(0, len(x), ctx.chunk):
                         here = slice(row, row + ctx.chunk)
                         z = _spread(aux_values[here], aux_indices[here], first, len(which))
                         gradient = miss[here] * factor
                         add_dec.addmm_(z.t(), gradient)
                         by_z = (gradient @ rows_dec.t()).mul_(z > 0)
-                        add_enc.addmm_(by_z.t(), centred[here])
+                        add_enc.addmm_(by_z.t(), x[here])
                         add_bias += by_z.sum(0)
                     to_W_dec.index_add_(0, which, add_dec)
                     to_W_enc.index_add_(0, which, add_enc)
                     to_b_enc.index_add_(0, which, add_bias)
-            # b_dec is subtracted before the encoder, where every token sees it alike.
+            # The encoder sees x - b_dec, and b_dec is the same in every token: its share is added once for all, with no copy of x.
+            to_W_enc.addr_(to_b_enc, b_dec, alpha=-1)
             to_b_dec -= to_b_enc @ W_enc
         return None, to_W_enc, to_b_enc, to_W_dec, to_b_dec, None, None, None, None
 
@@ -392,15 +391,15 @@ def step_loss(
         k: active latents a token; the SAE's own if not given.
         batch_topk: keep the k · N largest of the batch rather than the k largest of each token; zeros never count.
         dead: `[n]`, bool, latents that AuxK is to revive (`DeadLatents.dead`).
-        chunk: tokens encoded at once; sets memory and speed, not the result.
+        chunk: tokens encoded at once; sets memory and speed, not the result (but for rounding).
 
     Raises:
         ValueError: shapes or k that don't fit.
     """
-    k, n = k or sae.config.k or 0, sae.config.num_latents
+    k, n = sae.config.k if k is None else k, sae.config.num_latents
     if tokens.dim() != 2 or tokens.shape[1] != sae.config.d_in or len(tokens) < 2:
         raise ValueError(f"expected tokens [N ≥ 2, {sae.config.d_in}], got {list(tokens.shape)}")
-    if not 1 <= k <= n:
+    if k is None or not 1 <= k <= n:
         raise ValueError(f"k = {k} is not between 1 and the {n} latents")
     if chunk < 1:
         raise ValueError(f"chunk = {chunk} is not positive")

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..editor.by_hand import BY_HAND
+
 
 def model_card(record: dict[str, Any]) -> str:
     """Markdown with a YAML head, from the manifest's content."""
-    model, concepts = record["model"], record["concepts"]
-    head = ["---", "library_name: diffusers", "tags:", "- saeuron", "- concept-removal", "- text-to-image"]
+    model = record["model"]
+    tag = "feature-steering" if _by_hand(record) else "concept-removal"
+    head = ["---", "library_name: diffusers", "tags:", "- saeuron", f"- {tag}", "- text-to-image"]
     if model["source"].count("/") == 1 and not model["source"].startswith((".", "/")):
         head.append(f"base_model: {model['source']}")
     head.append("---")
     settings = "\n".join(
-        f"| {w['name']} | {w['hookpoint']} | {w['select']} | {w['multiplier']:g} | {w['status']} |" for w in record["settings"]
+        f"| {w['name']} | {w['hookpoint']} | {w['select']} | {'–' if w['multiplier'] is None else format(w['multiplier'], 'g')} | {w['status']} |"
+        for w in record["settings"]
     )
+    title, what = _what(record)
     warnings = "\n".join(f"- {w}" for w in record["warnings"]) or "- none"
     return (
         "\n".join(head)
         + f"""
 
-# {model["pipeline"]} without {", ".join(concepts)}
+# {model["pipeline"]} {title}
 
-Removed from `{model["source"]}`: **{", ".join(concepts)}**, by suppressing features of a sparse autoencoder while the
+{what} while the
 model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
 
 | concept | hookpoint | features | multiplier | settings |
@@ -50,6 +55,19 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 - Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
 """
     )
+
+
+def _by_hand(record: dict[str, Any]) -> bool:
+    return all(w["status"] == BY_HAND for w in record["settings"])
+
+
+def _what(record: dict[str, Any]) -> tuple[str, str]:
+    """The end of the title, and the beginning of the sentence that says what was done."""
+    source, names = record["model"]["source"], ", ".join(record["concepts"])
+    if not _by_hand(record):
+        return f"without {names}", f"Removed from `{source}`: **{names}**, by suppressing features of a sparse autoencoder"
+    said = ", ".join(f"{w['name']} ({w['select']} × {w['multiplier']:g})" for w in record["settings"])
+    return f"steered: {names}", f"Steered in `{source}`: **{said}**. Each feature of a sparse autoencoder is multiplied where it is active"
 
 
 def _evidence(summary: dict[str, Any] | None) -> str:

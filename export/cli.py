@@ -14,7 +14,9 @@ from rich.table import Table
 
 from ..editor.errors import SaeuronError
 from .commands.collect import collect
+from .commands.features import features
 from .commands.select import select
+from .commands.steer import steer
 from .commands.sweep import sweep
 from .commands.train import train
 from .console import clean, err, escaped, names, out, print_error, print_warning, progress_line, write_json
@@ -52,6 +54,14 @@ def export(
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Concepts; `saeuron concepts` lists those with presets.", rich_help_panel=_WHAT)
     ] = "",
+    edit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of --concepts: an edit file, of `saeuron steer` or out of another artifact.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     activations: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,7 +80,9 @@ def export(
     ] = None,
     allow_amplify: Annotated[
         bool,
-        typer.Option("--allow-amplify", help="Accept a positive multiplier, which strengthens the concept.", rich_help_panel=_WHAT),
+        typer.Option(
+            "--allow-amplify", help="Accept a positive multiplier, or an edit file that strengthens features.", rich_help_panel=_WHAT
+        ),
     ] = False,
     settings: Annotated[
         Path | None,
@@ -177,7 +189,7 @@ def export(
         concepts=names(concepts), output=output, formats=names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
         activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision,
         steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, preset_files=tuple(preset_file or ()), validate=validate, proof=proof,
-        proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite,
+        proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite, edit=edit,
     )  # fmt: skip
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
@@ -317,7 +329,8 @@ def validate(
 
 
 for _name, _command in {
-    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "export": export, "validate": validate,
+    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
+    "export": export, "validate": validate,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

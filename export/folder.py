@@ -12,22 +12,25 @@ from ..editor.errors import SaeuronError
 from ..validation import manifest
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise unless an artifact can be put at `output`."""
+def check_output(output: Path, overwrite: bool, marker: str = manifest.NAME, what: str = "artifact") -> None:
+    """Raise unless a folder can be put at `output`; `marker` is the file by which one of this kind (`what`) is known."""
     try:
-        _check_target(output, overwrite)
+        _check_target(output, overwrite, marker, what)
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise SaeuronError(f"'{output}' can't be written: {error.strerror}; choose another --output") from None
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
+def _check_target(output: Path, overwrite: bool, marker: str, what: str) -> None:
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
-        if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / manifest.NAME).is_file()):
-            raise SaeuronError(
-                f"'{output}' is no artifact ({manifest.NAME} is missing), so --overwrite leaves it alone; choose another --output"
-            )
+        if output.is_symlink() or not output.is_dir() or (any(output.iterdir()) and not (output / marker).is_file()):
+            raise SaeuronError(f"'{output}' is no {what} ({marker} is missing), so --overwrite leaves it alone; choose another --output")
+    check_parent(output)
+
+
+def check_parent(output: Path) -> None:
+    """Raise unless something may be written beside `output`."""
     parent = output.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -48,7 +51,7 @@ def check_space(output: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def building(output: Path, overwrite: bool) -> Iterator[Path]:
+def building(output: Path, overwrite: bool, marker: str = manifest.NAME, what: str = "artifact") -> Iterator[Path]:
     """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise."""
     output = output.absolute()
     try:
@@ -62,7 +65,7 @@ def building(output: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
         if output.exists():
-            check_output(output, overwrite)
+            check_output(output, overwrite, marker, what)
             old = output.with_name(f".{output.name}.old-{os.getpid()}")
             output.rename(old)
             partial.rename(output)

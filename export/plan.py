@@ -28,7 +28,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     check_output(settings.output, settings.overwrite)
     found: dict[str, Any] = {
         "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision,
-        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes],
+        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes] or _of_edit(plan),
         "files": _files(plan.settings, None),
     }  # fmt: skip
     remote = to_fetch(plan)
@@ -55,6 +55,16 @@ def describe(settings: Settings) -> dict[str, Any]:
         }  # fmt: skip
     found["lines"] = _lines(found)
     return found
+
+
+def _of_edit(plan: Plan) -> list[dict[str, Any]]:
+    """Concepts of an edit file; more is known once it is opened."""
+    chosen = plan.edit.chosen if plan.edit else {}
+    return [
+        {"name": c, "hookpoint": h, "select": "from an edit file", "multiplier": None, "status": "untuned"}
+        for h, by in chosen.items()
+        for c in by
+    ]
 
 
 def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
@@ -118,10 +128,12 @@ def _files_of_model(s: Settings, prepared: Prepared) -> list[str]:
 def _lines(plan: dict[str, Any]) -> list[str]:
     lines = [f"model      {plan['model']}", f"edit       residual {plan['residual']}, gate {plan['gate']}, precision {plan['precision']}"]
     for c in plan["concepts"]:
-        lines.append(f"concept    {c['name']} at {c['hookpoint']}, {c['select']}, multiplier {c['multiplier']:g} ({c['status']})")
+        strength = "" if c["multiplier"] is None else f", multiplier {c['multiplier']:g}"
+        lines.append(f"concept    {c['name']} at {c['hookpoint']}, {c['select']}{strength} ({c['status']})")
     if "features" in plan:
         # Concepts come in the order in which they were named.
-        lines += [_feature_line(c["name"], c["hookpoint"], plan["features"][c["hookpoint"]][c["name"]]) for c in plan["concepts"]]
+        pairs = dict.fromkeys((c["name"], c["hookpoint"]) for c in plan["concepts"])
+        lines += [_feature_line(name, hookpoint, plan["features"][hookpoint][name]) for name, hookpoint in pairs]
     for c in plan.get("to_collect", []):
         sets = ", ".join(f"{n} {k}" for n, k in list(c["sets"].items())[:6]) + (" …" if len(c["sets"]) > 6 else "")
         lines.append(

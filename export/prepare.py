@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,13 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
     Raises:
         SaeuronError: anything missing, damaged or inconsistent.
     """
+    if plan.edit is not None:
+        from .edit_file import prepare_edit
+
+        return prepare_edit(plan)
     sources = open_sources(plan, progress)
     plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
-    index = check_folder(folder)
-    has_checker = _has_checker(folder, index)
-    warnings = _checker_warnings(has_checker, plan.settings.formats)
+    has_checker, warnings = safety_checker(folder, plan.settings.formats)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
     edit = make_edit(
         suppressions,
@@ -110,7 +112,10 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    return Prepared(plan, folder, family_of(index), has_checker, edit, saes, _prompts(plan, wishes, activations), edit.provenance, warnings)
+    prompts = _prompts(plan, wishes, activations)
+    # So that the edit's file is enough to export it again (--edit).
+    edit.provenance |= {"prompts": prompts, "sampling": {"steps": plan.steps, "guidance": plan.guidance}}
+    return Prepared(plan, folder, family_of(check_folder(folder)), has_checker, edit, saes, prompts, edit.provenance, warnings)
 
 
 def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
@@ -169,6 +174,12 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
     for sae in saes.values():
         sae.to("cpu")
     return replace(plan, wishes=tuple(wishes))
+
+
+def safety_checker(folder: Path, formats: tuple[str, ...]) -> tuple[bool, list[str]]:
+    """Whether the base model has a safety checker, and what has to be said about the artifact's."""
+    has_checker = _has_checker(folder, check_folder(folder))
+    return has_checker, _checker_warnings(has_checker, formats)
 
 
 def _has_checker(folder: Path, index: dict[str, Any]) -> bool:
@@ -298,6 +309,11 @@ def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], 
     for wish in wishes:
         collected = activations[wish.hookpoint, wish.activations].provenance.get("prompts", {})
         lists.append(list(plan.prompts.get(wish.concept, ())) or list(collected.get(wish.concept, ())) or [f"An image of {wish.concept}."])
+    return in_turns(lists)
+
+
+def in_turns(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The first of each list, then the second of each, and so on; each text once."""
     longest = max(len(texts) for texts in lists)
     return list(dict.fromkeys(texts[i] for i in range(longest) for texts in lists if i < len(texts)))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..editor import demo
 from ..editor.concepts import KEYS, Concept, check_type, expand, presets
+from ..editor.edit_header import RESIDUALS, EditHeader, read_edit_header
 from ..editor.errors import SaeuronError
 from ..editor.names import normalise
 from ..editor.rule import Rule
@@ -18,7 +19,6 @@ from ..editor.suggest import unknown
 
 FORMATS = ("checkpoint", "onnx")
 PLANNED_FORMATS = ("trt", "tensorrt")
-RESIDUALS = ("keep", "upstream", "drop")
 GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
@@ -54,6 +54,8 @@ class Settings:
     proof_prompts: tuple[str, ...] = ()
     allow_amplify: bool = False
     overwrite: bool = False
+    edit: Path | None = None
+    """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
 
     def __post_init__(self) -> None:
         # Python users pass a name or a list as readily as a tuple.
@@ -61,8 +63,9 @@ class Settings:
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "output", Path(self.output))
-        if self.settings is not None:
-            object.__setattr__(self, "settings", Path(self.settings))
+        for name in ("settings", "edit"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ class Plan:
     steps: int
     guidance: float
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """concept → prompts of its preset"""
+    """concept → prompts of its preset; with an edit file, those that are on record"""
+    edit: EditHeader | None = None
+    """what the edit file says, where one is given; then there are no wishes"""
 
 
 def public_name(source: str) -> str:
@@ -123,6 +128,8 @@ def resolve(settings: Settings) -> Plan:
     Raises:
         SaeuronError: an unknown name or value, a missing or contradictory setting.
     """
+    if settings.edit is not None:
+        return _resolve_edit(settings, settings.edit)
     settings, overrides = _with_file(settings)
     _check_choices(settings)
     known = presets(settings.preset_files)
@@ -157,6 +164,56 @@ def resolve(settings: Settings) -> Plan:
     )
 
 
+def _resolve_edit(s: Settings, path: Path) -> Plan:
+    """A plan from an edit file: it says what is done where, and mostly with which model and SAEs."""
+    _check_choices(s)
+    header = read_edit_header(path)
+    if s.gate == "threshold" and header.residual != "keep":
+        raise SaeuronError(f"--gate threshold works with residual keep only; '{path}' was made with '{header.residual}'")
+    model = s.model or header.model
+    if model is None:
+        raise SaeuronError(f"'{path}' names no base model that can be found: give --model DIR|HUB_ID|demo")
+    known = presets(s.preset_files)
+    prompts = {n: known[n].prompts for n in header.concepts if n in known and known[n].prompts}
+    if not s.proof_prompts and not header.prompts and len(prompts) < len(header.concepts):
+        raise SaeuronError(f"'{path}' holds no prompts: give --proof-prompt TEXT, one that shows each of {', '.join(header.concepts)}")
+    guidance = s.guidance if s.guidance is not None else header.sampling("guidance")
+    return Plan(
+        s, model, (), _saes_of_edit(s, header, path), header.residual, s.steps or int(header.sampling("steps") or 50),
+        7.5 if guidance is None else guidance, {"": header.prompts} if header.prompts else prompts, header,
+    )  # fmt: skip
+
+
+def _saes_of_edit(s: Settings, header: EditHeader, path: Path) -> dict[str, str]:
+    given = _given_saes(s)
+    for hookpoint in given:
+        if hookpoint is not None and hookpoint not in header.latents:
+            raise SaeuronError(f"--sae {hookpoint}=…: '{path}' does nothing at this hookpoint (it acts at {', '.join(header.latents)})")
+    found = {h: given.get(h) or given.get(None) or header.sae(h) for h in header.latents}
+    for hookpoint, source in found.items():
+        if not source:
+            raise SaeuronError(
+                f"'{path}' names no SAE that can be found for '{hookpoint}': give --sae PATH|HUB_ID (or --sae {hookpoint}=PATH)"
+            )
+    return {h: str(source) for h, source in found.items()}
+
+
+def check_sources(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Hub ids among sources, which would have to be fetched.
+
+    Args:
+        named: (what it is, e.g. `model`; folder, Hub id or demo name).
+
+    Raises:
+        SaeuronError: neither a folder here nor a Hub id.
+    """
+    found = {name: what for what, name in named if name != "demo" and not Path(path_of(name)).exists()}
+    for name, what in found.items():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
+    return list(found)
+
+
 def to_fetch(plan: Plan) -> list[str]:
     """Hub ids among the plan's sources, which would have to be fetched.
 
@@ -166,12 +223,7 @@ def to_fetch(plan: Plan) -> list[str]:
     for wish in plan.wishes:
         if wish.activations and not Path(path_of(wish.activations)).is_file():
             raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
-    named = dict.fromkeys([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
-    found = {name: what for what, name in named if name != "demo" and not Path(path_of(name)).exists()}
-    for name, what in found.items():
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
-    return list(found)
+    return check_sources([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
 
 
 def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]:
@@ -210,8 +262,17 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
 
 
 def _check_choices(s: Settings) -> None:
-    if not s.concepts:
-        raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets)")
+    if s.edit is not None:
+        # The file holds them; a second answer could only contradict it.
+        said = {
+            "--concepts": s.concepts, "--activations": s.activations, "--select": s.select, "--multiplier": s.multiplier, "--hookpoint": s.hookpoint,
+            "--residual": s.residual, "--settings": s.settings,
+        }  # fmt: skip
+        for option, value in said.items():
+            if value is not None and value != ():
+                raise SaeuronError(f"--edit and {option} both say what is to be done; give one of them")
+    elif not s.concepts:
+        raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets), or --edit FILE")
     for value, choices, option in (
         (s.gate, GATES, "--gate"),
         (s.precision, PRECISIONS, "--precision"),
@@ -327,11 +388,17 @@ def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:
     return values.pop() if values else None
 
 
-def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[str, str]:
+def _given_saes(s: Settings) -> dict[str | None, str]:
+    """Hookpoint, or None for all → source, from --sae."""
     pairs = [_at_hookpoint(v) for v in s.sae]
     given = dict(pairs)
     if len(given) != len(pairs):
         raise SaeuronError("--sae names one hookpoint twice (or gives two paths without one); write --sae HOOKPOINT=PATH for each")
+    return given
+
+
+def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[str, str]:
+    given = _given_saes(s)
     found: dict[str, str] = {}
     for wish in wishes:
         preset = chosen.get(wish.concept)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from ..editor.by_hand import BY_HAND
 from ..editor.errors import SaeuronError
 from ..editor.pipelines import load_pipeline
 from ..editor.sampling import generate
 from . import manifest
 from .golden import Golden
 from .load import load
-
-_MARGIN = 18
+from .sheets import picture_rows
 
 
 def before_after(artifact: Path, model: str, prompts: Sequence[str] = (), seed: int = 7, size: int = 128, columns: int = 12) -> Image.Image:
@@ -41,13 +41,9 @@ def before_after(artifact: Path, model: str, prompts: Sequence[str] = (), seed: 
     rows: list[list[Any]] = []
     for pipeline in (load_pipeline(model), load(artifact)):
         rows.append(list(generate(pipeline, texts, seeds, sampling["steps"], sampling["guidance"], sampling["height"], sampling["width"])))
-    sheet = Image.new("RGB", (size * len(texts), 2 * (size + _MARGIN)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, (title, row) in enumerate(zip(("original", "without " + ", ".join(record["concepts"])), rows, strict=True)):
-        draw.text((4, y * (size + _MARGIN) + 3), title, fill="black")
-        for x, picture in enumerate(row):
-            sheet.paste(picture.resize((size, size), Image.Resampling.NEAREST), (x * size, y * (size + _MARGIN) + _MARGIN))
-    return sheet
+    steered = all(w["status"] == BY_HAND for w in record["settings"])
+    titles = "original", ("steered: " if steered else "without ") + ", ".join(record["concepts"])
+    return picture_rows(list(zip(titles, rows, strict=True)), size, texts)
 
 
 def main() -> None:

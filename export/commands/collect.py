@@ -85,7 +85,7 @@ def collect(
     if not where:
         raise SaeuronError("no hookpoint known: give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
     hookpoints = [normalise(h.strip()) for h in where.split(",")]
-    saes = _saes(sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
+    saes = saes_at(sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
     files = _files(output, hookpoints, overwrite)
     if precision not in PRECISIONS:
         raise SaeuronError(f"--precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
@@ -174,7 +174,8 @@ def _table(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(values) for name, values in table.items()}
 
 
-def _saes(given: list[str], hookpoints: list[str]) -> dict[str, str]:
+def saes_at(given: list[str], hookpoints: list[str]) -> dict[str, str]:
+    """Hookpoint → source, from `--sae SOURCE` or `--sae HOOKPOINT=SOURCE`."""
     pairs = [
         (normalise(head), tail) if equals and "/" not in head else ("", text)
         for text in given
@@ -183,7 +184,7 @@ def _saes(given: list[str], hookpoints: list[str]) -> dict[str, str]:
     table = dict(pairs)
     for at in table:
         if at and at not in hookpoints:
-            raise SaeuronError(f"--sae {at}=…: this hookpoint is not collected at (collected: {', '.join(hookpoints)})")
+            raise SaeuronError(f"--sae {at}=…: this hookpoint is not used (used: {', '.join(hookpoints)})")
     found = {h: table.get(h) or table.get("") for h in hookpoints}
     for name, source in found.items():
         if not source:

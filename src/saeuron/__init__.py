@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .editor.errors import SaeuronError as SaeuronError
+    from .editor.steering import steer as steer
     from .export.artifact import Result as Result
     from .export.artifact import export_artifact as export_artifact
     from .export.settings import Settings as Settings
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 # Names are looked up at first use: importing `saeuron` must not need torch.
 _HOME = {
     "SaeuronError": ".editor.errors", "Settings": ".export.settings", "Result": ".export.artifact", "export_artifact": ".export.artifact",
-    "load": ".validation.load", "validate": ".validation.validate",
+    "load": ".validation.load", "steer": ".editor.steering", "validate": ".validation.validate",
 }  # fmt: skip
-__all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "validate"]
+__all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "steer", "validate"]
 
 
 def __getattr__(name: str) -> Any:

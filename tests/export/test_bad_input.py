@@ -262,6 +262,6 @@ def test_presets_of_two_models_are_refused(monkeypatch):
     known = presets()
     name = next(iter(known))
     known["Other"] = replace(known[name], name="Other", model="someone/else")
-    monkeypatch.setattr(module, "presets", lambda: known)
+    monkeypatch.setattr(module, "presets", lambda *_: known)
     with pytest.raises(SaeuronError, match="different base models"):
         module.resolve(module.Settings((name, "Other"), output="x"))

@@ -138,7 +138,7 @@ def test_concepts_fit_80_columns(monkeypatch):
         known["Neon"], name="Abstractionism", model="CompVis/stable-diffusion-v1-4", sae="bcywinski/SAeUron_coco", domain="unlearncanvas-object",
         select="percentile:99.999", multiplier=-12.5, status="untuned",
     )  # fmt: skip
-    monkeypatch.setattr(concepts, "presets", lambda: {**known, long.name: long})
+    monkeypatch.setattr(concepts, "presets", lambda *_: {**known, long.name: long})
     result = runner.invoke(cli.app, ["concepts"], env={"COLUMNS": "80"})
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80

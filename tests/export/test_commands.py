@@ -65,7 +65,16 @@ def test_collect_writes_a_file_that_export_reads(collecting, tiny, tmp_path):
         "--output", tmp_path / "out")  # fmt: skip
 
 
-def test_collect_by_two_processes_writes_the_same_file(collecting, tmp_path):
+@pytest.fixture
+def one_thread():
+    """Torch's sums depend on its number of threads, so both sides of a comparison bit by bit need the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_collect_by_two_processes_writes_the_same_file(collecting, tmp_path, one_thread):
     run("collect", *collecting, "--output", tmp_path / "one.safetensors")
     command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "-m", "saeuron", "collect", *collecting, "--output", tmp_path / "two.safetensors"]  # fmt: skip
@@ -164,7 +173,7 @@ def test_train_writes_an_sae_that_collect_reads(training, tiny, tmp_path):
     refused("finished training", *training, "--output", tmp_path / "sae")
 
 
-def test_train_by_two_processes_trains_the_same_sae(training, tmp_path):
+def test_train_by_two_processes_trains_the_same_sae(training, tmp_path, one_thread):
     one = json.loads(run(*training, "--output", tmp_path / "one", "--json").stdout)
     command = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "-m", "saeuron", *training, "--output", tmp_path / "two"]  # fmt: skip
@@ -172,7 +181,7 @@ def test_train_by_two_processes_trains_the_same_sae(training, tmp_path):
     done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "training.json").read_text())
-    assert two["saes"][HOOKPOINT]["fvu"] == pytest.approx(one["saes"][HOOKPOINT]["fvu"], rel=1e-3)
+    assert two["saes"][HOOKPOINT]["sha256"] == one["saes"][HOOKPOINT]["sha256"]
 
 
 def test_train_dry_run_and_refusals(training, tmp_path):

@@ -1,0 +1,76 @@
+"""What `steer` and `features` share: how a feature is named on the command line, and what is taken where nothing is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ...editor import demo
+from ...editor.errors import SaeuronError
+from ...editor.names import normalise
+from ..settings import check_sources
+
+STEPS, GUIDANCE = 50, 7.5
+
+
+def hookpoints_of(text: str | None) -> list[str]:
+    """`A,B` → names of blocks."""
+    return [normalise(name.strip()) for name in (text or "").split(",") if name.strip()]
+
+
+def feature(text: str, hookpoints: Sequence[str], option: str) -> tuple[str, int]:
+    """`1861` or `HOOKPOINT:1861` → hookpoint and number.
+
+    Raises:
+        SaeuronError: no whole number, or no telling at which hookpoint.
+    """
+    head, colon, tail = text.rpartition(":")
+    number = tail.strip()
+    if not (number.isascii() and number.isdigit() and len(number) < 12):
+        raise SaeuronError(f"{option} '{text}': '{number}' is no feature; write its number, e.g. 1861 or HOOKPOINT:1861")
+    if colon:
+        at = normalise(head.strip())
+        if hookpoints and at not in hookpoints:
+            raise SaeuronError(f"{option} '{text}': '{at}' is not among the hookpoints ({', '.join(hookpoints)})")
+    elif len(hookpoints) == 1:
+        at = hookpoints[0]
+    elif hookpoints:
+        raise SaeuronError(f"{option} '{text}': there are {len(hookpoints)} hookpoints; write HOOKPOINT:{number}")
+    else:
+        raise SaeuronError("no hookpoint known: give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
+    return at, int(number)
+
+
+def sources_of(given: Sequence[str], hookpoints: Sequence[str], model: str) -> dict[str, str]:
+    """Hookpoint → SAE folder or Hub id, from --sae.
+
+    Raises:
+        SaeuronError: none for a hookpoint, one that isn't used, or a model or SAE that is neither here nor a Hub id.
+    """
+    from .collect import saes_at
+
+    found = saes_at(list(given), list(hookpoints))
+    check_sources([("model", model), *(("SAE", source) for source in found.values())])
+    return found
+
+
+def sampling_of(model: str, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Steps and guidance: as asked for, else the model's usual ones.
+
+    Raises:
+        SaeuronError: fewer than one step, or no finite scale.
+    """
+    usual = (demo.STEPS, demo.GUIDANCE) if model == "demo" else (STEPS, GUIDANCE)
+    found = usual[0] if steps is None else steps, usual[1] if guidance is None else guidance
+    if found[0] < 1:
+        raise SaeuronError(f"--steps is {found[0]}; it must be at least 1")
+    if not math.isfinite(found[1]):
+        raise SaeuronError(f"--guidance is {found[1]:g}; it must be a finite number")
+    return found
+
+
+def check_pixels(height: int | None, width: int | None) -> None:
+    """Raise unless both can be the size of a picture."""
+    for pixels, option in ((height, "--height"), (width, "--width")):
+        if pixels is not None and (pixels < 8 or pixels % 8):
+            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")

@@ -1,0 +1,236 @@
+"""`saeuron steer`: an edit by hand, which multiplies single features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...editor.by_hand import check_gain
+from ...editor.edit_header import RESIDUALS
+from ...editor.errors import SaeuronError
+from ...editor.suggest import unknown
+from ..console import clean, out, print_warning, progress_line, write_json
+from ..folder import check_parent
+from . import options as o
+from .by_feature import check_pixels, feature, hookpoints_of, sampling_of, sources_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_PREVIEW = "Preview"
+
+
+@clean
+def steer(
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature", metavar="N=NUMBER",
+            help="Feature N is multiplied by NUMBER where it is active: 0 removes it, below 0 turns it round. HOOKPOINT:N=NUMBER where there are several; repeatable.",
+            rich_help_panel=o.WHAT,
+        ),
+    ] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", help="Only at these, both included, e.g. 999-500. Default: always.", rich_help_panel=o.WHAT)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the features are called together. Default: each `feature N`.", rich_help_panel=o.WHAT)
+    ] = None,
+    allow_amplify: Annotated[
+        bool, typer.Option("--allow-amplify", help="Accept numbers above 1, which strengthen a feature.", rich_help_panel=o.WHAT)
+    ] = False,
+    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
+    hookpoint: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated.", rich_help_panel=o.WHERE),
+    ] = None,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR|ID", help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable.", rich_help_panel=o.WHERE),
+    ] = None,
+    residual: Annotated[
+        str, typer.Option(metavar="MODE", help="Reconstruction error: keep, upstream (as the released hook), drop.", rich_help_panel=o.HOW)
+    ] = "keep",
+    preview: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Prompt for a picture before and after; repeatable. Also the prompts of a later proof.", rich_help_panel=_PREVIEW),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the first picture; each next takes the next one.", rich_help_panel=_PREVIEW)] = 7,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Denoising steps, also of a later proof. Default: 50 (demo: 20).", rich_help_panel=_PREVIEW)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="Guidance scale, also of a later proof. Default: 7.5 (demo: 3).", rich_help_panel=_PREVIEW)
+    ] = None,
+    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=_PREVIEW)] = None,
+    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=_PREVIEW)] = None,
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The edit (.safetensors); a preview lies beside it as .png.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
+    """Make an edit by hand: multiply single features wherever they are active.
+
+    The file is exported and proven as any other edit: `saeuron-export --edit FILE --output DIR`.
+
+    Example: `saeuron steer --feature 1861=-5 --feature 36=0 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --preview
+    "An image of Car in Neon style." --output edit.safetensors`
+    """
+    hookpoints = hookpoints_of(hookpoint)
+    gains = _gains(features or [], hookpoints, allow_amplify)
+    bounds = _range(timesteps)
+    if residual not in RESIDUALS:
+        raise SaeuronError(unknown("residual", residual, RESIDUALS))
+    if name is not None and not name.strip():
+        raise SaeuronError("--name is empty")
+    if not model:
+        raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
+    sources = sources_of(sae or [], list(gains), model)
+    count, scale = sampling_of(model, steps, guidance)
+    check_pixels(height, width)
+    files = _files(output, bool(preview), overwrite)
+    with progress_line("opening SAE") as say:
+        from ...editor.files import read_json
+        from ...editor.pipelines import check_folder, locate
+        from ...editor.steering import steering_edit
+        from ..prepare import open_saes
+        from ..settings import public_name
+
+        folder = locate(model)
+        check_folder(folder)
+        saes = open_saes(folder, sources)
+        trained = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
+        edit = steering_edit(gains, saes, bounds, residual, name, allow_amplify, trained)
+        for at, source in sources.items():
+            edit.provenance["saes"][at]["source"] = public_name(source)
+        edit.provenance |= {"model": public_name(model), "sampling": {"steps": count, "guidance": scale}}
+        fired: dict[str, float] = {}
+        sheet = None
+        if preview:
+            edit.provenance["prompts"] = list(preview)
+            fired, sheet = _preview(model, edit, saes, preview, seed, count, scale, height, width, device, say)
+        _write(edit, sheet, files)
+    found: dict[str, Any] = {
+        "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": edit.provenance["concepts"],
+    }  # fmt: skip
+    if preview:
+        found |= {"preview": str(files[1]), "fired": fired}
+        for concept, share in fired.items():
+            if share == 0:
+                print_warning(f"'{concept}' never fired in the preview, so a proof on these prompts would fail")
+    if as_json:
+        write_json(found)
+    else:
+        _print(found, fired)
+
+
+def _gains(texts: list[str], hookpoints: list[str], allow_amplify: bool) -> dict[str, dict[int, float]]:
+    """Hookpoint → feature → number."""
+    if not texts:
+        raise SaeuronError("no feature named: give --feature N=NUMBER, e.g. --feature 1861=-5")
+    found: dict[str, dict[int, float]] = {}
+    for text in texts:
+        head, equals, tail = text.partition("=")
+        try:
+            gain = float(tail)
+        except ValueError:
+            raise SaeuronError(f"--feature '{text}': expected N=NUMBER, e.g. 1861=-5") from None
+        at, number = feature(head, hookpoints, "--feature")
+        if number in found.setdefault(at, {}):
+            raise SaeuronError(f"--feature: {number} is named twice")
+        check_gain(number, gain, allow_amplify)
+        found[at][number] = gain
+    return found
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    high, _, low = text.partition("-")
+    if not (high.strip().isdecimal() and low.strip().isdecimal()) or int(high) < int(low):
+        raise SaeuronError(f"--timesteps '{text}': expected FROM-TO, the noisier, larger one first, e.g. 999-500")
+    return int(high), int(low)
+
+
+def _files(output: Path | None, preview: bool, overwrite: bool) -> list[Path]:
+    if output is None:
+        raise SaeuronError("no output: give --output FILE.safetensors")
+    if output.suffix != ".safetensors":
+        raise SaeuronError(f"--output '{output}' is to be a .safetensors file")
+    files = [output, output.with_suffix(".png")] if preview else [output]
+    for path in files:
+        if path.is_dir():
+            raise SaeuronError(f"'{path}' is a folder; choose another --output")
+        if path.exists() and not overwrite:
+            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    check_parent(output)
+    return files
+
+
+def _preview(
+    model: str, edit: Any, saes: Any, prompts: list[str], seed: int, steps: int, guidance: float, height: int | None, width: int | None,
+    device: str, say: Any,
+) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
+    """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
+    from ...editor.bake import refuse_edited
+    from ...editor.hook import AblationHook
+    from ...editor.pipelines import load_pipeline
+    from ...editor.sampling import generate
+    from ...validation.sheets import picture_rows
+
+    say(f"loading {model}")
+    pipeline = load_pipeline(model, None, device)
+    refuse_edited(pipeline.unet)
+    seeds = [seed + j for j in range(len(prompts))]
+
+    def pictures() -> Any:
+        return generate(pipeline, prompts, seeds, steps, guidance, height, width, batch_size=4)
+
+    say(f"drawing {len(prompts)} pictures of the unedited model")
+    before = pictures()
+    say(f"drawing {len(prompts)} pictures through the edit")
+    with AblationHook(pipeline.unet, edit, saes, record=True) as hook:
+        after = pictures()
+    fired: dict[str, float] = {}
+    for concept in edit.concepts:
+        shares = []
+        for at, part in edit.hookpoints.items():
+            own = [i for i, f in enumerate(part.features.tolist()) if any(f in row for row in part.chosen.get(concept, []))]
+            shares += [float(d.fires[..., i].float().mean()) for d in hook.decisions[at] for i in own]
+        fired[concept] = sum(shares) / len(shares)
+    # A plain x: PIL's own font has no multiplication sign.
+    said = ", ".join(f"{c['select']} x {c['multiplier']:g}" for c in edit.provenance["concepts"])
+    return fired, picture_rows([("original", before), (said, after)], 192, prompts)
+
+
+def _write(edit: Any, sheet: Image.Image | None, files: list[Path]) -> None:
+    """Both files whole, or neither."""
+    partial = [path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}") for path in files]
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        edit.save(partial[0])
+        if sheet is not None:
+            sheet.save(partial[1])
+        for made, path in zip(partial, files, strict=True):
+            os.replace(made, path)
+    except OSError as error:
+        raise SaeuronError(f"'{files[0]}' can't be written: {error.strerror or error}") from None
+    finally:
+        for made in partial:
+            made.unlink(missing_ok=True)
+
+
+def _print(found: dict[str, Any], fired: dict[str, float]) -> None:
+    when = f", timesteps {found['timesteps'][0]}-{found['timesteps'][1]}" if found["timesteps"] else ""
+    for c in found["features"]:
+        share = f"; fires at {fired[c['name']]:.1%} of tokens and steps in the preview" if c["name"] in fired else ""
+        out.print(f"{c['select']} × {c['multiplier']:g} at {c['hookpoint']}{when}{share}", highlight=False, soft_wrap=True)
+    out.print(f"edit       {found['edit']}", highlight=False, soft_wrap=True, markup=False)
+    if "preview" in found:
+        out.print(f"preview    {found['preview']}", highlight=False, soft_wrap=True, markup=False)
