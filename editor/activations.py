@@ -156,7 +156,9 @@ def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) ->
         raise SaeuronError(f"{path}: {error}") from None
     except Exception as error:  # a hostile stream can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SaeuronError(f"{path} can't be opened as a pickle of tensors: {reason[:200]}") from None
+        raise SaeuronError(
+            f"{path} is no concept-activations file: neither .safetensors nor a pickle of plain tensors ({reason[:160]})"
+        ) from None
     if (
         not isinstance(content, dict)
         or not content

@@ -48,7 +48,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     except FileNotFoundError:
         raise SaeuronError(f"{path} does not exist") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise SaeuronError(f"{path} is no whole safetensors file ({error}); it may be truncated, download it again") from None
+        raise SaeuronError(
+            f"{path} is no whole safetensors file ({error}); it may be truncated (download it again) or another kind of file"
+        ) from None
 
 
 def open_safetensors(path: Path, expected: dict[str, tuple[int, ...]] | None = None) -> dict[str, torch.Tensor]:

@@ -31,11 +31,15 @@ def register(name: str, recognises: Callable[[Path], bool]) -> Callable[[Reader]
 def _positive(settings: dict[str, Any], key: str, where: Path) -> int:
     value = settings.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise SaeuronError(f"{where}: '{key}' is {json.dumps(value)}, not a positive whole number")
+        found = json.dumps(value) if key in settings else "missing"
+        raise SaeuronError(f"{where}: '{key}' is {found}, expected a positive whole number")
     return value
 
 
-@register("sparsify", lambda folder: (folder / "cfg.json").is_file() and (folder / "sae.safetensors").is_file())
+@register(
+    "SAeUron and sparsify (cfg.json, sae.safetensors)",
+    lambda folder: (folder / "cfg.json").is_file() and (folder / "sae.safetensors").is_file(),
+)
 def read_sparsify(folder: Path) -> SparseAutoencoder:
     """SAeUron's and EleutherAI sparsify's form: `cfg.json` and `sae.safetensors`."""
     where = folder / "cfg.json"
@@ -68,7 +72,10 @@ def read_sparsify(folder: Path) -> SparseAutoencoder:
 _SAELENS_KINDS = {"topk": "topk", "jumprelu": "jumprelu", "standard": "jumprelu"}
 
 
-@register("SAELens", lambda folder: (folder / "cfg.json").is_file() and (folder / "sae_weights.safetensors").is_file())
+@register(
+    "SAELens (cfg.json, sae_weights.safetensors)",
+    lambda folder: (folder / "cfg.json").is_file() and (folder / "sae_weights.safetensors").is_file(),
+)
 def read_saelens(folder: Path) -> SparseAutoencoder:
     """SAELens's form: `cfg.json` and `sae_weights.safetensors`, architectures topk, jumprelu and standard.
 
@@ -114,7 +121,9 @@ def read_saelens(folder: Path) -> SparseAutoencoder:
     return SparseAutoencoder.from_tensors(config, tensors, str(folder))
 
 
-@register("sdxl-unbox", lambda folder: (folder / "config.json").is_file() and (folder / "state_dict.pth").is_file())
+@register(
+    "sdxl-unbox (config.json, state_dict.pth)", lambda folder: (folder / "config.json").is_file() and (folder / "state_dict.pth").is_file()
+)
 def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
     """sdxl-unbox's form: `config.json` and `state_dict.pth` (opened as tensors only), trained on output minus input of a block.
 
@@ -163,6 +172,8 @@ def read(source: str | Path, hookpoint: str | None = None, revision: str | None 
         for _, recognises, reader in _READERS:
             if folder.is_dir() and recognises(folder):
                 return reader(folder)
+    if root.is_file():
+        raise SaeuronError(f"SAE: '{source}' is a file; give the folder that holds it")
     seen = ", ".join(sorted(p.name for p in root.iterdir())[:8]) if root.is_dir() else "not a folder"
     raise SaeuronError(
         f"no SAE in '{source}' for hookpoint '{hookpoint}': expected the files of {_families()} there or in a folder of the hookpoint's name; found: {seen}"

@@ -63,7 +63,7 @@ def _by_hand(record: dict[str, Any]) -> bool:
 
 def _what(record: dict[str, Any]) -> tuple[str, str]:
     """The end of the title, and the beginning of the sentence that says what was done."""
-    source, names = record["model"]["source"], ", ".join(record["concepts"])
+    source, names = record["model"]["source"], ", ".join(dict.fromkeys(w["name"] for w in record["settings"]))
     if not _by_hand(record):
         return f"without {names}", f"Removed from `{source}`: **{names}**, by suppressing features of a sparse autoencoder"
     said = ", ".join(f"{w['name']} ({w['select']} × {w['multiplier']:g})" for w in record["settings"])

@@ -362,6 +362,13 @@ def _run(command: typer.Typer) -> None:
     sys.exit(code or 0)
 
 
+# What newer typer quotes from its validator.
+_PLAINER = {
+    "Input should be a valid integer, unable to parse string as an integer": "it must be a whole number",
+    "Input should be a valid number, unable to parse string as a number": "it must be a number",
+}
+
+
 def _usage_line(error: Any) -> str:
     """typer's message as one sentence that says what to do."""
     if hasattr(error, "possibilities"):
@@ -370,6 +377,8 @@ def _usage_line(error: Any) -> str:
     else:
         text = " ".join(error.format_message().split()).rstrip(".").replace(". Did you", "; did you")
         text = text[:1].lower() + text[1:]
+        for long, short in _PLAINER.items():
+            text = text.replace(long, short)
     context = getattr(error, "ctx", None)
     return text if text.endswith("?") or context is None else f"{text}; see '{context.command_path} --help'"
 

@@ -233,8 +233,12 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
     path = settings.settings
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SaeuronError(f"settings file '{path}' can't be read: {error}") from None
+    except FileNotFoundError:
+        raise SaeuronError(f"settings file '{path}' does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SaeuronError(f"settings file '{path}' is not valid TOML: {error}") from None
+    except OSError as error:
+        raise SaeuronError(f"settings file '{path}' can't be read: {error.strerror}") from None
     for key in content:
         if key not in ("export", "concepts"):
             raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,9 @@ def picture_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], size: int = 
     top = _LINE if captions else 0
     sheet = Image.new("RGB", ((width + _GAP) * len(shown[0][1]) + _GAP, top + len(shown) * (height + _LINE + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for x, text in enumerate(captions):
+    # Columns are narrow: what every caption begins with says nothing about them.
+    shared = os.path.commonprefix(list(captions)).rpartition(" ")[0] if len(captions) > 1 else ""
+    for x, text in enumerate(c.removeprefix(shared).strip() or c for c in captions):
         draw.text((_GAP + x * (width + _GAP), 3), shortened(draw, text, width, _font(_SMALL)), fill=_PALE, font=_font(_SMALL))
     for y, (title, pictures) in enumerate(shown):
         at = top + y * (height + _LINE + _GAP)

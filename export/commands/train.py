@@ -24,7 +24,12 @@ _TRAINING = "Training"
 
 def _train(
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
-    hookpoint: o.Hookpoint = None,
+    hookpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated, an SAE each.", rich_help_panel=o.WHERE
+        ),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt.", rich_help_panel=o.WHERE),

@@ -89,7 +89,7 @@ def test_the_job_itself_works(job):
         ({"--height": "65"}, "multiple of 8"),
         ({"--device": "cuda:9"}, "device 'cuda:9' can't be used"),
         ({"--device": "toaster"}, "device 'toaster' can't be used"),
-        ({"--settings": "/nowhere.toml"}, "can't be read"),
+        ({"--settings": "/nowhere.toml"}, "does not exist"),
         ({"--proof": "long"}, "full, short"),
     ],
 )
@@ -237,7 +237,7 @@ def test_an_edited_model(job, tmp_path):
         ("[[concepts]]\nselect = 'count:1'", "each concept with a name"),
         ("[[concepts]]\nname = 'A'\ngama = 3", "key 'gama'"),
         ("[other]", "table 'other'"),
-        ("= 3", "can't be read"),
+        ("= 3", "not valid TOML"),
     ],
 )
 def test_bad_settings_file(job, tmp_path, text, message):
