@@ -66,7 +66,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Concept activations (.safetensors, or a released pickle), or HOOKPOINT=FILE; repeatable. Default: the preset's.",
+            help="Concept activations (.safetensors, or a released pickle), a folder of saeuron collect, or HOOKPOINT=FILE; repeatable. Default: the preset's.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -278,7 +278,9 @@ def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """One model's presets; what they share stands above, so that the table fits 80 columns."""
     model, sae, hookpoint, residual = map(escaped, group)
     out.print(
-        f"[bold]{model or 'any model: give --model'}[/] at {hookpoint}\nSAE {sae}, residual {residual}", highlight=False, soft_wrap=True
+        f"[bold]{model or 'any model: give --model'}[/] at {hookpoint.replace(',', ', ')}\nSAE {sae}, residual {residual}",
+        highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("name", "domain", "select", "multiplier", "status"):

@@ -64,6 +64,7 @@ def building(output: Path, overwrite: bool, marker: str = manifest.NAME, what: s
         raise SaeuronError(f"'{output}' can't be written: {error.strerror}") from None
     try:
         yield partial
+        _open_to_readers(partial)
         if output.exists():
             check_output(output, overwrite, marker, what)
             old = output.with_name(f".{output.name}.old-{os.getpid()}")
@@ -76,6 +77,14 @@ def building(output: Path, overwrite: bool, marker: str = manifest.NAME, what: s
         raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Files as readable as their folder: safetensors writes its files for the owner alone, and an artifact is made to be served."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _sweep(output: Path) -> None:

@@ -350,7 +350,7 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             Wish(
                 name,
                 normalise(hookpoint),
-                path.replace("{hookpoint}", normalise(hookpoint)),
+                _file_at(path, normalise(hookpoint)),
                 rule,
                 float(multiplier),
                 shipped.status if shipped and same else "untuned",
@@ -376,6 +376,13 @@ def _places(sources: list[tuple[str | None, str]], s: Settings, preset: Concept 
     for at, path in sources:
         for hookpoint in (at or s.hookpoint or (preset.hookpoint if preset else "")).split(","):
             yield at, path, hookpoint.strip()
+
+
+def _file_at(path: str, hookpoint: str) -> str:
+    """The activations file of a hookpoint: `path` itself, with its `{hookpoint}` filled in, or in the folder that `saeuron collect` wrote."""
+    if path and Path(path_of(path)).is_dir():
+        path = f"{path.rstrip('/')}/{{hookpoint}}.safetensors"
+    return path.replace("{hookpoint}", hookpoint)
 
 
 def _collecting(name: str, preset: Concept | None) -> Collecting:

@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from ..collect import Sampling, collect
+from ..concepts import presets
 from ..sae import SparseAutoencoder
+from ..train_settings import TrainSettings
+from ..training import Trainer
 from . import GUIDANCE, ROOT, STEPS
 from . import train_pipeline as training
-from . import train_sae as sae_training
-from .render import OBJECTS, STYLES, dataset
+from .render import dataset
 
 SEED = 20260
-HOOKPOINTS = ("up_blocks.1.attentions.1",)
+HOOKPOINTS = ("up_blocks.1.attentions.0", "up_blocks.1.attentions.1")
 
 
 def stage_render(work: Path) -> None:
@@ -74,31 +76,26 @@ def stage_round(work: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def stage_tokens(work: Path) -> None:
-    """Gather activations of all hookpoints over whole trajectories."""
+def stage_saes(work: Path) -> None:
+    """Train one SAE a hookpoint, all on the same pictures; `saeuron train` does the same (docs/training.md)."""
     pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
-    torch.save(sae_training.gather(pipeline, HOOKPOINTS, 896, SEED + 4), work / "tokens.pt")
-
-
-def stage_sae(work: Path) -> None:
-    """Train one SAE a hookpoint."""
-    tokens = torch.load(work / "tokens.pt")
+    settings = TrainSettings(
+        k=16, tokens=2_457_600, batch=2048, rate=1e-3, decay_from=0.2, warmup=50, dead_after=300_000, pictures=320, passes=8, held_out=128
+    )
+    prompts = [line for line in (ROOT / "prompts.txt").read_text().splitlines() if line]
+    shutil.rmtree(work / "saes", ignore_errors=True)
+    report = Trainer(pipeline, HOOKPOINTS, prompts, settings, Sampling(STEPS, GUIDANCE, batch_size=64), work / "saes").train()
+    assert report is not None
     for hookpoint in HOOKPOINTS:
-        sae, unexplained = sae_training.train(tokens[hookpoint], expansion=16, k=16, steps=1200, seed=SEED + 5)
-        print(f"{hookpoint}: FVU {unexplained:.4f} on held-out tokens", flush=True)
-        sae.save(work / "demo" / "saes" / hookpoint, torch.float16)
+        print(f"{hookpoint}: FVU {report['saes'][hookpoint]['fvu']:.4f} on held-out pictures", flush=True)
+        SparseAutoencoder.load(work / "saes", hookpoint).save(work / "demo" / "saes" / hookpoint, torch.float16)
 
 
 def stage_activations(work: Path) -> None:
-    """Collect concept activations, one file a domain and hookpoint, on prompts other than the evaluation's."""
+    """Collect concept activations, one file a domain and hookpoint, on the presets' prompts; none is the evaluation's."""
     pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
-    templates = training.TEMPLATES[1:]
-    domains = {
-        "style": {s: [training.prompt(o, s, t) for t in templates[:2] for o in OBJECTS] for s in STYLES},
-        "object": {o: [training.prompt(o, s, t) for t in templates[:2] for s in (None, *STYLES)] for o in OBJECTS},
-    }
     saes = {hookpoint: SparseAutoencoder.load(work / "demo" / "saes", hookpoint) for hookpoint in HOOKPOINTS}
-    for domain, prompts in domains.items():
+    for domain, prompts in {c.domain: c.compared for c in presets().values() if c.model == "demo"}.items():
         found = collect(pipeline, saes, prompts, Sampling(STEPS, GUIDANCE, batch_size=18), {"domain": domain})
         for hookpoint, activations in (found or {}).items():
             activations.save(work / "demo" / f"{domain}-{hookpoint}.safetensors", torch.float16)
@@ -115,7 +112,7 @@ def stage_install(work: Path) -> None:
 
 STAGES = {
     "render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier, "round": stage_round,
-    "tokens": stage_tokens, "sae": stage_sae, "activations": stage_activations, "install": stage_install,
+    "saes": stage_saes, "activations": stage_activations, "install": stage_install,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def hookpoints_of(text: str | None) -> list[str]:
 
 
 def feature(text: str, hookpoints: Sequence[str], option: str) -> tuple[str, int]:
-    """`1861` or `HOOKPOINT:1861` → hookpoint and number.
+    """`296` or `HOOKPOINT:296` → hookpoint and number.
 
     Raises:
         SaeuronError: no whole number, or no telling at which hookpoint.
@@ -27,7 +27,7 @@ def feature(text: str, hookpoints: Sequence[str], option: str) -> tuple[str, int
     head, colon, tail = text.rpartition(":")
     number = tail.strip()
     if not (number.isascii() and number.isdigit() and len(number) < 12):
-        raise SaeuronError(f"{option} '{text}': '{number}' is no feature; write its number, e.g. 1861 or HOOKPOINT:1861")
+        raise SaeuronError(f"{option} '{text}': '{number}' is no feature; write its number, e.g. 296 or HOOKPOINT:296")
     if colon:
         at = normalise(head.strip())
         if hookpoints and at not in hookpoints:

@@ -27,7 +27,7 @@ MARKER = "features.json"
 @clean
 def features(
     numbers: Annotated[
-        str, typer.Option("--features", metavar="N,M", help="Features, e.g. 1861,36; HOOKPOINT:1861 where there are several.", rich_help_panel=o.WHAT)
+        str, typer.Option("--features", metavar="N,M", help="Features, e.g. 296,36; HOOKPOINT:296 where there are several.", rich_help_panel=o.WHAT)
     ] = "",
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Instead of --features: those that the presets' rules choose for these concepts.", rich_help_panel=o.WHAT)
@@ -68,7 +68,7 @@ def features(
 
     The unedited model runs on prompts; memory does not grow with the number of pictures.
 
-    Example: `saeuron features --features 1861,36 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
+    Example: `saeuron features --features 296,157 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --output features`, or by concept: `saeuron features --concepts Neon --output neon`
     """
     if bool(numbers) == bool(concepts):

@@ -15,8 +15,8 @@ PresetFiles = Annotated[
 Activations = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE",
-        help="Concept activations, or HOOKPOINT=FILE; repeatable. Default: the preset's, or collected.",
+        metavar="PATH",
+        help="Concept activations: file, folder of saeuron collect, or HOOKPOINT=FILE; repeatable. Default: the preset's, or collected.",
         rich_help_panel=WHAT,
     ),
 ]

@@ -60,7 +60,7 @@ def select(
         sources = open_sources(plan, say)
         found = _describe(sources)
     if output is not None:
-        _write(output, sources, found)
+        _write(output, sources)
     if as_json:
         write_json(found)
     else:
@@ -122,22 +122,17 @@ def _print(found: dict[str, Any], rows: int) -> None:
         )  # fmt: skip
 
 
-def _write(output: Path, sources: Sources, found: dict[str, Any]) -> None:
-    from ..concept_tables import write_tables
+def _write(output: Path, sources: Sources) -> None:
+    from ..concept_tables import one_for_all, write_tables
 
     plan = sources.plan
     tables = []
     for concept in dict.fromkeys(w.concept for w in sources.wishes):
-        mine = [w for w in sources.wishes if w.concept == concept]
-        files = {w.hookpoint: w.activations for w in mine}
-        if len(files) > 1:
-            raise SaeuronError(
-                f"concept '{concept}' is chosen at several hookpoints from files of its own; a settings file names one (saeuron sweep writes several)"
-            )
-        wish = mine[0]
+        files = {w.hookpoint: w.activations for w in sources.wishes if w.concept == concept}
+        wish = next(w for w in sources.wishes if w.concept == concept)
         tables.append({
-            "name": concept, "model": plan.model, "domain": wish.domain, "sae": plan.saes[wish.hookpoint], "hookpoint": wish.hookpoint,
-            "activations": wish.activations, "select": str(wish.rule), "multiplier": wish.multiplier, "residual": plan.residual, "status": wish.status,
-            "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(concept, ()),
+            "name": concept, "model": plan.model, "domain": wish.domain, **one_for_all(concept, files, plan.saes), "select": str(wish.rule),
+            "multiplier": wish.multiplier, "residual": plan.residual, "status": wish.status, "steps": plan.steps, "guidance": plan.guidance,
+            "prompts": plan.prompts.get(concept, ()),
         })  # fmt: skip
     write_tables(output, tables, "By saeuron select. Read by: saeuron-export --settings FILE --output DIR")

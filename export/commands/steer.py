@@ -79,7 +79,7 @@ def steer(
 
     The file is exported and proven as any other edit: `saeuron-export --edit FILE --output DIR`.
 
-    Example: `saeuron steer --feature 1861=-5 --feature 36=0 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --preview
+    Example: `saeuron steer --feature 296=-5 --feature 157=0 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --preview
     "An image of Car in Neon style." --output edit.safetensors`
     """
     hookpoints = hookpoints_of(hookpoint)
@@ -133,14 +133,14 @@ def steer(
 def _gains(texts: list[str], hookpoints: list[str], allow_amplify: bool) -> dict[str, dict[int, float]]:
     """Hookpoint → feature → number."""
     if not texts:
-        raise SaeuronError("no feature named: give --feature N=NUMBER, e.g. --feature 1861=-5")
+        raise SaeuronError("no feature named: give --feature N=NUMBER, e.g. --feature 296=-5")
     found: dict[str, dict[int, float]] = {}
     for text in texts:
         head, equals, tail = text.partition("=")
         try:
             gain = float(tail)
         except ValueError:
-            raise SaeuronError(f"--feature '{text}': expected N=NUMBER, e.g. 1861=-5") from None
+            raise SaeuronError(f"--feature '{text}': expected N=NUMBER, e.g. 296=-5") from None
         at, number = feature(head, hookpoints, "--feature")
         if number in found.setdefault(at, {}):
             raise SaeuronError(f"--feature: {number} is named twice")

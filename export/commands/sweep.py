@@ -196,22 +196,14 @@ def _entry(bench: Sweep, best: Score, final: Score, scores: list[Score]) -> dict
 
 
 def _table(sources: Any, wish: Any, by_place: dict[tuple[str, str], Any], best: Score) -> dict[str, Any]:
+    from ..concept_tables import one_for_all
+
     plan, t = sources.plan, best.trial
     files = {h: by_place[t.concept, h].activations for h in t.hookpoints}
-    patterns = {path.replace(h, "{hookpoint}") for h, path in files.items()}
-    if len(files) > 1 and len(patterns) > 1:
-        raise SaeuronError(
-            f"concept '{t.concept}': the activations of its hookpoints differ in more than the hookpoint's name ({', '.join(files.values())}); name the files alike"
-        )
-    saes = {plan.saes[h] for h in t.hookpoints}
-    if len(saes) > 1:
-        raise SaeuronError(
-            "an SAE of its own for each hookpoint can't be written into one settings table; put them into one folder, by hookpoint"
-        )
     return {
-        "name": t.concept, "model": plan.model, "domain": wish.domain, "sae": saes.pop(), "hookpoint": ",".join(t.hookpoints),
-        "activations": patterns.pop() if len(files) > 1 else files[t.hookpoints[0]], "select": t.select, "multiplier": t.multiplier,
-        "residual": plan.residual, "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(t.concept, ()),
+        "name": t.concept, "model": plan.model, "domain": wish.domain, **one_for_all(t.concept, files, plan.saes), "select": t.select,
+        "multiplier": t.multiplier, "residual": plan.residual, "status": "tuned", "steps": plan.steps, "guidance": plan.guidance,
+        "prompts": plan.prompts.get(t.concept, ()),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import HOOKPOINT, check_plan
 from typer.testing import CliRunner
 
+from saeuron.editor.concepts import presets
 from saeuron.export import onnx
 from saeuron.export.artifact import export_artifact
 from saeuron.export.cli import app
@@ -33,6 +34,15 @@ def test_an_error_leaves_nothing(tmp_path):
         (folder / "half").write_text("x")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_as_readable_as_their_folder(tmp_path):
+    """A library that writes for its owner alone must not make an artifact that a server can't read."""
+    with building(tmp_path / "out", False) as folder:
+        (folder / "unet").mkdir()
+        (folder / "unet" / "weights").touch(mode=0o600)
+    mode = (tmp_path / "out").stat().st_mode & 0o666
+    assert (tmp_path / "out" / "unet" / "weights").stat().st_mode & 0o777 == mode
 
 
 def test_overwrite_replaces_whole(tiny, tmp_path):
@@ -110,8 +120,11 @@ def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
 def test_dry_run_lists_features_in_the_order_of_the_names(tmp_path):
     found = runner.invoke(app, ["export", "--dry-run", "--concepts", "Tiles,House,Chalkboard", "--output", str(tmp_path / "out")])
     lines = [line.split() for line in found.stdout.splitlines()]
-    assert [line[1] for line in lines if line[0] == "features"] == ["Tiles", "House", "Chalkboard"]
-    assert "House at up_blocks.1.attentions.1: 32 a step" in found.stdout
+    shown = [(line[1], line[3].rstrip(":")) for line in lines if line[0] == "features"]
+    known = presets()
+    assert shown == [(name, h) for name in ("Tiles", "House", "Chalkboard") for h in known[name].hookpoint.split(",")]
+    count = known["House"].select.removeprefix("count:")
+    assert f"House at {known['House'].hookpoint.split(',')[0]}: {count} a step" in found.stdout
 
 
 def test_dry_run_without_a_network(tmp_path, tiny):

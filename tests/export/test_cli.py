@@ -135,14 +135,16 @@ def test_concepts_fit_80_columns(monkeypatch):
 
     known = concepts.presets()
     long = replace(
-        known["Neon"], name="Abstractionism", model="CompVis/stable-diffusion-v1-4", sae="bcywinski/SAeUron_coco", domain="unlearncanvas-object",
+        known["Neon"], name="Abstractionism", hookpoint="up_blocks.1.attentions.1", model="CompVis/stable-diffusion-v1-4", sae="bcywinski/SAeUron_coco", domain="unlearncanvas-object",
         select="percentile:99.999", multiplier=-12.5, status="untuned",
     )  # fmt: skip
     monkeypatch.setattr(concepts, "presets", lambda *_: {**known, long.name: long})
     result = runner.invoke(cli.app, ["concepts"], env={"COLUMNS": "80"})
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.split() == ["Neon", "style", "count:1", "-1", "tuned"] for line in lines)
+    neon = known["Neon"]
+    assert any(line.split() == ["Neon", "style", neon.select, f"{neon.multiplier:g}", "tuned"] for line in lines)
+    assert f"demo at {neon.hookpoint.replace(',', ', ')}" in lines
     assert any(line.split() == ["Abstractionism", "unlearncanvas-object", "percentile:99.999", "-12.5", "untuned"] for line in lines)
     assert "CompVis/stable-diffusion-v1-4 at up_blocks.1.attentions.1" in lines and "SAE bcywinski/SAeUron_coco, residual keep" in lines
 

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from typer.testing import CliRunner
 
 from saeuron.editor.activations import ConceptActivations
+from saeuron.editor.concepts import presets
 from saeuron.editor.edit import Edit
 from saeuron.editor.files import read_header
 from saeuron.export.cli import app
@@ -116,20 +117,29 @@ def test_collect_refuses_what_cannot_be_meant(collecting, tiny, tmp_path):
 
 def test_select_shows_features_and_writes_settings_that_export_reads(tmp_path):
     found = json.loads(run("select", "--concepts", "Neon,House,Boat", "--output", tmp_path / "s.toml", "--json").stdout)
+    known = presets()
+    places = known["Neon"].hookpoint.split(",")
     entries = {e["concept"]: e for e in found["concepts"]}
-    assert entries["Neon"]["per_step"] == [1] * 20 and entries["Neon"]["features"][0]["ranges"] == [[999, 49]]
+    assert [(e["concept"], e["hookpoint"]) for e in found["concepts"]] == [
+        (c, h) for c in ("Neon", "House", "Boat") for h in known[c].hookpoint.split(",")
+    ]
+    assert len(places) == 2
+    for entry in found["concepts"]:
+        assert entry["per_step"] == [int(known[entry["concept"]].select.removeprefix("count:"))] * 20
+    assert all(f["ranges"][0][0] <= 999 and f["ranges"][-1][1] >= 49 for f in entries["Neon"]["features"])
     assert len(entries["House"]["compared_with"]) == 7 and "House" not in entries["House"]["compared_with"]
-    assert any(set(pair["concepts"]) == {"House", "Boat"} for pair in found["overlaps"])
     tables = {t["name"]: t for t in tomllib.loads((tmp_path / "s.toml").read_text())["concepts"]}
-    assert tables["Neon"]["select"] == "count:1" and tables["House"]["status"] == "tuned"
+    assert tables["Neon"]["select"] == known["Neon"].select and tables["House"]["status"] == "tuned"
+    assert tables["Neon"]["hookpoint"] == known["Neon"].hookpoint and tables["Neon"]["activations"] == "demo:style-{hookpoint}.safetensors"
     plans = [
         json.loads(run("export", *options, "--output", tmp_path / "x", "--dry-run", "--json").stdout)
         for options in (["--concepts", "Neon,House,Boat"], ["--settings", tmp_path / "s.toml"])
     ]
     assert plans[0]["features"] == plans[1]["features"]
     assert [c["status"] for c in plans[1]["concepts"]] == ["tuned"] * 3
-    shown = run("select", "--concepts", "Neon,House,Boat").stdout
-    assert "House and Boat share" in shown
+    many = ["select", "--concepts", "House,Boat", "--select", "count:64"]
+    assert any(set(pair["concepts"]) == {"House", "Boat"} for pair in json.loads(run(*many, "--json").stdout)["overlaps"])
+    assert "House and Boat share" in run(*many).stdout
     refused("exists", "select", "--concepts", "Neon", "--output", tmp_path / "s.toml")
 
 

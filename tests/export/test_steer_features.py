@@ -220,17 +220,19 @@ def test_features_are_those_of_a_brute_force_search(looking, seen, active, tmp_p
 
 
 def test_features_by_concept_take_what_select_shows(tmp_path):
-    chosen = {
-        c["concept"]: [f["feature"] for f in c["features"]]
-        for c in json.loads(run("select", "--concepts", "Neon,House", "--json").stdout)["concepts"]
-    }
+    chosen: dict[str, dict[int, None]] = {}
+    for entry in json.loads(run("select", "--concepts", "Neon,House", "--json").stdout)["concepts"]:
+        chosen.setdefault(entry["hookpoint"], {}).update(dict.fromkeys(f["feature"] for f in entry["features"][:2]))
     run("features", "--concepts", "Neon,House", "--limit", 2, "--pictures", 4, "--steps", 2, "--output", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "features.json").read_text())
-    assert [f["feature"] for f in found["features"]] == list(dict.fromkeys(chosen["Neon"][:2] + chosen["House"][:2]))
+    assert len(chosen) == 2
+    assert [(f["hookpoint"], f["feature"]) for f in found["features"]] == [(h, n) for h, numbers in chosen.items() for n in numbers]
     assert found["features"][0]["concepts"] == ["Neon"] and found["guidance"] == 3.0
+    assert all((tmp_path / "out" / f["sheet"]).is_file() for f in found["features"] if f["sheet"])
     refused("exists", "features", "--concepts", "Neon", "--output", tmp_path / "out")
-    run("features", "--concepts", "Neon", "--pictures", 2, "--steps", 2, "--output", tmp_path / "out", "--overwrite")
-    assert len(json.loads((tmp_path / "out" / "features.json").read_text())["features"]) == 1
+    run("features", "--concepts", "Neon", "--limit", 1, "--pictures", 2, "--steps", 2, "--output", tmp_path / "out", "--overwrite")
+    again = json.loads((tmp_path / "out" / "features.json").read_text())["features"]
+    assert [f["hookpoint"] for f in again] == list(chosen)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
