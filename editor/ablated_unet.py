@@ -189,13 +189,16 @@ class FeatureAblation(nn.Module):
             y = out + (delta * (std + 1e-5) if self.unit_norm else delta)
         else:
             active = z * (z > self.latent_thresholds) if top is None else torch.zeros_like(z).scatter(-1, top.indices, top.values)
-            decoded = active @ self.decoder_weight + self.pre_bias
-            delta = change.to(x.dtype) @ self.decoder_weight.index_select(0, self.features)
+            # In float32: the reconstruction is as large as the signal, so its rounding in 16 bits would drown a small edit.
+            rows = self.decoder_weight.float()
+            decoded = active.float() @ rows + self.pre_bias.float()
+            delta = change @ rows.index_select(0, self.features)
             if self.unit_norm:
-                decoded, delta = decoded * (std + 1e-5) + mean, delta * (std + 1e-5)
-            edited = decoded + delta
-            y = edited if self.residual == "drop" else edited + (decoded - x)
-            y = y if before is None else y + (out - x)
+                decoded, delta = decoded * (std + 1e-5).float() + mean.float(), delta * (std + 1e-5).float()
+            y = decoded + delta
+            if self.residual == "upstream":
+                y = y + (decoded - x.float())
+            y = (y if before is None else y + (out - x).float()).to(x.dtype)
         return y.transpose(1, 2).unflatten(-1, (height, width))
 
     def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

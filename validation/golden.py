@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from ..editor.errors import SaeuronError
 from ..editor.files import read_header
+from .weights import Digest
 
-_FORMAT = "saeuron-golden-2"
+_FORMAT = "saeuron-golden-3"
 _OF_CASE = ("fires", "near", "conditions")
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
@@ -88,6 +89,8 @@ class Golden:
     notes: dict[str, Any] = field(default_factory=dict)
     surroundings: dict[str, np.ndarray] = field(default_factory=dict)
     """what tokenizers, scheduler and latent scaling give for fixed inputs, see `surroundings`"""
+    weights: dict[str, dict[str, Digest]] = field(default_factory=dict)
+    """component → tensor → digest of the original's, see `weights`"""
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
@@ -114,7 +117,7 @@ class Golden:
         parts = {c: {k: put(f"component/{c}/{k}", v) for k, v in values.items()} for c, values in self.components.items()}
         around = {k: put(f"surroundings/{k}", v) for k, v in self.surroundings.items()}
         content = {
-            "precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes, "surroundings": around,
+            "precision": self.precision, "cases": cases, "runs": runs, "components": parts, "notes": self.notes, "surroundings": around, "weights": self.weights,
         }  # fmt: skip
         header = {"format": _FORMAT, "content": json.dumps(content)}
         save_file(tensors, path, metadata=header)
@@ -141,6 +144,7 @@ class Golden:
             runs = [Run(**r) for r in filled]
             parts = {c: {k: tensors[n] for k, n in values.items()} for c, values in content["components"].items()}
             around = {k: tensors[n] for k, n in content["surroundings"].items()}
-            return cls(content["precision"], cases, runs, parts, content["notes"], around)
+            weights = {c: {k: Digest(*d) for k, d in found.items()} for c, found in content["weights"].items()}
+            return cls(content["precision"], cases, runs, parts, content["notes"], around, weights)
         except (KeyError, ValueError, TypeError) as error:
             raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..editor.edit import Edit, HookpointEdit
+from ..editor.families import Family, family_of
 from ..editor.files import read_header, read_json
+from . import graphs, weights
 from .golden import Golden
 
 
@@ -35,11 +38,81 @@ def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str
     if golden.precision != record["precision"]:
         found.append(f"the golden vectors are {golden.precision}, the artifact is {record['precision']}")
     found += _check_config(read_json(root / "unet" / "config.json").get("ablation") or {}, record, edit)
+    found += _check_manifest(root, record, edit)
     found += _check_concepts(edit, golden)
+    family = family_of(read_json(root / "model_index.json"))
+    found += _check_copies(root, family)
+    needed = {*family.networks, "edit"}
+    if set(golden.weights) != needed or not all(golden.weights.values()):
+        found.append(f"the golden vectors hold no digests of the original's weights for {sorted(needed - set(golden.weights))}")
     if "checkpoint" in record["formats"]:
         found += _check_tables("checkpoint", _checkpoint_tables(root / "unet", edit), edit, record["gate"])
+        found += weights.in_checkpoint(root, golden.weights)
+        found += _check_class(root)
     if "onnx" in record["formats"]:
         found += _check_onnx(root / "unet" / "model.onnx", edit, record["gate"])
+        found += weights.in_graphs(root, golden.weights, family)
+        found += graphs.check(root, family, record["precision"])
+    return found
+
+
+def _check_class(root: Path) -> list[str]:
+    """The code file that plain diffusers will run must be the class that the proof ran, and the one that the index names."""
+    from ..editor import ablated_unet
+
+    own = Path(ablated_unet.__file__)
+    name = ablated_unet.AblatedUNet2DConditionModel.__module__
+    there = sorted(p.name for p in (root / "unet").glob("*.py"))
+    if there != [f"{name}.py"]:
+        return [
+            f"unet/ holds {', '.join(there) or 'no .py file'}; this version of saeuron proves {name}.py (validate with the version that made the artifact)"
+        ]
+    found = []
+    if (root / "unet" / there[0]).read_bytes() != own.read_bytes():
+        found.append(f"unet/{there[0]} is not the class that was proven: its text differs from this version's")
+    index = read_json(root / "model_index.json")
+    if index.get("unet") != [name, "AblatedUNet2DConditionModel"]:
+        found.append(f"model_index.json opens the UNet as {index.get('unet')}, not as {[name, 'AblatedUNet2DConditionModel']}")
+    return found
+
+
+def _check_copies(root: Path, family: Family) -> list[str]:
+    """Files that only some clients read must say the same as those that the proof reads: optimum's configs, older tokenizers' files."""
+    found = []
+    own = read_json(root / "vae" / "config.json")
+    for name in ("vae_decoder", "vae_encoder"):
+        path = root / name / "config.json"
+        if path.is_file():
+            other = read_json(path)
+            differing = sorted(k for k in {*own, *other} if not k.startswith("_") and own.get(k) != other.get(k))
+            found += [f"{name}/config.json: '{k}' is {other.get(k)!r}, in vae/config.json {own.get(k)!r}" for k in differing]
+    for text in family.text_encoders:
+        folder = root / text.tokenizer
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        model = read_json(folder / "tokenizer.json")["model"]
+        if (folder / "vocab.json").is_file() and read_json(folder / "vocab.json") != model["vocab"]:
+            found.append(f"{text.tokenizer}/vocab.json holds another vocabulary than tokenizer.json")
+        if (folder / "merges.txt").is_file():
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+            merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+            if merges != [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]:
+                found.append(f"{text.tokenizer}/merges.txt holds other merges than tokenizer.json")
+    return found
+
+
+def _check_manifest(root: Path, record: dict[str, Any], edit: Edit) -> list[str]:
+    """What the manifest tells a reader must be what the edit was made from."""
+    said = edit.provenance
+    pairs = {
+        "settings": (record["settings"], said.get("concepts")),
+        "saes": (record["saes"], said.get("saes")),
+        "activations": (record["activations"], said.get("activations")),
+        "the UNet's hash": (record["model"]["unet_sha256"], said.get("unet_sha256")),
+    }
+    found = [f"the manifest's {key} are not those on record in the edit" for key, (a, b) in pairs.items() if a != b]
+    if record["model"]["safety_checker"] != (root / "safety_checker" / "config.json").is_file():
+        found.append("the manifest says otherwise than the folder whether there is a safety checker")
     return found
 
 
@@ -56,11 +129,16 @@ def _check_config(ablation: dict[str, Any], record: dict[str, Any], edit: Edit) 
 def _check_concepts(edit: Edit, golden: Golden) -> list[str]:
     """Every concept must have fired somewhere in the golden forwards."""
     silent = []
+    if any(set(case.fires) != set(edit.hookpoints) for case in golden.cases):
+        return ["the golden vectors are of an edit at other hookpoints"]
     for concept in edit.concepts:
         fired = False
         for hookpoint, part in edit.hookpoints.items():
-            own = np.isin(part.features.numpy(), sorted({f for row in part.chosen.get(concept, []) for f in row}))
-            fired |= any(bool(case.fires[hookpoint][..., own].any()) for case in golden.cases)
+            rows = part.chosen.get(concept, [])
+            for case in golden.cases:
+                # Features that another concept alone has at this timestep are not this one's.
+                own = np.isin(part.features.numpy(), rows[int(part.rows(torch.tensor([case.timestep])))] if rows else [])
+                fired |= bool(case.fires[hookpoint][..., own].any())
         if not fired:
             silent.append(
                 f"concept '{concept}' never fired in the proof, so its removal was not shown; give prompts that show it (--proof-prompt)"
@@ -107,19 +185,27 @@ def _same(value: np.ndarray | None, expected: np.ndarray) -> bool:
     return value is not None and value.dtype == expected.dtype and value.shape == expected.shape and value.tobytes() == expected.tobytes()
 
 
+def _graph_tables(part: HookpointEdit, gate: str) -> dict[str, np.ndarray]:
+    """In a graph the timesteps are folded into the bars between neighbours, by which a row is found."""
+    found = tables(part, gate)
+    steps = found.pop("timesteps").astype(np.float32)
+    return found | ({"bars between timesteps": (steps[:-1] + steps[1:]) / 2} if len(steps) > 1 else {})
+
+
 def _check_onnx(path: Path, edit: Edit, gate: str) -> list[str]:
     """The exporter names initializers as it likes, so the tables are looked for by content."""
     import onnx_ir as ir
 
-    wanted = {(h, k): v for h, p in edit.hookpoints.items() for k, v in tables(p, gate).items() if k != "timesteps"}
-    shapes = {v.shape for v in wanted.values()}
+    wanted = {(h, k): v for h, p in edit.hookpoints.items() for k, v in _graph_tables(p, gate).items()}
+    sizes = {v.size for v in wanted.values()}
     held = []
     for value in ir.load(path).graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tuple(tensor.shape.numpy()) in shapes:
+        # An initializer that nothing reads proves nothing.
+        if tensor is not None and value.uses() and tensor.size in sizes:
             held.append(tensor.numpy())
     return [
         f"onnx: the table '{key}' of '{h}' is not in the graph"
         for (h, key), expected in wanted.items()
-        if not any(_same(v, expected) for v in held)
+        if not any(v.dtype == expected.dtype and v.tobytes() == expected.tobytes() for v in held)
     ]

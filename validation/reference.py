@@ -22,6 +22,7 @@ from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
 from .golden import Case, Golden, Run
 from .surroundings import of_pipeline, token_ids
+from .weights import of_original
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # A decision may flip between two backends when its latent lies this close to its bar, relative to the bar. The latent is
@@ -124,7 +125,8 @@ def make_golden(
     size = pipeline.unet.config.sample_size
     own = (size, size) if isinstance(size, int) else tuple(size)
     h, w = height or own[0] * pipeline.vae_scale_factor, width or own[1] * pipeline.vae_scale_factor
-    wide = max(unit, (h * 3 // 4) // unit * unit), w
+    # Not square, and of another width than the other cases.
+    wide = max(unit, (h * 3 // 4) // unit * unit), w + unit
     cases: list[Case] = []
     runs: list[Run] = []
     against_topk = {"decisions": 0, "differ": 0, "fired": 0, "fired_topk": 0}
@@ -155,7 +157,8 @@ def make_golden(
     notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_topk": against_topk}
     notes["steps"] = steps
     around = of_pipeline(pipeline, prompts, steps)
-    return Golden(precision, cases, runs, _components(pipeline, prompts[:1], h, w, seed), notes, around)
+    weights = of_original(pipeline, edit, saes, gate)
+    return Golden(precision, cases, runs, _components(pipeline, [*prompts[:7], ""], h, w, seed), notes, around, weights)
 
 
 def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:
@@ -269,7 +272,7 @@ def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed
         encoded = text.encode(network, torch.from_numpy(ids).to(network.device))
         found[text.name] = {"input_ids": ids, **{n: to_numpy(encoded[n]) for n in text.used(network.config.num_hidden_layers)}}
     with autoencoder(pipeline) as vae:
-        latents = initial_latents(pipeline, [seed], height, width).to(vae.dtype)
+        latents = initial_latents(pipeline, [seed, seed + 1], height, width).to(vae.dtype)
         decoded = vae.decode(latents, return_dict=False)[0]
         picture = decoded.clamp(-1, 1)
         moments = vae.encode(picture).latent_dist.parameters

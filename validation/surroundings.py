@@ -6,7 +6,9 @@ scheduler with other timesteps gives other pictures from an equal UNet.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,14 @@ def surroundings(
     """
     import torch
 
-    ids = {n.replace("tokenizer", "input_ids"): token_ids(t, [*prompts, ""], length) for n, (t, length) in tokenizers.items()}
+    ids: dict[str, np.ndarray] = {}
+    for name, (tokenizer, _) in tokenizers.items():
+        # The length that the pipeline pads to is the tokenizer's own.
+        length = min(int(tokenizer.model_max_length), 100_000)
+        ids[name.replace("tokenizer", "max_length")] = np.array([float(length)])
+        ids[name.replace("tokenizer", "input_ids")] = token_ids(tokenizer, [*prompts, ""], min(length, 1024))
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        ids[name.replace("tokenizer", "vocabulary")] = np.frombuffer(hashlib.sha256(vocabulary).digest(), np.uint8)
     own = type(scheduler).from_config(scheduler.config)
     own.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
@@ -111,6 +120,11 @@ def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> d
     """
     distances: dict[str, float] = {}
     failures = []
+    for name in sorted(_NEEDED - set(reference)):
+        failures.append(f"the golden vectors hold no '{name}' of the original, so nothing was proven of its {_ROOM[name]}")
+    for name in found:
+        if name not in reference:
+            failures.append(f"{_ROOM[name]}: has '{name}', which the original has not")
     for name, expected in reference.items():
         value = found.get(name)
         if value is None:
@@ -122,12 +136,17 @@ def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> d
         scale = float(np.linalg.norm(expected.astype(np.float64))) or 1.0
         distances[name] = distance = float(np.linalg.norm(value.astype(np.float64) - expected.astype(np.float64))) / scale
         # Token ids are names, not quantities: none may differ.
-        if not distance <= (0.0 if name.startswith("input_ids") else BAR):
+        if not distance <= (0.0 if name.startswith(("input_ids", "vocabulary", "max_length")) else BAR):
             failures.append(f"{_ROOM[name]}: '{name}' differs from the original's by {distance:.2g} (relative)")
     return {"passed": not failures, "bar": BAR, "relative": distances, "failures": failures}
 
 
+_NEEDED = {"input_ids", "vocabulary", "max_length", "timesteps", "trajectory", "init_noise_sigma", "scaling_factor"}
 _ROOM = {
+    "vocabulary": "tokenizer",
+    "vocabulary_2": "tokenizer_2",
+    "max_length": "tokenizer",
+    "max_length_2": "tokenizer_2",
     "input_ids": "tokenizer",
     "input_ids_2": "tokenizer_2",
     "timesteps": "scheduler",

@@ -22,7 +22,17 @@ def saved(tiny, tmp_path):
 def test_a_faithful_folder_passes(saved):
     root, reference = saved
     found = compare(of_folder(root, PROMPTS, 5), reference)
-    assert found["passed"] and set(found["relative"]) == {"input_ids", "timesteps", "trajectory", "init_noise_sigma", "scaling_factor"}
+    assert found["passed"], found["failures"]
+    assert set(found["relative"]) == {
+        "input_ids", "vocabulary", "max_length", "timesteps", "trajectory", "init_noise_sigma", "scaling_factor",
+    }  # fmt: skip
+
+
+def test_an_empty_reference_proves_nothing(saved):
+    root, reference = saved
+    assert not compare(of_folder(root, PROMPTS, 5), {})["passed"]
+    short = {k: v for k, v in reference.items() if k != "trajectory"}
+    assert any("hold no 'trajectory'" in line for line in compare(of_folder(root, PROMPTS, 5), short)["failures"])
 
 
 def change(path, **values):
@@ -44,6 +54,7 @@ def swap_merges(root):
         (lambda root: change(root / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"), "scheduler"),
         (lambda root: change(root / "scheduler" / "scheduler_config.json", beta_end=0.013), "scheduler"),
         (lambda root: change(root / "vae" / "config.json", scaling_factor=0.19), "vae"),
+        (lambda root: change(root / "tokenizer" / "tokenizer_config.json", model_max_length=5), "tokenizer"),
     ],
 )
 def test_a_change_is_found(saved, spoil, room):

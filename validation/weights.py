@@ -1,0 +1,168 @@
+"""Are the weights the original's? Every tensor of the original model and every tensor of the edit is looked for in the artifact.
+
+Forwards exercise only the weights that their inputs reach, and only as far as their bar: a proof by behaviour alone passes rounded
+weights, or a decoder row of a feature that did not fire. So the reference records a digest of every tensor, made from the
+*original* model, the SAE and the Edit, apart from the code that bakes and writes.
+
+A checkpoint stores tensors by name and as they are. An ONNX exporter names them as it likes and transposes some, so there a digest
+is used that does not depend on the order of the elements: the sum of a hash of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..editor.edit import Edit
+from ..editor.families import Family, family_of
+
+_PART = 1 << 22
+_SMALL = 64
+"""elements; smaller tensors may be folded into others by an exporter, so in a graph they are judged by behaviour"""
+
+
+class Digest(NamedTuple):
+    """Of one tensor, its floats widened to float32."""
+
+    exact: str
+    """of shape and elements in order"""
+    unordered: str
+    """of the elements in any order, and their number"""
+
+
+def digest(values: np.ndarray) -> Digest:
+    """Digest of a tensor; float16 values that equal float32 ones give the same."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    exact = hashlib.sha256(str(list(values.shape)).encode())
+    total = 0
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART]
+        part = part.astype(np.float32) if part.dtype.kind == "f" else part.astype(np.int64)
+        exact.update(part.data)
+        bits = part.view(np.uint32 if part.dtype == np.float32 else np.uint64).astype(np.uint64)
+        total = (total + int(_hashed(bits).sum(dtype=np.uint64))) % 2**64
+    return Digest(exact.hexdigest()[:32], f"{flat.size}:{total:016x}")
+
+
+def _hashed(bits: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each element, in place: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    bits += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -> dict[str, dict[str, Digest]]:
+    """Digests of what an artifact must hold.
+
+    Args:
+        pipeline: the original one, at the artifact's precision.
+        edit: what is suppressed.
+        saes: hookpoint → SAE.
+        gate: `exact` or `threshold`.
+
+    Returns:
+        component → tensor → digest; the edit's tensors are the component `edit`, named `HOOKPOINT/NAME`.
+    """
+    found = {
+        name: {plain(key): digest(_numpy(value)) for key, value in getattr(pipeline, name).named_parameters()}
+        for name in family_of(pipeline).networks
+    }
+    dtype = next(pipeline.unet.parameters()).dtype
+    found["edit"] = {
+        f"{hookpoint}/{key}": digest(_numpy(value.to(dtype)))
+        for hookpoint, sae in saes.items()
+        if hookpoint in edit.hookpoints
+        for key, value in _of_sae(sae, edit, hookpoint, gate).items()
+    }
+    return found
+
+
+def _of_sae(sae: Any, edit: Edit, hookpoint: str, gate: str) -> dict[str, Any]:
+    """What of the SAE the edit needs (METHOD: baking), as tensors."""
+    chosen = edit.hookpoints[hookpoint].features
+    everything = sae.W_enc.new_ones(sae.config.num_latents).nonzero().flatten()
+    # Membership in a top k needs every latent, and so does a whole decode; else the chosen rows are enough.
+    encoded = chosen if edit.residual == "keep" and (gate == "threshold" or sae.config.activation == "jumprelu") else everything
+    decoded = chosen if edit.residual == "keep" else everything
+    found = {
+        "encoder_weight": sae.W_enc[encoded], "encoder_bias": sae.b_enc[encoded], "decoder_weight": sae.W_dec[decoded], "pre_bias": sae.b_dec,
+    }  # fmt: skip
+    return found | ({"latent_thresholds": sae.threshold[encoded]} if sae.config.activation == "jumprelu" else {})
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what savers put before or rename: `text_model.` of older transformers, `edited_` of an edited UNet."""
+    return name.removeprefix("text_model.").removeprefix("edited_")
+
+
+def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> list[str]:
+    """Compare the checkpoint's files, name by name.
+
+    Returns:
+        one line a component that differs.
+    """
+    from safetensors import safe_open
+
+    found = []
+    for component, tensors in wanted.items():
+        folder = "unet" if component == "edit" else component
+        held: dict[str, Digest] = {}
+        for file in sorted((root / folder).glob("*.safetensors")):
+            with safe_open(file, "pt") as handle:
+                for name in handle.keys():  # noqa: SIM118
+                    key = _of_edit(name) if component == "edit" else plain(name)
+                    if key in tensors:
+                        held[key] = digest(_numpy(handle.get_tensor(name)))
+        found += _differences(
+            "checkpoint", folder, [n for n, d in tensors.items() if n not in held or held[n].exact != d.exact], len(tensors)
+        )
+    return found
+
+
+def _of_edit(name: str) -> str:
+    """`ablations.up_blocks-1-attentions-0.encoder_weight` → `up_blocks.1.attentions.0/encoder_weight`."""
+    head, _, key = name.rpartition(".")
+    return f"{head.removeprefix('ablations.').replace('-', '.')}/{key}" if head.startswith("ablations.") else ""
+
+
+def in_graphs(root: Path, wanted: Mapping[str, Mapping[str, Digest]], family: Family) -> list[str]:
+    """Compare the ONNX graphs' initializers that are used, in any layout.
+
+    Returns:
+        one line a component that differs.
+    """
+    graphs = {**{t.name: [t.name] for t in family.text_encoders}, "vae": ["vae_encoder", "vae_decoder"], "unet": ["unet"], "edit": ["unet"]}
+    held = {name: set(_used(root / name / "model.onnx")) for name in dict.fromkeys(g for names in graphs.values() for g in names)}
+    found = []
+    for component, tensors in wanted.items():
+        there = set().union(*(held[g] for g in graphs[component]))
+        large = {n: d for n, d in tensors.items() if int(d.unordered.partition(":")[0]) >= _SMALL}
+        found += _differences("onnx", "/".join(graphs[component]), [n for n, d in large.items() if d.unordered not in there], len(large))
+    return found
+
+
+def _used(path: Path) -> Iterable[str]:
+    import onnx_ir as ir
+
+    for value in ir.load(path).graph.initializers.values():
+        if value.const_value is not None and (value.uses() or value.is_graph_output()):
+            yield digest(value.const_value.numpy()).unordered
+
+
+def _differences(where: str, component: str, names: list[str], total: int) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
+    return [f"{where}: {len(names)} of {total} weights of {component} are not the original's: {shown}"]
