@@ -16,6 +16,7 @@ from ..editor.families import Family, family_of
 from ..editor.files import read_header, read_json
 from . import graphs, weights
 from .golden import Golden
+from .surroundings import compare_configs
 
 
 def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
@@ -42,6 +43,7 @@ def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str
     found += _check_concepts(edit, golden)
     family = family_of(read_json(root / "model_index.json"))
     found += _check_copies(root, family)
+    found += compare_configs(root, golden.notes.get("configs", {}))
     needed = {*family.networks, "edit"}
     if set(golden.weights) != needed or not all(golden.weights.values()):
         found.append(f"the golden vectors hold no digests of the original's weights for {sorted(needed - set(golden.weights))}")

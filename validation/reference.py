@@ -21,7 +21,7 @@ from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
 from .golden import Case, Golden, Run
-from .surroundings import of_pipeline, token_ids
+from .surroundings import configs_of, of_pipeline, token_ids
 from .weights import of_original
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -155,7 +155,7 @@ def make_golden(
             runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
         cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
     notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_topk": against_topk}
-    notes["steps"] = steps
+    notes |= {"steps": steps, "configs": configs_of(pipeline)}
     around = of_pipeline(pipeline, prompts, steps)
     weights = of_original(pipeline, edit, saes, gate)
     return Golden(precision, cases, runs, _components(pipeline, [*prompts[:7], ""], h, w, seed), notes, around, weights)

@@ -93,6 +93,38 @@ def of_pipeline(pipeline: Any, prompts: list[str], steps: int) -> dict[str, np.n
     return surroundings(tokenizers, pipeline.scheduler, _settings(family, pipeline.vae.config, pipeline.config), prompts, steps)
 
 
+_FILES = {"scheduler": "scheduler/scheduler_config.json", "unet": "unet/config.json", "vae": "vae/config.json"}
+
+
+def configs_of(pipeline: Any) -> dict[str, dict[str, Any]]:
+    """Stock configs of an open pipeline, in JSON's types."""
+    return {name: json.loads(json.dumps(_stock(dict(getattr(pipeline, name).config)), default=str)) for name in _FILES}
+
+
+def _stock(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without notes of the saver, and without the sentinel that an edited UNet has in place of its mid block's type."""
+    edited = config.get("ablation") or {}
+    own = {**config, "mid_block_type": edited["mid_block_type"]} if edited else config
+    return {k: v for k, v in own.items() if not k.startswith("_") and k != "ablation"}
+
+
+def compare_configs(root: Path, reference: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Compare an artifact's config files with the original's, key by key.
+
+    A key on one side only is no difference: versions of diffusers differ in the defaults that they write down.
+
+    Returns:
+        one line a difference.
+    """
+    found = [f"the golden vectors hold no config of the original's {name}" for name in _FILES if not reference.get(name)]
+    for name, expected in reference.items():
+        held = _stock(read_json(root / _FILES[name]))
+        for key in sorted(set(held) & set(expected)):
+            if held[key] != expected[key]:
+                found.append(f"{_FILES[name]}: '{key}' is {held[key]!r}, the original's is {expected[key]!r}")
+    return found
+
+
 def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarray]:
     """`surroundings` of an artifact, from its files alone."""
     import diffusers

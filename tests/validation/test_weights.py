@@ -178,3 +178,13 @@ def test_files_that_only_some_clients_read(copy):
     path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.9}))
     found = "\n".join(failures(copy))
     assert "merges.txt holds other merges" in found and "vae_decoder/config.json: 'scaling_factor' is 0.9" in found
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"), [("unet/config.json", "sample_size", 64), ("scheduler/scheduler_config.json", "set_alpha_to_one", None)]
+)
+def test_a_config_that_no_forward_reads(copy, file, key, value):
+    held = json.loads((copy / file).read_text())
+    assert key in held
+    (copy / file).write_text(json.dumps({**held, key: not held[key] if value is None else value}))
+    assert any(line.startswith(f"{file}: '{key}'") for line in failures(copy))
