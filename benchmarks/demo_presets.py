@@ -67,7 +67,7 @@ def write(sweeps: list[Path]) -> None:
 
 def measure(table: Path, store: Path) -> None:
     """UA, IRA and CRA of every shipped preset; stored results are used again."""
-    console, rows = Console(stderr=True), []
+    console = Console(stderr=True)
     known = {n: c for n, c in presets().items() if c.model == "demo"}
     sources = open_sources(resolve(Settings(concepts=tuple(known), output=Path("unused"))), console.print)
     bench = Sweep(

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..editor.edit import Edit, HookpointEdit
-from ..editor.families import Family, family_of
+from ..editor.families import family_of
 from ..editor.files import read_header, read_json
 from . import graphs, weights
+from .configs import compare_configs, compare_copies
 from .golden import Golden
-from .surroundings import compare_configs
 
 
 def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
@@ -42,7 +42,7 @@ def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str
     found += _check_manifest(root, record, edit)
     found += _check_concepts(edit, golden)
     family = family_of(read_json(root / "model_index.json"))
-    found += _check_copies(root, family)
+    found += compare_copies(root, family, "onnx" in record["formats"])
     found += compare_configs(root, golden.notes.get("configs", {}))
     needed = {*family.networks, "edit"}
     if set(golden.weights) != needed or not all(golden.weights.values()):
@@ -75,31 +75,6 @@ def _check_class(root: Path) -> list[str]:
     index = read_json(root / "model_index.json")
     if index.get("unet") != [name, "AblatedUNet2DConditionModel"]:
         found.append(f"model_index.json opens the UNet as {index.get('unet')}, not as {[name, 'AblatedUNet2DConditionModel']}")
-    return found
-
-
-def _check_copies(root: Path, family: Family) -> list[str]:
-    """Files that only some clients read must say the same as those that the proof reads: optimum's configs, older tokenizers' files."""
-    found = []
-    own = read_json(root / "vae" / "config.json")
-    for name in ("vae_decoder", "vae_encoder"):
-        path = root / name / "config.json"
-        if path.is_file():
-            other = read_json(path)
-            differing = sorted(k for k in {*own, *other} if not k.startswith("_") and own.get(k) != other.get(k))
-            found += [f"{name}/config.json: '{k}' is {other.get(k)!r}, in vae/config.json {own.get(k)!r}" for k in differing]
-    for text in family.text_encoders:
-        folder = root / text.tokenizer
-        if not (folder / "tokenizer.json").is_file():
-            continue
-        model = read_json(folder / "tokenizer.json")["model"]
-        if (folder / "vocab.json").is_file() and read_json(folder / "vocab.json") != model["vocab"]:
-            found.append(f"{text.tokenizer}/vocab.json holds another vocabulary than tokenizer.json")
-        if (folder / "merges.txt").is_file():
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-            merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-            if merges != [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]:
-                found.append(f"{text.tokenizer}/merges.txt holds other merges than tokenizer.json")
     return found
 
 

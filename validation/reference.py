@@ -20,8 +20,9 @@ from ..editor.families import family_of
 from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
+from .configs import configs_of
 from .golden import Case, Golden, Run
-from .surroundings import configs_of, of_pipeline, token_ids
+from .surroundings import of_pipeline, token_ids
 from .weights import of_original
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

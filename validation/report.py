@@ -70,9 +70,10 @@ def table(report: dict[str, Any]) -> Table:
     around = report.get("surroundings")
     if around:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in around["relative"].items())
-        found.add_row(
-            "folder", "surroundings", mark(around["passed"]), f"tokenizer, scheduler, latent scaling against the original's: {figures}"
-        )
+        found.add_row("folder", "surroundings", mark(around["passed"]), f"tokenizer and scheduler against the original's: {figures}")
+    if "record" in report:
+        text = "every weight, table and config against the original's and the edit's; shipped class, graphs' inputs and outputs, manifest"
+        found.add_row("folder", "record", mark(report["record"]["passed"]), text)
     against = report.get("against_topk") or {}
     if against.get("differ"):
         text = f"{against['differ']} of {against['decisions']} decisions differ from torch.topk's own pick (fired {against['fired']}, there {against['fired_topk']}): "

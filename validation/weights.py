@@ -36,16 +36,32 @@ class Digest(NamedTuple):
 
 def digest(values: np.ndarray) -> Digest:
     """Digest of a tensor; float16 values that equal float32 ones give the same."""
-    flat = np.ascontiguousarray(values).reshape(-1)
-    exact = hashlib.sha256(str(list(values.shape)).encode())
+    return Digest(exact(values), unordered(values))
+
+
+def exact(values: np.ndarray) -> str:
+    """SHA-256 (its first half) of the shape and of the elements in order."""
+    found = hashlib.sha256(str(list(values.shape)).encode())
+    for part in _parts(values):
+        found.update(part.data)
+    return found.hexdigest()[:32]
+
+
+def unordered(values: np.ndarray) -> str:
+    """Number of elements, and the sum of their hashes."""
     total = 0
-    for start in range(0, flat.size, _PART):
-        part = flat[start : start + _PART]
-        part = part.astype(np.float32) if part.dtype.kind == "f" else part.astype(np.int64)
-        exact.update(part.data)
+    for part in _parts(values):
         bits = part.view(np.uint32 if part.dtype == np.float32 else np.uint64).astype(np.uint64)
         total = (total + int(_hashed(bits).sum(dtype=np.uint64))) % 2**64
-    return Digest(exact.hexdigest()[:32], f"{flat.size}:{total:016x}")
+    return f"{values.size}:{total:016x}"
+
+
+def _parts(values: np.ndarray) -> Iterable[np.ndarray]:
+    """Floats as float32, anything else as int64, a few million at a time."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART]
+        yield part.astype(np.float32 if part.dtype.kind == "f" else np.int64)
 
 
 def _hashed(bits: np.ndarray) -> np.ndarray:
@@ -92,7 +108,7 @@ def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -
 def _of_sae(sae: Any, edit: Edit, hookpoint: str, gate: str) -> dict[str, Any]:
     """What of the SAE the edit needs (METHOD: baking), as tensors."""
     chosen = edit.hookpoints[hookpoint].features
-    everything = sae.W_enc.new_ones(sae.config.num_latents).nonzero().flatten()
+    everything = slice(None)
     # Membership in a top k needs every latent, and so does a whole decode; else the chosen rows are enough.
     encoded = chosen if edit.residual == "keep" and (gate == "threshold" or sae.config.activation == "jumprelu") else everything
     decoded = chosen if edit.residual == "keep" else everything
@@ -118,16 +134,14 @@ def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> lis
     found = []
     for component, tensors in wanted.items():
         folder = "unet" if component == "edit" else component
-        held: dict[str, Digest] = {}
+        held: dict[str, str] = {}
         for file in sorted((root / folder).glob("*.safetensors")):
             with safe_open(file, "pt") as handle:
                 for name in handle.keys():  # noqa: SIM118
                     key = _of_edit(name) if component == "edit" else plain(name)
                     if key in tensors:
-                        held[key] = digest(_numpy(handle.get_tensor(name)))
-        found += _differences(
-            "checkpoint", folder, [n for n, d in tensors.items() if n not in held or held[n].exact != d.exact], len(tensors)
-        )
+                        held[key] = exact(_numpy(handle.get_tensor(name)))
+        found += _differences("checkpoint", folder, [n for n, d in tensors.items() if held.get(n) != d.exact], len(tensors))
     return found
 
 
@@ -158,7 +172,7 @@ def _used(path: Path) -> Iterable[str]:
 
     for value in ir.load(path).graph.initializers.values():
         if value.const_value is not None and (value.uses() or value.is_graph_output()):
-            yield digest(value.const_value.numpy()).unordered
+            yield unordered(value.const_value.numpy())
 
 
 def _differences(where: str, component: str, names: list[str], total: int) -> list[str]:

@@ -27,7 +27,7 @@ MARKER = "features.json"
 @clean
 def features(
     numbers: Annotated[
-        str, typer.Option("--features", metavar="N,M", help="Features, e.g. 296,36; HOOKPOINT:296 where there are several.", rich_help_panel=o.WHAT)
+        str, typer.Option("--features", metavar="N,M", help="Features, e.g. 296,157; HOOKPOINT:296 where there are several.", rich_help_panel=o.WHAT)
     ] = "",
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Instead of --features: those that the presets' rules choose for these concepts.", rich_help_panel=o.WHAT)

@@ -386,3 +386,18 @@ def test_saving_an_edit_whose_tables_were_changed_raises(unet, sae, edit, tmp_pa
     with pytest.raises(AblationIntegrityError, match="not loaded"):
         edited.save_pretrained(tmp_path / "unloaded")
     assert not (tmp_path / "weakened").exists() and not (tmp_path / "unloaded").exists()
+
+
+@pytest.mark.parametrize("residual", ["upstream", "drop"])
+def test_a_whole_decode_in_bf16_stays_with_the_hook(activations, residual):
+    """Decoded in bf16, the reconstruction's rounding alone was 4 to 5 % of a small edit's effect."""
+    unet, sae = make_unet().to(torch.bfloat16), make_sae()
+    edit = edit_of(activations, ("A", "count:20", -3.0), residual=residual)
+    sample, context = inputs(dtype=torch.bfloat16)
+    with torch.no_grad():
+        with AblationHook(unet, edit, {HOOKPOINT: sae}):
+            hook = unet(sample, 500, context)[0].float()
+        with AblationHook(unet, edit.neutral(), {HOOKPOINT: sae}):
+            neutral = unet(sample, 500, context)[0].float()
+        baked = bake(unet, edit, {HOOKPOINT: sae})(sample, 500, context)[0].float()
+    assert float((baked - hook).norm()) <= 0.01 * float((hook - neutral).norm())

@@ -173,11 +173,19 @@ def test_golden_vectors_that_hold_too_little(copy):
 
 
 def test_files_that_only_some_clients_read(copy):
-    (copy / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    merges = (copy / "tokenizer" / "merges.txt").read_text()
+    for text in ("#version: 0.2\n", merges.partition("\n")[2]):
+        (copy / "tokenizer" / "merges.txt").write_text(text)
+        assert any("merges.txt holds other merges" in line for line in failures(copy))
+    (copy / "tokenizer" / "merges.txt").write_text(merges)
     path = copy / "vae_decoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.9}))
     found = "\n".join(failures(copy))
-    assert "merges.txt holds other merges" in found and "vae_decoder/config.json: 'scaling_factor' is 0.9" in found
+    assert "vae_decoder/config.json: 'scaling_factor' is 0.9" in found and "merges" not in found
+    (copy / "vae_decoder" / "config.json").unlink()
+    (copy / "tokenizer" / "vocab.json").unlink()
+    found = "\n".join(failures(copy))
+    assert "vae_decoder/config.json is missing" in found and "tokenizer/vocab.json is missing" in found
 
 
 @pytest.mark.parametrize(
