@@ -184,21 +184,19 @@ class FeatureAblation(nn.Module):
         # Multiplied, not selected: a NaN in a table must reach the output.
         change = fires.float() * (gains - 1) * chosen.float()
 
+        # Decoded in float32: rounding in 16 bits would be a share of a small edit's effect.
+        rows = self.decoder_weight.float()
+        scale = (std + 1e-5).float() if self.unit_norm else 1.0
         if self.residual == "keep":
-            delta = change.to(x.dtype) @ self.decoder_weight
-            y = out + (delta * (std + 1e-5) if self.unit_norm else delta)
+            y = out.float() + (change @ rows) * scale
         else:
             active = z * (z > self.latent_thresholds) if top is None else torch.zeros_like(z).scatter(-1, top.indices, top.values)
-            # In float32: the reconstruction is as large as the signal, so its rounding in 16 bits would drown a small edit.
-            rows = self.decoder_weight.float()
-            decoded = active.float() @ rows + self.pre_bias.float()
-            delta = change @ rows.index_select(0, self.features)
-            if self.unit_norm:
-                decoded, delta = decoded * (std + 1e-5).float() + mean.float(), delta * (std + 1e-5).float()
-            y = decoded + delta
+            decoded = (active.float() @ rows + self.pre_bias.float()) * scale + (mean.float() if self.unit_norm else 0.0)
+            y = decoded + (change @ rows.index_select(0, self.features)) * scale
             if self.residual == "upstream":
                 y = y + (decoded - x.float())
-            y = (y if before is None else y + (out - x).float()).to(x.dtype)
+            y = y if before is None else y + (out - x).float()
+        y = y.to(out.dtype)
         return y.transpose(1, 2).unflatten(-1, (height, width))
 
     def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

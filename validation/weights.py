@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..editor.edit import Edit
 from ..editor.families import Family, family_of
+
+if TYPE_CHECKING:
+    from ..editor.edit import Edit
 
 _PART = 1 << 22
 _SMALL = 64
