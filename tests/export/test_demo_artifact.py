@@ -186,7 +186,7 @@ def test_graphs_say_nothing_of_the_machine(demo_artifact):
 def test_fp16(tmp_path):
     from saeuron.export.artifact import export_artifact
 
-    result = export_artifact(Settings(("Neon",), tmp_path / "fp16", ("onnx",), precision="fp16"))
+    result = export_artifact(Settings(("Neon",), tmp_path / "fp16", ("onnx",), precision="fp16", steps=8))
     assert result.report["passed"], result.report["failures"]
     assert not list((tmp_path / "fp16").rglob("diffusion_pytorch_model.safetensors"))
     with pytest.raises(SaeuronError, match="no checkpoint"):
@@ -196,5 +196,5 @@ def test_fp16(tmp_path):
 def test_bf16_checkpoint(tmp_path):
     from saeuron.export.artifact import export_artifact
 
-    result = export_artifact(Settings(("House",), tmp_path / "bf16", ("checkpoint",), precision="bf16"))
+    result = export_artifact(Settings(("House",), tmp_path / "bf16", ("checkpoint",), precision="bf16", steps=8))
     assert result.report["passed"], result.report["failures"]

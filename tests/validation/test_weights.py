@@ -8,30 +8,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
-from tests.conftest import HOOKPOINT
+from tests.conftest import XL_HOOKPOINT as HOOKPOINT
 
 from saeuron.editor.edit import Edit
 from saeuron.editor.families import family_of
 from saeuron.editor.files import read_json
-from saeuron.export.artifact import export_artifact
-from saeuron.export.settings import Settings
 from saeuron.validation import graphs, manifest, weights
 from saeuron.validation.golden import Golden
 from saeuron.validation.record import check_record
 from saeuron.validation.validate import GOLDEN
 
 
-@pytest.fixture(scope="module")
-def artifact(tiny, tmp_path_factory):
-    return export_artifact(Settings(
-        concepts=("A",), output=tmp_path_factory.mktemp("weights") / "artifact", formats=("checkpoint", "onnx"), model=str(tiny["model"]), sae=(str(tiny["sae"]),),
-        hookpoint=HOOKPOINT, activations=(str(tiny["activations"]),), select="count:20", multiplier=-3.0, steps=2, proof="short",
-    )).path  # fmt: skip
-
-
 @pytest.fixture
-def copy(artifact, tmp_path):
-    shutil.copytree(artifact, tmp_path / "copy")
+def copy(xl_artifact, tmp_path):
+    shutil.copytree(xl_artifact.path, tmp_path / "copy")
     return tmp_path / "copy"
 
 
@@ -189,7 +179,7 @@ def test_files_that_only_some_clients_read(copy):
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "value"), [("unet/config.json", "sample_size", 64), ("scheduler/scheduler_config.json", "set_alpha_to_one", None)]
+    ("file", "key", "value"), [("unet/config.json", "sample_size", 64), ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", None)]
 )
 def test_a_config_that_no_forward_reads(copy, file, key, value):
     held = json.loads((copy / file).read_text())
