@@ -28,8 +28,10 @@ $(VENV)/.test: pyproject.toml $(BIN)/saeuron-export
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,cpu,test]'
 	@touch $@
 
+# As many workers as cores, four at most: each loads torch. A file's tests stay together, since they share what they built;
+# in the order of their names the light ones come last.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

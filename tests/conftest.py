@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from filelock import FileLock
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.edit import Edit, Suppression, make_edit
@@ -23,6 +26,9 @@ from saeuron.export.settings import Settings
 
 HOOKPOINT = "up_blocks.0.attentions.1"
 WIDTH = 32
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
 
 
 def make_unet(seed: int = 0) -> UNet2DConditionModel:
@@ -109,6 +115,39 @@ def check_plan(result: Result, settings: Settings) -> None:
     written = {p.relative_to(result.path).as_posix() for p in result.path.rglob("*") if p.is_file()}
     assert set(planned) == {re.sub(r"saeuron_unet_[0-9a-f]+\.py", "saeuron_unet_<hash>.py", name) for name in written}
     assert len(planned) == len(set(planned))
+
+
+def run(*options: Any, code: int = 0) -> Any:
+    """A command in this process, as a user types it."""
+    from typer.testing import CliRunner
+
+    from saeuron.export.cli import app
+
+    result = CliRunner().invoke(app, [str(o) for o in options], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
+    return result
+
+
+def refused(message: str, *options: Any) -> None:
+    """A command ends with one line and exit code 2."""
+    result = run(*options, code=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0], result.stderr
+    assert result.stdout == ""
+
+
+def guard(model: Path, folder: Path) -> None:
+    """The pipeline of `model` with a tiny random safety checker and its feature extractor."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    config = CLIPConfig(
+        text_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10},
+        vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}, projection_dim=8,
+    )  # fmt: skip
+    parts = {"safety_checker": StableDiffusionSafetyChecker(config), "feature_extractor": CLIPImageProcessor(crop_size=32, size=32)}
+    StableDiffusionPipeline(**{**StableDiffusionPipeline.from_pretrained(model).components, **parts}).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -214,12 +253,23 @@ def xl_settings(tiny_xl: dict[str, Any], output: Path, **changes: Any) -> Settin
     return Settings(**(known | changes))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Result]) -> Result:
+    """An artifact made by the first worker that asks, in a folder that all workers of this run share."""
+    base = factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "result").exists():
+            (folder / "result").write_bytes(pickle.dumps(make(folder / "artifact")))
+        return pickle.loads((folder / "result").read_bytes())
+
+
 @pytest.fixture(scope="session")
 def xl_artifact(tiny_xl, tmp_path_factory):
     """The main job on the tiny SDXL pipeline, checkpoint and ONNX, fully proven."""
     from saeuron.export.artifact import export_artifact
 
-    return export_artifact(xl_settings(tiny_xl, tmp_path_factory.mktemp("xl") / "artifact"))
+    return made_once(tmp_path_factory, "xl", lambda path: export_artifact(xl_settings(tiny_xl, path)))
 
 
 @pytest.fixture(scope="session")
@@ -227,4 +277,4 @@ def demo_artifact(tmp_path_factory):
     """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
     from saeuron.export.artifact import export_artifact
 
-    return export_artifact(Settings(("Neon", "House"), tmp_path_factory.mktemp("demo") / "artifact"))
+    return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path)))

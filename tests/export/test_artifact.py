@@ -1,18 +1,16 @@
 """The folder as a whole: atomic, swept, and honest about what the command says."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from tests.conftest import HOOKPOINT, check_plan
+from tests.conftest import HOOKPOINT, check_plan, guard
 from typer.testing import CliRunner
 
 from saeuron.editor.concepts import presets
-from saeuron.export import onnx
 from saeuron.export.artifact import export_artifact
 from saeuron.export.cli import app
 from saeuron.export.folder import building
@@ -140,23 +138,8 @@ def test_concepts_lists_presets():
     assert len(rows) >= 16 and set(rows[0]) == {"name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status"}
 
 
-def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path, monkeypatch):
-    from diffusers import StableDiffusionPipeline
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor
-
-    config = CLIPConfig(
-        text_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10},
-        vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}, projection_dim=8,
-    )  # fmt: skip
-    base = StableDiffusionPipeline.from_pretrained(tiny["model"])
-    StableDiffusionPipeline(
-        **{
-            **base.components,
-            "safety_checker": StableDiffusionSafetyChecker(config),
-            "feature_extractor": CLIPImageProcessor(crop_size=32, size=32),
-        }
-    ).save_pretrained(tmp_path / "guarded")
+def test_the_safety_checker_is_kept(tiny, tmp_path):
+    guard(tiny["model"], tmp_path / "guarded")
     wanted = settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded"))
     kept = export_artifact(wanted)
     check_plan(kept, wanted)
@@ -164,11 +147,3 @@ def test_the_safety_checker_is_kept_or_its_loss_is_said(tiny, tmp_path, monkeypa
     index = json.loads((tmp_path / "kept" / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == json.loads((tmp_path / "guarded" / "model_index.json").read_text())["feature_extractor"]
-    # As if the model were large: the weights go into files beside the graphs.
-    monkeypatch.setattr(onnx, "_INLINE_LIMIT", 100)
-    wanted = settings(tiny, tmp_path / "lost", model=str(tmp_path / "guarded"), formats=("onnx",))
-    lost = export_artifact(wanted)
-    check_plan(lost, wanted)
-    assert (tmp_path / "lost" / "unet" / "model.onnx_data").is_file()
-    assert not lost.manifest["model"]["safety_checker"] and any("LOST" in w for w in lost.manifest["warnings"])
-    assert os.path.isfile(tmp_path / "lost" / "unet" / "model.onnx")

@@ -8,17 +8,13 @@ import tomllib
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from tests.conftest import HOOKPOINT, make_sae
-from transformers import CLIPTextConfig, CLIPTextModel
+from tests.conftest import HOOKPOINT, make_sae, refused, run
 from typer.testing import CliRunner
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.concepts import presets
-from saeuron.editor.edit import Edit
 from saeuron.editor.files import read_header
-from saeuron.export.cli import app
 
 runner = CliRunner()
 PROMPTS = """
@@ -31,19 +27,6 @@ plain = ["An image of House.", "An image of Car."]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEURON_CACHE", str(tmp_path / "cache"))
-
-
-def run(*options, code=0):
-    result = runner.invoke(app, [str(o) for o in options], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output + (repr(result.exception) if result.exception else "")
-    return result
-
-
-def refused(message, *options):
-    result = run(*options, code=2)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and message in lines[0], result.stderr
-    assert result.stdout == ""
 
 
 @pytest.fixture
@@ -240,53 +223,6 @@ def test_sweep_refuses_what_flatters_or_cannot_be(tmp_path):
     refused("judge", "sweep", "--concepts", "Neon", "--judge", "dmo", *there)
     refused("folder of checkpoints", "sweep", "--concepts", "Neon", "--judge", "unlearncanvas=/nowhere", *there)
     refused("no output folder", "sweep", "--concepts", "Neon")
-
-
-@pytest.fixture(scope="module")
-def small_sd(tmp_path_factory):
-    """Shaped as SD 1.4 (four levels, the same hookpoints), with small widths; its SAE in the released layout."""
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
-
-    root = tmp_path_factory.mktemp("small_sd")
-    torch.manual_seed(3)
-    tokenizer = make_tokenizer(root / "tokenizer")
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-                                        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                                        pad_token_id=tokenizer.pad_token_id))  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        layers_per_block=1,
-        block_out_channels=(16, 16, 32, 32),
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=4,
-    )
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                        latent_channels=4, norm_num_groups=4)  # fmt: skip
-    StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=text.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(root / "model")  # fmt: skip
-    make_sae(32, 512, 8).save(root / "sae" / "unet.up_blocks.1.attentions.1")
-    return root
-
-
-def test_names_of_concepts_are_enough(small_sd, tmp_path):
-    """`--concepts nudity,vangogh` with the Hub replaced by folders: collects, chooses, bakes, exports, proves; then from the cache."""
-    (tmp_path / "short.toml").write_text(
-        '[[concepts]]\nname = "nudity"\ncollect_steps = 2\nselect = "count:20"\nmultiplier = -9.0\n[[concepts]]\nname = "vangogh"\ncollect_steps = 2\nselect = "count:20"\nmultiplier = -9.0\n'
-    )
-    options = ["export", "--settings", tmp_path / "short.toml", "--model", small_sd / "model", "--sae", small_sd / "sae", "--steps", 2]
-    dry = run(*options, "--output", tmp_path / "out", "--dry-run").stdout
-    assert "collect    activations of nudity at up_blocks.1.attentions.1: 90 prompts" in dry and not (tmp_path / "out").exists()
-    result = run(*options, "--format", "onnx", "--proof", "short", "--output", tmp_path / "out", "--json")
-    report = json.loads(result.stdout)
-    assert report["proven"] and "collecting activations of nudity: 8 of 90 prompts" in result.stderr
-    assert any("untuned settings for nudity, vangogh" in w for w in report["manifest"]["warnings"])
-    edit = Edit.load(tmp_path / "out" / "edit" / "edit.safetensors")
-    assert edit.concepts == ["nudity", "vangogh"]
-    plan = json.loads(run(*options, "--output", tmp_path / "other", "--dry-run", "--json").stdout)
-    assert "to_collect" not in plan and set(plan["features"]["up_blocks.1.attentions.1"]) == {"nudity", "vangogh"}
 
 
 def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):

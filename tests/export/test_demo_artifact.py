@@ -181,20 +181,3 @@ def test_graphs_say_nothing_of_the_machine(demo_artifact):
     for path in demo_artifact.path.rglob("model.onnx"):
         data = path.read_bytes()
         assert b"site-packages" not in data and b"/home/" not in data and b"/tmp/" not in data
-
-
-def test_fp16(tmp_path):
-    from saeuron.export.artifact import export_artifact
-
-    result = export_artifact(Settings(("Neon",), tmp_path / "fp16", ("onnx",), precision="fp16", steps=8))
-    assert result.report["passed"], result.report["failures"]
-    assert not list((tmp_path / "fp16").rglob("diffusion_pytorch_model.safetensors"))
-    with pytest.raises(SaeuronError, match="no checkpoint"):
-        saeuron.load(tmp_path / "fp16")
-
-
-def test_bf16_checkpoint(tmp_path):
-    from saeuron.export.artifact import export_artifact
-
-    result = export_artifact(Settings(("House",), tmp_path / "bf16", ("checkpoint",), precision="bf16", steps=8))
-    assert result.report["passed"], result.report["failures"]
