@@ -218,7 +218,7 @@ def stage_unet(work: Path) -> dict[str, Any]:
         pipeline.unet = bake(pipeline.unet, ready.edit, ready.saes)
         ready.saes.clear()
     with meter.phase("unet"):
-        onnx.write(onnx.components(pipeline)[-1], output)
+        onnx.write(onnx.unet_component(pipeline.unet, 77), output)
     return meter.result("load") | {"bytes": folder_bytes(output)}
 
 

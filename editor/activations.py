@@ -109,6 +109,8 @@ class ConceptActivations:
             raise SaeuronError(f"{path}: no 'means' [concepts, steps, latents] or no 'timesteps'")
         if not isinstance(concepts, list) or not isinstance(prompts, list) or not isinstance(provenance, dict):
             raise SaeuronError(f"{path}: damaged header")
+        if not all(type(p) is int and p > 0 for p in prompts):
+            raise SaeuronError(f"{path}: damaged header (prompt counts {prompts} are not all at least 1)")
         tensors = open_safetensors(path)
         kth = tensors.get("kth")
         return cls(

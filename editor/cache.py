@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import file_sha256
+from .files import file_sha256, read_json
 
 
 def root() -> Path:
@@ -22,10 +22,14 @@ def key(**content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def model_sha256(folder: Path) -> str:
-    """Hash of the files that a pipeline's activations depend on: UNet, text encoders, tokenizers, scheduler; not the autoencoder."""
-    digest = hashlib.sha256()
-    for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("unet", "text_encoder", "tokenizer", "scheduler"))):
+def model_sha256(folder: Path, pictures: bool = False) -> str:
+    """Hash of what a pipeline's activations depend on, or with `pictures` its pictures, which takes the autoencoder in.
+
+    UNet, text encoders, tokenizers and scheduler by their files; the scheduler's class too, which `model_index.json` chooses.
+    """
+    parts = ("unet", "text_encoder", "tokenizer", "scheduler", *(("vae",) if pictures else ()))
+    digest = hashlib.sha256(json.dumps(read_json(folder / "model_index.json").get("scheduler")).encode())
+    for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(parts)):
         for path in sorted(p for p in part.rglob("*") if p.is_file()):
             digest.update(f"{path.relative_to(folder)}:{file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -92,11 +92,7 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
 
     folder = locate(model, revision)
     family = family_of(check_folder(folder))
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
+    target = check_device(device)
     try:
         with quiet_loading():
             pipeline = family.cls.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True, **family.fixed)
@@ -105,6 +101,18 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {lines[0][:300]}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
+
+
+def check_device(device: str) -> Any:
+    """The torch device of that name; raises `SaeuronError` unless it is there."""
+    import torch
+
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
+    return target
 
 
 def unet_sha256(unet: Any) -> str:

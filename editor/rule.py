@@ -38,4 +38,5 @@ class Rule:
         return cls(kind, value)
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value:g}"
+        # All digits: a rounded percentile chooses other features when it is read again.
+        return f"{self.kind}:{int(self.value) if float(self.value).is_integer() else self.value!r}"

@@ -153,7 +153,9 @@ class ActivationStream:
         return Buffer(held, steps, timesteps)
 
     def _content(self) -> str:
-        return json.dumps([self._identity, self.sampling.__dict__, self.pictures, self.reads, self.prompts], sort_keys=True)
+        return json.dumps(
+            [self._identity, str(self.pipeline.unet.dtype), self.sampling.__dict__, self.pictures, self.reads, self.prompts], sort_keys=True
+        )
 
     def _keep(self, number: int, made: Buffer) -> None:
         if self.cache is None or self.share.rank:

@@ -33,6 +33,10 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
             if type(error).__name__ != "AblationIntegrityError":
                 raise
             print_error(str(error))
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print_error(f"'{error.filename}': {error.strerror}")
         except KeyboardInterrupt:
             err.print("interrupted; nothing was left behind")
             raise typer.Exit(130) from None

@@ -95,7 +95,7 @@ def components(pipeline: Any) -> list[Component]:
     return [
         *(_text_component(text, getattr(pipeline, text.name)) for text in texts),
         *_vae_components(nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
-        _unet_component(pipeline.unet, getattr(pipeline, texts[0].name).config.max_position_embeddings),
+        unet_component(pipeline.unet, getattr(pipeline, texts[0].name).config.max_position_embeddings),
     ]
 
 
@@ -117,7 +117,8 @@ def _vae_components(vae: Any, factor: int) -> list[Component]:
     ]
 
 
-def _unet_component(unet: Any, tokens: int) -> Component:
+def unet_component(unet: Any, tokens: int) -> Component:
+    """The graph of a UNet alone, for a text encoder of `tokens` tokens."""
     config, dtype = unet.config, next(unet.parameters()).dtype
     # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
     size = max(8, 2 ** len(config.block_out_channels))

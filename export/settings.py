@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor import demo
+from ..editor.by_hand import LARGEST
 from ..editor.concepts import KEYS, Concept, check_type, expand, presets
 from ..editor.edit_header import RESIDUALS, EditHeader, read_edit_header
 from ..editor.errors import SaeuronError
@@ -363,7 +364,7 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
 
 def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> None:
     """`make_edit` refuses amplifying too, but only after torch is imported and the files are open."""
-    if not math.isfinite(multiplier):
+    if not abs(multiplier) < LARGEST:
         raise SaeuronError(f"concept '{concept}': multiplier {multiplier:g} is no finite number; give a negative one, e.g. -1")
     if multiplier > 0 and not allow_amplify:
         raise SaeuronError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..editor.errors import SaeuronError
+from ..editor.files import file_sha256
 from ..editor.suggest import unknown
 
 
@@ -21,6 +22,8 @@ class Judge(Protocol):
     """Names what it sees."""
 
     name: str
+    sha256: str
+    """of its weights: what one judge saw is no result of another"""
     objects: list[str]
     styles: list[str]
 
@@ -46,6 +49,7 @@ class DemoJudge:
         if not path.is_file():
             raise SaeuronError(f"judge demo: '{path}' is no file")
         self._classifier = DemoClassifier.load(path)
+        self.sha256 = file_sha256(path)
         self.objects, self.styles = self._classifier.objects, self._classifier.styles
 
     def prompt(self, object_name: str, style: str | None) -> str:
@@ -86,9 +90,9 @@ class UnlearnCanvasJudge:
         folder = Path(where)
         if not where or not folder.is_dir():
             raise SaeuronError(f"judge unlearncanvas: give its folder of checkpoints (unlearncanvas=DIR); '{where}' is none")
-        self._style, self._object = (
-            _vit(folder, kind, n) for kind, n in (("style", len(self._style_labels)), ("object", len(self.objects)))
-        )
+        files = {kind: _checkpoint(folder, kind) for kind in ("style", "object")}
+        self.sha256 = " ".join(file_sha256(path) for path in files.values())
+        self._style, self._object = _vit(files["style"], len(self._style_labels)), _vit(files["object"], len(self.objects))
 
     def prompt(self, object_name: str, style: str | None) -> str:
         """The benchmark's evaluation form."""
@@ -107,22 +111,26 @@ class UnlearnCanvasJudge:
         return Verdict(objects, [None if s == _SEED_LABEL else s for s in styles])
 
 
-def _vit(folder: Path, kind: str, labels: int) -> Any:
+def _checkpoint(folder: Path, kind: str) -> Path:
+    files = sorted(folder.glob(f"{kind}*.pth"))
+    if len(files) != 1:
+        raise SaeuronError(f"judge unlearncanvas: expected one file {kind}*.pth in '{folder}', found {len(files)}")
+    return files[0]
+
+
+def _vit(path: Path, labels: int) -> Any:
     import torch
 
     try:
         import timm
     except ImportError:
         raise SaeuronError("judge unlearncanvas needs timm (and torchvision): pip install timm torchvision") from None
-    files = sorted(folder.glob(f"{kind}*.pth"))
-    if len(files) != 1:
-        raise SaeuronError(f"judge unlearncanvas: expected one file {kind}*.pth in '{folder}', found {len(files)}")
     try:
-        weights = torch.load(files[0], weights_only=True, map_location="cpu")["model_state_dict"]
+        weights = torch.load(path, weights_only=True, map_location="cpu")["model_state_dict"]
         model = timm.create_model("vit_large_patch16_224.augreg_in21k", pretrained=False, num_classes=labels)
         model.load_state_dict(weights)
     except Exception as error:  # a damaged file can raise anything
-        raise SaeuronError(f"judge unlearncanvas: '{files[0]}' can't be read: {str(error).splitlines()[0][:200]}") from None
+        raise SaeuronError(f"judge unlearncanvas: '{path}' can't be read: {str(error).splitlines()[0][:200]}") from None
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,6 +157,10 @@ class Sweep:
         scores = []
         for trial in trials:
             score = self.measure(trial, self.tuning_jobs(trial))
+            if math.isnan(self.worth(score.figures)):
+                raise SaeuronError(
+                    f"{trial.concept}: a share of {self.settings.rest:g} of the other pictures leaves none that IRA or CRA can be read from; raise --rest"
+                )
             progress(score)
             scores.append(score)
         return max(scores, key=lambda s: self.worth(s.figures)), scores
@@ -173,7 +178,7 @@ class Sweep:
 
     def _key(self, what: list[Any]) -> str:
         s = self.settings
-        everything = [self._identity, self.judge.name, s.steps, s.guidance, s.batch_size, *what]
+        everything = [self._identity, self.judge.name, self.judge.sha256, s.steps, s.guidance, s.batch_size, *what]
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:24]
 
     def _stored(self, key: str) -> dict[str, Any] | None:

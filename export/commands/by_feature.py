@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ...editor import demo
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ..settings import check_sources
+from .options import check_guidance, check_steps
 
 STEPS, GUIDANCE = 50, 7.5
-
-
-def hookpoints_of(text: str | None) -> list[str]:
-    """`A,B` → names of blocks."""
-    return [normalise(name.strip()) for name in (text or "").split(",") if name.strip()]
 
 
 def feature(text: str, hookpoints: Sequence[str], option: str) -> tuple[str, int]:
@@ -58,19 +53,10 @@ def sampling_of(model: str, steps: int | None, guidance: float | None) -> tuple[
     """Steps and guidance: as asked for, else the model's usual ones.
 
     Raises:
-        SaeuronError: fewer than one step, or no finite scale.
+        SaeuronError: see `options.check_steps` and `options.check_guidance`.
     """
     usual = (demo.STEPS, demo.GUIDANCE) if model == "demo" else (STEPS, GUIDANCE)
     found = usual[0] if steps is None else steps, usual[1] if guidance is None else guidance
-    if found[0] < 1:
-        raise SaeuronError(f"--steps is {found[0]}; it must be at least 1")
-    if not math.isfinite(found[1]):
-        raise SaeuronError(f"--guidance is {found[1]:g}; it must be a finite number")
+    check_steps(found[0], "--steps")
+    check_guidance(found[1])
     return found
-
-
-def check_pixels(height: int | None, width: int | None) -> None:
-    """Raise unless both can be the size of a picture."""
-    for pixels, option in ((height, "--height"), (width, "--width")):
-        if pixels is not None and (pixels < 8 or pixels % 8):
-            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")

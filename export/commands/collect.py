@@ -13,6 +13,7 @@ from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ...editor.suggest import unknown
 from ..console import clean, names, out, progress_line, resumable, write_json
+from ..folder import check_parent
 from . import options as o
 
 if TYPE_CHECKING:
@@ -84,15 +85,19 @@ def collect(
     where = hookpoint or found.get("hookpoint")
     if not where:
         raise SaeuronError("no hookpoint known: give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
-    hookpoints = [normalise(h.strip()) for h in where.split(",")]
+    hookpoints = o.hookpoints_of(where)
     saes = saes_at(sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
     files = _files(output, hookpoints, overwrite)
     if precision not in PRECISIONS:
         raise SaeuronError(f"--precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
     chosen_steps = found.get("collect_steps", 100) if steps is None else steps
     chosen_guidance = found.get("collect_guidance", 9.0) if guidance is None else guidance
-    if chosen_steps < 1 or batch_size < 1:
-        raise SaeuronError("--steps and --batch-size are at least 1")
+    o.check_steps(chosen_steps, "--steps")
+    o.check_seed(seed, "--seed")
+    o.check_guidance(chosen_guidance)
+    o.check_pixels(height, width)
+    if batch_size < 1:
+        raise SaeuronError("--batch-size is at least 1")
     plan = {
         "model": source, "saes": saes, "domain": found.get("domain", domain), "sets": {n: len(p) for n, p in sets.items()}, "steps": chosen_steps,
         "guidance": chosen_guidance, "files": {h: str(p) for h, p in files.items()},
@@ -182,6 +187,8 @@ def saes_at(given: list[str], hookpoints: list[str]) -> dict[str, str]:
         for head, equals, tail in [text.partition("=")]
     ]
     table = dict(pairs)
+    if len(table) < len(pairs):
+        raise SaeuronError("--sae is given twice for the same hookpoint; give one each, as HOOKPOINT=DIR|ID")
     for at in table:
         if at and at not in hookpoints:
             raise SaeuronError(f"--sae {at}=…: this hookpoint is not used (used: {', '.join(hookpoints)})")
@@ -199,7 +206,12 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
     if single and len(hookpoints) > 1:
         raise SaeuronError(f"--output '{output}' is one file, but there are {len(hookpoints)} hookpoints; give a folder")
     files = {h: output if single else output / f"{h}.safetensors" for h in hookpoints}
+    if not single:
+        o.check_out_folder(output)
+    check_parent(output)
     for path in files.values():
+        if path.is_dir():
+            raise SaeuronError(f"'{path}' is a folder; choose another --output")
         if path.exists() and not overwrite:
             raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
     return files
@@ -217,7 +229,7 @@ def _run(
     from ...editor.collect import Process
     from ...editor.collect import collect as run
     from ...editor.collecting import put
-    from ...editor.pipelines import check_folder, load_pipeline, locate
+    from ...editor.pipelines import check_device, check_folder, load_pipeline, locate
     from ...validation.reference import PRECISIONS as DTYPES
     from ..prepare import open_saes
     from ..progress import Remaining
@@ -225,6 +237,7 @@ def _run(
     folder = locate(model)
     check_folder(folder)
     opened = open_saes(folder, saes)
+    check_device(device)
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
     pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device)

@@ -11,7 +11,7 @@ from ...editor.errors import SaeuronError
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import building, check_output
 from . import options as o
-from .by_feature import check_pixels, feature, hookpoints_of, sampling_of, sources_of
+from .by_feature import feature, sampling_of, sources_of
 from .collect import lines_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def features(
             raise SaeuronError(f"{option} is {value}; it must be at least {least}")
     if scheduler not in ("ddim", "model"):
         raise SaeuronError(f"scheduler '{scheduler}' is not known; it is ddim or model")
-    check_pixels(height, width)
+    o.check_pixels(height, width)
+    o.check_seed(seed, "--seed")
     if output is None:
         raise SaeuronError("no output: give --output DIR")
     check_output(output, overwrite, MARKER, "folder of feature sheets")
@@ -94,7 +95,7 @@ def features(
     else:
         if not model:
             raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
-        source, wanted = model, _numbers(names(numbers), hookpoints_of(hookpoint))
+        source, wanted = model, _numbers(names(numbers), o.hookpoints_of(hookpoint))
         sources = sources_of(sae or [], list(wanted), model)
     if not texts:
         raise SaeuronError("no prompts: give --prompts FILE with one a line (demo's own: demo:prompts.txt)")

@@ -15,7 +15,7 @@ from ...editor.suggest import unknown
 from ..console import clean, out, print_warning, progress_line, write_json
 from ..folder import check_parent
 from . import options as o
-from .by_feature import check_pixels, feature, hookpoints_of, sampling_of, sources_of
+from .by_feature import feature, sampling_of, sources_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ def steer(
     Example: `saeuron steer --feature 296=-5 --feature 157=0 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --preview
     "An image of Car in Neon style." --output edit.safetensors`
     """
-    hookpoints = hookpoints_of(hookpoint)
+    hookpoints = o.hookpoints_of(hookpoint)
     gains = _gains(features or [], hookpoints, allow_amplify)
     bounds = _range(timesteps)
     if residual not in RESIDUALS:
@@ -93,7 +93,8 @@ def steer(
         raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
     sources = sources_of(sae or [], list(gains), model)
     count, scale = sampling_of(model, steps, guidance)
-    check_pixels(height, width)
+    o.check_pixels(height, width)
+    o.check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
         from ...editor.files import read_json

@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from ...editor.by_hand import LARGEST
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ...editor.rule import Rule
@@ -18,7 +19,7 @@ from ..console import clean, names, out, progress_line, resumable, write_json
 from . import options as o
 
 if TYPE_CHECKING:
-    from ...validation.sweep import Score, Sweep
+    from ...validation.sweep import Score
     from ..settings import Settings
 
 _GRID = "Grid"
@@ -80,8 +81,11 @@ def sweep(
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
+    o.check_out_folder(output)
     rules = [str(Rule.parse(r)) for r in names(select)]
     gammas = _numbers(multiplier, "--multiplier")
+    if any(abs(g) > LARGEST for g in gammas):
+        raise SaeuronError(f"--multiplier '{multiplier}': float32 can't hold it")
     if any(g > 0 for g in gammas):
         raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; a sweep tries negative ones")
     shares = _numbers(weights, "--weights")
@@ -89,9 +93,7 @@ def sweep(
         raise SaeuronError(f"--weights '{weights}': expected three shares of UA, IRA and CRA, e.g. 0.5,0.5,0")
     if not 0 < rest <= 1 or batch_size < 1:
         raise SaeuronError("--rest lies in (0, 1], --batch-size is at least 1")
-    seeds = [
-        tuple(int(n) for n in _numbers(text, option)) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))
-    ]
+    seeds = [_seeds(text, option) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))]
     places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in hookpoint or []]
     together = ",".join(dict.fromkeys(h for place in places for h in place)) or None
     wanted = Settings(
@@ -125,6 +127,16 @@ def _numbers(text: str, option: str) -> list[float]:
     return found
 
 
+def _seeds(text: str, option: str) -> tuple[int, ...]:
+    found = names(text)
+    for part in found:
+        if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= o.LARGEST_SEED):
+            raise SaeuronError(f"{option} '{text}': '{part}' is no whole number from 0 to {o.LARGEST_SEED}")
+    if not found:
+        raise SaeuronError(f"{option} is empty")
+    return tuple(int(part) for part in found)
+
+
 def _run(
     wanted: Settings,
     common: Any,
@@ -155,7 +167,9 @@ def _run(
     say(f"loading {sources.plan.model}")
     pipeline = load_pipeline(sources.plan.model, None, wanted.device)
     refuse_edited(pipeline.unet)
-    bench = Sweep(pipeline, sources.saes, activations, judge, common, output / "results", cache.model_sha256(sources.model_folder))
+    bench = Sweep(
+        pipeline, sources.saes, activations, judge, common, output / "results", cache.model_sha256(sources.model_folder, pictures=True)
+    )
     say("measuring the unedited model")
     report: dict[str, Any] = {
         "unedited": bench.unedited(), "judge": judge_name, "settings": vars(common), "counting": "every picture counts once, plain ones included", "concepts": {},
@@ -177,21 +191,22 @@ def _run(
                 f"{name}: trial {done} of {total}{clock.text(done, total)}: {score.trial.select}, {score.trial.multiplier:g}: UA {f.ua:.0%} IRA {f.ira:.0%} CRA {f.cra:.0%}"
             )
 
+        before = bench.measured
         best, scores = bench.best(trials_of[name], progress)
         say(f"{name}: measuring the best on the report seeds")
         final = bench.report(best.trial)
-        report["concepts"][name] = _entry(bench, best, final, scores)
+        report["concepts"][name] = _entry(bench.measured - before, best, final, scores)
         wish = by_place[name, best.trial.hookpoints[0]]
         tables.append(_table(sources, wish, by_place, best))
         _store(output, report, tables)
     return report
 
 
-def _entry(bench: Sweep, best: Score, final: Score, scores: list[Score]) -> dict[str, Any]:
+def _entry(measured: int, best: Score, final: Score, scores: list[Score]) -> dict[str, Any]:
     t = best.trial
     return {
         "domain": t.domain, "hookpoints": list(t.hookpoints), "select": t.select, "multiplier": t.multiplier, "tuning": best.figures._asdict(),
-        "report": final.figures._asdict(), "pictures": final.pictures, "trials": len(scores), "measured": bench.measured,
+        "report": final.figures._asdict(), "pictures": final.pictures, "trials": len(scores), "measured": measured,
     }  # fmt: skip
 
 

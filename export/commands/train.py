@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.errors import SaeuronError
-from ...editor.names import normalise
 from ...editor.train_settings import TrainSettings, settings_help
 from ..console import clean, out, print_warning, progress_line, resumable, write_json
 from . import options as o
@@ -74,14 +73,24 @@ def _train(
         if not value:
             raise SaeuronError(f"--{name} is missing")
     assert model and hookpoint and prompts and output
-    hookpoints = [normalise(h.strip()) for h in hookpoint.split(",")]
+    hookpoints = o.hookpoints_of(hookpoint)
+    if prompts.endswith(".toml"):
+        raise SaeuronError(f"prompts '{prompts}': train reads a text file with one prompt a line, not TOML")
     texts = lines_of(Path(path_of(prompts)))
     if not texts:
         raise SaeuronError(f"prompts '{prompts}': no line holds a prompt")
     if (output / "training.json").exists():
         raise SaeuronError(f"'{output}' holds a finished training; choose another --output")
-    if min(sampling_steps, batch_size) < 1:
-        raise SaeuronError("--sampling-steps and --batch-size are at least 1")
+    o.check_out_folder(output)
+    if cache is not None:
+        o.check_out_folder(cache)
+    o.check_steps(sampling_steps, "--sampling-steps")
+    o.check_seed(picture_seed, "--picture-seed")
+    o.check_seed(settings.seed, "--seed")
+    o.check_guidance(guidance)
+    o.check_pixels(height, width)
+    if batch_size < 1:
+        raise SaeuronError("--batch-size is at least 1")
     if settings.pictures % batch_size or settings.held_out % batch_size:
         raise SaeuronError(
             f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {batch_size}"
@@ -128,12 +137,13 @@ def _run(
 
     from ...editor.bake import refuse_edited
     from ...editor.cache import model_sha256
-    from ...editor.pipelines import load_pipeline, locate
+    from ...editor.pipelines import check_device, load_pipeline, locate
     from ...editor.training import Trainer, TrainEvent
     from ...validation.reference import PRECISIONS as DTYPES
     from ..prepare import maps_of
     from ..progress import Remaining
 
+    check_device(device)
     folder = locate(model)
     maps_of(folder, hookpoints, sampling.height, sampling.width)  # refuses a hookpoint that isn't there before the model is loaded
     mixed = {"fp32": "no"}.get(settings.precision, settings.precision)

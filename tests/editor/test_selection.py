@@ -136,3 +136,8 @@ def test_one_concept_with_two_rules_chooses_their_union(activations):
     both = edit_of(activations, ("A", "count:2", -1.0), ("A", "count:5", -3.0))
     one = edit_of(activations, ("A", "count:5", -3.0))
     assert both.hookpoints[HOOKPOINT].chosen == one.hookpoints[HOOKPOINT].chosen and both.sha256() == one.sha256()
+
+
+@pytest.mark.parametrize("text", ["percentile:99.956578", "percentile:99.999", "percentile:50", "count:3", "count:1234567"])
+def test_a_rule_is_written_as_it_was_read(text):
+    assert str(Rule.parse(text)) == text

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, make_sae, refused, run
 from typer.testing import CliRunner
 
@@ -89,7 +90,7 @@ def test_collect_refuses_what_cannot_be_meant(collecting, tiny, tmp_path):
         "--hookpoint",
         "up_blocks.1.attentions.0",
         "--sae",
-        tiny["sae"] / f"unet.{HOOKPOINT}",
+        f"up_blocks.1.attentions.0={tiny['sae'] / f'unet.{HOOKPOINT}'}",
         *there,
     )
     (tmp_path / "one.txt").write_text("a\n\nb\n")
@@ -239,3 +240,44 @@ def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
         assert text in shown
     refused("--model", "export", "--concepts", "Van_Gogh", "--output", tmp_path / "x")
     refused("different base models", "export", "--concepts", "Neon,nudity", "--output", tmp_path / "x")
+
+
+def test_options_that_can_not_be_meant(collecting, training, tmp_path):
+    (tmp_path / "taken.safetensors").mkdir()
+    there = ["--output", tmp_path / "a.safetensors"]
+    for message, options in (
+        ("seed lies between", ("--seed", 2**32)), ("1 to 1000 steps", ("--steps", 2000)), ("no finite number", ("--guidance", "nan")),
+        ("multiple of 8", ("--height", 20)), ("given twice", ("--hookpoint", f"{HOOKPOINT},unet.{HOOKPOINT}")), ("twice for the same", ("--sae", "demo:saes")),
+        ("device 'cuda:7' can't be used", ("--device", "cuda:7")), ("is a folder", ("--overwrite", "--output", tmp_path / "taken.safetensors")),
+    ):  # fmt: skip
+        refused(message, "collect", *collecting, *there, *options)
+    for message, options in (
+        ("1 to 1000 steps", ("--sampling-steps", 1001)), ("seed lies between", ("--seed", 10**30)), ("given twice", ("--hookpoint", f"{HOOKPOINT},{HOOKPOINT}")),
+        ("no finite number", ("--guidance", "inf")), ("not TOML", ("--prompts", tmp_path / "p.toml")), ("is a file", ("--output", tmp_path / "p.toml")), ("can't be used", ("--device", "cuda:7")),
+    ):  # fmt: skip
+        refused(message, *training, "--output", tmp_path / "x", *options)
+    for message, options in (
+        ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("is no whole number", ("--report-seeds", 2**32 + 42)),
+        ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
+    ):  # fmt: skip
+        refused(message, "sweep", "--concepts", "House", "--output", tmp_path / "s", *options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_sweep_measures_again_for_another_judge_or_autoencoder(tmp_path):
+    """What is stored belongs to the weights that made and judged the pictures."""
+    from saeuron.editor import demo
+    from saeuron.editor.cache import model_sha256
+    from saeuron.validation.judges import open_judge
+
+    other = {name: torch.zeros_like(t) for name, t in load_file(demo.CLASSIFIER).items()}
+    save_file(other, tmp_path / "judge.safetensors", metadata=read_header(demo.CLASSIFIER)[0])
+    assert open_judge(f"demo={tmp_path / 'judge.safetensors'}").sha256 != open_judge("demo").sha256
+    copy = tmp_path / "pipeline"
+    shutil.copytree(demo.PIPELINE, copy)
+    before = model_sha256(copy), model_sha256(copy, pictures=True)
+    (copy / "vae" / "config.json").write_text((copy / "vae" / "config.json").read_text() + " ")
+    assert model_sha256(copy) == before[0] and model_sha256(copy, pictures=True) != before[1]
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "EulerDiscreteScheduler"]}))
+    assert model_sha256(copy) != before[0]

@@ -137,7 +137,7 @@ def test_steer_refuses_what_cannot_be_meant(steering, tmp_path):
         ("no base model", "--feature", "3=0", *steering[2:]),
         ("is not in this UNet", "--feature", "3=0", *steering, "--hookpoint", "up_blocks.7.attentions.0"),
         ("no SAE known", "--feature", "3=0", *steering[:2], *steering[4:]),
-        ("no folder", "--feature", "3=0", *steering, "--sae", "/nowhere"),
+        ("no folder", "--feature", "3=0", *steering, "--sae", f"{HOOKPOINT}=/nowhere"),
         ("no hookpoint known", "--feature", "3=0", *steering[:4], *steering[6:]),
         ("to be a .safetensors file", "--feature", "3=0", *steering, "--output", tmp_path / "e.bin"),
         ("exists", "--feature", "3=0", *steering, "--output", tmp_path / "there.safetensors"),
