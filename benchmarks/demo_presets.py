@@ -72,7 +72,7 @@ def measure(table: Path, store: Path) -> None:
     sources = open_sources(resolve(Settings(concepts=tuple(known), output=Path("unused"))), console.print)
     bench = Sweep(
         load_pipeline("demo"), sources.saes, {(w.domain, w.hookpoint): sources.of(w) for w in sources.wishes}, open_judge("demo"),
-        SweepSettings(demo.STEPS, demo.GUIDANCE), store, model_sha256(demo.PIPELINE),
+        SweepSettings(demo.STEPS, demo.GUIDANCE), store, model_sha256(demo.PIPELINE, pictures=True),
     )  # fmt: skip
     plain = bench.unedited()
     console.print(f"unedited: {plain}")
