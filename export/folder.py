@@ -33,7 +33,9 @@ def check_parent(output: Path) -> None:
     """Raise unless something may be written beside `output`."""
     parent = output.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    if not existing.is_dir():
+        raise SaeuronError(f"'{existing}' is a file, so nothing can be written into it; choose another --output")
+    if not os.access(existing, os.W_OK):
         raise SaeuronError(f"no permission to write into '{existing}'; choose another --output")
 
 

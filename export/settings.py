@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from ..editor.errors import SaeuronError
 from ..editor.names import normalise
 from ..editor.rule import Rule
 from ..editor.suggest import unknown
+from .checks import check_guidance, check_pixels, check_steps
 
 FORMATS = ("checkpoint", "onnx")
 PLANNED_FORMATS = ("trt", "tensorrt")
@@ -297,13 +297,11 @@ def _check_choices(s: Settings) -> None:
         raise SaeuronError(
             "--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32"
         )
-    if s.steps is not None and s.steps < 1:
-        raise SaeuronError(f"--steps is {s.steps}; it must be at least 1")
-    if s.guidance is not None and not math.isfinite(s.guidance):
-        raise SaeuronError(f"--guidance is {s.guidance:g}; it must be a finite number")
-    for pixels, option in ((s.height, "--height"), (s.width, "--width")):
-        if pixels is not None and (pixels < 8 or pixels % 8):
-            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")
+    if s.steps is not None:
+        check_steps(s.steps, "--steps")
+    if s.guidance is not None:
+        check_guidance(s.guidance)
+    check_pixels(s.height, s.width)
 
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:

@@ -79,6 +79,12 @@ def edit_of(activations: ConceptActivations, *wishes: tuple[str, str, float], ho
     return make_edit(made, {(w.concept, hookpoint): activations for w in made}, residual)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or fills the cache of whoever runs it."""
+    monkeypatch.setenv("SAEURON_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def unet() -> UNet2DConditionModel:
     return make_unet()

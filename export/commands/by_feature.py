@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ...editor import demo
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
+from ..checks import check_guidance, check_steps
 from ..settings import check_sources
-from .options import check_guidance, check_steps
 
 STEPS, GUIDANCE = 50, 7.5
 
@@ -53,7 +53,7 @@ def sampling_of(model: str, steps: int | None, guidance: float | None) -> tuple[
     """Steps and guidance: as asked for, else the model's usual ones.
 
     Raises:
-        SaeuronError: see `options.check_steps` and `options.check_guidance`.
+        SaeuronError: see `checks.check_steps` and `checks.check_guidance`.
     """
     usual = (demo.STEPS, demo.GUIDANCE) if model == "demo" else (STEPS, GUIDANCE)
     found = usual[0] if steps is None else steps, usual[1] if guidance is None else guidance

@@ -12,6 +12,7 @@ from ...editor.concepts import presets
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ...editor.suggest import unknown
+from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, names, out, progress_line, resumable, write_json
 from ..folder import check_parent
 from . import options as o
@@ -92,10 +93,10 @@ def collect(
         raise SaeuronError(f"--precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
     chosen_steps = found.get("collect_steps", 100) if steps is None else steps
     chosen_guidance = found.get("collect_guidance", 9.0) if guidance is None else guidance
-    o.check_steps(chosen_steps, "--steps")
-    o.check_seed(seed, "--seed")
-    o.check_guidance(chosen_guidance)
-    o.check_pixels(height, width)
+    check_steps(chosen_steps, "--steps")
+    check_seed(seed, "--seed")
+    check_guidance(chosen_guidance)
+    check_pixels(height, width)
     if batch_size < 1:
         raise SaeuronError("--batch-size is at least 1")
     plan = {

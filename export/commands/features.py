@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.errors import SaeuronError
+from ..checks import check_pixels, check_seed
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import building, check_output
 from . import options as o
@@ -80,8 +81,8 @@ def features(
             raise SaeuronError(f"{option} is {value}; it must be at least {least}")
     if scheduler not in ("ddim", "model"):
         raise SaeuronError(f"scheduler '{scheduler}' is not known; it is ddim or model")
-    o.check_pixels(height, width)
-    o.check_seed(seed, "--seed")
+    check_pixels(height, width)
+    check_seed(seed, "--seed")
     if output is None:
         raise SaeuronError("no output: give --output DIR")
     check_output(output, overwrite, MARKER, "folder of feature sheets")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,6 @@ import typer
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ..folder import check_parent
-
-LARGEST_SEED = 2**32 - 1
-"""torch's CPU generator ignores what is beyond: two seeds would give the same noise"""
-_STEPS = 1000  # every scheduler's training steps
 
 WHAT, WHERE, HOW, OUTPUT = "What", "Where", "How", "Output"
 
@@ -54,36 +49,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=OUTPUT)]
 
 
-def check_seed(seed: int, option: str) -> None:
-    """Raise unless torch's generator tells this seed from every other."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise SaeuronError(f"{option} {str(seed)[:20]}: a seed lies between 0 and {LARGEST_SEED}")
-
-
-def check_steps(steps: int, option: str) -> None:
-    """Raise unless a scheduler can take as many steps."""
-    if not 1 <= steps <= _STEPS:
-        raise SaeuronError(f"{option} {str(steps)[:20]}: a scheduler takes 1 to {_STEPS} steps")
-
-
-def check_guidance(guidance: float) -> None:
-    """Raise unless the guidance scale is a number."""
-    if not math.isfinite(guidance):
-        raise SaeuronError(f"--guidance {guidance:g} is no finite number")
-
-
 def check_out_folder(output: Path) -> None:
     """Raise unless `output` is, or can become, a folder that may be written."""
     if output.exists() and not output.is_dir():
         raise SaeuronError(f"--output '{output}' is a file; give a folder")
     check_parent(output / "x")
-
-
-def check_pixels(height: int | None, width: int | None) -> None:
-    """Raise unless both can be the size of a picture."""
-    for pixels, option in ((height, "--height"), (width, "--width")):
-        if pixels is not None and (pixels < 8 or pixels % 8):
-            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")
 
 
 def hookpoints_of(text: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from ...editor.by_hand import check_gain
 from ...editor.edit_header import RESIDUALS
 from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
+from ..checks import check_pixels, check_seed
 from ..console import clean, out, print_warning, progress_line, write_json
 from ..folder import check_parent
 from . import options as o
@@ -93,8 +94,8 @@ def steer(
         raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
     sources = sources_of(sae or [], list(gains), model)
     count, scale = sampling_of(model, steps, guidance)
-    o.check_pixels(height, width)
-    o.check_seed(seed, "--seed")
+    check_pixels(height, width)
+    check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
         from ...editor.files import read_json

@@ -15,6 +15,7 @@ from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ...editor.rule import Rule
 from ...editor.suggest import unknown
+from ..checks import check_seed
 from ..console import clean, names, out, progress_line, resumable, write_json
 from . import options as o
 
@@ -130,8 +131,9 @@ def _numbers(text: str, option: str) -> list[float]:
 def _seeds(text: str, option: str) -> tuple[int, ...]:
     found = names(text)
     for part in found:
-        if not (part.isascii() and part.isdigit() and len(part) <= 10 and int(part) <= o.LARGEST_SEED):
-            raise SaeuronError(f"{option} '{text}': '{part}' is no whole number from 0 to {o.LARGEST_SEED}")
+        if not (part.isascii() and part.isdigit() and len(part) < 20):
+            raise SaeuronError(f"{option} '{text}': '{part}' is no seed; write a whole number, e.g. 42")
+        check_seed(int(part), option)
     if not found:
         raise SaeuronError(f"{option} is empty")
     return tuple(int(part) for part in found)

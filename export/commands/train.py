@@ -11,6 +11,7 @@ import typer
 
 from ...editor.errors import SaeuronError
 from ...editor.train_settings import TrainSettings, settings_help
+from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, out, print_warning, progress_line, resumable, write_json
 from . import options as o
 from .collect import lines_of
@@ -84,11 +85,11 @@ def _train(
     o.check_out_folder(output)
     if cache is not None:
         o.check_out_folder(cache)
-    o.check_steps(sampling_steps, "--sampling-steps")
-    o.check_seed(picture_seed, "--picture-seed")
-    o.check_seed(settings.seed, "--seed")
-    o.check_guidance(guidance)
-    o.check_pixels(height, width)
+    check_steps(sampling_steps, "--sampling-steps")
+    check_seed(picture_seed, "--picture-seed")
+    check_seed(settings.seed, "--seed")
+    check_guidance(guidance)
+    check_pixels(height, width)
     if batch_size < 1:
         raise SaeuronError("--batch-size is at least 1")
     if settings.pictures % batch_size or settings.held_out % batch_size:

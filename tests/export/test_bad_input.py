@@ -85,7 +85,7 @@ def test_the_job_itself_works(job):
         ({"--format": "TensorRT"}, "not built yet"),
         ({"--format": "onxx"}, "did you mean onnx"),
         ({"--format": ","}, "no format named"),
-        ({"--steps": "0"}, "at least 1"),
+        ({"--steps": "0"}, "1 to 1000 steps"),
         ({"--height": "65"}, "multiple of 8"),
         ({"--device": "cuda:9"}, "device 'cuda:9' can't be used"),
         ({"--device": "toaster"}, "device 'toaster' can't be used"),

@@ -11,23 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, make_sae, refused, run
-from typer.testing import CliRunner
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.concepts import presets
 from saeuron.editor.files import read_header
 
-runner = CliRunner()
 PROMPTS = """
 [prompts]
 Neon = ["An image of House in Neon style.", "An image of Car in Neon style.", "An image of Star in Neon style."]
 plain = ["An image of House.", "An image of Car."]
 """
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAEURON_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -257,7 +250,7 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path):
     ):  # fmt: skip
         refused(message, *training, "--output", tmp_path / "x", *options)
     for message, options in (
-        ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("is no whole number", ("--report-seeds", 2**32 + 42)),
+        ("'42.9' is no seed", ("--tune-seeds", "42.9")), ("seed lies between", ("--report-seeds", 2**32 + 42)),
         ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
     ):  # fmt: skip
         refused(message, "sweep", "--concepts", "House", "--output", tmp_path / "s", *options)

@@ -1,0 +1,36 @@
+"""Bounds of what every command that generates takes. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+
+from ..editor.errors import SaeuronError
+
+LARGEST_SEED = 2**32 - 1
+"""torch's CPU generator ignores what is beyond: two seeds would give the same noise"""
+_STEPS = 1000  # every scheduler's training steps
+
+
+def check_seed(seed: int, option: str) -> None:
+    """Raise unless torch's generator tells this seed from every other."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise SaeuronError(f"{option} {str(seed)[:20]}: a seed lies between 0 and {LARGEST_SEED}")
+
+
+def check_steps(steps: int, option: str) -> None:
+    """Raise unless a scheduler can take as many steps."""
+    if not 1 <= steps <= _STEPS:
+        raise SaeuronError(f"{option} {str(steps)[:20]}: a scheduler takes 1 to {_STEPS} steps")
+
+
+def check_guidance(guidance: float) -> None:
+    """Raise unless the guidance scale is a number."""
+    if not math.isfinite(guidance):
+        raise SaeuronError(f"--guidance {guidance:g} is no finite number")
+
+
+def check_pixels(height: int | None, width: int | None) -> None:
+    """Raise unless both can be the size of a picture."""
+    for pixels, option in ((height, "--height"), (width, "--width")):
+        if pixels is not None and (pixels < 8 or pixels % 8):
+            raise SaeuronError(f"{option} is {pixels}; it must be a positive multiple of 8")
