@@ -3,6 +3,7 @@
 Builds the pipeline (UNet 860 M, text encoder 123 M, autoencoder 83.7 M parameters), an SAE of 20480 latents and concept
 activations as local folders, then measures each stage in a process of its own:
 
+    stock     the unedited UNet by a plain `torch.onnx.export(dynamo=True)`: what this machine needs today, whoever asks
     unet      bake the edit and export the UNet alone
     pipeline  the same for all four graphs, by the calls that `saeuron-export` makes
     proof     a few forwards of the exported UNet against the dynamic hook (scope "short")
@@ -34,7 +35,7 @@ CONCEPTS = ("alpha", "beta", "gamma")
 FEATURES = 8  # chosen latents a concept
 TARGETS = {"unet": (60.0, 5.0), "pipeline": (120.0, 6.0)}
 """stage → most seconds (after loading), most GB (loading included)"""
-STAGES = ("unet", "pipeline", "proof", "command", "optimum")
+STAGES = ("stock", "unet", "pipeline", "proof", "command", "optimum")
 TOKENS = 77
 SIZES: dict[str, dict[str, Any]] = {
     "sd14": {
@@ -188,6 +189,29 @@ def prepared(work: Path) -> Any:
     return prepare(resolve(settings(work, work / "artifact")))
 
 
+def stage_stock(work: Path) -> dict[str, Any]:
+    """The exporter as its documentation shows it, same axes dynamic as ours."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from saeuron.export import onnx
+
+    meter, model, output = Meter(), work / "model", work / "unet-stock"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir()
+    with meter.phase("load"):
+        unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+        part = onnx.unet_component(unet, TOKENS)
+    with meter.phase("unet"), torch.no_grad():
+        shapes = {name: dict.fromkeys(axes, torch.export.Dim.AUTO) for name, axes in part.dynamic.items()}
+        program = torch.onnx.export(
+            part.module.eval(), kwargs=part.inputs, dynamo=True, opset_version=onnx.OPSET, dynamic_shapes=shapes, input_names=list(part.inputs),
+            output_names=list(part.outputs), verbose=False,
+        )  # fmt: skip
+        program.save(str(output / "model.onnx"), external_data=True)
+    return meter.result("load") | {"bytes": folder_bytes(output)}
+
+
 def stage_unet(work: Path) -> dict[str, Any]:
     """Bake and export the UNet; text encoder and autoencoder are there without memory."""
     from types import SimpleNamespace
@@ -218,7 +242,7 @@ def stage_unet(work: Path) -> dict[str, Any]:
         pipeline.unet = bake(pipeline.unet, ready.edit, ready.saes)
         ready.saes.clear()
     with meter.phase("unet"):
-        onnx.write(onnx.unet_component(pipeline.unet, 77), output)
+        onnx.write(onnx.unet_component(pipeline.unet, TOKENS), output)
     return meter.result("load") | {"bytes": folder_bytes(output)}
 
 
@@ -357,12 +381,15 @@ def show(results: dict[str, Any]) -> None:
             table.add_row(name, *["–"] * 5, str(r.get("skipped") or f"failed with {r['failed']}, see JSON"))
             continue
         seconds, memory = TARGETS.get(name, (None, None))
+        stock = results["stages"].get("stock", {}).get("seconds")
         met = (
             ""
             if seconds is None
             else f"{'met' if r['seconds'] <= seconds and r['process']['peak_gb'] <= memory else 'MISSED'} (≤ {seconds:g} s, ≤ {memory:g} GB)"
         )
         notes = "; ".join(f"{n} {p['seconds']:.1f} s, {p['peak_gb']:.2f} GB" for n, p in r.get("phases", {}).items())
+        if stock and name == "unet":
+            notes = f"{r['seconds'] / stock:.2f} times the stock UNet's plain export; {notes}"
         if "forwards" in r:
             f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["control"]["passed"] else "FAIL"
             notes = f"{verdict}: worst {f['worst']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
@@ -387,7 +414,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="sd14", help="tiny tries the script itself in a minute")
     parser.add_argument(
         "--stages",
-        default="unet,pipeline,proof,optimum",
+        default="stock,unet,pipeline,proof,optimum",
         help=f"comma-separated, of {','.join(STAGES)}; proof needs the output of pipeline",
     )
     parser.add_argument("--optimum", type=Path, help="path of an optimum-cli")
@@ -399,6 +426,7 @@ def main() -> None:
     if options.child:
         stages = {
             "build": lambda: build(work, SIZES[size]),
+            "stock": lambda: stage_stock(work),
             "unet": lambda: stage_unet(work),
             "pipeline": lambda: stage_pipeline(work),
             "proof": lambda: stage_proof(work),
@@ -432,7 +460,7 @@ def main() -> None:
             options.output.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
     if not options.keep:
-        for name in ("unet-alone", "artifact"):
+        for name in ("unet-stock", "unet-alone", "artifact"):
             shutil.rmtree(work / name, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ from .errors import SaeuronError
 from .files import read_header
 from .hookpoints import to_tokens
 from .names import normalise
+from .prompt_sets import check_sets
 from .sae import SparseAutoencoder
 from .sampling import generate, observe
 
@@ -99,25 +100,31 @@ def collect(
         state: folder for unfinished work; give the same one after a kill and finished prompts are not run again. It must be
             a folder of this very job (name it by a hash of model, SAEs, prompts and sampling).
         process: this process's share, for several under `accelerate launch`; all need the same `state`.
-        progress: told prompts done, prompts in all and the concept, by this process.
+        progress: told prompts done, prompts in all and the concept, by this process; finished ones are done at the first call.
 
     Returns:
         hookpoint → activations; None in every process but the first.
 
     Raises:
-        SaeuronError: fewer than two concepts, an empty prompt set, several processes without `state`, non-finite latents.
+        SaeuronError: fewer than two concepts, an empty prompt set, several processes without `state`, a scheduler that calls the
+            UNet twice at one timestep, non-finite latents.
     """
     names = list(prompts)
-    _check(prompts, process, state)
+    check_sets(prompts)
+    if process.count > 1 and state is None:
+        raise SaeuronError("several processes need a state folder to put their sums into")
     saes = {normalise(name): sae.to(pipeline.unet.device) for name, sae in saes.items()}
     units = _units(prompts, sampling)
     finished = {number for sums in _stored(state) for number in sums[1].done}
     process.barrier()  # nobody writes before everybody has read what was finished before
     remaining = [u for u in units if u.number not in finished]
     mine = remaining[process.rank :: process.count]
-    total, done = sum(len(u.prompts) for u in mine), 0
+    # Who finished what isn't known of the others: each process counts its share of it.
+    before = (sum(len(u.prompts) for u in units) - sum(len(u.prompts) for u in remaining)) // process.count
+    total, done = before + sum(len(u.prompts) for u in mine), before
     kept: dict[int, _Sums] = {}
     with scheduler_of(pipeline, sampling.scheduler), torch.no_grad():
+        _check_timesteps(pipeline.scheduler, sampling.steps)
         for position, unit in enumerate(mine):
             progress(done, total, names[unit.concept])
             sums = kept.setdefault(unit.concept, _resume(state, process.rank, unit.concept))
@@ -139,14 +146,14 @@ def collect(
     return found
 
 
-def _check(prompts: Mapping[str, Sequence[str]], process: Process, state: Path | None) -> None:
-    if len(prompts) < 2:
-        raise SaeuronError("only one set of prompts: a score compares a concept with others; add at least one contrast set")
-    for name, texts in prompts.items():
-        if not texts:
-            raise SaeuronError(f"'{name}' has no prompts")
-    if process.count > 1 and state is None:
-        raise SaeuronError("several processes need a state folder to put their sums into")
+def _check_timesteps(scheduler: Any, steps: int) -> None:
+    """Activations are stored by timestep, so no two steps may have the same."""
+    scheduler.set_timesteps(steps)
+    found = [round(float(t)) for t in scheduler.timesteps]
+    if len(set(found)) < len(found):
+        raise SaeuronError(
+            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, and activations are stored by timestep; collect with the scheduler ddim"
+        )
 
 
 def _units(prompts: Mapping[str, Sequence[str]], sampling: Sampling) -> list[_Unit]:

@@ -65,5 +65,8 @@ def put(activations: Any, path: Path) -> None:
     """Write a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    activations.save(partial)
-    os.replace(partial, path)
+    try:
+        activations.save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

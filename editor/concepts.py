@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .edit_header import RESIDUALS
 from .errors import SaeuronError
 from .suggest import unknown
 
@@ -126,6 +127,8 @@ def check_type(key: str, value: Any, where: str) -> None:
         raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
     if key == "status" and value not in STATUSES:
         raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
+    if key == "residual" and value not in RESIDUALS:
+        raise SaeuronError(f"{where}: {unknown('residual', value, RESIDUALS)}")
     if types.get(key) is int and value < 1:
         raise SaeuronError(f"{where}: '{key}' is {value}; it must be at least 1")
 

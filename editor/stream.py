@@ -83,11 +83,11 @@ class ActivationStream:
         self.cache, self.share, self._identity = cache, share, identity
         self._last: tuple[int, Buffer] | None = None
 
-    def buffer(self, number: int, shuffle: int = 0) -> Buffer:
-        """Buffer `number` (negative ones are never trained on); `shuffle` numbers its orders."""
+    def buffer(self, number: int, shuffle: int = 0, progress: Callable[[int, int], None] = lambda done, total: None) -> Buffer:
+        """Buffer `number` (negative ones are never trained on); `shuffle` numbers its orders; `progress` hears pictures done and in all."""
         if self._last is None or self._last[0] != number:
             self._last = None  # freed before the next one is made
-            self._last = number, self._cached(number) or self._fill(number)
+            self._last = number, self._cached(number) or self._fill(number, progress)
         made = self._last[1]
         order = torch.randperm(len(made.steps), generator=self._generator("order", number, shuffle))
         return Buffer({name: t[order] for name, t in made.tokens.items()}, made.steps[order], made.timesteps)
@@ -98,7 +98,7 @@ class ActivationStream:
         text = json.dumps([self.sampling.seed, *what])
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
-    def _fill(self, number: int) -> Buffer:
+    def _fill(self, number: int, progress: Callable[[int, int], None]) -> Buffer:
         s = self.sampling
         drawn = torch.randint(len(self.prompts), (self.pictures,), generator=self._generator("prompts", number)).tolist()
         noise = torch.randint(2**31, (self.pictures,), generator=self._generator("noise", number)).tolist()
@@ -106,6 +106,7 @@ class ActivationStream:
         timesteps: list[float] = []
         starts = range(self.share.rank * s.batch_size, self.pictures, s.batch_size * self.share.count)
         for start in starts:
+            progress(start, self.pictures)
             part = slice(start, start + s.batch_size)
             timesteps.clear()
             pieces: dict[str, list[torch.Tensor]] = {name: [] for name in self.reads}

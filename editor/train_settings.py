@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from dataclasses import dataclass, fields
 
 from .errors import SaeuronError
+
+
+_LARGEST = 10**15
+"""beyond it, no count of tokens, latents or steps is meant"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class TrainSettings:
     @property
     def steps(self) -> int:
         """Optimiser steps."""
-        return math.ceil(self.tokens / self.batch)
+        return -(-self.tokens // self.batch)
 
     def check(self, processes: int = 1) -> None:
         """Raise `SaeuronError` for values that can't be meant."""
@@ -71,6 +74,9 @@ class TrainSettings:
         for name in positive:
             if getattr(self, name) < 1:
                 raise SaeuronError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in (*positive, "warmup"):
+            if getattr(self, name) > _LARGEST:
+                raise SaeuronError(f"{name} is {str(getattr(self, name))[:20]}…; it must be at most {_LARGEST}")
         if not 0 < self.rate < 1 or not 0 <= self.decay_from < 1 or self.warmup < 0:
             raise SaeuronError("rate lies in (0, 1), decay_from in [0, 1), and warmup is not negative")
         if self.batch % self.micro_batches or self.micro_batches % processes:

@@ -36,6 +36,8 @@ class TrainEvent(NamedTuple):
     hookpoint: str
     loss: float
     dead: int
+    per_buffer: int
+    """steps that one buffer serves"""
 
 
 class Trainer:
@@ -82,6 +84,9 @@ class Trainer:
             "settings": asdict(settings), "sampling": asdict(sampling), "hookpoints": self.hookpoints, "model_sha256": identity, "prompts": list(prompts),
         }  # fmt: skip
         self.step = 0
+        self.filling: Callable[[str, int, int], None] = lambda what, done, total: None
+        """told what is being generated, pictures done and pictures in all"""
+        self._per_buffer = 0
         self._models: dict[str, Any] = {}
         self._optimizers: dict[str, Any] = {}
         self._dead: dict[str, DeadLatents] = {}
@@ -101,21 +106,23 @@ class Trainer:
             the report, as written to `output/training.json`; None in every process but the first.
         """
         s, accelerator = self.settings, self.accelerator
-        held = self.held.buffer(-1)
-        buffer = self.stream.buffer(0)
+        kept = self._unfinished()
+        held = self.held.buffer(-1, progress=lambda done, total: self.filling("held-out pictures", done, total))
+        buffer = self._fill(0, 0)
         self._build(buffer)
-        self._resume()
+        self._resume(kept)
         per_pass = len(buffer.steps) // s.batch
         if per_pass < 1:
             raise SaeuronError(
                 f"a buffer of {s.pictures} pictures holds {len(buffer.steps)} tokens, fewer than one batch of {s.batch}; raise pictures"
             )
+        self._per_buffer = per_pass * s.passes
         at = (0, 0)
         while self.step < s.steps:
-            number, rest = divmod(self.step, per_pass * s.passes)
+            number, rest = divmod(self.step, self._per_buffer)
             shuffle, position = divmod(rest, per_pass)
             if (number, shuffle) != at:
-                buffer, at = self.stream.buffer(number, shuffle), (number, shuffle)
+                buffer, at = self._fill(number, shuffle), (number, shuffle)
             part = slice(position * s.batch, (position + 1) * s.batch)
             for name in self.hookpoints:
                 event = self._one(name, buffer.tokens[name][part])
@@ -127,6 +134,9 @@ class Trainer:
         if not accelerator.is_main_process:
             return None
         return self._finish(held)
+
+    def _fill(self, number: int, shuffle: int) -> Buffer:
+        return self.stream.buffer(number, shuffle, lambda done, total: self.filling(f"buffer {number + 1}", done, total))
 
     def _build(self, buffer: Buffer) -> None:
         """One SAE a hookpoint with its optimiser, started from the first buffer."""
@@ -184,7 +194,7 @@ class Trainer:
         if not bool(torch.isfinite(loss)):
             raise SaeuronError(f"the loss at '{name}' is not finite in step {self.step}; lower the rate, or train at a higher precision")
         accelerator.log({f"{name}/loss": float(loss), f"{name}/dead": int(mask.sum()), "rate": self._rate()}, step=self.step)
-        return TrainEvent(self.step + 1, s.steps, (self.step + 1) * s.batch, name, float(loss), int(mask.sum()))
+        return TrainEvent(self.step + 1, s.steps, (self.step + 1) * s.batch, name, float(loss), int(mask.sum()), self._per_buffer)
 
     def _checkpoint(self) -> None:
         """Everything that the next step depends on, in a folder that is there whole or not at all."""
@@ -212,10 +222,15 @@ class Trainer:
             shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
 
-    def _resume(self) -> None:
-        place = self.state if self.state.is_dir() else self.state.with_name(f"{self.state.name}.old")
+    @property
+    def _place(self) -> Path:
+        return self.state if self.state.is_dir() else self.state.with_name(f"{self.state.name}.old")
+
+    def _unfinished(self) -> dict[str, Any] | None:
+        """What a checkpoint says of itself; refused, before anything is generated, where it belongs to another training."""
+        place = self._place
         if not (place / "state.json").is_file():
-            return
+            return None
         kept = json.loads((place / "state.json").read_text())
         for key, value in json.loads(json.dumps(self._record)).items():
             if kept.get(key) != value:
@@ -223,6 +238,12 @@ class Trainer:
                 raise SaeuronError(
                     f"'{self.output}' holds an unfinished training with other {key}{differs}; give the same, or choose another --output"
                 )
+        return kept
+
+    def _resume(self, kept: dict[str, Any] | None) -> None:
+        if kept is None:
+            return
+        place = self._place
         for name in self.hookpoints:
             held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
             self._sae(name).load_state_dict(held["sae"])

@@ -260,7 +260,7 @@ def concepts(
     rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets(preset_file or ()).values()]
     for key, wanted in (("model", model), ("domain", domain)):
         if wanted is not None:
-            known = dict.fromkeys(row[key] for row in rows)
+            known = dict.fromkeys(row[key] for row in rows if row[key])
             if wanted not in known:
                 raise SaeuronError(unknown(key, wanted, known, "among the presets"))
             rows = [row for row in rows if row[key] == wanted]

@@ -30,13 +30,19 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
             extra = "cpu" if error.name == "onnxruntime" else "export"
             print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
         except RuntimeError as error:
-            if type(error).__name__ != "AblationIntegrityError":
+            # Known by name and text, since neither torch nor the editor is imported for the sake of an error.
+            if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+                print_error(f"not enough memory ({str(error).splitlines()[0]}); take smaller batches, or a machine with more")
+            elif type(error).__name__ != "AblationIntegrityError":
                 raise
-            print_error(str(error))
+            else:
+                print_error(str(error))
         except OSError as error:
             if error.filename is None:
                 raise
             print_error(f"'{error.filename}': {error.strerror}")
+        except MemoryError as error:
+            print_error(f"not enough memory ({error or 'allocation failed'}); take smaller batches, or a machine with more")
         except KeyboardInterrupt:
             err.print("interrupted; nothing was left behind")
             raise typer.Exit(130) from None
@@ -53,7 +59,7 @@ def resumable(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
-            err.print("interrupted; the same command goes on from here")
+            err.print("interrupted; the same command goes on from what was finished")
             raise typer.Exit(130) from None
 
     return run

@@ -279,7 +279,7 @@ def _open_activations(
             kept.append(wish)
     for name in dict.fromkeys(w.concept for w in plan.wishes):
         if not any(w.concept == name for w in kept):
-            everything = [c for a in opened.values() for c in a.concepts]
+            everything = list(dict.fromkeys(c for a in opened.values() for c in a.concepts))
             raise SaeuronError(unknown("concept", name, everything, "in the activations"))
     used = {(w.hookpoint, w.activations) for w in kept}
     return kept, {k: a for k, a in opened.items() if k in used}

@@ -10,12 +10,15 @@ class Remaining:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._before: float | None = None
 
     def text(self, done: float, total: float) -> str:
-        """`, 3 min left`; empty before anything is done and at the end."""
-        if not 0 < done < total:
+        """`, 3 min left`; empty before anything is done and at the end. What was done at the first call counts as done before."""
+        if self._before is None:
+            self._before, self._start = done, time.monotonic()
+        if not self._before < done < total:
             return ""
-        seconds = (time.monotonic() - self._start) * (total - done) / done
+        seconds = (time.monotonic() - self._start) * (total - done) / (done - self._before)
         if seconds < 90:
             return f", {seconds:.0f} s left"
         return f", {seconds / 60:.0f} min left" if seconds < 5400 else f", {seconds / 3600:.1f} h left"

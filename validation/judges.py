@@ -48,7 +48,10 @@ class DemoJudge:
         path = Path(where) if where else demo.CLASSIFIER
         if not path.is_file():
             raise SaeuronError(f"judge demo: '{path}' is no file")
-        self._classifier = DemoClassifier.load(path)
+        try:
+            self._classifier = DemoClassifier.load(path)
+        except Exception as error:  # a damaged file can raise anything
+            raise SaeuronError(f"judge demo: '{path}' can't be read: {str(error).splitlines()[0][:200]}") from None
         self.sha256 = file_sha256(path)
         self.objects, self.styles = self._classifier.objects, self._classifier.styles
 

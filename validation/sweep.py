@@ -136,13 +136,13 @@ class Sweep:
             self.measured += 1
         return Score(trial, Unlearning(*(found[name] for name in Unlearning._fields)), found["pictures"])
 
-    def unedited(self) -> dict[str, float]:
+    def unedited(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, float]:
         """Accuracy of the judge on the unedited model's pictures, by domain: the ceiling of IRA and CRA."""
         jobs = self.report_jobs()
         key = self._key(["unedited", jobs])
         found = self._stored(key)
         if found is None:
-            pictures = self._pictures(jobs)
+            pictures = self._pictures(jobs, progress)
             found = {domain: accuracy(pictures, domain) for domain in DOMAINS}
             self._keep(key, found)
         return found
@@ -169,12 +169,17 @@ class Sweep:
         """A chosen trial on the report seeds."""
         return self.measure(trial, self.report_jobs())
 
-    def _pictures(self, jobs: Sequence[Job]) -> list[Picture]:
+    def _pictures(self, jobs: Sequence[Job], progress: Callable[[int, int], None] = lambda done, total: None) -> list[Picture]:
         s = self.settings
-        texts = [self.judge.prompt(o, style) for o, style, _ in jobs]
-        made = generate(self.pipeline, texts, [seed for _, _, seed in jobs], s.steps, s.guidance, batch_size=s.batch_size)
-        seen = self.judge.classify(list(made))
-        return [Picture(o, style, a, b) for (o, style, _), a, b in zip(jobs, seen.objects, seen.styles, strict=True)]
+        found = []
+        for start in range(0, len(jobs), s.batch_size):
+            progress(start, len(jobs))
+            part = jobs[start : start + s.batch_size]
+            texts = [self.judge.prompt(o, style) for o, style, _ in part]
+            made = generate(self.pipeline, texts, [seed for _, _, seed in part], s.steps, s.guidance, batch_size=s.batch_size)
+            seen = self.judge.classify(list(made))
+            found += [Picture(o, style, a, b) for (o, style, _), a, b in zip(part, seen.objects, seen.styles, strict=True)]
+        return found
 
     def _key(self, what: list[Any]) -> str:
         s = self.settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +10,17 @@ import typer
 from ...editor.concepts import presets
 from ...editor.errors import SaeuronError
 from ...editor.names import normalise
+from ...editor.prompt_sets import check_sets, own_prompts
 from ...editor.suggest import unknown
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, names, out, progress_line, resumable, write_json
 from ..folder import check_parent
+from ..settings import check_sources
 from . import options as o
 
 if TYPE_CHECKING:
     from ...editor.collect import Sampling
+    from ...editor.sae import SparseAutoencoder
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -80,6 +82,7 @@ def collect(
     Example: `saeuron collect --concepts Neon --output style.safetensors`
     """
     sets, found = _sets(names(concepts), prompts or [], preset_file or [], domain)
+    check_sets(sets)
     source = model or found.get("model")
     if not source:
         raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
@@ -102,8 +105,14 @@ def collect(
     plan = {
         "model": source, "saes": saes, "domain": found.get("domain", domain), "sets": {n: len(p) for n, p in sets.items()}, "steps": chosen_steps,
         "guidance": chosen_guidance, "files": {h: str(p) for h, p in files.items()},
+        "fetch": check_sources([("model", source), *(("SAE", s) for s in saes.values())]),
     }  # fmt: skip
+    if scheduler not in ("ddim", "model"):
+        raise SaeuronError(f"scheduler '{scheduler}' is not known; it is ddim or model")
     if dry_run:
+        if not plan["fetch"]:
+            with progress_line("opening SAE"):
+                _open(source, saes)
         _print(plan, as_json)
         return
     with progress_line("starting") as say:
@@ -144,42 +153,6 @@ def _sets(
     }  # fmt: skip
 
 
-def own_prompts(files: list[str]) -> dict[str, tuple[str, ...]]:
-    """Name → prompts from `FILE.toml` with a [prompts] table, or `NAME=FILE.txt` with one a line.
-
-    Raises:
-        SaeuronError: a file that can't be read, or a name twice.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for text in files:
-        name, equals, path = text.partition("=")
-        for key, values in ({name: lines_of(Path(path))} if equals else _table(Path(text))).items():
-            if key in found:
-                raise SaeuronError(f"--prompts: '{key}' is named twice")
-            found[key] = values
-    return found
-
-
-def lines_of(path: Path) -> tuple[str, ...]:
-    """Prompts of a text file, one a line, empty lines left out."""
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"prompts '{path}' can't be read: {error}") from None
-    return tuple(t.strip() for t in texts if t.strip())
-
-
-def _table(path: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
-    table = content.get("prompts")
-    if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):
-        raise SaeuronError(f"prompts '{path}': expected a [prompts] table, each name with a list of texts")
-    return {name: tuple(values) for name, values in table.items()}
-
-
 def saes_at(given: list[str], hookpoints: list[str]) -> dict[str, str]:
     """Hookpoint → source, from `--sae SOURCE` or `--sae HOOKPOINT=SOURCE`."""
     pairs = [
@@ -208,6 +181,8 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
         raise SaeuronError(f"--output '{output}' is one file, but there are {len(hookpoints)} hookpoints; give a folder")
     files = {h: output if single else output / f"{h}.safetensors" for h in hookpoints}
     if not single:
+        if output.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".json"):
+            raise SaeuronError(f"--output '{output}': activations are written as .safetensors; give such a file, or a folder")
         o.check_out_folder(output)
     check_parent(output)
     for path in files.values():
@@ -216,6 +191,16 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
         if path.exists() and not overwrite:
             raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
     return files
+
+
+def _open(model: str, sources: dict[str, str]) -> tuple[Path, dict[str, SparseAutoencoder]]:
+    """The model's folder and the SAEs, each checked against its block."""
+    from ...editor.pipelines import check_folder, locate
+    from ..prepare import open_saes
+
+    folder = locate(model)
+    check_folder(folder)
+    return folder, open_saes(folder, sources)
 
 
 def _run(
@@ -230,14 +215,11 @@ def _run(
     from ...editor.collect import Process
     from ...editor.collect import collect as run
     from ...editor.collecting import put
-    from ...editor.pipelines import check_device, check_folder, load_pipeline, locate
+    from ...editor.pipelines import check_device, load_pipeline
     from ...validation.reference import PRECISIONS as DTYPES
-    from ..prepare import open_saes
     from ..progress import Remaining
 
-    folder = locate(model)
-    check_folder(folder)
-    opened = open_saes(folder, saes)
+    folder, opened = _open(model, saes)
     check_device(device)
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
@@ -273,5 +255,7 @@ def _print(plan: dict[str, Any], as_json: bool) -> None:
     for name, count in plan["sets"].items():
         out.print(f"prompts    {name}: {count}", highlight=False, soft_wrap=True, markup=False)
     out.print(f"sampling   {plan['steps']} steps, guidance {plan['guidance']:g}", highlight=False)
+    for name in plan["fetch"]:
+        out.print(f"to fetch   {name}; its parts can't be checked before", highlight=False, soft_wrap=True, markup=False)
     for hookpoint, path in plan["files"].items():
         out.print(f"file       {path} ({hookpoint}, SAE {plan['saes'][hookpoint]})", highlight=False, soft_wrap=True, markup=False)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.errors import SaeuronError
+from ...editor.prompt_sets import lines_of
 from ..checks import check_pixels, check_seed
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import building, check_output
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .collect import lines_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +33,7 @@ def features(
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Instead of --features: those that the presets' rules choose for these concepts.", rich_help_panel=o.WHAT)
     ] = "",
-    limit: Annotated[int, typer.Option(metavar="N", help="With --concepts: most features a concept.", rich_help_panel=o.WHAT)] = 3,
+    limit: Annotated[int, typer.Option(metavar="N", help="With --concepts: most features a concept and hookpoint.", rich_help_panel=o.WHAT)] = 3,
     rule: Annotated[
         str | None,
         typer.Option("--select", metavar="RULE", help="With --concepts: percentile:P or count:N. Default: the preset's.", rich_help_panel=o.WHAT),

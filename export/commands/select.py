@@ -28,6 +28,9 @@ def select(
     multiplier: Annotated[
         float | None, typer.Option(metavar="GAMMA", help="For --output. Default: the preset's, else -1.0.", rich_help_panel=o.WHAT)
     ] = None,
+    allow_amplify: Annotated[
+        bool, typer.Option("--allow-amplify", help="Accept a positive multiplier, which strengthens the concept.", rich_help_panel=o.WHAT)
+    ] = False,
     model: o.Model = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
@@ -50,7 +53,7 @@ def select(
         raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
     wanted = Settings(
         concepts=names(concepts), output=Path("unused"), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
-        activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()),
+        activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()), allow_amplify=allow_amplify,
     )  # fmt: skip
     plan = resolve(wanted)
     to_fetch(plan)

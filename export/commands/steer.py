@@ -98,6 +98,7 @@ def steer(
     check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
+        from ...editor.activations import ddim_timesteps
         from ...editor.files import read_json
         from ...editor.pipelines import check_folder, locate
         from ...editor.steering import steering_edit
@@ -107,7 +108,8 @@ def steer(
         folder = locate(model)
         check_folder(folder)
         saes = open_saes(folder, sources)
-        trained = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        trained = int(scheduler.get("num_train_timesteps", 1000))
         edit = steering_edit(gains, saes, bounds, residual, name, allow_amplify, trained)
         for at, source in sources.items():
             edit.provenance["saes"][at]["source"] = public_name(source)
@@ -121,6 +123,8 @@ def steer(
     found: dict[str, Any] = {
         "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": edit.provenance["concepts"],
     }  # fmt: skip
+    if bounds and not any(bounds[1] <= t <= bounds[0] for t in ddim_timesteps(scheduler, count)):
+        print_warning(f"none of {count} DDIM steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there")
     if preview:
         found |= {"preview": str(files[1]), "fired": fired}
         for concept, share in fired.items():
@@ -155,8 +159,9 @@ def _range(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     high, _, low = text.partition("-")
-    if not (high.strip().isdecimal() and low.strip().isdecimal()) or int(high) < int(low):
-        raise SaeuronError(f"--timesteps '{text}': expected FROM-TO, the noisier, larger one first, e.g. 999-500")
+    parts = [high.strip(), low.strip()]
+    if not all(p.isascii() and p.isdecimal() and len(p) < 10 for p in parts) or int(high) < int(low):
+        raise SaeuronError(f"--timesteps '{text[:40]}': expected FROM-TO, the noisier, larger one first, e.g. 999-500")
     return int(high), int(low)
 
 

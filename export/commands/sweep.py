@@ -172,9 +172,13 @@ def _run(
     bench = Sweep(
         pipeline, sources.saes, activations, judge, common, output / "results", cache.model_sha256(sources.model_folder, pictures=True)
     )
-    say("measuring the unedited model")
+    before = Remaining()
+
+    def unedited(made: int, pictures: int) -> None:
+        say(f"measuring the unedited model: {made} of {pictures} pictures{before.text(made, pictures)}")
+
     report: dict[str, Any] = {
-        "unedited": bench.unedited(), "judge": judge_name, "settings": vars(common), "counting": "every picture counts once, plain ones included", "concepts": {},
+        "unedited": bench.unedited(unedited), "judge": judge_name, "settings": vars(common), "counting": "every picture counts once, plain ones included", "concepts": {},
     }  # fmt: skip
     tables = []
     clock, done = Remaining(), 0
@@ -193,11 +197,11 @@ def _run(
                 f"{name}: trial {done} of {total}{clock.text(done, total)}: {score.trial.select}, {score.trial.multiplier:g}: UA {f.ua:.0%} IRA {f.ira:.0%} CRA {f.cra:.0%}"
             )
 
-        before = bench.measured
+        known = bench.measured
         best, scores = bench.best(trials_of[name], progress)
         say(f"{name}: measuring the best on the report seeds")
         final = bench.report(best.trial)
-        report["concepts"][name] = _entry(bench.measured - before, best, final, scores)
+        report["concepts"][name] = _entry(bench.measured - known, best, final, scores)
         wish = by_place[name, best.trial.hookpoints[0]]
         tables.append(_table(sources, wish, by_place, best))
         _store(output, report, tables)

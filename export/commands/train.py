@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...editor.errors import SaeuronError
+from ...editor.prompt_sets import lines_of
 from ...editor.train_settings import TrainSettings, settings_help
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, out, print_warning, progress_line, resumable, write_json
 from . import options as o
-from .collect import lines_of
 
 if TYPE_CHECKING:
     from ...editor.collect import Sampling
@@ -64,7 +65,8 @@ def _train(
     checkpoint. Several processes train the same SAE, if --micro-batches is a multiple of their number:
     `accelerate launch --num_processes 2 -m saeuron train …`
 
-    Example: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt --output my-sae`
+    Example, a minute on the demo: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
+    --sampling-steps 20 --guidance 3 --tokens 400000 --output my-sae`
     """
     from ..settings import path_of
 
@@ -121,13 +123,40 @@ def _plan(model: str, hookpoints: list[str], settings: TrainSettings, sampling: 
     folder = locate(model)
     check_folder(folder)
     found: dict[str, Any] = {"model": model, "prompts": texts, "steps": settings.steps, "tokens": settings.steps * settings.batch}
-    for name, (width, rows, columns) in maps_of(folder, hookpoints, sampling.height, sampling.width).items():
+    maps = maps_of(folder, hookpoints, sampling.height, sampling.width)
+    _check_maps(maps, settings, sampling)
+    for name, (width, rows, columns) in maps.items():
         n = width * settings.expansion
         found[name] = f"{width} channels, {n} latents, {rows} x {columns} tokens a picture and step"
         found[f"{name} memory"] = (
-            f"buffer {buffer_bytes(width, rows * columns, sampling.steps, settings.pictures) / 2**30:.2f} GiB, weights, gradients and Adam {4 * 4 * 2 * n * width / 2**30:.2f} GiB"
+            f"buffer {buffer_bytes(width, rows * columns, sampling.steps, settings.pictures) / 2**30:.2f} GiB, weights, gradients and Adam {_WEIGHT_BYTES * n * width / 2**30:.2f} GiB"
         )
     return found
+
+
+_WEIGHT_BYTES = 4 * 4 * 2
+"""a latent and channel: encoder and decoder, float32, each with its gradient and Adam's two moments"""
+
+
+def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, sampling: Sampling) -> None:
+    """Raise where a block's size doesn't allow what is asked for; before the model is loaded."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 0
+    for name, (width, rows, columns) in maps.items():
+        latents = width * settings.expansion
+        needed += _WEIGHT_BYTES * latents * width
+        if settings.k > latents:
+            raise SaeuronError(f"k = {settings.k} is larger than the {latents} latents at '{name}'")
+        tokens = settings.pictures * sampling.steps * rows * columns
+        # Another scheduler may call the UNet more often than there are steps.
+        if sampling.scheduler == "ddim" and tokens < settings.batch:
+            raise SaeuronError(
+                f"a buffer of {settings.pictures} pictures holds {tokens} tokens at '{name}', fewer than one batch of {settings.batch}; raise --pictures"
+            )
+    if needed > memory:
+        raise SaeuronError(
+            f"weights, gradients and Adam need {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB; lower --expansion"
+        )
 
 
 def _run(
@@ -146,7 +175,8 @@ def _run(
 
     check_device(device)
     folder = locate(model)
-    maps_of(folder, hookpoints, sampling.height, sampling.width)  # refuses a hookpoint that isn't there before the model is loaded
+    # Refuses a hookpoint that isn't there, and what doesn't fit it, before the model is loaded.
+    _check_maps(maps_of(folder, hookpoints, sampling.height, sampling.width), settings, sampling)
     mixed = {"fp32": "no"}.get(settings.precision, settings.precision)
     try:
         accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=str(output))
@@ -159,15 +189,19 @@ def _run(
     if trackers:
         accelerator.init_trackers("saeuron", config=dataclasses.asdict(settings))
     clock, first = Remaining(), 0
+    if accelerator.is_main_process:
+        trainer.filling = lambda what, done, total: say(f"{what}: {done} of {total} pictures")
 
     def progress(event: TrainEvent) -> None:
         nonlocal first
         first = first or event.step
         if accelerator.is_main_process and (event.step % 20 == 0 or event.step in (first, event.steps)):
-            left = clock.text(event.step - first + 1, event.steps - first + 1)
+            left = clock.text(event.step, event.steps)
+            # Until a second buffer was made, its time isn't known.
+            if event.step - first < event.per_buffer < event.steps - first:
+                left = ""
             say(f"step {event.step} of {event.steps}{left}: {event.hookpoint} loss {event.loss:.4f}, {event.dead} dead")
 
-    say("filling the first buffer")
     report = trainer.train(progress)
     if trackers:
         accelerator.end_training()

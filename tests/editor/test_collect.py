@@ -75,7 +75,11 @@ def test_goes_on_after_a_kill_without_running_a_finished_prompt_again(pipeline, 
     with pytest.raises(KeyboardInterrupt):
         collect(pipeline, saes, PROMPTS, SHORT, state=state)
     stop_after = 100
-    resumed = collect(pipeline, saes, PROMPTS, SHORT, state=state)[HOOKPOINT]
+    heard = []
+    resumed = collect(pipeline, saes, PROMPTS, SHORT, state=state, progress=lambda done, total, concept: heard.append((done, total)))[
+        HOOKPOINT
+    ]
+    assert heard == [(3, 6), (4, 6), (6, 6)], "what was finished before counts as done"
     assert sorted(ran) == [0, 1, 2, 3] and not state.exists()
     whole = collect(pipeline, saes, PROMPTS, SHORT)[HOOKPOINT]
     assert torch.equal(whole.means, resumed.means) and torch.equal(whole.kth, resumed.kth)
@@ -100,6 +104,18 @@ def test_the_models_own_scheduler(pipeline):
         assert found.timesteps.tolist() == [round(float(t)) for t in pipeline.scheduler.timesteps]
     finally:
         pipeline.scheduler = own
+
+
+def test_a_scheduler_with_two_calls_at_a_timestep_is_refused_before_anything_runs(pipeline, monkeypatch):
+    from diffusers import HeunDiscreteScheduler
+
+    monkeypatch.setattr(pipeline, "scheduler", HeunDiscreteScheduler.from_config(pipeline.scheduler.config))
+    with (
+        capture(pipeline.unet, [HOOKPOINT]) as seen,
+        pytest.raises(SaeuronError, match="HeunDiscreteScheduler calls the UNet more than once"),
+    ):
+        collect(pipeline, {HOOKPOINT: make_sae()}, PROMPTS, Sampling(3, 3.0, scheduler="model"))
+    assert not seen
 
 
 def test_bad_wishes_are_refused(pipeline, tmp_path):

@@ -106,6 +106,28 @@ def test_going_on_with_other_settings_is_refused(pipeline, tmp_path):
         train(pipeline, tmp_path, dataclasses.replace(SETTINGS, rate=1e-3))
 
 
+def test_other_settings_are_refused_before_anything_is_generated(pipeline, tmp_path, monkeypatch):
+    def stop(event):
+        if event.step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pipeline, tmp_path, progress=stop)
+    monkeypatch.setattr(ActivationStream, "_fill", lambda *_: pytest.fail("generated"))
+    with pytest.raises(SaeuronError, match="unfinished training with other settings"):
+        train(pipeline, tmp_path, dataclasses.replace(SETTINGS, rate=1e-3))
+
+
+def test_filling_buffers_is_heard(pipeline, tmp_path):
+    trainer = Trainer(pipeline, [HOOKPOINT], PROMPTS, SETTINGS, SAMPLING, tmp_path)
+    heard, steps = [], []
+    trainer.filling = lambda what, done, total: heard.append((what, done, total))
+    trainer.train(steps.append)
+    assert heard[:4] == [("held-out pictures", 0, 4), ("held-out pictures", 2, 4), ("buffer 1", 0, 4), ("buffer 1", 2, 4)]
+    buffers = {what for what, _, _ in heard} - {"held-out pictures"}
+    assert len(buffers) == -(-len(steps) // steps[0].per_buffer)
+
+
 def test_cached_buffers_are_the_same_and_refuse_other_work(pipeline, tmp_path):
     plain = ActivationStream(pipeline, {HOOKPOINT: "output"}, PROMPTS, SAMPLING, 4)
     cached = ActivationStream(pipeline, {HOOKPOINT: "output"}, PROMPTS, SAMPLING, 4, cache=tmp_path)

@@ -235,6 +235,30 @@ def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
     refused("different base models", "export", "--concepts", "Neon,nudity", "--output", tmp_path / "x")
 
 
+def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
+    there = ["--output", tmp_path / "out", "--dry-run"]
+    refused("is not in this UNet", "collect", *collecting, "--hookpoint", "up_blocks.1.attentions.9", *there)
+    refused("it is no Hub id", "collect", *collecting, "--sae", tmp_path / "nowhere", *there)
+    refused("reads 32 channels", "collect", *collecting, "--sae", "demo:saes", *there)
+    (tmp_path / "one.toml").write_text('[prompts]\nNeon = ["Neon."]\n')
+    refused("only one set of prompts", "collect", *collecting[2:], "--prompts", tmp_path / "one.toml", *there)
+    refused("activations are written as .safetensors", "collect", *collecting, "--output", tmp_path / "a.pt", "--dry-run")
+    refused("is larger than the", "train", *training, "--k", 10**6, *there)
+    refused("fewer than one batch", "train", *training, "--batch", 10**8, "--micro-batches", 1, *there)
+    refused("this machine has", "train", *training, "--expansion", 10**8, *there)
+    refused("at most", "train", *training, "--tokens", "9" * 401, *there)
+    assert not (tmp_path / "out").exists()
+    said = run("collect", *collecting, "--sae", "owner/saes", *there).stdout
+    assert "to fetch   owner/saes" in said
+
+
+def test_amplifying_is_asked_for_by_name_in_select_too(tmp_path):
+    options = ["select", "--concepts", "Neon", "--select", "count:1", "--multiplier", 2, "--output", tmp_path / "s.toml"]
+    refused("--allow-amplify", *options)
+    run(*options, "--allow-amplify")
+    assert tomllib.loads((tmp_path / "s.toml").read_text())["concepts"][0]["multiplier"] == 2
+
+
 def test_options_that_can_not_be_meant(collecting, training, tmp_path):
     (tmp_path / "taken.safetensors").mkdir()
     there = ["--output", tmp_path / "a.safetensors"]

@@ -146,6 +146,13 @@ def test_steer_refuses_what_cannot_be_meant(steering, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["there.safetensors"]
 
 
+def test_a_range_between_two_steps_is_said_to_do_nothing(steering, tmp_path):
+    options = [*steering, "--feature", "3=-5", "--steps", 2, "--output", tmp_path / "e.safetensors", "--overwrite"]
+    assert "none of 2 DDIM steps lies at timesteps 300-200" in run("steer", *options, "--timesteps", "300-200").stderr
+    assert "none of" not in run("steer", *options, "--timesteps", "999-400").stderr
+    refused("expected FROM-TO", "steer", *options, "--timesteps", "9" * 5000 + "-1")
+
+
 def test_export_refuses_edit_files_that_cannot_be_proven(steering, exporting, tiny, active, tmp_path):
     often = active[0]
     path = tmp_path / "e.safetensors"
