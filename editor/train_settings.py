@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 
 from .errors import SaeuronError
 
-
 _LARGEST = 10**15
 """beyond it, no count of tokens, latents or steps is meant"""
 

@@ -15,9 +15,10 @@ from ..editor.families import family_of
 from ..editor.files import read_json
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..validation import manifest, report
+from ..validation.engines import Target
 from ..validation.reference import PRECISIONS, make_golden
 from ..validation.validate import GOLDEN, validate
-from . import checkpoint, onnx
+from . import checkpoint, onnx, tensorrt
 from .card import model_card
 from .folder import building, check_output, check_space
 from .prepare import Prepared, estimate, prepare
@@ -49,6 +50,8 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
         SaeuronError: bad input or an impossible wish; nothing is left under the final name.
     """
     plan = resolve(settings)
+    settings = plan.settings
+    targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)
     progress("opening SAE and activations, choosing features")
     prepared = prepare(plan, progress)
@@ -66,9 +69,19 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
             proof = validate(folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"))
             report.write(proof, folder / "validation")
         record["validation"] = _summary(proof)
+        if settings.engines and (proof is None or proof["passed"]):
+            _add_engines(folder, record, settings.engines, targets, progress)
         (folder / "README.md").write_text(model_card(record), encoding="utf-8")
         manifest.write(folder, record)
     return Result(settings.output, manifest.read(settings.output), proof)
+
+
+def _add_engines(
+    folder: Path, record: dict[str, Any], wanted: tensorrt.EngineSettings, targets: tuple[Target, ...], progress: Progress
+) -> None:
+    """Engines of graphs that passed their proof (or of which none was asked for)."""
+    record["engines"] = tensorrt.write(folder, record, wanted, targets, progress)
+    record["formats"] = sorted({*record["formats"], *(t.backend for t in targets)})
 
 
 def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "versions": {p: _version(p) for p in _PACKAGES},
         "concepts": prepared.edit.concepts,
         "settings": prepared.sources["concepts"],
-        "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": list(s.formats),
+        "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": sorted(f for f in s.formats if f != "trt"),
         "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker},
         "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
         "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,

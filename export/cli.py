@@ -13,6 +13,8 @@ from rich import box
 from rich.table import Table
 
 from ..editor.errors import SaeuronError
+from .commands import options as o
+from .commands.build import build, print_engines
 from .commands.collect import collect
 from .commands.features import features
 from .commands.select import select
@@ -129,7 +131,14 @@ def export(
             rich_help_panel=_HOW,
         ),
     ] = "exact",
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="fp32, fp16, or bf16 (checkpoint only).", rich_help_panel=_HOW)] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="fp32, fp16, or bf16 (checkpoint, or engines with --no-validate). Default: fp16 with trt, else fp32.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(metavar="NAME", help="torch device of the reference and the proof (cuda: not tested).", rich_help_panel=_HOW),
@@ -168,8 +177,15 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact at --output.", rich_help_panel=_OUTPUT)] = False,
     format: Annotated[
         str,
-        typer.Option(metavar="A,B", help="checkpoint (diffusers, safetensors), onnx, or both. trt is planned.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            metavar="A,B", help="checkpoint (diffusers, safetensors), onnx, trt (TensorRT engines, and onnx).", rich_help_panel=_OUTPUT
+        ),
     ] = "checkpoint,onnx",
+    target: o.Targets = None,
+    shapes: o.Shapes = "",
+    optimization_level: o.OptimizationLevel = None,
+    hardware_compatible: o.HardwareCompatible = False,
+    version_compatible: o.VersionCompatible = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_OUTPUT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=_OUTPUT)] = False,
     version: _Version = False,
@@ -182,19 +198,24 @@ def export(
     """
     from .folder import check_output
     from .settings import Settings, resolve, to_fetch
+    from .tensorrt import ready
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     wanted = Settings(
         concepts=names(concepts), output=output, formats=names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
-        activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision,
+        activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision or "",
         steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, preset_files=tuple(preset_file or ()), validate=validate, proof=proof,
         proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite, edit=edit,
+        target=tuple(target or ()), shapes=shapes, optimization_level=optimization_level, hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
     )  # fmt: skip
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
     check_output(wanted.output, wanted.overwrite)
     to_fetch(plan)
+    if plan.settings.engines:
+        ready(plan.settings.engines)
     if dry_run:
         _dry_run(wanted, as_json)
         return
@@ -219,6 +240,7 @@ def export(
             else "NOT PROVEN"
         )
         out.print(f"{result.path}: {verdict}", highlight=False, soft_wrap=True)
+        print_engines(result.path, result.manifest)
     _report_failures(result.report)
     if result.report is not None and not result.proven:
         raise typer.Exit(1)
@@ -332,7 +354,7 @@ def validate(
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
-    "export": export, "validate": validate,
+    "export": export, "build": build, "validate": validate,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..editor.families import FAMILIES
 from .folder import check_output
 from .settings import Plan, Settings, path_of, resolve, to_fetch
+from .tensorrt import components, ready
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -25,12 +26,15 @@ def describe(settings: Settings) -> dict[str, Any]:
         SaeuronError: the same bad input that an export would refuse.
     """
     plan = resolve(settings)
+    settings = plan.settings
     check_output(settings.output, settings.overwrite)
     found: dict[str, Any] = {
         "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision,
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes] or _of_edit(plan),
         "files": _files(plan.settings, None),
     }  # fmt: skip
+    if settings.engines:
+        found["targets"] = [str(t) for t in ready(settings.engines)]
     remote = to_fetch(plan)
     # What lies here decides how much is known: without the model and its SAEs no hash of the activations, without those no features.
     waiting = _to_collect(plan, bool(remote))
@@ -101,6 +105,8 @@ def _files(s: Settings, prepared: Prepared | None) -> list[str]:
         files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in weights.items())]
     if "onnx" in s.formats:
         files += ["vae_decoder/config.json", "vae_encoder/config.json", *(f"{name}/model.onnx" for name in family.graphs)]
+    if s.engines:
+        files += [f"tensorrt/{t.folder}/{name}.engine" for t in s.engines.targets for name in components(family)]
     if s.validate:
         files.append("validation/report.json")
     return sorted(
@@ -149,6 +155,7 @@ def _lines(plan: dict[str, Any]) -> list[str]:
         )
         lines.append(f"memory     about {plan['memory_bytes'] / 2**30:.1f} GiB")
         lines += [f"warning    {w}" for w in plan["warnings"]]
+    lines += [f"engines    for {target}" for target in plan.get("targets", [])]
     lines += [f"file       {plan['output']}/{name}" for name in plan["files"]]
     if "to_fetch" in plan:
         lines.append(

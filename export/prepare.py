@@ -324,6 +324,8 @@ def estimate(prepared: Prepared) -> dict[str, int]:
     numbers = sum(_numbers(prepared.model_folder / name) for name in prepared.family.networks)
     network = (numbers + _edit_numbers(prepared)) * _BYTES[s.precision]
     found = dict.fromkeys(s.formats, network)
+    if s.engines:
+        found["trt"] = network * len(s.engines.targets)
     if prepared.has_checker and "checkpoint" in s.formats:
         found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
     return found

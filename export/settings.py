@@ -16,10 +16,12 @@ from ..editor.errors import SaeuronError
 from ..editor.names import normalise
 from ..editor.rule import Rule
 from ..editor.suggest import unknown
+from ..validation.engines import Target
 from .checks import check_guidance, check_pixels, check_steps
+from .tensorrt import EngineSettings, Shapes, check_precision
 
-FORMATS = ("checkpoint", "onnx")
-PLANNED_FORMATS = ("trt", "tensorrt")
+FORMATS = ("checkpoint", "onnx", "trt")
+_ALIASES = {"tensorrt": "trt"}
 GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
@@ -42,7 +44,8 @@ class Settings:
     multiplier: float | None = None
     residual: str | None = None
     gate: str = "exact"
-    precision: str = "fp32"
+    precision: str = ""
+    """empty: fp16 where engines are built, else fp32"""
     steps: int | None = None
     guidance: float | None = None
     height: int | None = None
@@ -55,6 +58,13 @@ class Settings:
     proof_prompts: tuple[str, ...] = ()
     allow_amplify: bool = False
     overwrite: bool = False
+    target: tuple[str, ...] = ()
+    """what engines are built for: `local`, `rtx`, `rtx:sm86,sm89`; default `rtx`"""
+    shapes: str = ""
+    """sizes that engines take, e.g. `batch=1:1:4,height=512:512:768`; default: one picture of the artifact's size"""
+    optimization_level: int | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
     edit: Path | None = None
     """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
 
@@ -63,10 +73,29 @@ class Settings:
         for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "target", (self.target,) if isinstance(self.target, str) else tuple(self.target))
         object.__setattr__(self, "output", Path(self.output))
         for name in ("settings", "edit"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @property
+    def engines(self) -> EngineSettings | None:
+        """What engines are asked for; None where none are.
+
+        Raises:
+            SaeuronError: targets, shapes or options that can't be meant.
+        """
+        if "trt" not in self.formats:
+            return None
+        found = EngineSettings(
+            tuple(Target.parse(t) for t in self.target or ("rtx",)), Shapes.parse(self.shapes), self.optimization_level, self.hardware_compatible,
+            self.version_compatible,
+        )  # fmt: skip
+        found.check()
+        if self.precision:
+            check_precision(found.targets, self.precision)
+        return found
 
 
 @dataclass(frozen=True)
@@ -129,6 +158,7 @@ def resolve(settings: Settings) -> Plan:
     Raises:
         SaeuronError: an unknown name or value, a missing or contradictory setting.
     """
+    settings = _completed(settings)
     if settings.edit is not None:
         return _resolve_edit(settings, settings.edit)
     settings, overrides = _with_file(settings)
@@ -163,6 +193,18 @@ def resolve(settings: Settings) -> Plan:
         7.5 if guidance is None else guidance,
         {n: c.prompts for n, c in chosen.items()},
     )
+
+
+def _completed(s: Settings) -> Settings:
+    """Formats as they are written, with what they need; the precision that follows from them."""
+    formats = tuple(_ALIASES.get(f.lower(), f.lower()) for f in s.formats)
+    for given, name in zip(s.formats, formats, strict=True):
+        if name not in FORMATS:
+            raise SaeuronError(unknown("format", given, FORMATS))
+    if "trt" in formats and "onnx" not in formats:
+        formats = (*formats, "onnx")  # engines are built from the graphs, here or later
+    ordered = tuple(f for f in FORMATS if f in formats)
+    return replace(s, formats=ordered, precision=s.precision or ("fp16" if "trt" in formats else "fp32"))
 
 
 def _resolve_edit(s: Settings, path: Path) -> Plan:
@@ -288,15 +330,18 @@ def _check_choices(s: Settings) -> None:
             raise SaeuronError(f"{option} '{value}' is not known; it is one of {', '.join(choices)}")
     if not s.formats:
         raise SaeuronError(f"no format named: give --format with one or more of {','.join(FORMATS)}")
-    for name in s.formats:
-        if name.lower() in PLANNED_FORMATS:
-            raise SaeuronError(f"format '{name}' is planned but not built yet; this version writes {','.join(FORMATS)}")
-        if name not in FORMATS:
-            raise SaeuronError(unknown("format", name, FORMATS))
-    if s.precision == "bf16" and "onnx" in s.formats:
+    if s.precision == "bf16" and "onnx" in s.formats and not ("trt" in s.formats and not s.validate):
+        engines = ", or --no-validate, and prove the engines on their GPU" if "trt" in s.formats else ""
         raise SaeuronError(
-            "--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32"
+            f"--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32{engines}"
         )
+    if s.engines is None:
+        for value, option in (
+            (s.target, "--target"), (s.shapes, "--shapes"), (s.optimization_level is not None, "--optimization-level"),
+            (s.hardware_compatible, "--hardware-compatible"), (s.version_compatible, "--version-compatible"),
+        ):  # fmt: skip
+            if value:
+                raise SaeuronError(f"{option} is for engines; add --format trt")
     if s.steps is not None:
         check_steps(s.steps, "--steps")
     if s.guidance is not None:

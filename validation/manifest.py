@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,10 @@ from ..editor.files import file_sha256, read_json
 
 NAME = "saeuron.json"
 FORMAT = "saeuron-artifact-1"
-BACKENDS = {"checkpoint": "unet/diffusion_pytorch_model*.safetensors", "onnx": "unet/model.onnx"}
+BACKENDS = {
+    "checkpoint": "unet/diffusion_pytorch_model*.safetensors", "onnx": "unet/model.onnx", "trt": "tensorrt/local-*/unet.engine",
+    "trt-rtx": "tensorrt/rtx*/unet.engine",
+}  # fmt: skip
 """what an artifact may hold → the files that show it"""
 
 
@@ -44,6 +48,29 @@ def hash_files(root: Path) -> dict[str, dict[str, Any]]:
 def write(root: Path, manifest: dict[str, Any]) -> None:
     """Hash every file and write the manifest last."""
     (root / NAME).write_text(strict_json({"format": FORMAT, **manifest, "files": hash_files(root)}) + "\n")
+
+
+def extend(root: Path, manifest: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Add or replace what lies below `folder`, and the card, in a manifest whose other files are as they were; written at once or not.
+
+    Args:
+        root: artifact folder.
+        manifest: what it is to say, `files` of before included.
+        folder: below the root, e.g. `tensorrt`.
+
+    Returns:
+        the manifest as written.
+    """
+    kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith(f"{folder}/") and name != "README.md"}
+    # Files of other targets are hashed again: few, and cheaper than trusting.
+    added = {f"{folder}/{name}": entry for name, entry in hash_files(root / folder).items()}
+    card = root / "README.md"
+    added["README.md"] = {"sha256": file_sha256(card), "bytes": card.stat().st_size}
+    written = {**manifest, "files": dict(sorted({**kept, **added}.items()))}
+    partial = root / f".{NAME}.partial"
+    partial.write_text(strict_json(written) + "\n")
+    os.replace(partial, root / NAME)
+    return written
 
 
 def read(root: str | Path) -> dict[str, Any]:

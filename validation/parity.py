@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..editor.errors import SaeuronError
+from .engines import OutsideShapes
 from .golden import Golden, Run
 from .runners import Runner
 
@@ -52,14 +53,19 @@ def check_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> dict[
     bar = BARS[golden.precision]
     effects = [_distance(c.hook, c.neutral) if any(f.any() for f in c.fires.values()) else 0.0 for c in golden.cases]
     acting = [e for e in effects if e > 0]
-    failures, rows = [], []
+    failures, rows, outside, ran = [], [], [], []
     if not acting:
         failures.append(
             "the edit never fired on the golden inputs, so nothing was proven; use prompts that show the concept (--proof-prompt)"
         )
     floor = min(acting, default=0.0)
     for case, effect in zip(golden.cases, effects, strict=True):
-        output = run_unet(*case.inputs)
+        try:
+            output = run_unet(*case.inputs)
+        except OutsideShapes as error:
+            outside.append(str(error))
+            continue
+        ran.append(effect)
         where = f"{case.kind} t={case.timestep:g} batch={len(case.sample)} {case.sample.shape[-2]}x{case.sample.shape[-1]}"
         if not np.isfinite(output).all():
             failures.append(f"UNet output is not finite at {where}")
@@ -77,14 +83,17 @@ def check_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> dict[
         )
         if not ratio <= bar:
             failures.append(f"UNet differs from the hook by {ratio:.2%} of the edit's effect at {where} (bar {bar:.0%})")
-    worst = max((r["ratio"] for r, e in zip(rows, effects, strict=True) if e > 0), default=float("nan"))
+    if acting and not any(ran):
+        failures.append(f"none of the forwards in which the edit fires fits this engine, so nothing was proven ({outside[0]})")
+    worst = max((r["ratio"] for r, e in zip(rows, ran, strict=True) if e > 0), default=float("nan"))
     return {
         "passed": not failures,
         "worst": worst,
         "bar": bar,
         "forwards": len(rows),
-        "fired": len(acting),
-        "silent": len(rows) - len(acting),
+        "fired": sum(e > 0 for e in ran),
+        "silent": sum(e == 0 for e in ran),
+        "outside": len(outside),
         "rows": rows,
         "failures": failures,
     }
@@ -131,13 +140,18 @@ def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
     bar = COMPONENT_BARS[golden.precision]
     found: dict[str, float] = {}
     failures = []
+    outside: list[str] = []
     inputs = {"vae_decoder": "latent_sample", "vae_encoder": "sample"}
     missing = sorted({*inputs, "text_encoder"} - set(golden.components))
     if missing:
         failures.append(f"the golden vectors hold nothing of {', '.join(missing)}, so nothing was proven of them")
     for name, tensors in golden.components.items():
         given = inputs.get(name, "input_ids")
-        outputs = runner.component(name, {given: tensors[given]})
+        try:
+            outputs = runner.component(name, {given: tensors[given]})
+        except OutsideShapes:
+            outside.append(name)
+            continue
         if outputs is None:
             continue
         for key, reference in tensors.items():
@@ -153,7 +167,7 @@ def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
             found[f"{name}.{key}"] = distance = relative(outputs[key], reference)
             if not distance <= bar:
                 failures.append(f"{name}: '{key}' differs by {distance:.2%} (bar {bar:.1%})")
-    return {"passed": not failures, "bar": bar, "relative": found, "failures": failures}
+    return {"passed": not failures, "bar": bar, "relative": found, "outside": outside, "failures": failures}
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -173,9 +187,13 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Compare free-running loops: final latents by effect and drift, pictures by PSNR and SSIM."""
     bar = BARS[golden.precision]
-    rows, failures = [], []
+    rows, failures, outside = [], [], 0
     for run in golden.runs:
-        latents, pictures, decoded = free_run(run)
+        try:
+            latents, pictures, decoded = free_run(run)
+        except OutsideShapes:
+            outside += 1
+            continue
         size = float(np.linalg.norm(run.unedited.astype(np.float64)))
         distance, effect = _distance(latents, run.hook) / size, _distance(run.hook, run.neutral) / size
         allowed = max(bar * effect, DRIFT_FACTOR * max(run.drift, run.hook_drift))
@@ -199,13 +217,13 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
             "psnr": psnr(pictures, run.hook_pictures), "ssim": ssim(pictures, run.hook_pictures),
             "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures), "ssim_unedited": ssim(run.unedited_pictures, run.hook_pictures),
         })  # fmt: skip
-    if golden.notes.get("scope") == "full" and not rows:
+    if golden.notes.get("scope") == "full" and not rows and not outside:
         failures.append("the golden vectors say that free runs were made, but hold none")
     if rows and not any(r["conclusive"] for r in rows):
         failures.append(
             "free runs: rounding carries every run as far as the edit does, so none can be judged; use a higher precision or a milder multiplier"
         )
-    return {"passed": not failures, "rows": rows, "failures": failures}
+    return {"passed": not failures, "rows": rows, "outside": outside, "failures": failures}
 
 
 def check_control(golden: Golden) -> dict[str, Any]:
@@ -238,8 +256,8 @@ def check_control(golden: Golden) -> dict[str, Any]:
 
 # What a report reads of a check that could not be run.
 _UNRUN: dict[str, dict[str, Any]] = {
-    "gates": {"observable": False}, "components": {"relative": {}}, "runs": {"rows": []},
-    "forwards": {"worst": float("nan"), "bar": float("nan"), "forwards": 0, "fired": 0, "silent": 0, "rows": []},
+    "gates": {"observable": False}, "components": {"relative": {}, "outside": []}, "runs": {"rows": [], "outside": 0},
+    "forwards": {"worst": float("nan"), "bar": float("nan"), "forwards": 0, "fired": 0, "silent": 0, "outside": 0, "rows": []},
 }  # fmt: skip
 
 

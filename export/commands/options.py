@@ -11,7 +11,7 @@ from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ..folder import check_parent
 
-WHAT, WHERE, HOW, OUTPUT = "What", "Where", "How", "Output"
+WHAT, WHERE, HOW, OUTPUT, ENGINES = "What", "Where", "How", "Output", "Engines"
 
 Concepts = Annotated[str, typer.Option(metavar="A,B", help="Concepts; `saeuron concepts` lists those with presets.", rich_help_panel=WHAT)]
 PresetFiles = Annotated[
@@ -47,6 +47,45 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="torch device (cuda: n
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.", rich_help_panel=OUTPUT)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=OUTPUT)]
+
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="T",
+        help="local (this GPU), rtx (built ahead, sm80 and later), or rtx:sm86,sm89; repeatable. Default: rtx.",
+        rich_help_panel=ENGINES,
+    ),
+]
+Shapes = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZES",
+        help="Sizes in pictures and pixels, e.g. batch=1:1:4,height=512:512:768. Default: one picture of the artifact's size, which is quickest.",
+        rich_help_panel=ENGINES,
+    ),
+]
+OptimizationLevel = Annotated[
+    int | None,
+    typer.Option(metavar="0-5", help="0 builds quickly, 5 searches longest. Default: the library's.", rich_help_panel=ENGINES),
+]
+HardwareCompatible = Annotated[
+    bool,
+    typer.Option(
+        "--hardware-compatible",
+        help="local: also for other GPUs from Ampere on; slower than an engine of their own.",
+        rich_help_panel=ENGINES,
+    ),
+]
+VersionCompatible = Annotated[
+    bool,
+    typer.Option(
+        "--version-compatible",
+        help="local: also for later minor versions of the library; larger and a little slower.",
+        rich_help_panel=ENGINES,
+    ),
+]
 
 
 def check_out_folder(output: Path) -> None:

@@ -1,0 +1,105 @@
+"""`saeuron build`: TensorRT engines from an artifact's ONNX graphs, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...editor.errors import SaeuronError
+from ...validation import engines, manifest
+from ..console import clean, out, progress_line, write_json
+from . import options as o
+
+
+@clean
+def build(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact, with ONNX graphs.")],
+    target: o.Targets = None,
+    shapes: o.Shapes = "",
+    optimization_level: o.OptimizationLevel = None,
+    hardware_compatible: o.HardwareCompatible = False,
+    version_compatible: o.VersionCompatible = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace engines of the same target.", rich_help_panel=o.OUTPUT)] = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:
+    """Build TensorRT engines into an artifact, from its ONNX graphs alone: on the device, or ahead of time for RTX GPUs.
+
+    Needs neither torch nor diffusers: `pip install 'saeuron-export[rtx]'` (or [gpu] for --target local).
+
+    Example: `saeuron build without-neon --target rtx:sm86,sm89`, then on the GPU `saeuron validate without-neon --backend trt-rtx`
+    """
+    from ..card import model_card
+    from ..folder import check_space
+    from ..tensorrt import EngineSettings, Shapes, axes, check_precision, components, ready, write
+
+    wanted = EngineSettings(
+        tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
+        version_compatible,
+    )  # fmt: skip
+    wanted.check()
+    record = manifest.read(artifact)
+    if "onnx" not in record["formats"]:
+        raise SaeuronError(
+            f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record['formats'])}); export it with --format trt"
+        )
+    check_precision(wanted.targets, record["precision"])
+    found = ready(wanted)
+    for one in found:
+        if one.folder in record.get("engines", {}) and not overwrite:
+            raise SaeuronError(f"'{artifact}' holds engines for {one.folder} already; --overwrite replaces them")
+    from ...editor.families import family_of
+    from ...editor.files import read_json
+
+    parts = components(family_of(read_json(artifact / "model_index.json")))
+    sizes = {name: axes(artifact, record, wanted.shapes, name) for name in parts}
+    weights = sum(entry["bytes"] for name, entry in record["files"].items() if name.split("/")[0] in parts and "/model.onnx" in name)
+    check_space(artifact / engines.FOLDER, weights * len(found))
+    if dry_run:
+        _print_plan(artifact, [str(t) for t in found], sizes, weights, as_json)
+        return
+    with progress_line("checking files") as say:
+        manifest.check_files(artifact, record)
+        made = write(artifact, record, wanted, found, say)
+        record |= {
+            "engines": {**record.get("engines", {}), **made},
+            "formats": sorted({*record["formats"], *(entry["backend"] for entry in made.values())}),
+        }
+        (artifact / "README.md").write_text(model_card(record), encoding="utf-8")
+        record = manifest.extend(artifact, record, engines.FOLDER)
+    if as_json:
+        write_json({"output": str(artifact), "engines": made})
+    else:
+        print_engines(artifact, record, list(made))
+
+
+def _print_plan(artifact: Path, targets: list[str], sizes: dict[str, Any], weights: int, as_json: bool) -> None:
+    if as_json:
+        write_json({"output": str(artifact), "targets": targets, "axes": sizes, "bytes": weights * len(targets)})
+        return
+    for name in targets:
+        out.print(f"target     {name}: about {weights / 2**20:,.0f} MiB", highlight=False)
+    for name, found in sizes.items():
+        shown = ", ".join(f"{axis} {low if low == high else f'{low}:{usual}:{high}'}" for axis, (low, usual, high) in found.items())
+        out.print(f"engine     {name}: {shown}", highlight=False, soft_wrap=True)
+
+
+def print_engines(artifact: Path, record: dict[str, Any], only: list[str] | None = None) -> None:
+    """Each target's figures, and how to prove it."""
+    for name, entry in record.get("engines", {}).items():
+        if only is not None and name not in only:
+            continue
+        parts = entry["components"]
+        for part, made in parts.items():
+            peak = "" if made["peak_bytes"] is None else f", peak {made['peak_bytes'] / 1e9:.2f} GB"
+            out.print(
+                f"engine     {name}/{part}: {made['bytes'] / 2**20:,.1f} MiB, {made['seconds']:.0f} s{peak}, {made['precision']}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        out.print(
+            f"{artifact / engines.FOLDER / name}: {entry['status']}; prove it there: saeuron validate {artifact} --backend {entry['backend']}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
