@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..editor.errors import SaeuronError
 from .commands import options as o
+from .commands.bench import bench
 from .commands.build import build, print_engines
 from .commands.collect import collect
 from .commands.features import features
@@ -354,7 +355,7 @@ def validate(
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate,
+    "export": export, "build": build, "validate": validate, "bench": bench,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

@@ -29,6 +29,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     job = json.load(sys.stdin)
+    answer: dict[str, Any]
     try:
         answer = {"done": build(job, lambda text: print(json.dumps({"progress": text}), file=answers))}
     except SaeuronError as error:

@@ -195,6 +195,15 @@ def write(component: Component, root: Path) -> dict[str, str]:
     return gates
 
 
+@torch.no_grad()
+def write_plain(module: nn.Module, arguments: tuple[torch.Tensor, ...], path: Path) -> None:
+    """Export any module with these very shapes, for measuring it alone."""
+    with _quiet():
+        program = torch.onnx.export(module.eval(), arguments, dynamo=True, opset_version=OPSET, optimize=True, verbose=False)
+    assert program is not None
+    program.save(str(path))
+
+
 def _optimise(model: ir.Model) -> None:
     """What the exporter's own `optimize` does, with those of its pattern rules that these graphs have a use for.
 

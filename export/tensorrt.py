@@ -6,6 +6,7 @@ process of its own, see `engine_worker`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -208,8 +209,9 @@ def _build_target(
                 # tensorrt_rtx compiles for the GPU when it opens an engine, so it has no timings to keep.
                 "timing_cache": str(partial / "timing.cache") if target.backend == "trt" else None,
             }  # fmt: skip
-            progress(f"building {name} for {target}")
-            made = _run(job, lambda text, name=name: progress(f"building {name} for {target}: {text}"))
+            said = f"building {name} for {target}"
+            progress(said)
+            made = _run(job, functools.partial(_step, progress, said))
             parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
         shutil.rmtree(place, ignore_errors=True)
         os.replace(partial, place)
@@ -220,6 +222,10 @@ def _build_target(
         "precision": record["precision"], "options": options, "components": parts, "status": engines.NOT_RUN,
         "guidance": record["sampling"]["guidance"] > 1,
     }  # fmt: skip
+
+
+def _step(progress: Progress, what: str, text: str) -> None:
+    progress(f"{what}: {text}")
 
 
 def _hashes(root: Path, record: dict[str, Any], component: str) -> dict[str, str]:

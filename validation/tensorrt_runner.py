@@ -215,7 +215,7 @@ class TensorRTRunner:
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         """See `Runner.unet`."""
         rows = {"sample": sample, "encoder_hidden_states": context, **conditions}
-        return in_rows(self.engine("unet"), rows, {"timestep": np.float32(timestep)})["out_sample"]
+        return in_rows(self.engine("unet"), rows, {"timestep": np.asarray(timestep, np.float32)})["out_sample"]
 
     def decisions(
         self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING

@@ -184,7 +184,7 @@ def test_every_setting_has_words_for_the_help():
 def test_a_buffer_is_made_once_for_all_its_passes(pipeline, tmp_path, monkeypatch):
     made = []
     real = ActivationStream._fill
-    monkeypatch.setattr(ActivationStream, "_fill", lambda self, number: made.append(number) or real(self, number))
+    monkeypatch.setattr(ActivationStream, "_fill", lambda self, number, progress: made.append(number) or real(self, number, progress))
     report = train(pipeline, tmp_path, dataclasses.replace(SETTINGS, tokens=64 * 16))
     # 4 pictures of 4 steps and 16 tokens are 4 batches of 64; two passes of them are 8 steps.
     assert report["steps"] == 16 and made == [-1, 0, 1]

@@ -116,7 +116,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
     while not process.stderr.readline().startswith("running"):  # the folder is being written
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr, stderr
     assert not list(tmp_path.iterdir())
 

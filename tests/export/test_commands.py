@@ -238,8 +238,10 @@ def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
 def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     there = ["--output", tmp_path / "out", "--dry-run"]
     refused("is not in this UNet", "collect", *collecting, "--hookpoint", "up_blocks.1.attentions.9", *there)
-    refused("it is no Hub id", "collect", *collecting, "--sae", tmp_path / "nowhere", *there)
-    refused("reads 32 channels", "collect", *collecting, "--sae", "demo:saes", *there)
+    at = collecting.index("--sae")
+    without = [*collecting[:at], *collecting[at + 2 :]]
+    refused("it is no Hub id", "collect", *without, "--sae", tmp_path / "nowhere", *there)
+    refused("channels", "collect", *without, "--sae", "demo:saes", *there)
     (tmp_path / "one.toml").write_text('[prompts]\nNeon = ["Neon."]\n')
     refused("only one set of prompts", "collect", *collecting[2:], "--prompts", tmp_path / "one.toml", *there)
     refused("activations are written as .safetensors", "collect", *collecting, "--output", tmp_path / "a.pt", "--dry-run")
@@ -248,7 +250,7 @@ def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     refused("this machine has", "train", *training, "--expansion", 10**8, *there)
     refused("at most", "train", *training, "--tokens", "9" * 401, *there)
     assert not (tmp_path / "out").exists()
-    said = run("collect", *collecting, "--sae", "owner/saes", *there).stdout
+    said = run("collect", *without, "--sae", "owner/saes", *there).stdout
     assert "to fetch   owner/saes" in said
 
 

@@ -1,15 +1,22 @@
 """Engines without a GPU: targets, shapes, rows, conversions, and the runner on a stand-in for TensorRT and CUDA."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.errors import SaeuronError
-from saeuron.validation import engines
+from saeuron.editor.files import file_sha256
+from saeuron.validation import engines, manifest, tensorrt_runner
 from saeuron.validation.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
-from saeuron.validation.tensorrt_runner import from_bf16, in_rows, to_bf16
+from saeuron.validation.golden import Golden
+from saeuron.validation.parity import prove
+from saeuron.validation.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
 
 
 def test_targets_are_read_and_named():
@@ -84,3 +91,101 @@ def test_bf16_is_torchs(values):
     array = np.array(values, dtype=np.float32)
     ours, theirs = from_bf16(to_bf16(array)), torch.from_numpy(array).bfloat16().float().numpy()
     assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+# -- the runner on a stand-in for TensorRT and CUDA -------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(demo_artifact, tmp_path, monkeypatch):
+    """The demo's artifact with "engines", on a "GPU"; `device(**changes)` changes their entry in the manifest and opens the runner."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(demo_artifact.path, folder)
+    place = folder / "tensorrt" / "rtx-sm86"
+    place.mkdir(parents=True)
+    graphs, parts = {}, {}
+    shapes = {
+        "text_encoder": {"input_ids": [[1, 24], [1, 24], [2, 24]]}, "vae_decoder": {"latent_sample": [[1, 8, 8, 8]] * 3},
+        "unet": {"sample": [[2, 8, 8, 8]] * 3, "timestep": [[]] * 3, "encoder_hidden_states": [[2, 24, 128]] * 3},
+    }  # fmt: skip
+    for name, sizes in shapes.items():
+        content = f"engine of {name}".encode()
+        (place / f"{name}.engine").write_bytes(content)
+        graphs[content] = folder / name / "model.onnx"
+        parts[name] = {"shapes": sizes, "onnx": {f"{name}/model.onnx": file_sha256(folder / name / "model.onnx")}}
+    record = json.loads((folder / "saeuron.json").read_text())
+    record["formats"] = [*record["formats"], "trt-rtx"]
+    made = [StandInCuda()]
+
+    def open_runner(break_outputs=lambda name, value: value, gpu=Gpu("a GPU", "sm86"), **changes):  # noqa: B008
+        entry = {**ENTRY, "sms": ["sm86"], "components": parts, **changes}
+        manifest.write(folder, {**{k: v for k, v in record.items() if k not in ("format", "files")}, "engines": {"rtx-sm86": entry}})
+        trt = StandInTensorRT(made[0], graphs, ENTRY["version"], break_outputs)
+        monkeypatch.setattr(engines, "library", lambda backend: trt)
+        monkeypatch.setattr(engines, "gpu", lambda: gpu)
+        monkeypatch.setattr(tensorrt_runner, "Cuda", lambda: _cuda(made[0]))
+        return TensorRTRunner(folder, "trt-rtx")
+
+    open_runner.folder, open_runner.cuda = folder, made[0]
+    return open_runner
+
+
+def _cuda(stand_in):
+    found = Cuda.__new__(Cuda)
+    found._runtime = stand_in
+    return found
+
+
+def test_engines_are_proven_like_any_backend(device):
+    runner = device()
+    golden = Golden.load(device.folder / "edit" / "golden.safetensors")
+    report = prove(golden, [runner])
+    found = report["backends"]["trt-rtx"]
+    assert report["passed"], report["failures"]
+    assert found["forwards"]["worst"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
+    assert found["forwards"]["fired"] > 0 and not found["gates"]["observable"]
+    assert found["runs"]["rows"] and found["runs"]["outside"] > 0 and "vae_decoder.sample" in found["components"]["relative"]
+    calls = device.cuda.calls
+    assert calls.count("cudaGraphLaunch") > calls.count("cudaGraphInstantiate") > 0, "steps of fixed shape run as one graph"
+    assert not device.cuda.memory and calls.count("cudaFree") == calls.count("cudaMalloc"), "a proof gives all memory back"
+
+
+def test_an_engine_without_the_edit_is_not_proven(device):
+    runner = device(break_outputs=lambda name, value: value * 0.9 if name == "out_sample" else value)
+    report = prove(Golden.load(device.folder / "edit" / "golden.safetensors"), [runner])
+    assert not report["passed"] and any("UNet differs from the hook" in line for line in report["failures"])
+
+
+def test_engines_that_fit_no_golden_input_prove_nothing(device):
+    small = {
+        "text_encoder": {"input_ids": [[1, 24]] * 3}, "vae_decoder": {"latent_sample": [[1, 8, 12, 12]] * 3},
+        "unet": {"sample": [[2, 8, 12, 12]] * 3, "timestep": [[]] * 3, "encoder_hidden_states": [[2, 24, 128]] * 3},
+    }  # fmt: skip
+    runner = device()
+    for name, sizes in small.items():
+        runner.entry["components"][name]["shapes"] = sizes
+    report = prove(Golden.load(device.folder / "edit" / "golden.safetensors"), [runner])
+    assert any("fits this engine, so nothing was proven" in line for line in report["failures"])
+
+
+def test_the_record_is_checked_before_an_engine_is_opened(device):
+    with pytest.raises(SaeuronError, match="no engine .* fits .*this GPU .a GPU. is sm75.*saeuron build"):
+        device(gpu=Gpu("a GPU", "sm75"))
+    with pytest.raises(SaeuronError, match="built with tensorrt_rtx 1.6"):
+        device(version="1.6.0.0")
+    device()
+    (device.folder / "tensorrt" / "rtx-sm86" / "unet.engine").write_bytes(b"another")
+    with pytest.raises(SaeuronError, match="engine of unet .* is not the one on record"):
+        TensorRTRunner(device.folder, "trt-rtx")
+    runner = device()
+    parts = {name: {**part, "onnx": dict.fromkeys(part["onnx"], "0" * 64)} for name, part in runner.entry["components"].items()}
+    with pytest.raises(SaeuronError, match="built from other ONNX graphs"):
+        device(components=parts)
+    assert "cudaMalloc" not in device.cuda.calls
+
+
+def test_an_engine_that_the_library_refuses_is_named(device):
+    runner = device()
+    engines.library("trt-rtx").graphs.clear()
+    with pytest.raises(SaeuronError, match="can't be opened by tensorrt_rtx"):
+        runner.engine("unet")
