@@ -22,7 +22,7 @@ Tensors = dict[str, tuple[str, tuple[str | None, ...]]]
 
 def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tensors, Tensors]]:
     """Graph → inputs and outputs, in order."""
-    kind = {"fp32": "FLOAT", "fp16": "FLOAT16"}.get(precision, precision)
+    kind = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[precision]
     # As `editor.sampling.vae_dtype`: float32 beside a float16 UNet, where the pipeline runs it so.
     upcast = family.upcasts_vae and read_json(root / "vae" / "config.json").get("force_upcast", True)
     vae = "FLOAT" if upcast else kind

@@ -6,7 +6,7 @@ import shutil
 import onnx
 import pytest
 import torch
-from tests.conftest import refused, run
+from tests.conftest import HOOKPOINT, refused, run
 from tests.export.tensorrt_operators import SUPPORTED
 
 from saeuron.editor.errors import SaeuronError
@@ -92,7 +92,7 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
 def test_every_gate_and_precision_becomes_an_engine(tiny, tmp_path, gate, precision, types):
     options = [
         "export", "--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint",
-        "up_blocks.1.attentions.1", "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--format", "trt", "--target", "rtx:sm86", "--gate",
+        HOOKPOINT, "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--format", "trt", "--target", "rtx:sm86", "--gate",
         gate, "--precision", precision, "--no-validate", "--output", tmp_path / "out",
     ]  # fmt: skip
     found = json.loads(run(*options, "--json").stdout)["manifest"]
@@ -107,7 +107,7 @@ def test_every_gate_and_precision_becomes_an_engine(tiny, tmp_path, gate, precis
 def test_the_main_job_builds_what_it_proved_and_says_that_no_gpu_has_run_it(tiny, tmp_path):
     options = [
         "export", "--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint",
-        "up_blocks.1.attentions.1", "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--format", "trt", "--target", "rtx:sm86,sm89",
+        HOOKPOINT, "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--format", "trt", "--target", "rtx:sm86,sm89",
         "--precision", "fp32", "--proof", "short", "--output", tmp_path / "out",
     ]  # fmt: skip
     said = run(*options)
