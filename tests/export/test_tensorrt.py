@@ -6,15 +6,20 @@ import shutil
 import onnx
 import pytest
 import torch
-from tests.conftest import HOOKPOINT, refused, run
+from tests.conftest import HOOKPOINT, make_sae, make_unet, refused, run
 from tests.export.tensorrt_operators import SUPPORTED
 
+from saeuron.editor.bake import bake
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
+from saeuron.export.engine_worker import build
+from saeuron.export.onnx import unet_component
+from saeuron.export.onnx import write as write_graph
 from saeuron.export.settings import Settings, resolve
 from saeuron.export.tensorrt import EngineSettings, Shapes, axes, check_precision, write
 from saeuron.validation import engines, manifest
 from saeuron.validation.engines import Target
+from saeuron.validation.reference import PRECISIONS
 
 rtx = pytest.mark.usefixtures("rtx_library")
 
@@ -87,20 +92,21 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
 
 @rtx
 @pytest.mark.parametrize(
-    ("gate", "precision", "types"), [("exact", "fp16", "HALF"), ("threshold", "fp16", "HALF"), ("exact", "bf16", "BF16")]
+    ("gate", "precision", "types"), [("exact", "fp16", "HALF"), ("threshold", "fp32", "FLOAT"), ("exact", "bf16", "BF16")]
 )
-def test_every_gate_and_precision_becomes_an_engine(tiny, tmp_path, gate, precision, types):
-    options = [
-        "export", "--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint",
-        HOOKPOINT, "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--format", "trt", "--target", "rtx:sm86", "--gate",
-        gate, "--precision", precision, "--no-validate", "--output", tmp_path / "out",
-    ]  # fmt: skip
-    found = json.loads(run(*options, "--json").stdout)["manifest"]
-    assert found["formats"] == ["onnx", "trt-rtx"] and found["precision"] == precision
-    parts = found["engines"]["rtx-sm86"]["components"]
-    assert set(parts["unet"]["types"]["convolution"]) == {types} and parts["unet"]["precision"] == precision
-    assert (tmp_path / "out" / "tensorrt" / "rtx-sm86" / "unet.engine").stat().st_size > 10_000
-    assert not operators(tmp_path / "out" / "unet" / "model.onnx") - SUPPORTED
+def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precision, types):
+    baked = bake(make_unet().to(PRECISIONS[precision]), edit, {HOOKPOINT: make_sae()}, gate)
+    write_graph(unet_component(baked, 6), tmp_path)
+    assert not operators(tmp_path / "unet" / "model.onnx") - SUPPORTED
+    sizes = {"batch_size": [2, 2, 2], "latent_height": [8, 8, 8], "latent_width": [8, 8, 8], "sequence_length": [6, 6, 6]}
+    job = {
+        "backend": "trt-rtx", "sms": ["sm86"], "graph": str(tmp_path / "unet" / "model.onnx"), "engine": str(tmp_path / "unet.engine"), "axes": sizes,
+        "precision": precision, "options": {},
+    }  # fmt: skip
+    heard: list[str] = []
+    made = build(job, heard.append)
+    assert set(made["types"]["convolution"]) == {types} and (tmp_path / "unet.engine").stat().st_size == made["bytes"] > 10_000
+    assert heard, "the builder says how far it is"
 
 
 @rtx
