@@ -25,7 +25,7 @@ demo: $(BIN)/saeuron-export
 	@echo "Look at $(OUT)-before-after.png: the top row is the original model, the bottom row the edited one (first four: removed; last four: kept)."
 
 $(VENV)/.test: pyproject.toml $(BIN)/saeuron-export
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,cpu,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[export,cpu,rtx,test]'
 	@touch $@
 
 # As many workers as cores, four at most: each loads torch. A file's tests stay together, since they share what they built;
