@@ -93,7 +93,9 @@ pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=Tr
 ```python
 from optimum.onnxruntime import ORT{pipeline}
 pipeline = ORT{pipeline}.from_pretrained("THIS_FOLDER")
-```""")
+```
+
+Without torch and diffusers: `saeuron generate THIS_FOLDER --prompt "TEXT" --output picture.png` (`saeuron-export[cpu]`).""")
     return "\n\n".join(parts)
 
 
