@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 from ...editor.errors import SaeuronError
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, out, print_warning, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_parent, sweep
 from . import options as o
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _SEED = 42
 _MOST = 10_000
 _LATENTS = 2**30
+_PARTIAL = ".saeuron-generate-"
+_LONGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def generate(
     steps = steps if steps is not None else sampling.get("steps", 50)
     guidance = guidance if guidance is not None else sampling.get("guidance", 7.5)
     prompts = list(prompt or [])
-    noise = _check(prompts, count, seed, latents, steps, guidance, height, width, batch_size, device)
+    noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device)
     if noise is None:
         height, width = height or sampling.get("height"), width or sampling.get("width")
     elif count is None and len(prompts) == 1:
@@ -146,12 +148,15 @@ def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidan
 
 
 def _check(
-    prompts: list[str], count: int | None, seed: int | None, latents: Path | None, steps: int, guidance: float,
+    prompts: list[str], negative: str | None, count: int | None, seed: int | None, latents: Path | None, steps: int, guidance: float,
     height: int | None, width: int | None, batch_size: int, device: str,
 ) -> np.ndarray | None:  # fmt: skip
     """Everything that needs no network; the latents of `--latents`."""
     if not prompts:
         raise SaeuronError("no prompt: give --prompt TEXT")
+    for text in (*prompts, negative or ""):
+        if not text.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+            raise SaeuronError("a prompt holds bytes that are no text; give it in the terminal's encoding")
     for value, option in ((count, "--count"), (batch_size, "--batch-size")):
         if value is not None and not 1 <= value <= _MOST:
             raise SaeuronError(f"{option} is {value}; it must be 1 to {_MOST}")
@@ -160,6 +165,9 @@ def _check(
     check_steps(steps, "--steps")
     check_guidance(guidance)
     check_pixels(height, width)
+    for pixels, option in ((height, "--height"), (width, "--width")):
+        if pixels is not None and pixels > _LONGEST_SIDE:
+            raise SaeuronError(f"{option} is {pixels}; it must be at most {_LONGEST_SIDE}")
     if device != "cpu" and not device.startswith("cuda"):
         raise SaeuronError(f"device '{device}' is not known; it is cpu or cuda")
     if seed is not None:
@@ -231,12 +239,17 @@ def _all_or_none(files: list[Path]) -> Iterator[list[Path]]:
     folder = files[0].absolute().parent
     # On the same disk, so that nothing but names change at the end.
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    with tempfile.TemporaryDirectory(prefix=".saeuron-generate-", dir=existing) as partial:
-        found = [Path(partial) / str(i) for i in range(len(files))]
+    sweep(existing, _PARTIAL)
+    partial = existing / f"{_PARTIAL}{os.getpid()}"
+    partial.mkdir()
+    try:
+        found = [partial / str(i) for i in range(len(files))]
         yield found
         folder.mkdir(parents=True, exist_ok=True)
         for made, file in zip(found, files, strict=True):
             os.replace(made, file)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _draw(

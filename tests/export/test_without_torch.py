@@ -216,6 +216,9 @@ def test_what_is_warned_of(root, tmp_path):
         (["--prompt", PROMPT, "--guidance", "nan"], "no finite number"),
         (["--prompt", PROMPT, "--height", 12], "multiple of 8"),
         (["--prompt", PROMPT, "--height", 40], "multiples of 16"),
+        (["--prompt", PROMPT, "--width", 2**20], "at most 8192"),
+        (["--prompt", "caf\udcff"], "no text"),
+        (["--prompt", PROMPT, "--negative", "\udcff"], "no text"),
         (["--prompt", PROMPT, "--seed", -1], "a seed lies between"),
         (["--prompt", PROMPT, "--seed", 2**32 - 1, "--count", 2], "a seed lies between"),
         (["--prompt", PROMPT, "--scheduler", "heun"], "it is ddim or euler"),
@@ -263,6 +266,8 @@ def test_nothing_is_left_of_a_run_that_fails(root, tmp_path, monkeypatch):
         return decode(self, latents)
 
     monkeypatch.setattr(LeanPipeline, "decode", fail)
+    leftover = tmp_path / ".saeuron-generate-999999999"  # of a run that was killed
+    leftover.mkdir()
     refused("not enough memory", "generate", root, "--prompt", PROMPT, "--steps", 1, "--count", 2, "-o", tmp_path / "new" / "a.png")
     assert not list(tmp_path.iterdir())
 
