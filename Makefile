@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= demo-artifact
 
-.PHONY: demo test test-clients lint clean
+.PHONY: demo test test-clients test-bare lint clean
 
 $(BIN)/saeuron-export: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; give PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -40,6 +40,9 @@ lint: $(VENV)/.test
 
 test-clients: $(BIN)/saeuron-export
 	bash tests/clients/run.sh $(BIN)
+
+test-bare: $(BIN)/saeuron-export
+	bash tests/clients/run_bare.sh $(BIN)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(OUT) $(OUT)-before-after.png

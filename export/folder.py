@@ -92,10 +92,15 @@ def _open_to_readers(folder: Path) -> None:
 def _sweep(output: Path) -> None:
     """Remove what killed exports of the same name left behind."""
     for kind in ("partial", "old"):
-        for leftover in output.parent.glob(f".{output.name}.{kind}-*"):
-            pid = leftover.name.rpartition("-")[2]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(leftover, ignore_errors=True)
+        sweep(output.parent, f".{output.name}.{kind}-")
+
+
+def sweep(folder: Path, prefix: str) -> None:
+    """Remove folders `<prefix><process id>` whose process has ended."""
+    for leftover in folder.iterdir():
+        pid = leftover.name.removeprefix(prefix)
+        if leftover.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

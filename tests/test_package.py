@@ -83,9 +83,9 @@ import sys
 for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime"): sys.modules[name] = None
 import saeuron
 from saeuron.export.cli import app
-from saeuron.validation import manifest, golden, runners, parity
+from saeuron.validation import manifest, golden, runners, parity, validate, lean
 from typer.testing import CliRunner
-for arguments in (["--help"], ["export", "--help"], ["concepts"]):
+for arguments in (["--help"], ["export", "--help"], ["generate", "--help"], ["concepts"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
 result = CliRunner().invoke(app, ["export", "--concepts", "Neon", "--output", "/tmp/never-written"])
 assert result.exit_code == 2 and "saeuron-export[export]" in result.stderr, result.stderr

@@ -23,6 +23,13 @@ def _percent(value: float) -> str:
     return f"{value:.3%}" if value >= 1e-4 or value == 0 else f"{100 * value:.1e}%"
 
 
+def _ssim(value: float | None) -> str:
+    return "SSIM – (no scikit-image)" if value is None else f"SSIM {value:.4f}"
+
+
+_NOT_CHECKED = "[yellow]not checked[/]"
+
+
 def table(report: dict[str, Any]) -> Table:
     """One row a check and backend."""
     found = Table(title=f"Proof against the dynamic hook ({report['precision']}, {report['scope']})", title_justify="left")
@@ -49,9 +56,12 @@ def table(report: dict[str, Any]) -> Table:
         found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
         runs = parts["runs"]
         for row in runs["rows"]:
-            text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.1e}, the hook's {row['hook_drift']:.1e}), PSNR {row['psnr']:.1f} dB, SSIM {row['ssim']:.4f}; unedited {row['psnr_unedited']:.1f} dB"
-            found.add_row("", "free run", mark(runs["passed"]) if row["conclusive"] else "[yellow]not judged[/]", text)
-        if not runs["rows"]:
+            text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.1e}, the hook's {row['hook_drift']:.1e}), PSNR {row['psnr']:.1f} dB, {_ssim(row['ssim'])}; unedited {row['psnr_unedited']:.1f} dB"
+            loop = "; loop of validation/lean" if runs.get("loop") == "lean" else ""
+            found.add_row("", "free run", mark(runs["passed"]) if row["conclusive"] else "[yellow]not judged[/]", text + loop)
+        if "not_checked" in runs:
+            found.add_row("", "free run", _NOT_CHECKED, runs["not_checked"])
+        elif not runs["rows"]:
             found.add_row("", "free run", "not run", "scope 'short'")
     control = report["control"]
     found.add_row(
@@ -74,6 +84,9 @@ def table(report: dict[str, Any]) -> Table:
     if "record" in report:
         text = "every weight, table and config against the original's and the edit's; shipped class, graphs' inputs and outputs, manifest"
         found.add_row("folder", "record", mark(report["record"]["passed"]), text)
+    for entry in report.get("not_checked", ()):
+        if "backend" not in entry:
+            found.add_row("folder", entry["check"], _NOT_CHECKED, entry["reason"])
     against = report.get("against_topk") or {}
     if against.get("differ"):
         text = f"{against['differ']} of {against['decisions']} decisions differ from torch.topk's own pick (fired {against['fired']}, there {against['fired_topk']}): "

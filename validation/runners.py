@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ class Runner(Protocol):
     name: str
     shows_gates: bool
     """whether gate decisions must be observable here; False where a backend hides its inner tensors"""
+    loop: str
+    """whose loop makes the free runs: `diffusers` or `lean` (`validation.lean`)"""
 
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
@@ -75,6 +77,7 @@ class TorchRunner:
     """
 
     shows_gates = True
+    loop = "diffusers"
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self.pipeline, self.name = pipeline, name
@@ -178,19 +181,32 @@ def _feed(sample: np.ndarray, timestep: float, context: np.ndarray, conditions: 
     return {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context, **conditions}
 
 
+def lean_free_run(root: Path, runner: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`Runner.free_run` for any runner, without torch and diffusers; the artifact's scheduler must be DDIM or Euler."""
+    from .lean.pipeline import LeanPipeline, NotFinite
+
+    pipeline = LeanPipeline(root, runner)
+    try:
+        latents = pipeline.denoise(run.prompts, run.initial, run.steps, run.guidance)
+        return latents, pipeline.decode(latents), pipeline.decode(run.hook)
+    except NotFinite as error:  # a failed proof, not a mistake of the user's
+        raise RuntimeError(str(error)) from None
+
+
 class OnnxRunner:
     """The artifact's ONNX graphs in ONNX Runtime.
 
     Args:
         root: the artifact folder.
         provider: execution provider; checked to be the one that runs.
+        loop: whose loop makes the free runs: `diffusers` or `lean`.
     """
 
     name = "onnx"
     shows_gates = True
 
-    def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider") -> None:
-        self.root, self.provider = Path(root), provider
+    def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers") -> None:
+        self.root, self.provider, self.loop = Path(root), provider, loop
         self.gates: dict[str, str] = manifest.read(root)["onnx"]["gates"]
         self._sessions: dict[str, Any] = {}
         self._watching: Any = None
@@ -222,7 +238,7 @@ class OnnxRunner:
         return run_session(self.session(name), inputs)
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _free_run(self.pipeline(), run)
+        return lean_free_run(self.root, self, run) if self.loop == "lean" else _free_run(self.pipeline(), run)
 
     def pipeline(self) -> Any:
         """A diffusers pipeline whose every network is run by ONNX Runtime."""
@@ -233,8 +249,12 @@ class OnnxRunner:
 
 def _with_outputs(path: Path, names: list[str], provider: str) -> Any:
     """A session of a temporary copy of the graph with inner tensors as outputs; the artifact stays untouched."""
-    import onnx
-
+    try:
+        import onnx
+    except ImportError:
+        raise SaeuronError(
+            "onnx is not installed, so gate decisions can't be read from the graph; install saeuron-export[cpu] (or [gpu])"
+        ) from None
     model = onnx.load(str(path), load_external_data=False)
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.BOOL, None) for n in names)
     # Beside the weights, since external data is found relative to the graph; elsewhere if the artifact is read-only.
@@ -251,3 +271,49 @@ def _with_outputs(path: Path, names: list[str], provider: str) -> Any:
                 shutil.copyfile(data, copy.parent / data.name)
         onnx.save(model, str(copy))
         return open_session(copy, provider)
+
+
+def provider_of(device: str) -> str:
+    """ONNX Runtime's provider for a device."""
+    return "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+
+
+NETWORKS: dict[str, Callable[[Path, str], Runner]] = {"onnx": lambda root, device: OnnxRunner(root, provider_of(device), "lean")}
+"""backends that run an artifact's networks without torch → how one is opened on a device; in order of preference"""
+
+
+def choose_backend(root: str | Path, record: dict[str, Any], wanted: str | None = None) -> str:
+    """Which of `NETWORKS` runs an artifact; opens nothing.
+
+    Args:
+        root: artifact folder.
+        record: its manifest.
+        wanted: one of `NETWORKS`; default: the first of them that the artifact holds.
+
+    Raises:
+        SaeuronError: the artifact does not hold it, or it can't be run without torch.
+    """
+    if wanted is None:
+        found = next((name for name in NETWORKS if name in record["formats"]), None)
+        if found is None:
+            held, other = ", ".join(record["formats"]), next(iter(NETWORKS))
+            raise SaeuronError(
+                f"'{root}' holds {held}, which only torch runs; open it with saeuron.load, or export it with --format {other}"
+            )
+        return found
+    if wanted in manifest.BACKENDS and wanted not in NETWORKS:
+        raise SaeuronError(f"backend '{wanted}' needs torch and diffusers (saeuron.load); here it is one of {', '.join(NETWORKS)}")
+    manifest.check_backends(root, record, [wanted])
+    return wanted
+
+
+def open_networks(root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu") -> Runner:
+    """The networks of an artifact, for `lean.LeanPipeline`; check its files first.
+
+    Args:
+        root: artifact folder.
+        record: its manifest.
+        backend: see `choose_backend`, also for what is raised.
+        device: `cpu` or `cuda` (not tested on a GPU).
+    """
+    return NETWORKS[choose_backend(root, record, backend)](Path(root), device)

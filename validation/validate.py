@@ -1,4 +1,7 @@
-"""Proves an artifact again, from its own golden vectors or from a fresh run of the hook."""
+"""Proves an artifact again, from its own golden vectors or from a fresh run of the hook.
+
+Without torch, diffusers and transformers it proves what it can (graphs, free runs by `validation.lean`) and says what it can't.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..editor.errors import SaeuronError
 from . import manifest, surroundings
 from .golden import Golden
+from .installed import missing
 from .load import load
 from .parity import prove
-from .record import check_record
-from .runners import OnnxRunner, Runner, TorchRunner
+from .runners import OnnxRunner, Runner, TorchRunner, provider_of
 
 GOLDEN = "edit/golden.safetensors"
+_TORCH_ONLY = ("checkpoint",)
+"""backends that torch runs"""
 
 
 class _Lazy:
-    """Opens a runner when its turn comes, so that two copies of a large model never lie in memory together."""
+    """Opens a runner when its turn comes, so that two copies of a large model never lie in memory together.
 
-    def __init__(self, name: str, make: Callable[[], Runner]) -> None:
-        self.name, self._make = name, make
+    Args:
+        name: of the backend.
+        make: opens it.
+        skips: check → why it is left out.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Runner], skips: dict[str, str]) -> None:
+        self.name, self._make, self.skips = name, make, skips
         self._runner: Runner | None = None
 
     def __getattr__(self, attribute: str) -> Any:
@@ -42,38 +54,73 @@ def validate(
 
     Args:
         artifact: its folder.
-        backends: `checkpoint`, `onnx`; default: all that it holds.
+        backends: `checkpoint`, `onnx`; default: all that it holds and that this installation can run.
         device: torch device of the checkpoint; ONNX Runtime takes its CUDA provider on `cuda` (not tested on a GPU).
         golden: reference to compare with; default: the artifact's own golden file.
         check_files: compare every file with the manifest first.
         progress: told each check's name.
 
     Returns:
-        see `parity.prove`.
+        see `parity.prove`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
+        one backend's check. It is empty where torch, diffusers and transformers are installed.
 
     Raises:
-        SaeuronError: no artifact, a changed file, a backend that it doesn't hold.
+        SaeuronError: no artifact, a changed file, a backend that it doesn't hold or that can't be run here.
     """
     root = Path(artifact)
     record = manifest.read(root)
     if check_files:
         manifest.check_files(root, record)
     manifest.check_backends(root, record, backends)
-    provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+    lacking = missing()
+    chosen, not_checked = _runnable(root, tuple(backends), record["formats"], lacking)
+    reference = golden or Golden.load(root / GOLDEN)
+    skips = _skips(root, reference, lacking)
+    loop = "lean" if lacking else "diffusers"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
-        "onnx": lambda: OnnxRunner(root, provider),
+        "onnx": lambda: OnnxRunner(root, provider_of(device), loop),
     }
-    runners = [_Lazy(name, makers[name]) for name in (backends or record["formats"])]
-    reference = golden or Golden.load(root / GOLDEN)
-    progress("the record against the tensors")
-    mismatches = check_record(root, record, reference)
-    around = surroundings.compare(
-        surroundings.of_folder(root, reference.notes["prompts"], reference.notes["steps"]), reference.surroundings
-    )
-    report = prove(reference, runners, progress)  # type: ignore[arg-type]
-    report["record"] = {"passed": not mismatches, "failures": mismatches}
-    report["surroundings"] = around
-    report["failures"] = mismatches + around["failures"] + report["failures"]
+    runners = [_Lazy(name, makers[name], skips) for name in chosen]
+    not_checked += [{"backend": name, "check": check, "reason": reason} for name in chosen for check, reason in skips.items()]
+    found: dict[str, Any] = {}
+    mismatches: list[str] = []
+    if lacking:
+        reason = f"needs {', '.join(lacking)}"
+        not_checked += [{"check": name, "reason": reason} for name in ("record", "surroundings")]
+    else:
+        progress("the record against the tensors")
+        from .record import check_record
+
+        mismatches = check_record(root, record, reference)
+        around = surroundings.compare(
+            surroundings.of_folder(root, reference.notes["prompts"], reference.notes["steps"]), reference.surroundings
+        )
+        found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
+        mismatches = mismatches + around["failures"]
+    report = {**prove(reference, runners, progress), **found, "not_checked": not_checked}  # type: ignore[arg-type]
+    report["failures"] = mismatches + report["failures"]
     report["passed"] = not report["failures"]
     return report
+
+
+def _runnable(root: Path, wanted: tuple[str, ...], held: Sequence[str], lacking: list[str]) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """Backends to run, and those that the artifact holds but this installation can't run."""
+    out = [name for name in (wanted or held) if lacking and name in _TORCH_ONLY]
+    chosen = tuple(name for name in (wanted or held) if name not in out)
+    if out and (wanted or not chosen):
+        raise SaeuronError(f"backend '{out[0]}' of '{root}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'")
+    return chosen, [{"check": name, "reason": f"needs {', '.join(lacking)}"} for name in out]
+
+
+def _skips(root: Path, reference: Golden, lacking: list[str]) -> dict[str, str]:
+    """Checks that no backend can make here: free runs, where only diffusers has the scheduler's loop."""
+    if not lacking or not reference.runs:
+        return {}
+    from .lean.pipeline import scheduler_of
+
+    try:
+        scheduler_of(root)
+    except SaeuronError as error:
+        return {"runs": f"needs {', '.join(lacking)}: {str(error).partition(';')[0]}"}
+    return {}

@@ -1,0 +1,282 @@
+"""`saeuron generate`: pictures from an artifact, without torch, diffusers or transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...editor.errors import SaeuronError
+from ..checks import check_guidance, check_pixels, check_seed, check_steps
+from ..console import clean, out, print_warning, progress_line, write_json
+from ..folder import check_parent, sweep
+from . import options as o
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ...validation.lean import LeanPipeline
+
+_SEED = 42
+_MOST = 10_000
+_LATENTS = 2**30
+_PARTIAL = ".saeuron-generate-"
+_LONGEST_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One picture to be made."""
+
+    prompt: str
+    seed: int
+    """of no meaning where the latents come from a file"""
+    file: Path
+
+
+@clean
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What to draw; repeatable.", rich_help_panel=o.WHAT)] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw; for all pictures.", rich_help_panel=o.WHAT)] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="Pictures a prompt. Default: 1.", rich_help_panel=o.WHAT)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=f"Of the first picture; each next takes the next one. The noise is that of torch's CPU generator. Default: {_SEED}.", rich_help_panel=o.WHAT),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of --seed: unit-variance noise [pictures, C, h, w], .npy or .safetensors.", rich_help_panel=o.WHAT),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: those of the proof.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", help="1 or less switches it off. Default: that of the proof.", rich_help_panel=o.HOW)
+    ] = None,
+    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: that of the proof, else the model's.", rich_help_panel=o.HOW)] = None,
+    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: that of the proof, else the model's.", rich_help_panel=o.HOW)] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two.", rich_help_panel=o.HOW),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx. Default: what the artifact holds.", rich_help_panel=o.HOW)] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda (not tested).", rich_help_panel=o.HOW)] = "cpu",
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.png|DIR", help="Several pictures become FILE-0.png, FILE-1.png, …; in a folder 0.png, 1.png, ….", rich_help_panel=o.OUTPUT),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of the same names.", rich_help_panel=o.OUTPUT)] = False,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
+    """Make pictures with an artifact's ONNX graphs; neither torch nor diffusers nor transformers is needed.
+
+    File hashes are checked first. The same seed gives the picture that diffusers makes from a float32 CPU generator of that seed, apart
+    from rounding. There is no safety checker.
+
+    Example: `saeuron generate without-neon --prompt "An image of House in Sunset style." --count 4 -o house.png`
+    """
+    from ...validation import manifest
+
+    record = manifest.read(artifact)
+    sampling = record.get("sampling") or {}
+    steps = steps if steps is not None else sampling.get("steps", 50)
+    guidance = guidance if guidance is not None else sampling.get("guidance", 7.5)
+    prompts = list(prompt or [])
+    noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device)
+    if noise is None:
+        height, width = height or sampling.get("height"), width or sampling.get("width")
+    elif count is None and len(prompts) == 1:
+        count = len(noise)
+    texts = [text for text in prompts for _ in range(count or 1)]
+    if noise is not None and len(noise) != len(texts):
+        raise SaeuronError(f"--latents '{latents}' are for {len(noise)} pictures, --prompt and --count ask for {len(texts)}")
+    first = _SEED if seed is None else seed
+    check_seed(first + len(texts) - 1, "--seed of the last picture")
+    pictures = [_Picture(t, first + i, file) for i, (t, file) in enumerate(zip(texts, _files(output, len(texts), overwrite), strict=True))]
+
+    with progress_line("starting") as say:
+        from ...validation.lean import LeanPipeline
+        from ...validation.runners import choose_backend, open_networks
+
+        chosen = choose_backend(artifact, record, backend)
+        say("checking files")
+        manifest.check_files(artifact, record)
+        say("opening the artifact")
+        networks = open_networks(artifact, record, chosen, device)
+        pipeline = LeanPipeline(artifact, networks, scheduler)
+
+        def latents_of(part: slice) -> np.ndarray:
+            return noise[part] if noise is not None else pipeline.initial_latents([p.seed for p in pictures[part]], height, width)
+
+        # What can't be is told before the first step, which may take minutes.
+        pipeline.scheduler.set_timesteps(steps)
+        shape = latents_of(slice(1)).shape
+        pipeline.check_latents(noise if noise is not None else latents_of(slice(1)))
+        _warn(pipeline, texts, negative, guidance)
+        made = {
+            "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
+            "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
+            "backend": networks.name, "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
+        }  # fmt: skip
+        with _all_or_none([p.file for p in pictures]) as partial:
+            for begin in range(0, len(pictures), batch_size):
+                part = slice(begin, min(begin + batch_size, len(pictures)))
+                label = f"picture {begin + 1}" + (f" to {part.stop}" if part.stop > begin + 1 else "") + f" of {len(pictures)}"
+                arrays = _draw(pipeline, [p.prompt for p in pictures[part]], latents_of(part), steps, guidance, negative, label, say)
+                for picture, array, file in zip(pictures[part], arrays, partial[part], strict=True):
+                    _save(file, array, {"prompt": picture.prompt, "seed": None if noise is not None else picture.seed, **made})
+    if as_json:
+        entries = [{"file": str(p.file), "prompt": p.prompt, "seed": None if noise is not None else p.seed} for p in pictures]
+        write_json({"artifact": str(artifact), **made, "latents": latents and str(latents), "pictures": entries})
+    else:
+        for picture in pictures:
+            out.print(str(picture.file), highlight=False, soft_wrap=True, markup=False)
+
+
+def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidance: float) -> None:
+    for text in dict.fromkeys([*texts, *([negative] if negative else [])]):
+        if lost := pipeline.truncated(text):
+            print_warning(f"the last {lost} tokens of '{text[:40]}…' are beyond what the text encoder reads")
+    if negative is not None and guidance <= 1:
+        print_warning(f"--negative does nothing at guidance {guidance:g}")
+
+
+def _check(
+    prompts: list[str], negative: str | None, count: int | None, seed: int | None, latents: Path | None, steps: int, guidance: float,
+    height: int | None, width: int | None, batch_size: int, device: str,
+) -> np.ndarray | None:  # fmt: skip
+    """Everything that needs no network; the latents of `--latents`."""
+    if not prompts:
+        raise SaeuronError("no prompt: give --prompt TEXT")
+    for text in (*prompts, negative or ""):
+        if not text.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+            raise SaeuronError("a prompt holds bytes that are no text; give it in the terminal's encoding")
+    for value, option in ((count, "--count"), (batch_size, "--batch-size")):
+        if value is not None and not 1 <= value <= _MOST:
+            raise SaeuronError(f"{option} is {value}; it must be 1 to {_MOST}")
+    if len(prompts) * (count or 1) > _MOST:
+        raise SaeuronError(f"{len(prompts) * (count or 1)} pictures; one call makes at most {_MOST}")
+    check_steps(steps, "--steps")
+    check_guidance(guidance)
+    check_pixels(height, width)
+    for pixels, option in ((height, "--height"), (width, "--width")):
+        if pixels is not None and pixels > _LONGEST_SIDE:
+            raise SaeuronError(f"{option} is {pixels}; it must be at most {_LONGEST_SIDE}")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise SaeuronError(f"device '{device}' is not known; it is cpu or cuda")
+    if seed is not None:
+        check_seed(seed, "--seed")
+    if latents is None:
+        return None
+    for value, option in ((seed, "--seed"), (height, "--height"), (width, "--width")):
+        if value is not None:
+            raise SaeuronError(f"give {option} or --latents, not both")
+    return _read_latents(latents)
+
+
+def _read_latents(path: Path) -> np.ndarray:
+    """A float array from `.npy`, or the only tensor of a `.safetensors` file (or the one called `latents`)."""
+    import numpy as np
+
+    from ...editor.files import read_header
+
+    if not path.is_file():
+        raise SaeuronError(f"--latents '{path}' is no file")
+    if path.stat().st_size > _LATENTS:
+        raise SaeuronError(f"--latents '{path}' is larger than 1 GiB")
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        names = list(read_header(path)[1])
+        name = "latents" if "latents" in names else names[0] if len(names) == 1 else None
+        if name is None:
+            raise SaeuronError(f"--latents '{path}' holds {len(names)} tensors and none is called 'latents'")
+        try:
+            found = load_file(path)[name]
+        except Exception as error:  # a type that numpy lacks
+            raise SaeuronError(f"--latents '{path}': '{name}' can't be read: {error}") from None
+    elif path.suffix == ".npy":
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise SaeuronError(f"--latents '{path}' is no array that can be read: {str(error).splitlines()[0][:200]}") from None
+    else:
+        raise SaeuronError(f"--latents '{path}': the file must be .npy or .safetensors")
+    if found.dtype.kind != "f":
+        raise SaeuronError(f"--latents '{path}' holds {found.dtype}; it must be floats")
+    return found.astype(np.float32)
+
+
+def _files(output: Path | None, count: int, overwrite: bool) -> list[Path]:
+    """The pictures' files, none of which may be in the way."""
+    if output is None:
+        raise SaeuronError("no output: give --output FILE.png, or a folder")
+    if output.suffix.lower() == ".png" and not output.is_dir():
+        files = [output] if count == 1 else [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
+    elif output.suffix and not output.is_dir():
+        raise SaeuronError(f"--output '{output}': pictures are PNG; give FILE.png, or a folder")
+    else:
+        o.check_out_folder(output)
+        files = [output / f"{i}.png" for i in range(count)]
+    check_parent(files[0])
+    for file in files:
+        if file.is_dir():
+            raise SaeuronError(f"'{file}' is a folder; choose another --output")
+        if not overwrite and (file.exists() or file.is_symlink()):
+            raise SaeuronError(f"'{file}' exists; choose another --output, or --overwrite to replace it")
+    return files
+
+
+@contextlib.contextmanager
+def _all_or_none(files: list[Path]) -> Iterator[list[Path]]:
+    """Files to write to instead, which are renamed to `files` if the block ends without an error, and vanish otherwise."""
+    folder = files[0].absolute().parent
+    # On the same disk, so that nothing but names change at the end.
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    sweep(existing, _PARTIAL)
+    partial = existing / f"{_PARTIAL}{os.getpid()}"
+    partial.mkdir()
+    try:
+        found = [partial / str(i) for i in range(len(files))]
+        yield found
+        folder.mkdir(parents=True, exist_ok=True)
+        for made, file in zip(found, files, strict=True):
+            os.replace(made, file)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _draw(
+    pipeline: LeanPipeline, prompts: list[str], noise: np.ndarray, steps: int, guidance: float, negative: str | None, label: str, say: Any
+) -> np.ndarray:
+    """Pictures uint8 `[B, H, W, 3]`; what the runtime refuses is one line."""
+    negatives = None if negative is None else [negative] * len(prompts)
+    try:
+        return pipeline.decode(
+            pipeline.denoise(prompts, noise, steps, guidance, negatives, lambda done, total: say(f"{label}: step {done} of {total}"))
+        )
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise SaeuronError(f"ONNX Runtime can't run the networks: {str(error).splitlines()[0][:300]}") from None
+
+
+def _save(path: Path, array: np.ndarray, made: dict[str, Any]) -> None:
+    """Write a PNG that says how it was made: `prompt`, `seed`, and the rest with `saeuron:` before its name."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from ...validation.manifest import strict_json
+
+    said = PngInfo()
+    for key, value in made.items():
+        if value is not None:
+            name = key if key in ("prompt", "seed") else f"saeuron:{key}"
+            said.add_text(name, value if isinstance(value, str) else strict_json(value))
+    Image.fromarray(array).save(path, format="PNG", pnginfo=said)

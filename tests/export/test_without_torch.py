@@ -1,0 +1,286 @@
+"""What runs on a device: `generate` and `validate` where torch, diffusers, transformers and scikit-image can't be imported."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from tests.conftest import refused, run
+from tests.validation.test_lean import SD, change
+from tests.validation.test_schedulers import with_scheduler
+
+from saeuron.validation import manifest
+from saeuron.validation.lean import LeanPipeline
+from saeuron.validation.runners import OnnxRunner
+from saeuron.validation.validate import validate
+
+PROMPT = "An image of Car in Sunset style."
+# In a process of its own: what was asked for is told, and the named packages raise as if they were not installed.
+_BARE = """
+import sys
+blocked = sys.argv.pop(1).split(",")
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+if sys.argv[1:] == ["import"]:
+    import saeuron.validation.lean
+else:
+    from saeuron.export.cli import main
+    main()
+"""
+BLOCKED = "torch,diffusers,transformers,skimage,scipy,accelerate,onnxscript"
+
+
+def bare(*arguments, blocked=BLOCKED):
+    """Exit code, stdout, stderr of a command."""
+    found = subprocess.run([sys.executable, "-c", _BARE, blocked, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return found.returncode, found.stdout, found.stderr
+
+
+@pytest.fixture(scope="module")
+def root(demo_artifact):
+    return demo_artifact.path
+
+
+def test_importing_needs_three_packages():
+    code = (
+        "import sys; import saeuron.validation.lean; "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'scipy', 'onnx', 'onnxruntime', 'PIL', 'skimage'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert bare("import") == (0, "", "")
+
+
+def test_generate_imports_no_torch(root, tmp_path):
+    code = "import sys\nfrom saeuron.export import cli\ntry:\n    cli.main()\nfinally:\n    print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    for arguments in (
+        ["--help"],
+        ["generate", "--help"],
+        ["generate", str(root), "--prompt", PROMPT, "--steps", "2", "-o", str(tmp_path / "a.png")],
+        ["validate", "--help"],
+    ):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines()[-1] == "set()", arguments
+
+
+def test_generate_without_torch(root, tmp_path):
+    file = tmp_path / "deep" / "car.png"
+    code, stdout, stderr = bare("generate", root, "--prompt", PROMPT, "--seed", 5, "--steps", 4, "--json", "-o", file)
+    assert code == 0, stderr
+    said = json.loads(stdout)
+    assert said["pictures"] == [{"file": str(file), "prompt": PROMPT, "seed": 5}] and said["scheduler"] == "ddim" and said["steps"] == 4
+    record = manifest.read(root)
+    assert said["guidance"] == record["sampling"]["guidance"] and said["edit_sha256"] == record["edit"]["sha256"]
+    with Image.open(file) as picture:
+        assert picture.size == (32, 32) and picture.text["prompt"] == PROMPT and picture.text["seed"] == "5"
+        assert picture.text["saeuron:edit_sha256"] == record["edit"]["sha256"]
+        expected = LeanPipeline(root, OnnxRunner(root))([PROMPT], [5], 4, said["guidance"])[0]
+        assert np.array_equal(np.asarray(picture), expected)
+    assert [p.name for p in file.parent.iterdir()] == ["car.png"] and [p.name for p in tmp_path.iterdir()] == ["deep"]
+    assert "checking files" in stderr and "picture 1 of 1: step 4 of 4" in stderr
+
+
+def test_validate_without_torch(root, tmp_path):
+    code, stdout, stderr = bare("validate", root, "--backend", "onnx", "--json")
+    assert code == 0, stderr
+    proof = json.loads(stdout)
+    assert proof["passed"] and list(proof["backends"]) == ["onnx"]
+    parts = proof["backends"]["onnx"]
+    assert (
+        parts["runs"]["loop"] == "lean"
+        and parts["runs"]["rows"]
+        and all(r["conclusive"] and r["ssim"] is None for r in parts["runs"]["rows"])
+    )
+    assert parts["gates"]["observable"] and parts["gates"]["fired"] > 0 and parts["forwards"]["worst"] < 1e-3
+    assert [e["check"] for e in proof["not_checked"]] == ["record", "surroundings"] and "record" not in proof
+    assert all("torch, diffusers, transformers" in e["reason"] for e in proof["not_checked"])
+    assert "warning: not checked: record (needs torch, diffusers, transformers)" in stderr
+
+    code, stdout, stderr = bare("validate", root)
+    assert code == 0 and "proven, as far as it could be checked here" in stdout, stderr
+    words = " ".join(stdout.split())
+    assert "not checked" in words and "surroundings" in words and "no scikit-image" in words and "loop of validation/lean" in words
+    assert "warning: not checked: checkpoint (needs torch" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocked", "message"),
+    [
+        (["--backend", "checkpoint"], BLOCKED, "backend 'checkpoint' of "),
+        (["--model", "demo"], BLOCKED, "is not installed; pip install 'saeuron-export[export]'"),
+        ([], BLOCKED + ",onnx", "onnx is not installed, so gate decisions can't be read from the graph"),
+        ([], BLOCKED + ",onnxruntime", "ONNX Runtime is not installed"),
+    ],
+)
+def test_what_validate_lacks_is_one_line(root, arguments, blocked, message):
+    code, stdout, stderr = bare("validate", root, *arguments, blocked=blocked)
+    lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert code == 2 and stdout == "" and len(lines) == 1 and message in lines[0] and "Traceback" not in stderr, stderr
+
+
+def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkeypatch):
+    """Free runs fail by the lean loop as they do by diffusers' own."""
+    folder = shutil.copytree(root, tmp_path / "copy")
+    change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="leading")
+    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    proof = validate(folder, ["onnx"], check_files=False)
+    assert not proof["passed"] and all("free run" in line for line in proof["failures"]) and proof["failures"]
+    change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    proof = validate(folder, ["onnx"], check_files=False)
+    assert not proof["passed"]
+
+
+def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypatch):
+    from diffusers import PNDMScheduler
+
+    folder = with_scheduler(root, tmp_path / "copy", PNDMScheduler(**SD, skip_prk_steps=True))
+    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    proof = validate(folder, ["onnx"], check_files=False)
+    runs = proof["backends"]["onnx"]["runs"]
+    assert runs["passed"] is None and "PNDMScheduler, which only diffusers runs" in runs["not_checked"] and not runs["rows"]
+    assert {"backend": "onnx", "check": "runs", "reason": runs["not_checked"]} in proof["not_checked"]
+    assert proof["passed"] and proof["backends"]["onnx"]["passed"]
+    from saeuron.validation import report
+
+    assert "not checked" in [str(c) for c in report.table(proof).columns[2]._cells][3]
+
+
+def test_with_torch_nothing_is_left_out(demo_artifact):
+    assert demo_artifact.report["not_checked"] == []
+    assert {parts["runs"]["loop"] for parts in demo_artifact.report["backends"].values()} == {"diffusers"}
+
+
+# --- the command
+
+
+def test_several_pictures(root, tmp_path):
+    command = ["generate", root, "--prompt", PROMPT, "--prompt", "An image of House.", "--count", 2, "--steps", 2, "--seed", 3]
+    run(*command, "--batch-size", 3, "-o", tmp_path / "out.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"out-{i}.png" for i in range(4)]
+    texts = [Image.open(tmp_path / f"out-{i}.png").text for i in range(4)]
+    assert [t["seed"] for t in texts] == ["3", "4", "5", "6"] and [t["prompt"] for t in texts] == [PROMPT] * 2 + ["An image of House."] * 2
+    run(*command, "-o", tmp_path / "folder")
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [f"{i}.png" for i in range(4)]
+    for i in range(4):
+        a, b = (np.asarray(Image.open(f)).astype(int) for f in (tmp_path / f"out-{i}.png", tmp_path / "folder" / f"{i}.png"))
+        assert np.abs(a - b).max() <= 1, "batches change nothing"
+    refused("exists; choose another --output", *command, "-o", tmp_path / "folder")
+    run(*command, "--overwrite", "-o", tmp_path / "folder")
+
+
+def test_latents_from_a_file(root, tmp_path):
+    noise = LeanPipeline(root, OnnxRunner(root)).initial_latents([9, 10])
+    np.save(tmp_path / "a.npy", noise)
+    save_file({"latents": noise.astype(np.float32), "other": noise}, tmp_path / "a.safetensors")
+    command = ["generate", root, "--prompt", PROMPT, "--steps", 2]
+    run(*command, "--latents", tmp_path / "a.npy", "-o", tmp_path / "x.png")
+    run(*command, "--latents", tmp_path / "a.safetensors", "-o", tmp_path / "y.png")
+    run(*command, "--seed", 9, "--count", 2, "-o", tmp_path / "z.png")
+    pictures = {name: [np.asarray(Image.open(tmp_path / f"{name}-{i}.png")) for i in range(2)] for name in "xyz"}
+    assert all(np.array_equal(pictures["x"][i], pictures[n][i]) for n in "yz" for i in range(2))
+    assert "seed" not in Image.open(tmp_path / "x-0.png").text
+
+
+def test_options_change_the_picture(root, tmp_path):
+    command = ["generate", root, "--prompt", PROMPT, "--steps", 3]
+    found = {}
+    for name, options in {
+        "plain": [], "negative": ["--negative", "Sunset"], "euler": ["--scheduler", "euler"], "guidance": ["--guidance", 1], "wide": ["--width", 48],
+    }.items():  # fmt: skip
+        run(*command, *options, "-o", tmp_path / f"{name}.png")
+        found[name] = np.asarray(Image.open(tmp_path / f"{name}.png"))
+    assert found["wide"].shape == (32, 48, 3)
+    assert all(not np.array_equal(found["plain"], found[name]) for name in ("negative", "euler", "guidance"))
+
+
+def test_what_is_warned_of(root, tmp_path):
+    result = run("generate", root, "--prompt", "word " * 40, "--negative", "x", "--guidance", 1, "--steps", 1, "-o", tmp_path / "a.png")
+    assert "tokens of 'word word" in result.stderr and "--negative does nothing at guidance 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "no prompt"),
+        (["--prompt", PROMPT, "--count", 0], "--count is 0"),
+        (["--prompt", PROMPT, "--count", 10**9], "--count is 1000000000"),
+        (["--prompt", PROMPT, "--batch-size", 0], "--batch-size is 0"),
+        (["--prompt", PROMPT, "--steps", 0], "--steps 0"),
+        (["--prompt", PROMPT, "--guidance", "nan"], "no finite number"),
+        (["--prompt", PROMPT, "--height", 12], "multiple of 8"),
+        (["--prompt", PROMPT, "--height", 40], "multiples of 16"),
+        (["--prompt", PROMPT, "--width", 2**20], "at most 8192"),
+        (["--prompt", "caf\udcff"], "no text"),
+        (["--prompt", PROMPT, "--negative", "\udcff"], "no text"),
+        (["--prompt", PROMPT, "--seed", -1], "a seed lies between"),
+        (["--prompt", PROMPT, "--seed", 2**32 - 1, "--count", 2], "a seed lies between"),
+        (["--prompt", PROMPT, "--scheduler", "heun"], "it is ddim or euler"),
+        (["--prompt", PROMPT, "--backend", "checkpoint"], "needs torch and diffusers"),
+        (["--prompt", PROMPT, "--backend", "tpu"], "not known"),
+        (["--prompt", PROMPT, "--device", "tpu"], "it is cpu or cuda"),
+        (["--prompt", PROMPT, "--latents", "nowhere.npy"], "is no file"),
+        (["--prompt", PROMPT, "--latents", "LATENTS", "--seed", 1], "--seed or --latents, not both"),
+        (["--prompt", PROMPT, "--latents", "LATENTS", "--count", 3], "for 1 pictures, --prompt and --count ask for 3"),
+        (["--prompt", PROMPT, "--latents", "WHOLE"], "must be floats"),
+        (["--prompt", PROMPT, "--latents", "SHAPE"], "this model takes"),
+        (["--prompt", PROMPT, "--latents", "PICKLE"], "no array that can be read"),
+        (["--prompt", PROMPT, "--output", "a.jpg"], "pictures are PNG"),
+    ],
+)
+def test_bad_input_is_one_line(root, tmp_path, options, message):
+    files = {name: tmp_path / f"{name}.npy" for name in ("LATENTS", "WHOLE", "SHAPE", "PICKLE")}
+    np.save(files["LATENTS"], np.zeros((1, 8, 8, 8), np.float32))
+    np.save(files["WHOLE"], np.zeros((1, 8, 8, 8), np.int64))
+    np.save(files["SHAPE"], np.zeros((1, 4, 8, 8), np.float32))
+    np.save(files["PICKLE"], np.array([{}], dtype=object), allow_pickle=True)
+    before = sorted(os.listdir(tmp_path))
+    output = [] if "--output" in options else ["--output", tmp_path / "out.png"]
+    refused(message, "generate", root, *(files.get(o, o) for o in options), *output)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_changed_file_is_refused(root, tmp_path):
+    folder = shutil.copytree(root, tmp_path / "copy")
+    with (folder / "unet" / "model.onnx").open("r+b") as handle:
+        handle.seek(1000)
+        handle.write(b"x")
+    refused("is not the file that was written", "generate", folder, "--prompt", PROMPT, "-o", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_nothing_is_left_of_a_run_that_fails(root, tmp_path, monkeypatch):
+    calls = []
+    decode = LeanPipeline.decode
+
+    def fail(self, latents):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return decode(self, latents)
+
+    monkeypatch.setattr(LeanPipeline, "decode", fail)
+    leftover = tmp_path / ".saeuron-generate-999999999"  # of a run that was killed
+    leftover.mkdir()
+    refused("not enough memory", "generate", root, "--prompt", PROMPT, "--steps", 1, "--count", 2, "-o", tmp_path / "new" / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_only_diffusers_has(root, tmp_path):
+    from diffusers import PNDMScheduler
+
+    folder = with_scheduler(root, tmp_path / "copy", PNDMScheduler(**SD, skip_prk_steps=True, prediction_type="v_prediction"))
+    record = json.loads((folder / manifest.NAME).read_text())
+    record.pop("files"), record.pop("format")
+    manifest.write(folder, record)
+    command = ["generate", folder, "--prompt", PROMPT, "--steps", 2, "-o", tmp_path / "a.png"]
+    refused("--scheduler ddim or --scheduler euler", *command)
+    for kind in ("ddim", "euler"):
+        run(*command, "--overwrite", "--scheduler", kind)
+        assert Image.open(tmp_path / "a.png").text["saeuron:scheduler"] == kind
