@@ -166,8 +166,8 @@ class FeatureAblation(nn.Module):
         return (timestep[:, None] < middles[None]).sum(-1)
 
     def latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Latents of all encoder rows that are held: `[B, tokens, d]` → `[B, tokens, rows]`."""
-        return F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
+        """All latents of gathered tokens: `[1, tokens, d]` → `[1, tokens, n]`; rounded as those of a map, whose bias torch adds apart."""
+        return F.relu(F.linear(tokens, self.encoder_weight) + self.encoder_bias)
 
     def ruled_out(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         """Tokens of which no chosen latent can fire, whatever the other latents are.
@@ -234,13 +234,14 @@ class FeatureAblation(nn.Module):
         if self.unit_norm:
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             tokens = (x - mean) / (std + 1e-5)
-        tokens = (tokens - self.pre_bias if self.subtract_bias else tokens).contiguous()
-        z = kth = top = None
+        tokens = tokens - self.pre_bias if self.subtract_bias else tokens
         if self.gate_kind == "screened":
             chosen, kth = self.screened(tokens, thresholds)
+            z = chosen  # read by a whole decode only, which this gate doesn't do
         else:
-            z = self.latents(tokens)
+            z, kth = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias)), None
             chosen = z if self.chosen_rows else z.index_select(-1, self.features)
+        top = None
         if self.k is None:
             bars = self.latent_thresholds if self.chosen_rows else self.latent_thresholds.index_select(0, self.features)
             thresholds = torch.maximum(thresholds, bars.float())

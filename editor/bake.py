@@ -97,6 +97,7 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         if sae.config.activation == "jumprelu":
             values["latent_thresholds"] = sae.threshold[rows]
         if gate == "screened":
+            assert sae.config.k is not None
             screen = part.screen(sae.config.k)
             shapes[name]["screen"] = len(screen) - len(part.features)
             values |= {"screen_weight": sae.W_enc[screen], "screen_bias": sae.b_enc[screen]}
