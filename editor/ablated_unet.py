@@ -11,6 +11,10 @@ For a token `x` of a hookpoint's output, with encoder `W`, chosen features `F`, 
 
 Some SAEs read what the block adds (output minus input) instead of its output; the sum is added to the output all the same.
 
+Membership needs every latent, and thereby the whole encoder. The gate `screened` first looks at the chosen latents and a few
+that are often active: where k of these surely exceed a chosen one, it can't be among the k largest, whatever the rest are.
+Only tokens that this leaves open go through the whole encoder.
+
 It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name,
 and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN instead of the unedited model.
 """
@@ -38,6 +42,10 @@ FORMAT = 1
 _RENAMED = {"conv_in": "edited_conv_in"}
 _MODULE_NAME = "saeuron_unet_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 _STATE = threading.local()
+# A token or row beyond this norm is not ruled out: its products could overflow.
+LARGEST_NORM = 1e15
+# Libraries multiply a few rows by another kernel, which rounds otherwise than that for a whole map.
+_FEWEST_ROWS = 32
 
 
 class AblationIntegrityError(RuntimeError):
@@ -72,11 +80,12 @@ class FeatureAblation(nn.Module):
         features: number `U` of chosen features.
         timesteps: number `T` of calibrated timesteps.
         residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
-        gate: `exact` or `threshold`.
+        gate: `exact`, `threshold` or `screened` (decides as `exact`; `keep` and `topk` only).
         unit_norm: whether the SAE normalises each token first.
         activation: `topk` or `jumprelu`.
         subtract_bias: whether `b_dec` is subtracted before encoding.
         reads: `output`, or `delta` for output minus input of the block.
+        screen: number `S` of often-active latents that `screened` compares with, at least `k`.
     """
 
     TABLES = ("thresholds", "gains")
@@ -90,19 +99,23 @@ class FeatureAblation(nn.Module):
     thresholds: torch.Tensor
     gains: torch.Tensor
     latent_thresholds: torch.Tensor
+    screen_weight: torch.Tensor
+    screen_bias: torch.Tensor
 
     def __init__(
         self, width: int, latents: int, k: int | None, features: int, timesteps: int,
         residual: str = "keep", gate: str = "exact", unit_norm: bool = False, activation: str = "topk", subtract_bias: bool = True,
-        reads: str = "output",
+        reads: str = "output", screen: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold"):
+        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold", "screened"):
             raise ValueError(f"unknown residual {residual!r} or gate {gate!r}")
-        if gate == "threshold" and residual != "keep":
-            raise ValueError("gate 'threshold' works with residual 'keep' only")
+        if gate != "exact" and residual != "keep":
+            raise ValueError(f"gate {gate!r} works with residual 'keep' only")
         if activation not in ("topk", "jumprelu") or reads not in ("output", "delta") or (activation == "topk") != (k is not None):
             raise ValueError(f"unknown activation {activation!r} with k {k!r}, or reads {reads!r}")
+        if (gate == "screened") != (screen > 0) or (gate == "screened" and (k is None or screen < k)):
+            raise ValueError(f"gate {gate!r} with k {k!r} and {screen} latents to screen by")
         self.k, self.residual, self.gate_kind, self.unit_norm = k, residual, gate, unit_norm
         self.subtract_bias, self.reads = subtract_bias, reads
         # Only membership in a top k needs the latents that aren't chosen, and only a whole decode.
@@ -119,6 +132,10 @@ class FeatureAblation(nn.Module):
         self.register_buffer("decoder_weight", empty(decoded, width))
         if activation == "jumprelu":
             self.register_buffer("latent_thresholds", empty(rows))
+        if gate == "screened":
+            # Rows of the encoder once more, side by side: the chosen ones, then the often-active ones.
+            self.register_buffer("screen_weight", empty(features + screen, width))
+            self.register_buffer("screen_bias", empty(features + screen))
         self.register_buffer("features", torch.full((features,), -1, dtype=torch.int64))
         self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
         self.register_buffer("thresholds", empty(timesteps, features))
@@ -148,6 +165,53 @@ class FeatureAblation(nn.Module):
         middles = (stored[:-1] + stored[1:]) / 2
         return (timestep[:, None] < middles[None]).sum(-1)
 
+    def latents(self, tokens: torch.Tensor) -> torch.Tensor:
+        """All latents of gathered tokens: `[1, tokens, d]` → `[1, tokens, n]`; rounded as those of a map, whose bias torch adds apart."""
+        return F.relu(F.linear(tokens, self.encoder_weight) + self.encoder_bias)
+
+    def ruled_out(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+        """Tokens of which no chosen latent can fire, whatever the other latents are.
+
+        Computed apart from `latents`, in float32, these latents are rounded otherwise. So they are given the room that any order
+        of summation in float32, inputs cut to TF32 and a result in 16 bits can take; what lies within is not ruled out.
+
+        Args:
+            tokens: what the encoder reads `[B, tokens, d]`.
+            thresholds: `[B or 1, 1, U]`.
+
+        Returns:
+            bool `[B, tokens]`; False where a token is not finite.
+        """
+        assert self.k is not None
+        info, chosen, width = torch.finfo(tokens.dtype), self.features.shape[0], tokens.shape[-1]
+        x, weight, bias = tokens.float(), self.screen_weight.float(), self.screen_bias.float()
+        # Squares and subnormal inputs may vanish.
+        lost = 1e-12 + width**0.5 * info.tiny
+        norm = x.square().sum(-1, keepdim=True).sqrt()
+        reach = (norm + lost) * (weight.square().sum(-1).sqrt() + lost) + bias.abs()
+        room = (4 * (width + 2) * 2.0**-24 + 2 * max(info.eps, 2.0**-10)) * reach + 4 * info.tiny
+        z = F.relu(F.linear(x, weight, bias))
+        highest = (z + room)[..., :chosen]
+        kth = (z - room)[..., chosen:].topk(self.k, dim=-1).values[..., -1:]
+        usual = (norm < LARGEST_NORM) & (reach[..., :chosen] < info.max / 2)
+        return (((highest <= thresholds) | (highest < kth)) & usual).all(-1)
+
+    def screened(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`; zeros and infinity where nothing can fire."""
+        assert self.k is not None
+        shape, flat = tokens.shape[:2], tokens.flatten(0, 1)
+        # Under autocast the encoder's precision is not that of its tensors.
+        sure = self.ruled_out(tokens, thresholds) & (not torch.is_autocast_enabled(tokens.device.type))
+        at = (~sure).flatten().nonzero().flatten()
+        chosen = flat.new_zeros(flat.shape[0], self.features.shape[0])
+        kth = flat.new_full((flat.shape[0], 1), float("inf"))
+        if torch.compiler.is_compiling() or len(at):
+            z = self.latents(torch.cat([flat.new_zeros(_FEWEST_ROWS, flat.shape[1]), flat.index_select(0, at)])[None])[0]
+            top = z.topk(self.k, dim=-1).values[:, -1:]
+            chosen = chosen.to(z.dtype).index_copy(0, at, z.index_select(-1, self.features)[_FEWEST_ROWS:])
+            kth = kth.to(z.dtype).index_copy(0, at, top[_FEWEST_ROWS:])
+        return chosen.unflatten(0, shape), kth.unflatten(0, shape)
+
     def forward(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Edit a feature map.
 
@@ -170,10 +234,14 @@ class FeatureAblation(nn.Module):
         if self.unit_norm:
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             tokens = (x - mean) / (std + 1e-5)
-        z = F.relu(F.linear(tokens - self.pre_bias if self.subtract_bias else tokens, self.encoder_weight, self.encoder_bias))
-
-        chosen = z if self.chosen_rows else z.index_select(-1, self.features)
-        kth = top = None
+        tokens = tokens - self.pre_bias if self.subtract_bias else tokens
+        if self.gate_kind == "screened":
+            chosen, kth = self.screened(tokens, thresholds)
+            z = chosen  # read by a whole decode only, which this gate doesn't do
+        else:
+            z, kth = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias)), None
+            chosen = z if self.chosen_rows else z.index_select(-1, self.features)
+        top = None
         if self.k is None:
             bars = self.latent_thresholds if self.chosen_rows else self.latent_thresholds.index_select(0, self.features)
             thresholds = torch.maximum(thresholds, bars.float())
@@ -230,7 +298,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     Args:
         ablation: `{"format", "mid_block_type", "residual", "gate", "sha256", "hookpoints": {name: {"width", "latents",
-            "k", "features", "timesteps", "unit_norm", "activation", "subtract_bias", "reads"}}}`; written by `saeuron`, checked at every load.
+            "k", "features", "timesteps", "unit_norm", "activation", "subtract_bias", "reads"[, "screen"]}}}`; written by `saeuron`, checked at every load.
         **config: the stock UNet's config, except that `mid_block_type` holds `SENTINEL`.
     """
 

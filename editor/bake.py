@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ablated_unet import _RENAMED, FORMAT, SENTINEL, AblatedUNet2DConditionModel
-from .edit import Edit
+from .ablated_unet import _RENAMED, FORMAT, LARGEST_NORM, SENTINEL, AblatedUNet2DConditionModel
+from .edit import Edit, HookpointEdit
 from .errors import SaeuronError
 from .hookpoints import find_hookpoint
 from .sae import SparseAutoencoder
 
-GATES = ("exact", "threshold")
+GATES = ("exact", "threshold", "screened")
 
 
 def refuse_edited(unet: nn.Module) -> None:
@@ -30,6 +30,28 @@ def refuse_edited(unet: nn.Module) -> None:
         )
 
 
+def check_gate(gate: str, edit: Edit, saes: Mapping[str, SparseAutoencoder]) -> None:
+    """Raise `SaeuronError` unless the gate is known and can decide this edit."""
+    if gate not in GATES:
+        raise SaeuronError(f"gate '{gate}' is not known; it is one of {', '.join(GATES)}")
+    if gate != "exact" and edit.residual != "keep":
+        raise SaeuronError(f"gate '{gate}' needs residual 'keep'; '{edit.residual}' decodes every latent and so needs gate 'exact'")
+    for name, part in edit.hookpoints.items() if gate == "screened" else ():
+        if name in saes:
+            _check_screened(name, part, saes[name])
+
+
+def _check_screened(name: str, part: HookpointEdit, sae: SparseAutoencoder) -> None:
+    if sae.config.k is None:
+        raise SaeuronError(f"gate 'screened': the JumpReLU SAE at '{name}' has no top-k test to spare; gate 'exact' costs as little")
+    if part.often is None or len(part.often) < sae.config.k:
+        raise SaeuronError(
+            f"gate 'screened': the edit doesn't say which latents of '{name}' are often active (edits by hand and older files don't); use gate 'exact', or make the edit from concept activations"
+        )
+    if not float(sae.W_enc.norm(dim=1).max() + sae.b_enc.abs().max()) < LARGEST_NORM:
+        raise SaeuronError(f"gate 'screened': the encoder at '{name}' has rows of a norm beyond {LARGEST_NORM:g}; use gate 'exact'")
+
+
 def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact") -> AblatedUNet2DConditionModel:
     """Build the edited UNet; stock weights are shared with `unet`, not copied.
 
@@ -37,7 +59,8 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         unet: the original `UNet2DConditionModel`.
         edit: what to suppress.
         saes: hookpoint → SAE.
-        gate: `exact` (whole encoder, top-k membership) or `threshold` (chosen encoder rows only, residual `keep`).
+        gate: `exact` (whole encoder, top-k membership), `threshold` (chosen encoder rows only, residual `keep`) or `screened` (decides
+            as `exact`, at less cost where nothing fires; residual `keep`, top-k SAEs, and an edit that knows which latents are often active).
 
     Returns:
         the edited UNet, in `unet`'s dtype and device, sealed.
@@ -48,10 +71,7 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
     refuse_edited(unet)
     if type(unet).__name__ != "UNet2DConditionModel":
         raise SaeuronError(f"only UNet2DConditionModel can be edited, not {type(unet).__name__}")
-    if gate not in GATES:
-        raise SaeuronError(f"gate '{gate}' is not known; it is one of {', '.join(GATES)}")
-    if gate == "threshold" and edit.residual != "keep":
-        raise SaeuronError(f"gate 'threshold' needs residual 'keep'; '{edit.residual}' decodes every latent and so needs gate 'exact'")
+    check_gate(gate, edit, saes)
 
     shapes: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -76,6 +96,11 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         }  # fmt: skip
         if sae.config.activation == "jumprelu":
             values["latent_thresholds"] = sae.threshold[rows]
+        if gate == "screened":
+            assert sae.config.k is not None
+            screen = part.screen(sae.config.k)
+            shapes[name]["screen"] = len(screen) - len(part.features)
+            values |= {"screen_weight": sae.W_enc[screen], "screen_bias": sae.b_enc[screen]}
         prefix = f"ablations.{name.replace('.', '-')}."
         tensors |= {prefix + key: value.detach().clone() for key, value in values.items()}
 

@@ -20,6 +20,9 @@ from .names import normalise
 from .rule import Rule
 from .selection import scores, select
 
+# Of the often-active latents, how many an edit keeps, and how many times k the gate `screened` compares with.
+_OFTEN = 4096
+_SCREEN = 32
 _TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
 
 
@@ -41,6 +44,13 @@ class HookpointEdit:
     """latents n of the SAE"""
     chosen: dict[str, list[list[int]]] = field(default_factory=dict)
     """concept → features at each timestep"""
+    often: torch.Tensor | None = None
+    """int64 `[≤ 4096]`, latents by mean activation over concepts and timesteps, largest first; None for edits by hand"""
+
+    def screen(self, k: int) -> torch.Tensor:
+        """Encoder rows that the gate `screened` looks at: the chosen ones, then the most active ones."""
+        assert self.often is not None
+        return torch.cat([self.features, self.often[: _SCREEN * k]])
 
     def check(self, where: str) -> None:
         """Raise `SaeuronError` unless the tables fit together; a file may come from anywhere."""
@@ -56,10 +66,23 @@ class HookpointEdit:
             else "gains that are not finite, or thresholds that are NaN"
             if not bool(self.gains.isfinite().all()) or bool(torch.stack([self.thresholds, self.gate_thresholds]).isnan().any())
             else "another number of steps in its list of chosen features" if any(len(rows) != shape[0] for rows in self.chosen.values())
+            else "often-active latents that are no latents of the SAE, each once" if self.often is not None and not self._often_fits()
             else None
         )  # fmt: skip
         if reason:
             raise SaeuronError(f"{where}: damaged edit ({reason})")
+
+    def _often_fits(self) -> bool:
+        often = self.often
+        assert often is not None
+        if often.dtype != torch.int64 or often.ndim != 1 or not len(often):
+            return False
+        return int(often.min()) >= 0 and int(often.max()) < self.latents and len(often.unique()) == len(often)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a file holds of it, by name."""
+        found = {key: getattr(self, key).contiguous() for key in _TENSORS}
+        return found if self.often is None else found | {"often": self.often.contiguous()}
 
     def rows(self, timestep: torch.Tensor) -> torch.Tensor:
         """Nearest table rows `[B]` for float timesteps `[B]`; halfway takes the larger timestep."""
@@ -89,13 +112,13 @@ class Edit:
         digest = hashlib.sha256(self.residual.encode())
         for name, part in sorted(self.hookpoints.items()):
             digest.update(f"{name}:{part.latents}".encode())
-            for key in _TENSORS:
-                digest.update(key.encode() + getattr(part, key).contiguous().numpy().tobytes())
+            for key, value in part.tensors().items():
+                digest.update(key.encode() + value.numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, provenance in its header."""
-        tensors = {f"{name}/{key}": getattr(part, key).contiguous() for name, part in self.hookpoints.items() for key in _TENSORS}
+        tensors = {f"{name}/{key}": value for name, part in self.hookpoints.items() for key, value in part.tensors().items()}
         header = {
             "format": FORMAT, "residual": self.residual, "provenance": json.dumps(self.provenance),
             "latents": json.dumps({n: p.latents for n, p in self.hookpoints.items()}),
@@ -118,6 +141,7 @@ class Edit:
                     **{key: tensors[f"{name}/{key}"] for key in _TENSORS},
                     latents=n,
                     chosen={c: list(r) for c, r in header.chosen[name].items()},
+                    often=tensors.get(f"{name}/often"),
                 )
                 for name, n in header.latents.items()
             }
@@ -202,4 +226,10 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
         gains, thresholds, gate = (torch.where(wins, new, old) for new, old in ((gain, gains), (threshold, thresholds), (membership, gate)))
     features = thresholds.isfinite().any(0).nonzero().flatten()
     thresholds, gains, gate = (table[:, features].contiguous() for table in (thresholds, gains, gate))
-    return HookpointEdit(features, first.timesteps.clone(), thresholds, gains, gate, n, chosen)
+    return HookpointEdit(features, first.timesteps.clone(), thresholds, gains, gate, n, chosen, _often(sources))
+
+
+def _often(sources: Sequence[ConceptActivations]) -> torch.Tensor:
+    """Latents by their mean activation, each domain counted once; at equal means the lower index first."""
+    means = [source.means.mean((0, 1), dtype=torch.float64) for source in {id(s): s for s in sources}.values()]
+    return torch.stack(means).sum(0).sort(descending=True, stable=True).indices[:_OFTEN].clone()

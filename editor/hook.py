@@ -41,7 +41,8 @@ class AblationHook:
         unet: the original UNet.
         edit: what to suppress.
         saes: hookpoint → SAE; used at the UNet's precision.
-        gate: `exact`, METHOD's rule; or `threshold`, the reference of artifacts baked without the membership test.
+        gate: `exact`, METHOD's rule, which `screened` decides by too; or `threshold`, the reference of artifacts baked without the
+            membership test.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
 
     Differentiable: gradients pass through latents, gains and decoder (not through the decisions, which are steps).
@@ -109,12 +110,12 @@ class AblationHook:
             # JumpReLU: a latent is a member by a threshold of its own, whatever the others do.
             thresholds = torch.maximum(thresholds, sae.threshold[features].float())
             fires, kth = chosen.float() > thresholds, chosen.new_zeros(())
-        elif self.gate == "exact":
-            # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
-            fires = (chosen >= kth) & (chosen.float() > thresholds)
-        else:
+        elif self.gate == "threshold":
             thresholds = part.gate_thresholds[row][:, None].to(x.device)
             fires, kth = chosen.float() > thresholds, torch.zeros_like(kth)
+        else:
+            # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
+            fires = (chosen >= kth) & (chosen.float() > thresholds)
         # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
         edited = z.to(torch.float32, copy=True)
         edited[..., features] += torch.where(fires, (gains - 1) * chosen.float(), 0.0)

@@ -129,7 +129,7 @@ def export(
         str,
         typer.Option(
             metavar="GATE",
-            help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).",
+            help="exact (whole encoder), screened (decides as exact, cheaper where the concept is absent) or threshold (no top-k membership test, cheaper, approximate).",
             rich_help_panel=_HOW,
         ),
     ] = "exact",
@@ -318,7 +318,8 @@ def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
 def validate(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     backend: Annotated[
-        list[str] | None, typer.Option(help="checkpoint or onnx; repeatable. Default: all in the artifact that can be run here.")
+        list[str] | None,
+        typer.Option(help="checkpoint, onnx, trt or trt-rtx; repeatable. Default: all in the artifact that can be run here."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Original model: run the hook on it afresh, instead of the artifact's golden vectors.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..editor.activations import ddim_timesteps
+from ..editor.bake import check_gate
 from ..editor.edit import Edit
 from ..editor.edit_header import EditHeader
 from ..editor.errors import SaeuronError
@@ -38,11 +39,12 @@ def prepare_edit(plan: Plan) -> Prepared:
             raise SaeuronError(
                 f"--gate threshold: '{where}' has no calibrated thresholds at '{hookpoint}' (edits by hand have none), so without the top-k test it would act on every positive latent; use --gate exact"
             )
+    check_gate(s.gate, edit, saes)
     if s.validate and s.proof == "short":
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         _check_short(edit, ddim_timesteps(scheduler, plan.steps)[:_SHORT], where)
     has_checker, warnings = safety_checker(folder, s.formats)
-    edit.provenance["concepts"] = concepts = _concepts(edit, s.gate == "exact")
+    edit.provenance["concepts"] = concepts = _concepts(edit, s.gate != "threshold")
     edit.provenance["saes"] = {
         h: {"source": public_name(plan.saes[h]), "sha256": sae.sha256(), "latents": sae.config.num_latents, "k": sae.config.k} for h, sae in saes.items()
     }  # fmt: skip

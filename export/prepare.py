@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..editor.activations import ConceptActivations, ddim_timesteps
-from ..editor.bake import refuse_edited
+from ..editor.bake import check_gate, refuse_edited
 from ..editor.cache import model_sha256
 from ..editor.collect import Sampling
 from ..editor.collecting import cached_file, ensure
@@ -102,6 +102,7 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         plan.residual,
         plan.settings.allow_amplify,
     )
+    check_gate(plan.settings.gate, edit, saes)
     edit.provenance = {
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
         "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
@@ -355,8 +356,9 @@ def _edit_numbers(prepared: Prepared) -> int:
     """Number of weights that the edit adds to the UNet, its small tables apart."""
     found = 0
     for hookpoint, sae in prepared.saes.items():
-        n, chosen = sae.config.num_latents, len(prepared.edit.hookpoints[hookpoint].features)
-        rows = n if prepared.plan.settings.gate == "exact" else chosen
+        part, gate = prepared.edit.hookpoints[hookpoint], prepared.plan.settings.gate
+        n, chosen = sae.config.num_latents, len(part.features)
+        rows = chosen if gate == "threshold" else n + (len(part.screen(sae.config.k or 0)) if gate == "screened" else 0)
         found += sae.config.d_in * (rows + (chosen if prepared.edit.residual == "keep" else n))
     return found
 

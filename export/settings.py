@@ -18,11 +18,11 @@ from ..editor.rule import Rule
 from ..editor.suggest import unknown
 from ..validation.engines import Target
 from .checks import check_guidance, check_pixels, check_steps
-from .tensorrt import EngineSettings, Shapes, check_precision
+from .tensorrt import EngineSettings, Shapes, check_gate, check_precision
 
 FORMATS = ("checkpoint", "onnx", "trt")
 _ALIASES = {"tensorrt": "trt"}
-GATES = ("exact", "threshold")
+GATES = ("exact", "threshold", "screened")
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
 DEFAULT_SELECT = "percentile:99.999"
@@ -95,6 +95,7 @@ class Settings:
         found.check()
         if self.precision:
             check_precision(found.targets, self.precision)
+        check_gate(self.gate)
         return found
 
 
@@ -178,8 +179,8 @@ def resolve(settings: Settings) -> Plan:
     if model is None:
         raise SaeuronError("no base model known (some models have no Hub id): give --model DIR|HUB_ID|demo")
     residual = settings.residual or _common("residual", chosen, "residual modes", "give --residual") or "keep"
-    if residual != "keep" and settings.gate == "threshold":
-        raise SaeuronError(f"--gate threshold works with --residual keep only, not '{residual}'")
+    if residual != "keep" and settings.gate != "exact":
+        raise SaeuronError(f"--gate {settings.gate} works with --residual keep only, not '{residual}'")
     steps = settings.steps or _common("steps", chosen, "step counts", "give --steps") or 50
     guidance = settings.guidance if settings.guidance is not None else _common("guidance", chosen, "guidance scales", "give --guidance")
     saes = _saes(settings, wishes, chosen)
@@ -211,8 +212,8 @@ def _resolve_edit(s: Settings, path: Path) -> Plan:
     """A plan from an edit file: it says what is done where, and mostly with which model and SAEs."""
     _check_choices(s)
     header = read_edit_header(path)
-    if s.gate == "threshold" and header.residual != "keep":
-        raise SaeuronError(f"--gate threshold works with residual keep only; '{path}' was made with '{header.residual}'")
+    if s.gate != "exact" and header.residual != "keep":
+        raise SaeuronError(f"--gate {s.gate} works with residual keep only; '{path}' was made with '{header.residual}'")
     model = s.model or header.model
     if model is None:
         raise SaeuronError(f"'{path}' names no base model that can be found: give --model DIR|HUB_ID|demo")
@@ -386,7 +387,7 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
         # Only the shipped settings, whole, were measured.
         same = (
-            shipped is not None and preset is not None and not explicit and not s.sae and s.gate == "exact" and s.model in (None, shipped.model) and s.residual in (None, shipped.residual)
+            shipped is not None and preset is not None and not explicit and not s.sae and s.gate != "threshold" and s.model in (None, shipped.model) and s.residual in (None, shipped.residual)
             and replace(preset, steps=shipped.steps, guidance=shipped.guidance, prompts=shipped.prompts) == shipped
             and str(rule) == str(Rule.parse(shipped.select)) and multiplier == shipped.multiplier and at is None and s.hookpoint in (None, shipped.hookpoint)
         )  # fmt: skip

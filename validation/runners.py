@@ -12,7 +12,7 @@ import numpy as np
 from ..editor.conditions import unet_arguments
 from ..editor.errors import SaeuronError
 from ..editor.families import family_of
-from . import manifest
+from . import engines, manifest
 from .golden import Run
 
 Conditions = Mapping[str, np.ndarray]
@@ -278,7 +278,18 @@ def provider_of(device: str) -> str:
     return "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
 
 
-NETWORKS: dict[str, Callable[[Path, str], Runner]] = {"onnx": lambda root, device: OnnxRunner(root, provider_of(device), "lean")}
+def _engines(backend: str) -> Callable[[Path, str], Runner]:
+    def make(root: Path, device: str) -> Runner:
+        from .tensorrt_runner import TensorRTRunner  # builds on this module
+
+        return TensorRTRunner(root, backend)
+
+    return make
+
+
+NETWORKS: dict[str, Callable[[Path, str], Runner]] = {
+    "onnx": lambda root, device: OnnxRunner(root, provider_of(device), "lean"), **{name: _engines(name) for name in engines.BACKENDS},
+}  # fmt: skip
 """backends that run an artifact's networks without torch → how one is opened on a device; in order of preference"""
 
 

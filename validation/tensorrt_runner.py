@@ -16,7 +16,7 @@ from ..editor.errors import SaeuronError
 from ..editor.files import file_sha256
 from . import engines, manifest
 from .golden import Run
-from .runners import NOTHING, Conditions
+from .runners import NOTHING, Conditions, lean_free_run
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NUMPY: dict[str, Any] = {
@@ -176,6 +176,7 @@ class TensorRTRunner:
     """
 
     shows_gates = False
+    loop = "lean"
 
     def __init__(self, root: str | Path, backend: str) -> None:
         self.root, self.name = Path(root), backend
@@ -232,11 +233,7 @@ class TensorRTRunner:
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Runner.free_run`."""
-        from .lean.pipeline import LeanPipeline
-
-        pipeline = LeanPipeline(self.root, self)
-        latents = pipeline.denoise(run.prompts, run.initial, run.steps, run.guidance)
-        return latents, pipeline.decode(latents), pipeline.decode(run.hook)
+        return lean_free_run(self.root, self, run)
 
     def close(self) -> None:
         """Give the device memory back."""

@@ -5,18 +5,19 @@ Without torch, diffusers and transformers it proves what it can (graphs, free ru
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from . import manifest, surroundings
+from . import engines, manifest, surroundings
 from .golden import Golden
 from .installed import missing
 from .load import load
 from .parity import prove
-from .runners import OnnxRunner, Runner, TorchRunner, provider_of
+from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, provider_of
 
 GOLDEN = "edit/golden.safetensors"
 _TORCH_ONLY = ("checkpoint",)
@@ -54,7 +55,7 @@ def validate(
 
     Args:
         artifact: its folder.
-        backends: `checkpoint`, `onnx`; default: all that it holds and that this installation can run.
+        backends: `checkpoint`, `onnx`, `trt`, `trt-rtx`; default: all that it holds and that can be run here.
         device: torch device of the checkpoint; ONNX Runtime takes its CUDA provider on `cuda` (not tested on a GPU).
         golden: reference to compare with; default: the artifact's own golden file.
         check_files: compare every file with the manifest first.
@@ -62,7 +63,8 @@ def validate(
 
     Returns:
         see `parity.prove`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
-        one backend's check. It is empty where torch, diffusers and transformers are installed.
+        one backend's check. It is empty where torch, diffusers and transformers are
+        installed, and a GPU for an artifact's engines.
 
     Raises:
         SaeuronError: no artifact, a changed file, a backend that it doesn't hold or that can't be run here.
@@ -75,14 +77,15 @@ def validate(
     lacking = missing()
     chosen, not_checked = _runnable(root, tuple(backends), record["formats"], lacking)
     reference = golden or Golden.load(root / GOLDEN)
-    skips = _skips(root, reference, lacking)
+    lean = {name: _skips(root, reference, lacking or name in engines.BACKENDS) for name in chosen}
     loop = "lean" if lacking else "diffusers"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
         "onnx": lambda: OnnxRunner(root, provider_of(device), loop),
+        **{name: functools.partial(NETWORKS[name], root, device) for name in engines.BACKENDS},
     }
-    runners = [_Lazy(name, makers[name], skips) for name in chosen]
-    not_checked += [{"backend": name, "check": check, "reason": reason} for name in chosen for check, reason in skips.items()]
+    runners = [_Lazy(name, makers[name], lean[name]) for name in chosen]
+    not_checked += [{"backend": name, "check": check, "reason": reason} for name in chosen for check, reason in lean[name].items()]
     found: dict[str, Any] = {}
     mismatches: list[str] = []
     if lacking:
@@ -110,17 +113,27 @@ def _runnable(root: Path, wanted: tuple[str, ...], held: Sequence[str], lacking:
     chosen = tuple(name for name in (wanted or held) if name not in out)
     if out and (wanted or not chosen):
         raise SaeuronError(f"backend '{out[0]}' of '{root}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'")
-    return chosen, [{"check": name, "reason": f"needs {', '.join(lacking)}"} for name in out]
+    left = [{"check": name, "reason": f"needs {', '.join(lacking)}"} for name in out]
+    for name in [n for n in chosen if n in engines.BACKENDS]:
+        try:
+            engines.library(name)
+            engines.gpu()
+        except SaeuronError as error:
+            if wanted or len(chosen) == 1:
+                raise
+            chosen = tuple(n for n in chosen if n != name)
+            left.append({"check": name, "reason": str(error).partition(";")[0]})
+    return chosen, left
 
 
-def _skips(root: Path, reference: Golden, lacking: list[str]) -> dict[str, str]:
-    """Checks that no backend can make here: free runs, where only diffusers has the scheduler's loop."""
-    if not lacking or not reference.runs:
+def _skips(root: Path, reference: Golden, lean: Any) -> dict[str, str]:
+    """Checks that can't be made without diffusers: free runs, where only it has the scheduler's loop."""
+    if not lean or not reference.runs:
         return {}
     from .lean.pipeline import scheduler_of
 
     try:
         scheduler_of(root)
     except SaeuronError as error:
-        return {"runs": f"needs {', '.join(lacking)}: {str(error).partition(';')[0]}"}
+        return {"runs": f"needs diffusers' loop: {str(error).partition(';')[0]}"}
     return {}

@@ -33,7 +33,7 @@ def build(
     """
     from ..card import model_card
     from ..folder import check_space
-    from ..tensorrt import EngineSettings, Shapes, axes, check_precision, components, ready, write
+    from ..tensorrt import EngineSettings, Shapes, axes, check_gate, check_precision, components, ready, write
 
     wanted = EngineSettings(
         tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
@@ -46,6 +46,7 @@ def build(
             f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record['formats'])}); export it with --format trt"
         )
     check_precision(wanted.targets, record["precision"])
+    check_gate(record["gate"])
     found = ready(wanted)
     for one in found:
         if one.folder in record.get("engines", {}) and not overwrite:

@@ -64,7 +64,7 @@ def generate(
         str | None,
         typer.Option(metavar="KIND", help="ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two.", rich_help_panel=o.HOW),
     ] = None,
-    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx. Default: what the artifact holds.", rich_help_panel=o.HOW)] = None,
+    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: what the artifact holds.", rich_help_panel=o.HOW)] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda (not tested).", rich_help_panel=o.HOW)] = "cpu",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,
     output: Annotated[
