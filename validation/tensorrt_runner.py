@@ -123,7 +123,7 @@ class Engine:
             value = np.asarray(inputs[name])
             engines.check_shape(name, value.shape, self.shapes[name])
             value = to_bf16(value) if self._types[name] == "BF16" else value.astype(_NUMPY[self._types[name]])
-            value = np.ascontiguousarray(value)
+            value = np.ascontiguousarray(value).reshape(value.shape)  # numpy makes a scalar one-dimensional
             kept.append(value)
             self._context.set_input_shape(name, value.shape)
             self._cuda.copy(int(self._buffers[name]), value.ctypes.data, value.nbytes, _TO_DEVICE, self._stream)
