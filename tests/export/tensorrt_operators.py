@@ -19,6 +19,7 @@ SUPPORTED = frozenset(
         "AveragePool",
         "BatchNormalization",
         "Cast",
+        "CastLike",
         "Ceil",
         "Clip",
         "Concat",

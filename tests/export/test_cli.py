@@ -1,5 +1,6 @@
 """The command line itself: cheap mistakes are refused before torch is imported, help and lists fit 80 columns."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -111,7 +112,11 @@ def test_an_unproven_artifact_exits_with_1_and_libraries_stay_silent(tiny, tmp_p
 
 def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
     arguments = ["export", "--concepts", "Neon", "--output", tmp_path / "out"]
-    process = subprocess.Popen([sys.executable, "-m", "saeuron.export.cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background ignores the signal, and children inherit that.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saeuron.export.cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )  # fmt: skip
     assert process.stderr is not None
     while not process.stderr.readline().startswith("running"):  # the folder is being written
         assert process.poll() is None

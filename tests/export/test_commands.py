@@ -241,14 +241,14 @@ def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     at = collecting.index("--sae")
     without = [*collecting[:at], *collecting[at + 2 :]]
     refused("it is no Hub id", "collect", *without, "--sae", tmp_path / "nowhere", *there)
-    refused("channels", "collect", *without, "--sae", "demo:saes", *there)
+    refused("for hookpoint", "collect", *without, "--sae", "demo:saes", *there)
     (tmp_path / "one.toml").write_text('[prompts]\nNeon = ["Neon."]\n')
     refused("only one set of prompts", "collect", *collecting[2:], "--prompts", tmp_path / "one.toml", *there)
     refused("activations are written as .safetensors", "collect", *collecting, "--output", tmp_path / "a.pt", "--dry-run")
-    refused("is larger than the", "train", *training, "--k", 10**6, *there)
-    refused("fewer than one batch", "train", *training, "--batch", 10**8, "--micro-batches", 1, *there)
-    refused("this machine has", "train", *training, "--expansion", 10**8, *there)
-    refused("at most", "train", *training, "--tokens", "9" * 401, *there)
+    refused("is larger than the", *training, "--k", 10**6, *there)
+    refused("fewer than one batch", *training, "--batch", 10**8, "--micro-batches", 1, *there)
+    refused("this machine has", *training, "--expansion", 10**8, *there)
+    refused("at most", *training, "--tokens", "9" * 401, *there)
     assert not (tmp_path / "out").exists()
     said = run("collect", *without, "--sae", "owner/saes", *there).stdout
     assert "to fetch   owner/saes" in said
