@@ -28,9 +28,9 @@ from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import observe
 from ..validation.runners import open_session, run_session
 from . import onnx
+from .engine_worker import resident_bytes
 
 Progress = Callable[[str], None]
-BACKENDS = ("torch", "onnx")
 HOOK, UNEDITED = "hook", "unedited"
 
 
@@ -39,6 +39,8 @@ class BenchSettings:
     """What is measured."""
 
     gates: tuple[str, ...]
+    backends: tuple[str, ...]
+    """`torch`, `onnx`"""
     batch: int = 2
     """rows of the UNet's input; guidance makes two of a picture"""
     height: int | None = None
@@ -49,7 +51,6 @@ class BenchSettings:
     """of the edit alone"""
     forwards: int = 3
     """of the whole UNet, each variant"""
-    backends: tuple[str, ...] = BACKENDS
     timestep: float = 501.0
     seed: int = 0
 
@@ -155,16 +156,11 @@ def working_bytes(call: Callable[[], Any]) -> int | None:
     gc.collect()
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
+        before, _ = resident_bytes()
         call()
-        return max(0, _resident("VmHWM") - before)
+        return max(0, resident_bytes()[1] - before)
     except OSError:
         return None
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def _torch_rows(

@@ -98,7 +98,7 @@ pipeline = ORT{pipeline}.from_pretrained("THIS_FOLDER")
 Without torch and diffusers: `saeuron generate THIS_FOLDER --prompt "TEXT" --output picture.png` (`saeuron-export[cpu]`).""")
     if any(name.startswith("trt") for name in formats):
         parts.append("""TensorRT engines lie in `tensorrt/`, one folder a target. `saeuron.json` says for which GPUs and library version each
-was built, and whether a GPU has run it. Prove them on the device: `saeuron validate THIS_FOLDER --backend trt-rtx` (or `trt`).""")
+was built; no GPU had run them then. Prove them on the device: `saeuron validate THIS_FOLDER --backend trt-rtx` (or `trt`).""")
     return "\n\n".join(parts)
 
 

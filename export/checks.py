@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from ..editor.errors import SaeuronError
+from ..editor.seeds import LARGEST_SEED
 
-LARGEST_SEED = 2**32 - 1
-"""torch's CPU generator ignores what is beyond: two seeds would give the same noise"""
 _STEPS = 1000  # every scheduler's training steps
 
 
@@ -21,6 +20,12 @@ def check_steps(steps: int, option: str) -> None:
     """Raise unless a scheduler can take as many steps."""
     if not 1 <= steps <= _STEPS:
         raise SaeuronError(f"{option} {str(steps)[:20]}: a scheduler takes 1 to {_STEPS} steps")
+
+
+def check_scheduler(kind: str) -> None:
+    """Raise unless this is one of the two ways to sample; `editor.collect.scheduler_of` makes them."""
+    if kind not in ("ddim", "model"):
+        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
 
 
 def check_guidance(guidance: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from ..validation.engines import library
+from ..validation.engines import tensorrt_module
 
 _LARGEST_VOLUME = 2**31 - 1
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
@@ -54,7 +54,7 @@ def build(job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         SaeuronError: the graph can't be parsed, a tensor too large, types other than asked for, or the build failed.
     """
     start = time.monotonic()
-    trt = library(job["backend"])
+    trt = tensorrt_module(job["backend"])
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network, parser = _parse(trt, builder, logger, Path(job["graph"]))
@@ -66,7 +66,7 @@ def build(job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     _configure(trt, config, job, say)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise SaeuronError(f"{library(job['backend']).__name__} could not build it: {logger.last or 'no reason given'}")
+        raise SaeuronError(f"{tensorrt_module(job['backend']).__name__} could not build it: {logger.last or 'no reason given'}")
     Path(job["engine"]).write_bytes(plan)
     _keep_timings(config, job)
     del parser
@@ -136,7 +136,10 @@ def _check_volumes(network: Any, shapes: dict[str, list[list[int]]]) -> None:
 
 
 def _check_types(trt: Any, network: Any, precision: str) -> dict[str, dict[str, int]]:
-    """Convolutions must all have the type that was asked for; types stand in the graph, the builder can't change them."""
+    """Convolutions must all have the type that was asked for, matrix products where there is no convolution.
+
+    Types stand in the graph, the builder can't change them. A UNet's edit decodes in float32 at any precision.
+    """
     kinds = {trt.LayerType.CONVOLUTION: "convolution", trt.LayerType.MATRIX_MULTIPLY: "matrix product"}
     found: dict[str, dict[str, int]] = {}
     for number in range(network.num_layers):
@@ -144,10 +147,11 @@ def _check_types(trt: Any, network: Any, precision: str) -> dict[str, dict[str, 
         if layer.type not in kinds:
             continue
         kind, dtype = kinds[layer.type], layer.get_output(0).dtype.name
-        if kind == "convolution" and dtype != _TYPES[precision]:
-            raise SaeuronError(f"'{layer.name}' computes in {dtype}, not in {precision} as asked")
         counts = found.setdefault(kind, {})
         counts[dtype] = counts.get(dtype, 0) + 1
+    for dtype in found.get("convolution") or found.get("matrix product", {}):
+        if dtype != _TYPES[precision]:
+            raise SaeuronError(f"it computes in {dtype}, not in {precision} as asked")
     return found
 
 
@@ -215,12 +219,18 @@ def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
 
 
 def peak_bytes() -> int | None:
-    """The largest resident set of this process; on Linux its own alone, not that of whoever started it."""
+    """The largest resident set of this process alone, not that of whoever started it; None where the system doesn't tell."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        return resident_bytes()[1]
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def resident_bytes() -> tuple[int, int]:
+    """This process's resident set, now and at its largest; `OSError` where there is no /proc (all but Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    now, most = (next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name)) for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 if __name__ == "__main__":

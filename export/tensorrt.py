@@ -23,12 +23,14 @@ from ..editor.errors import SaeuronError
 from ..editor.families import Family, family_of
 from ..editor.files import file_sha256, read_json
 from ..validation import engines, graphs
-from ..validation.engines import Target, gpu, library, library_name
+from ..validation.engines import Target, gpu, module_name, tensorrt_module
+from .folder import sweep
 
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]
 """smallest, usual and largest size"""
 GATES_OF_DYNAMIC_SHAPE = ("screened",)
+_PARTIAL = ".saeuron-build-"
 _NAMES = ("batch", "height", "width")
 _PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
@@ -113,7 +115,7 @@ def ready(settings: EngineSettings) -> tuple[Target, ...]:
                     f"--target local builds on the GPU that will run the engine: {error}; run `saeuron build` on that machine, or name RTX architectures, e.g. --target rtx:sm86,sm89"
                 ) from None
             target = Target("trt", (device.sm,))
-        library(target.backend)
+        tensorrt_module(target.backend)
         found.append(target)
     return tuple(found)
 
@@ -190,46 +192,47 @@ def write(
         folder name of each target → its entry for the manifest's `engines`.
 
     Raises:
-        SaeuronError: a graph that TensorRT can't take, or a failed build; nothing of that target is left.
+        SaeuronError: a graph that TensorRT can't take, or a failed build; then no engine of any target is put in place.
     """
-    targets = tuple(targets)
-    check_precision(targets, record["precision"])
     family = family_of(read_json(root / "model_index.json"))
     kinds = graphs.contract(root, family, record["precision"])
-    return {t.folder: _build_target(root, record, settings, t, family, kinds, progress) for t in targets}
+    # An engine that isn't on record makes the artifact one that nobody opens. So all of them are built in a hidden folder, which
+    # every check passes over, and are put in place at the end.
+    sweep(root, _PARTIAL)
+    partial = root / f"{_PARTIAL}{os.getpid()}"
+    try:
+        made = {t.folder: _build_target(root, record, settings, t, family, kinds, partial / t.folder, progress) for t in targets}
+        (root / engines.FOLDER).mkdir(exist_ok=True)
+        for name in made:
+            shutil.rmtree(root / engines.FOLDER / name, ignore_errors=True)
+            os.replace(partial / name, root / engines.FOLDER / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return made
 
 
 def _build_target(
-    root: Path, record: dict[str, Any], settings: EngineSettings, target: Target, family: Family, kinds: Any, progress: Progress
+    root: Path, record: dict[str, Any], settings: EngineSettings, target: Target, family: Family, kinds: Any, place: Path, progress: Progress
 ) -> dict[str, Any]:  # fmt: skip
-    place = root / engines.FOLDER / target.folder
-    partial = place.with_name(f".{target.folder}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    place.mkdir(parents=True)
     options = {name: getattr(settings, name) for name in ("optimization_level", "hardware_compatible", "version_compatible")}
-    try:
-        parts = {}
-        for name in components(family):
-            graph = root / name / "model.onnx"
-            first = next(kind for kind, _ in kinds[name][1].values())
-            job = {
-                "backend": target.backend, "sms": list(target.sms), "graph": str(graph), "engine": str(partial / f"{name}.engine"),
-                "axes": axes(root, record, settings.shapes, name), "precision": _PRECISIONS[first], "options": options,
-                # tensorrt_rtx compiles for the GPU when it opens an engine, so it has no timings to keep.
-                "timing_cache": str(partial / "timing.cache") if target.backend == "trt" else None,
-            }  # fmt: skip
-            said = f"building {name} for {target}"
-            progress(said)
-            made = _run(job, functools.partial(_step, progress, said))
-            parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    parts = {}
+    for name in components(family):
+        graph = root / name / "model.onnx"
+        first = next(kind for kind, _ in kinds[name][1].values())
+        job = {
+            "backend": target.backend, "sms": list(target.sms), "graph": str(graph), "engine": str(place / f"{name}.engine"),
+            "axes": axes(root, record, settings.shapes, name), "precision": _PRECISIONS[first], "options": options,
+            # tensorrt_rtx compiles for the GPU when it opens an engine, so it has no timings to keep.
+            "timing_cache": str(place / "timing.cache") if target.backend == "trt" else None,
+        }  # fmt: skip
+        said = f"building {name} for {target}"
+        progress(said)
+        made = _run(job, functools.partial(_step, progress, said))
+        parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
     return {
-        "backend": target.backend, "library": library_name(target.backend), "version": library(target.backend).__version__, "sms": list(target.sms),
+        "backend": target.backend, "library": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
         "precision": record["precision"], "options": options, "components": parts, "status": engines.NOT_RUN,
-        "guidance": record["sampling"]["guidance"] > 1,
     }  # fmt: skip
 
 

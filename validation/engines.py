@@ -68,7 +68,7 @@ class Target:
         return "rtx" + (":" + ",".join(self.sms) if self.sms else "")
 
 
-def library(backend: str) -> Any:
+def tensorrt_module(backend: str) -> Any:
     """The TensorRT module of a backend.
 
     Raises:
@@ -82,7 +82,7 @@ def library(backend: str) -> Any:
         raise SaeuronError(f"'{name}' can't be imported{reason}; pip install 'saeuron-export[{extra}]'") from None
 
 
-def library_name(backend: str) -> str:
+def module_name(backend: str) -> str:
     """Its import name."""
     return _LIBRARIES[backend][0]
 

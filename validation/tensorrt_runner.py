@@ -181,7 +181,7 @@ class TensorRTRunner:
     def __init__(self, root: str | Path, backend: str) -> None:
         self.root, self.name = Path(root), backend
         record = manifest.read(root)
-        self._trt = engines.library(backend)
+        self._trt = engines.tensorrt_module(backend)
         self.gpu = engines.gpu()
         self.target, self.entry = self._choose(record)
         self._cuda = Cuda()

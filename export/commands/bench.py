@@ -26,9 +26,7 @@ def bench(
     concepts: Annotated[
         str, typer.Option(metavar="A,B", help="Concepts with presets; default: Neon of the demo.", rich_help_panel=o.WHAT)
     ] = "",
-    random: Annotated[
-        str | None, typer.Option(metavar="SIZE", help=f"Instead: sd14 ({RANDOM['sd14']}; 8 GB of memory).", rich_help_panel=o.WHAT)
-    ] = None,
+    random: Annotated[str | None, typer.Option(metavar="SIZE", help=f"Instead: sd14 ({RANDOM['sd14']}).", rich_help_panel=o.WHAT)] = None,
     gate: Annotated[str, typer.Option(metavar="A,B", help="Gates to time.", rich_help_panel=o.WHAT)] = ",".join(GATES),
     present: Annotated[
         bool, typer.Option("--present", help="With --random: features that fire on the input; default: none does.", rich_help_panel=o.WHAT)
@@ -87,10 +85,13 @@ def bench(
         "concepts": names(concepts) or ("Neon",), "model": model, "sae": tuple(sae or ()), "hookpoint": hookpoint, "activations": tuple(activations or ()),
         "preset_files": tuple(preset_file or ()), "output": Path("unused"),
     }  # fmt: skip
-    if not random:
+    shown = RANDOM.get(random or "")
+    if not shown:
         from ..settings import Settings, resolve, to_fetch
 
-        to_fetch(resolve(Settings(**wanted)))
+        plan = resolve(Settings(**wanted))
+        to_fetch(plan)
+        shown = plan.model
     with progress_line("starting") as say:
         from ..bench import BenchSettings
         from ..bench import bench as measure
@@ -98,10 +99,10 @@ def bench(
 
         unet, edit, saes, tokens, factor = random_sd14(precision, present, say) if random else of_plan(wanted, precision, say)
         settings = BenchSettings(
-            gates, batch, height and height // factor, width and width // factor, tokens, runs, forwards, backends,
+            gates, backends, batch, height and height // factor, width and width // factor, tokens, runs, forwards,
         )  # fmt: skip
         found = measure(unet, edit, saes, settings, say)
-    found["model"] = RANDOM[random] if random else str(wanted["model"] or "demo")
+    found["model"] = shown
     if files:
         from ...validation.manifest import strict_json
 

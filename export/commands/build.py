@@ -39,7 +39,6 @@ def build(
         tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
         version_compatible,
     )  # fmt: skip
-    wanted.check()
     record = manifest.read(artifact)
     if "onnx" not in record["formats"]:
         raise SaeuronError(

@@ -12,7 +12,7 @@ from ...editor.errors import SaeuronError
 from ...editor.names import normalise
 from ...editor.prompt_sets import check_sets, own_prompts
 from ...editor.suggest import unknown
-from ..checks import check_guidance, check_pixels, check_seed, check_steps
+from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from ..console import clean, names, out, progress_line, resumable, write_json
 from ..folder import check_parent
 from ..settings import check_sources
@@ -107,8 +107,7 @@ def collect(
         "guidance": chosen_guidance, "files": {h: str(p) for h, p in files.items()},
         "fetch": check_sources([("model", source), *(("SAE", s) for s in saes.values())]),
     }  # fmt: skip
-    if scheduler not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{scheduler}' is not known; it is ddim or model")
+    check_scheduler(scheduler)
     if dry_run:
         if not plan["fetch"]:
             with progress_line("opening SAE"):

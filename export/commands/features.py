@@ -9,7 +9,7 @@ import typer
 
 from ...editor.errors import SaeuronError
 from ...editor.prompt_sets import lines_of
-from ..checks import check_pixels, check_seed
+from ..checks import check_pixels, check_scheduler, check_seed
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import building, check_output
 from . import options as o
@@ -79,8 +79,7 @@ def features(
     ):  # fmt: skip
         if value < least:
             raise SaeuronError(f"{option} is {value}; it must be at least {least}")
-    if scheduler not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{scheduler}' is not known; it is ddim or model")
+    check_scheduler(scheduler)
     check_pixels(height, width)
     check_seed(seed, "--seed")
     if output is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 from ...editor.errors import SaeuronError
 from ...editor.prompt_sets import lines_of
 from ...editor.train_settings import TrainSettings, settings_help
-from ..checks import check_guidance, check_pixels, check_seed, check_steps
+from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from ..console import clean, out, print_warning, progress_line, resumable, write_json
 from . import options as o
 
@@ -91,6 +90,7 @@ def _train(
     check_seed(picture_seed, "--picture-seed")
     check_seed(settings.seed, "--seed")
     check_guidance(guidance)
+    check_scheduler(scheduler)
     check_pixels(height, width)
     if batch_size < 1:
         raise SaeuronError("--batch-size is at least 1")
@@ -140,7 +140,9 @@ _WEIGHT_BYTES = 4 * 4 * 2
 
 def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, sampling: Sampling) -> None:
     """Raise where a block's size doesn't allow what is asked for; before the model is loaded."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil  # comes with accelerate
+
+    memory = psutil.virtual_memory().total
     needed = 0
     for name, (width, rows, columns) in maps.items():
         latents = width * settings.expansion

@@ -12,6 +12,7 @@ from tests.export.tensorrt_operators import SUPPORTED
 from saeuron.editor.bake import bake
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
+from saeuron.export import tensorrt
 from saeuron.export.engine_worker import build
 from saeuron.export.onnx import unet_component
 from saeuron.export.onnx import write as write_graph
@@ -151,7 +152,25 @@ def test_a_graph_that_does_not_parse_is_named(demo_artifact, tmp_path):
     record = {k: v for k, v in manifest.read(copy).items() if k != "files"}
     with pytest.raises(SaeuronError, match="engine of unet: .* can't be parsed"):
         write(copy, record, EngineSettings((Target("trt-rtx", ("sm80",)),)), (Target("trt-rtx", ("sm80",)),))
-    assert not list((copy / "tensorrt").iterdir())
+    assert not (copy / "tensorrt").exists() and not list(copy.glob(".saeuron-build-*"))
+
+
+@rtx
+def test_all_targets_are_put_in_place_or_none(demo_artifact, tmp_path, monkeypatch):
+    copy = tmp_path / "artifact"
+    shutil.copytree(demo_artifact.path, copy)
+    built = []
+
+    def once(job, say):
+        built.append(job["sms"])
+        if len(built) > 3:
+            raise SaeuronError("the second target fails")
+        return {}
+
+    monkeypatch.setattr(tensorrt, "_run", once)
+    refused("the second target fails", "build", copy, "--target", "rtx:sm80", "--target", "rtx:sm86")
+    assert built[0] != built[-1] and not (copy / "tensorrt").exists()
+    manifest.check_files(copy, manifest.read(copy))
 
 
 @rtx
@@ -159,7 +178,7 @@ def test_types_other_than_asked_for_stop_the_build(graphs, tmp_path):
     copy = tmp_path / "artifact"
     shutil.copytree(graphs, copy, ignore=shutil.ignore_patterns("tensorrt"))
     record = {**manifest.read(graphs), "precision": "fp16"}
-    with pytest.raises(SaeuronError, match="computes in FLOAT, not in fp16 as asked"):
+    with pytest.raises(SaeuronError, match="it computes in FLOAT, not in fp16 as asked"):
         write(copy, record, EngineSettings(), (Target("trt-rtx"),))
 
 

@@ -17,6 +17,7 @@ from saeuron.validation.engines import Gpu, OutsideShapes, Target, check_shape, 
 from saeuron.validation.golden import Golden
 from saeuron.validation.parity import prove
 from saeuron.validation.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
+from saeuron.validation.validate import _outside
 
 
 def test_targets_are_read_and_named():
@@ -121,7 +122,7 @@ def device(demo_artifact, tmp_path, monkeypatch):
         entry = {**ENTRY, "sms": ["sm86"], "components": parts, **changes}
         manifest.write(folder, {**{k: v for k, v in record.items() if k not in ("format", "files")}, "engines": {"rtx-sm86": entry}})
         trt = StandInTensorRT(made[0], graphs, ENTRY["version"], break_outputs)
-        monkeypatch.setattr(engines, "library", lambda backend: trt)
+        monkeypatch.setattr(engines, "tensorrt_module", lambda backend: trt)
         monkeypatch.setattr(engines, "gpu", lambda: gpu)
         monkeypatch.setattr(tensorrt_runner, "Cuda", lambda: _cuda(made[0]))
         return TensorRTRunner(folder, "trt-rtx")
@@ -145,6 +146,8 @@ def test_engines_are_proven_like_any_backend(device):
     assert found["forwards"]["worst"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
     assert found["forwards"]["fired"] > 0 and not found["gates"]["observable"]
     assert found["runs"]["rows"] and found["runs"]["outside"] > 0 and "vae_decoder.sample" in found["components"]["relative"]
+    left = _outside(report["backends"])
+    assert {entry["check"] for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"
     calls = device.cuda.calls
     assert calls.count("cudaGraphLaunch") > calls.count("cudaGraphInstantiate") > 0, "steps of fixed shape run as one graph"
     assert not device.cuda.memory and calls.count("cudaFree") == calls.count("cudaMalloc"), "a proof gives all memory back"
@@ -186,6 +189,6 @@ def test_the_record_is_checked_before_an_engine_is_opened(device):
 
 def test_an_engine_that_the_library_refuses_is_named(device):
     runner = device()
-    engines.library("trt-rtx").graphs.clear()
+    engines.tensorrt_module("trt-rtx").graphs.clear()
     with pytest.raises(SaeuronError, match="can't be opened by tensorrt_rtx"):
         runner.engine("unet")

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...editor.errors import SaeuronError
+from ...editor.seeds import LARGEST_SEED
 
-LARGEST_SEED = 2**32 - 1
-"""torch's CPU generator ignores what is beyond: two seeds would give the same noise"""
 _BLOCK = 16
 """torch fills this many values at a time; fewer are drawn one by one, in double precision"""
 
