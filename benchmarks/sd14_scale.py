@@ -7,6 +7,7 @@ activations as local folders, then measures each stage in a process of its own:
     unet      bake the edit and export the UNet alone
     pipeline  the same for all four graphs, by the calls that `saeuron-export` makes
     proof     a few forwards of the exported UNet against the dynamic hook (scope "short")
+    engines   all four graphs in fp16, then TensorRT for RTX engines of them for sm86 and sm89 (needs the extra rtx; not in the default set)
     command   `saeuron-export --format onnx --proof short` as users run it (not in the default set)
     optimum   `optimum-cli export onnx` of the same folder, by the environment of --optimum
 
@@ -35,7 +36,7 @@ CONCEPTS = ("alpha", "beta", "gamma")
 FEATURES = 8  # chosen latents a concept
 TARGETS = {"unet": (60.0, 5.0), "pipeline": (120.0, 6.0)}
 """stage → most seconds (after loading), most GB (loading included)"""
-STAGES = ("stock", "unet", "pipeline", "proof", "command", "optimum")
+STAGES = ("stock", "unet", "pipeline", "proof", "engines", "command", "optimum")
 TOKENS = 77
 SIZES: dict[str, dict[str, Any]] = {
     "sd14": {
@@ -246,22 +247,21 @@ def stage_unet(work: Path) -> dict[str, Any]:
     return meter.result("load") | {"bytes": folder_bytes(output)}
 
 
-def stage_pipeline(work: Path) -> dict[str, Any]:
-    """What `saeuron-export --format onnx` does between its reference and its proof."""
+def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str, str]:
+    """What `saeuron-export --format onnx` does between its reference and its proof; the names of the gates' tensors."""
     import gc
 
     from saeuron.editor.bake import bake
     from saeuron.editor.files import read_json
     from saeuron.editor.pipelines import load_pipeline
     from saeuron.export import checkpoint, onnx
-    from saeuron.validation import manifest
+    from saeuron.validation.reference import PRECISIONS
 
-    meter, output = Meter(), work / "artifact"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     with meter.phase("load"):
         ready = prepared(work)
-        pipeline = load_pipeline(str(work / "model"))
+        pipeline = load_pipeline(str(work / "model"), PRECISIONS[precision])
     with meter.phase("bake"):
         edited = checkpoint.edited_pipeline(pipeline, bake(pipeline.unet, ready.edit, ready.saes))
         pipeline.unet = None
@@ -276,9 +276,40 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
         with meter.phase(parts[0].folder):
             gates |= onnx.write(parts.pop(0), output)
             gc.collect()
+    return gates
+
+
+def stage_pipeline(work: Path) -> dict[str, Any]:
+    """All four graphs in fp32."""
+    from saeuron.export import onnx
+    from saeuron.validation import manifest
+
+    meter, output = Meter(), work / "artifact"
+    gates = _graphs(work, output, "fp32", meter)
     result = meter.result("load") | {"bytes": folder_bytes(output)}
     manifest.write(output, {"formats": ["onnx"], "precision": "fp32", "onnx": {"opset": onnx.OPSET, "gates": gates}})
     return result
+
+
+def stage_engines(work: Path) -> dict[str, Any]:
+    """All four graphs in fp16, and engines of three of them; the builder's own memory is in its own process."""
+    import gc
+
+    from saeuron.export import tensorrt
+    from saeuron.validation.engines import Target
+
+    meter, output = Meter(), work / "artifact-fp16"
+    _graphs(work, output, "fp16", meter)
+    gc.collect()
+    wanted = tensorrt.EngineSettings(targets=(Target.parse("rtx:sm86,sm89"),))
+    record = {"precision": "fp16", "sampling": {"height": None, "width": None, "guidance": 7.5}}
+    with meter.phase("engines"):
+        built = tensorrt.write(output, record, wanted, tensorrt.ready(wanted))
+    names = ("load", "bake", "configs", "text_encoder", "unet", "vae_decoder", "vae_encoder")
+    (entry,) = built.values()
+    kept = ("seconds", "peak_bytes", "bytes", "shapes", "types")
+    engines = {name: {key: part[key] for key in kept} for name, part in entry["components"].items()}
+    return meter.result(*names) | {"library": f"{entry['library']} {entry['version']}", "engines": engines}
 
 
 def stage_proof(work: Path) -> dict[str, Any]:
@@ -393,6 +424,9 @@ def show(results: dict[str, Any]) -> None:
         if "forwards" in r:
             f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["control"]["passed"] else "FAIL"
             notes = f"{verdict}: worst {f['worst']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
+        for part, e in r.get("engines", {}).items():
+            memory = "" if e["peak_bytes"] is None else f", peak {e['peak_bytes'] / 1e9:.2f} GB"
+            notes += f"; engine {part}: {e['seconds']:.1f} s{memory}, {e['bytes'] / 1e9:.2f} GB on disk"
         table.add_row(
             name,
             f"{r['seconds']:.1f}",
@@ -430,6 +464,7 @@ def main() -> None:
             "unet": lambda: stage_unet(work),
             "pipeline": lambda: stage_pipeline(work),
             "proof": lambda: stage_proof(work),
+            "engines": lambda: stage_engines(work),
         }
         (work / f"{options.child}.json").write_text(json.dumps(stages[options.child]()))
         return
@@ -460,7 +495,7 @@ def main() -> None:
             options.output.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
     if not options.keep:
-        for name in ("unet-stock", "unet-alone", "artifact"):
+        for name in ("unet-stock", "unet-alone", "artifact", "artifact-fp16"):
             shutil.rmtree(work / name, ignore_errors=True)
 
 
