@@ -329,6 +329,7 @@ def validate(
     ] = None,
     seed: Annotated[int, typer.Option(help="With --model: seed of the fresh latents.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda (not tested).")] = "cpu",
+    provider: o.Provider = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable report on stdout.")] = False,
 ) -> None:
     """Prove an artifact again: file hashes, then every check of the export.
@@ -340,9 +341,12 @@ def validate(
     Exit code 0: proven; 1: not proven; 2: can't be done.
     """
     from ..validation import manifest, report
+    from ..validation.runners import check_provider
 
     # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
-    manifest.check_backends(artifact, manifest.read(artifact), tuple(backend or ()))
+    record = manifest.read(artifact)
+    manifest.check_backends(artifact, record, tuple(backend or ()))
+    check_provider(provider, backend or record["formats"])
     with err.status("checking files") as status:
         from ..validation.validate import validate as prove
 
@@ -351,7 +355,9 @@ def validate(
             from ..validation.fresh import fresh_golden
 
             golden = fresh_golden(artifact, model, tuple(sae or ()), seed, device)
-        proof = prove(artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"))
+        proof = prove(
+            artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"), provider=provider
+        )
     left_out = proof["not_checked"]
     for entry in left_out:
         print_warning(f"not checked: {entry['check']}{' of ' + entry['backend'] if 'backend' in entry else ''} ({entry['reason']})")
@@ -359,6 +365,8 @@ def validate(
         write_json(proof)
     else:
         out.print(report.table(proof))
+        if "onnx" in proof["backends"]:
+            out.print(f"ONNX Runtime ran on {proof['backends']['onnx']['provider']}", highlight=False, soft_wrap=True)
         verdict = "NOT PROVEN" if not proof["passed"] else "proven, as far as it could be checked here" if left_out else "proven"
         out.print(f"{artifact}: {verdict}", highlight=False, soft_wrap=True)
     _report_failures(proof)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..editor.conditions import unet_arguments
 from ..editor.errors import SaeuronError
 from ..editor.families import family_of
+from ..editor.suggest import unknown
 from . import engines, manifest
 from .golden import Run
 
@@ -144,11 +145,18 @@ class TorchRunner:
 _ORT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""how ONNX Runtime's providers are asked for → its own names; all but `cpu` are untested on a GPU"""
+_NEXT = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
+"""what runs the nodes that a provider lacks, before the CPU does"""
+
+
 def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
     """An ONNX Runtime session that really uses `provider`.
 
     Raises:
-        SaeuronError: the file can't be run, or the runtime fell back to another provider.
+        SaeuronError: the file can't be run, or the runtime fell back to another provider. Single nodes that a provider lacks are run by
+            the next one all the same; only a profile of the session shows these.
     """
     try:
         import onnxruntime
@@ -161,11 +169,11 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider, *_NEXT.get(provider, ())])
     except Exception as error:  # onnxruntime raises many private types
         raise SaeuronError(f"{path} can't be run by ONNX Runtime: {str(error).splitlines()[0][:300]}") from None
-    if provider not in session.get_providers():
-        raise SaeuronError(f"ONNX Runtime runs {path.name} on {session.get_providers()}, not on {provider} as asked")
+    if session.get_providers()[0] != provider:
+        raise SaeuronError(f"ONNX Runtime runs {path} on {', '.join(session.get_providers())}, not on {provider} as asked")
     return session
 
 
@@ -273,13 +281,33 @@ def _with_outputs(path: Path, names: list[str], provider: str) -> Any:
         return open_session(copy, provider)
 
 
-def provider_of(device: str) -> str:
-    """ONNX Runtime's provider for a device."""
-    return "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
+def provider_of(device: str, wanted: str | None = None) -> str:
+    """ONNX Runtime's name of the provider that is to run.
+
+    Args:
+        device: torch's name of a device, which decides where nothing is asked for.
+        wanted: one of `PROVIDERS`.
+
+    Raises:
+        SaeuronError: another word.
+    """
+    if wanted is None:
+        wanted = "cuda" if device.startswith("cuda") else "cpu"
+    if wanted not in PROVIDERS:
+        raise SaeuronError(unknown("provider", wanted, PROVIDERS))
+    return PROVIDERS[wanted]
+
+
+def check_provider(wanted: str | None, backends: Sequence[str]) -> None:
+    """Raise `SaeuronError` where a provider is asked for that isn't known, or that none of the backends has."""
+    if wanted is not None:
+        provider_of("cpu", wanted)
+        if "onnx" not in backends:
+            raise SaeuronError(f"--provider {wanted} is for backend onnx, not for {', '.join(backends)}")
 
 
 def _engines(backend: str) -> Callable[[Path, str], Runner]:
-    def make(root: Path, device: str) -> Runner:
+    def make(root: Path, provider: str) -> Runner:
         from .tensorrt_runner import TensorRTRunner  # builds on this module
 
         return TensorRTRunner(root, backend)
@@ -288,9 +316,9 @@ def _engines(backend: str) -> Callable[[Path, str], Runner]:
 
 
 NETWORKS: dict[str, Callable[[Path, str], Runner]] = {
-    "onnx": lambda root, device: OnnxRunner(root, provider_of(device), "lean"), **{name: _engines(name) for name in engines.BACKENDS},
+    "onnx": lambda root, provider: OnnxRunner(root, provider, "lean"), **{name: _engines(name) for name in engines.BACKENDS},
 }  # fmt: skip
-"""backends that run an artifact's networks without torch → how one is opened on a device; in order of preference"""
+"""backends that run an artifact's networks without torch → how one is opened, with ONNX Runtime's provider; in order of preference"""
 
 
 def choose_backend(root: str | Path, record: dict[str, Any], wanted: str | None = None) -> str:
@@ -318,7 +346,9 @@ def choose_backend(root: str | Path, record: dict[str, Any], wanted: str | None 
     return wanted
 
 
-def open_networks(root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu") -> Runner:
+def open_networks(
+    root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu", provider: str | None = None
+) -> Runner:
     """The networks of an artifact, for `lean.LeanPipeline`; check its files first.
 
     Args:
@@ -326,5 +356,8 @@ def open_networks(root: str | Path, record: dict[str, Any], backend: str | None 
         record: its manifest.
         backend: see `choose_backend`, also for what is raised.
         device: `cpu` or `cuda` (not tested on a GPU).
+        provider: of ONNX Runtime, one of `PROVIDERS`; default: the device's.
     """
-    return NETWORKS[choose_backend(root, record, backend)](Path(root), device)
+    chosen = choose_backend(root, record, backend)
+    check_provider(provider, [chosen])
+    return NETWORKS[chosen](Path(root), provider_of(device, provider))

@@ -17,7 +17,7 @@ from .golden import Golden
 from .installed import missing
 from .load import load
 from .parity import prove
-from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, provider_of
+from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_provider, provider_of
 
 GOLDEN = "edit/golden.safetensors"
 _TORCH_ONLY = ("checkpoint",)
@@ -49,7 +49,7 @@ class _Lazy:
 
 def validate(
     artifact: str | Path, backends: Sequence[str] = (), device: str = "cpu", golden: Golden | None = None, check_files: bool = True,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None, provider: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Prove an artifact.
 
@@ -60,9 +60,10 @@ def validate(
         golden: reference to compare with; default: the artifact's own golden file.
         check_files: compare every file with the manifest first.
         progress: told each check's name.
+        provider: of ONNX Runtime, one of `runners.PROVIDERS`; default: the device's. An ONNX Runtime that falls back to another is refused.
 
     Returns:
-        see `parity.prove`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
+        see `parity.prove`; `provider` in the part of `onnx`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
         one backend's check. It is empty where torch, diffusers and transformers are
         installed, and a GPU for an artifact's engines.
 
@@ -74,6 +75,8 @@ def validate(
     if check_files:
         manifest.check_files(root, record)
     manifest.check_backends(root, record, backends)
+    check_provider(provider, backends or record["formats"])
+    executor = provider_of(device, provider)
     lacking = missing()
     chosen, not_checked = _runnable(root, tuple(backends), record["formats"], lacking)
     reference = golden or Golden.load(root / GOLDEN)
@@ -81,8 +84,8 @@ def validate(
     loop = "lean" if lacking else "diffusers"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
-        "onnx": lambda: OnnxRunner(root, provider_of(device), loop),
-        **{name: functools.partial(NETWORKS[name], root, device) for name in engines.BACKENDS},
+        "onnx": lambda: OnnxRunner(root, executor, loop),
+        **{name: functools.partial(NETWORKS[name], root, executor) for name in engines.BACKENDS},
     }
     runners = [_Lazy(name, makers[name], lean[name]) for name in chosen]
     not_checked += [{"backend": name, "check": check, "reason": reason} for name in chosen for check, reason in lean[name].items()]
@@ -103,6 +106,8 @@ def validate(
         mismatches = mismatches + around["failures"]
     report = prove(reference, runners, progress)  # type: ignore[arg-type]
     not_checked += _outside(report["backends"])
+    if "onnx" in report["backends"]:
+        report["backends"]["onnx"]["provider"] = executor
     report |= {**found, "not_checked": not_checked}
     report["failures"] = mismatches + report["failures"]
     report["passed"] = not report["failures"]

@@ -66,6 +66,7 @@ def generate(
     ] = None,
     backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: what the artifact holds.", rich_help_panel=o.HOW)] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda (not tested).", rich_help_panel=o.HOW)] = "cpu",
+    provider: o.Provider = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,
     output: Annotated[
         Path | None,
@@ -102,13 +103,14 @@ def generate(
 
     with progress_line("starting") as say:
         from ...validation.lean import LeanPipeline
-        from ...validation.runners import choose_backend, open_networks
+        from ...validation.runners import check_provider, choose_backend, open_networks
 
         chosen = choose_backend(artifact, record, backend)
+        check_provider(provider, [chosen])
         say("checking files")
         manifest.check_files(artifact, record)
         say("opening the artifact")
-        networks = open_networks(artifact, record, chosen, device)
+        networks = open_networks(artifact, record, chosen, device, provider)
         pipeline = LeanPipeline(artifact, networks, scheduler)
 
         def latents_of(part: slice) -> np.ndarray:
@@ -122,7 +124,7 @@ def generate(
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
-            "backend": networks.name, "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
+            "backend": networks.name, "provider": getattr(networks, "provider", None), "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
             for begin in range(0, len(pictures), batch_size):

@@ -44,6 +44,14 @@ Hookpoint = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="torch device (cuda: not tested).", rich_help_panel=HOW)]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What runs the ONNX graphs: cpu, cuda or tensorrt (the last two not tested). One that falls back to another is refused. Default: as --device.",
+        rich_help_panel=HOW,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --output.", rich_help_panel=OUTPUT)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=OUTPUT)]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.conftest import check_plan
+from tests.conftest import check_plan, refused, run
 from typer.testing import CliRunner
 
 import saeuron
@@ -121,6 +121,25 @@ def test_validate_from_the_golden_file_and_afresh(demo_artifact):
     assert result.exit_code == 0, result.output
 
 
+def test_the_provider_that_runs_is_the_one_asked_for(demo_artifact, tmp_path, monkeypatch):
+    """A provider that isn't there, and one that ONNX Runtime quietly replaces, are refused; the one that ran is said."""
+    root = demo_artifact.path
+    result = run("validate", root, "--backend", "onnx", "--provider", "cpu")
+    assert "ONNX Runtime ran on CPUExecutionProvider" in result.stdout
+    generate = ("generate", root, "--prompt", "An image of House.", "--steps", 1, "-o", tmp_path / "x.png")
+    for command in (("validate", root, "--backend", "onnx"), generate):
+        refused("has no CUDAExecutionProvider", *command, "--provider", "cuda")
+        refused("has no TensorrtExecutionProvider", *command, "--provider", "tensorrt")
+        refused("provider 'tensort' is not known; did you mean tensorrt?", *command, "--provider", "tensort")
+    refused("is for backend onnx, not for checkpoint", "validate", root, "--backend", "checkpoint", "--provider", "cpu")
+    # The real runtime, told that it has CUDA, runs on the CPU with a warning.
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    refused("on CPUExecutionProvider, not on CUDAExecutionProvider as asked", *generate, "--provider", "cuda")
+    assert not (tmp_path / "x.png").exists()
+    made = json.loads(run(*generate, "--json").stdout)
+    assert made["provider"] == "CPUExecutionProvider"
+
+
 def test_validate_finds_an_unedited_golden(demo_artifact, tmp_path):
     """If the golden outputs are another edit's, the proof fails with exit code 1."""
     root = tmp_path / "artifact"
@@ -144,9 +163,9 @@ def test_a_changed_file_is_found(demo_artifact, tmp_path, name):
     data = bytearray((root / name).read_bytes())
     data[len(data) // 2] ^= 1
     (root / name).write_bytes(data)
-    for refused in (lambda: validate(root), lambda: saeuron.load(root)):
+    for opening in (lambda: validate(root), lambda: saeuron.load(root)):
         with pytest.raises(SaeuronError, match=name):
-            refused()
+            opening()
     result = runner.invoke(app, ["validate", str(root)])
     assert result.exit_code == 2 and name in result.stderr
 
