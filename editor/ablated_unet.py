@@ -200,9 +200,8 @@ class FeatureAblation(nn.Module):
         """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`; zeros and infinity where nothing can fire."""
         assert self.k is not None
         shape, flat = tokens.shape[:2], tokens.flatten(0, 1)
-        norm = torch.linalg.vector_norm(flat.float(), dim=-1)
-        if not torch.compiler.is_compiling() and not bool((norm < LARGEST_NORM).all()):
-            # Whether a sum that overflows ends as infinity or NaN depends on its order, and that on the number of rows.
+        # Whether a sum that overflows ends as infinity or NaN depends on its order, and that on the number of rows. A graph has no such branch.
+        if not torch.compiler.is_compiling() and not bool((torch.linalg.vector_norm(flat.float(), dim=-1) < LARGEST_NORM).all()):
             z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
             return z.index_select(-1, self.features), z.topk(self.k, dim=-1).values[..., -1:]
         # Under autocast the encoder's precision is not that of its tensors.
