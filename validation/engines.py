@@ -41,6 +41,8 @@ class Target:
         Raises:
             SaeuronError: another word, an architecture that can't be built for, or sm75 together with others.
         """
+        if not text.strip():
+            raise SaeuronError("--target is empty; it is local, rtx, or rtx:sm86,sm89")
         kind, colon, tail = text.strip().lower().partition(":")
         if kind == "local" and not colon:
             return cls("trt")
@@ -128,7 +130,9 @@ def gpu() -> Gpu:
     except RuntimeError as error:  # no CUDA libraries to load
         raise SaeuronError(f"no GPU can be used here: {str(error).splitlines()[0]}") from None
     if int(status) or not count:
-        reason = "no CUDA device" if int(status) in (0, 100) else f"CUDA says {status.name}"
+        # What CUDA calls an insufficient driver is most often none.
+        known = {0: "no CUDA device", 100: "no CUDA device", 35: "no NVIDIA driver, or one that is too old"}
+        reason = known.get(int(status)) or f"CUDA says {status.name}"
         raise SaeuronError(f"no GPU can be used here ({reason})")
     status, properties = runtime.cudaGetDeviceProperties(0)
     if int(status):

@@ -113,13 +113,16 @@ def device(demo_artifact, tmp_path, monkeypatch):
         content = f"engine of {name}".encode()
         (place / f"{name}.engine").write_bytes(content)
         graphs[content] = folder / name / "model.onnx"
-        parts[name] = {"shapes": sizes, "onnx": {f"{name}/model.onnx": file_sha256(folder / name / "model.onnx")}}
+        parts[name] = {
+            "precision": "fp32", "types": {}, "bytes": len(content), "seconds": 1.0, "peak_bytes": None,
+            "shapes": sizes, "onnx": {f"{name}/model.onnx": file_sha256(folder / name / "model.onnx")},
+        }  # fmt: skip
     record = json.loads((folder / "saeuron.json").read_text())
     record["formats"] = [*record["formats"], "trt-rtx"]
     made = [StandInCuda()]
 
     def open_runner(break_outputs=lambda name, value: value, gpu=Gpu("a GPU", "sm86"), **changes):  # noqa: B008
-        entry = {**ENTRY, "sms": ["sm86"], "components": parts, **changes}
+        entry = {**ENTRY, "sms": ["sm86"], "precision": "fp32", "status": engines.NOT_RUN, "components": parts, **changes}
         manifest.write(folder, {**{k: v for k, v in record.items() if k not in ("format", "files")}, "engines": {"rtx-sm86": entry}})
         trt = StandInTensorRT(made[0], graphs, ENTRY["version"], break_outputs)
         monkeypatch.setattr(engines, "tensorrt_module", lambda backend: trt)
