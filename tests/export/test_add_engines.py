@@ -130,7 +130,7 @@ def test_sizes_are_refused_before_an_export_begins(tiny, tmp_path, monkeypatch):
     options = ("export", "--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint",
                "up_blocks.0.attentions.1", "--format", "trt", "--output", tmp_path / "out")  # fmt: skip
     for more in ([], ["--dry-run"]):
-        for shapes, message in (("height=30", "multiples of 8"), ("batch=999999", "too large for TensorRT")):
+        for shapes, message in (("height=30", "multiples of 8"), ("batch=999999,height=64,width=64", "too large for TensorRT")):
             refused(message, *options, *more, "--shapes", shapes)
     assert not list(tmp_path.iterdir())
 
