@@ -229,7 +229,7 @@ def evaluate(
         plan: see `make_plan`.
         output: folder of pictures, verdicts.csv and evaluation.json; a run with the same settings goes on there.
         overwrite: begin anew.
-        process: this process's share, for several under `accelerate launch`.
+        process: this process's share, for several under `torchrun`.
         progress: told a backend's name, its pictures done and in all.
 
     Returns:

@@ -68,7 +68,7 @@ def evaluate(
 
     Every object in every style and plain, with every seed; 95 % intervals (Wilson) take pictures as trials. Killed, the same command goes on;
     another backend can be added to the same folder. Several processes share the pictures:
-    `accelerate launch --num_processes 2 -m saeuron evaluate …`
+    `torchrun --nproc_per_node 2 -m saeuron evaluate …`
 
     Example: `saeuron evaluate without-neon --backend hook,checkpoint,onnx --seeds 188 --compare`
 
@@ -142,7 +142,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _process(device: str) -> Process:
-    """This process among those of `accelerate launch`."""
+    """This process among those of `torchrun` or `accelerate launch`."""
     from ...editor.process import Process
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
