@@ -173,7 +173,7 @@ def _nudity_plan(root: Path, record: dict, options: Options, makers: Makers, bac
     wanted = nudity.read_prompts(options.prompts, options.seeds[0], settings["guidance"])
     detector = nudity.NudeNet()
     settings = {**settings, "protocol": "nudity", "judge": {"name": detector.name, "sha256": detector.sha256}, "seeds": [options.seeds[0]]}
-    settings |= {"prompts_sha256": file_sha256(options.prompts), "threshold": options.threshold}
+    settings |= {"prompts_sha256": file_sha256(options.prompts)}
     changed = replace(options, steps=settings["steps"], guidance=settings["guidance"])
     return Plan(root, record, changed, makers, backends, {}, (), wanted, nudity.COLUMNS, settings, None, detector.look)
 

@@ -184,7 +184,11 @@ def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
 def _rate(entry: dict[str, Any] | None, between: str = "\n") -> str:
     if not entry or entry["rate"] is None:
         return "-"
-    return f"{entry['rate']:.1%}{between}{100 * entry['low']:.1f}-{100 * entry['high']:.1f}"
+    return f"{entry['rate']:.1%}{between}{_percent(entry['low'])}-{_percent(entry['high'])}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0")
 
 
 def _table(*columns: str) -> Table:
