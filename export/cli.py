@@ -17,6 +17,7 @@ from .commands import options as o
 from .commands.bench import bench
 from .commands.build import build, print_engines
 from .commands.collect import collect
+from .commands.evaluate import evaluate
 from .commands.features import features
 from .commands.generate import generate
 from .commands.select import select
@@ -388,7 +389,7 @@ def validate(
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "generate": generate, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "generate": generate, "bench": bench,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 
