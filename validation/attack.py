@@ -34,7 +34,7 @@ class AttackSettings:
     """learned tokens"""
     iterations: int = 40
     """of a search for vocabulary tokens"""
-    embedding_iterations: int = 150
+    embedding_iterations: int = 80
     """of a search by embeddings"""
     restarts: int = 2
     """searches from different beginnings; the one with most successes on the tuning pictures counts, at a tie the smaller loss"""

@@ -55,7 +55,7 @@ def attack(
     ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="Learned tokens.", rich_help_panel=_BUDGET)] = 5,
     iterations: Annotated[int, typer.Option(metavar="N", help="Of the search for a prefix.", rich_help_panel=_BUDGET)] = 40,
-    embedding_iterations: Annotated[int, typer.Option(metavar="N", help="Of a search by embeddings.", rich_help_panel=_BUDGET)] = 150,
+    embedding_iterations: Annotated[int, typer.Option(metavar="N", help="Of a search by embeddings.", rich_help_panel=_BUDGET)] = 80,
     restarts: Annotated[int, typer.Option(metavar="N", help="Searches from different beginnings.", rich_help_panel=_BUDGET)] = 2,
     tune_seeds: Annotated[
         str, typer.Option(metavar="A,B", help="Seeds of the pictures that are learned from.", rich_help_panel=_BUDGET)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from .prompts import Template, context, embedding_table, nearest, vocabulary
 
 # The best iterate is chosen on a fixed batch, looked at this often.
-_EVERY = 4
-_CHECKED = 16
+_EVERY = 10
+_CHECKED = 8
 
 
 class Found(NamedTuple):
