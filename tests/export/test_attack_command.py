@@ -29,9 +29,13 @@ def test_report(demo_artifact, tmp_path):
     assert {p["file"] for p in entry["pictures"]} == {f"attack-pictures/{p.name}" for p in (tmp_path / "attack-pictures").iterdir()}
     assert str(tmp_path) not in report.read_text()
     refused("exists", "attack", root, *QUICK, "-o", report)
-    again = run("attack", root, "--concepts", "Neon", *QUICK, "--attacks", "seeds", "--through", "hook", "--json", "-o", report, "--overwrite")
+    again = run(
+        "attack", root, "--concepts", "Neon", *QUICK, "--attacks", "seeds", "--through", "hook", "--json", "-o", report, "--overwrite"
+    )
     through = json.loads(again.stdout)
-    assert through["through"] == "hook" and len(list((tmp_path / "attack-pictures").iterdir())) == len(through["concepts"]["Neon"]["pictures"])
+    assert through["through"] == "hook" and len(list((tmp_path / "attack-pictures").iterdir())) == len(
+        through["concepts"]["Neon"]["pictures"]
+    )
     for a, b in zip(through["concepts"]["Neon"]["rows"], [entry["rows"][i] for i in (0, 1, 5)], strict=True):
         assert (a["attack"], a["successes"], a["trials"]) == (b["attack"], b["successes"], b["trials"])
     (tmp_path / "attack-pictures" / "notes.txt").write_text("mine")

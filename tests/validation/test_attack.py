@@ -124,7 +124,13 @@ def test_hook_and_checkpoint_give_the_same_figures(parts):
         "unedited", "edited", "prefix", "embedding", "straight-through", "seeds", "unedited-paraphrases", "paraphrases",
     ]  # fmt: skip
     for a, b in zip(rows["hook"], rows["checkpoint"], strict=True):
-        assert (a.attack, a.trials, a.successes, a.hits, a.found.get("ids")) == (b.attack, b.trials, b.successes, b.hits, b.found.get("ids"))
+        assert (a.attack, a.trials, a.successes, a.hits, a.found.get("ids")) == (
+            b.attack,
+            b.trials,
+            b.successes,
+            b.hits,
+            b.found.get("ids"),
+        )
         if "vectors" in a.found:
             assert torch.allclose(torch.tensor(a.found["vectors"]), torch.tensor(b.found["vectors"]), atol=1e-3)
     assert rows["hook"][6].prompts == ["A Sunset photo of House."]
