@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..editor.errors import SaeuronError
 from .commands import options as o
+from .commands.attack import attack
 from .commands.bench import bench
 from .commands.build import build, print_engines
 from .commands.collect import collect
@@ -389,7 +390,7 @@ def validate(
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "generate": generate, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "generate": generate, "bench": bench,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

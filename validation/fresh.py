@@ -50,9 +50,16 @@ def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> An
     return pipeline
 
 
-def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
-    """Original pipeline, edit and SAEs of an artifact; arguments and errors as those of `fresh_golden`."""
-    edit = open_edit(root, record)
+def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, SparseAutoencoder]:
+    """Hookpoint → SAE of an artifact.
+
+    Args:
+        record: the artifact's manifest.
+        saes: `PATH` or `HOOKPOINT=PATH`; default: the sources on record.
+
+    Raises:
+        SaeuronError: an SAE that can't be opened, or another one than that on record.
+    """
     given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
     opened = {}
     for hookpoint, known in record["saes"].items():
@@ -67,6 +74,12 @@ def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[s
         if sae.sha256() != known["sha256"]:
             raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
         opened[hookpoint] = sae
+    return opened
+
+
+def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
+    """Original pipeline, edit and SAEs of an artifact; arguments and errors as those of `fresh_golden`."""
+    edit, opened = open_edit(root, record), open_saes(record, saes)
     return Original(open_original(model, record, device), edit, opened)
 
 
