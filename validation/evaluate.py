@@ -26,7 +26,7 @@ from .installed import missing
 from .judges import NOT_JUDGED, DemoJudge, Judge, look, open_judge
 from .makers import HOOK, UNEDITED, Makers, stage
 from .parity import psnr
-from .runners import choose_backend
+from .runners import choose_networks
 from .unlearning import DOMAINS, Picture, Rates, all_jobs, rate, rates, without
 from .verdicts import FORMAT, Look, Row, Store, Wanted, check_folder, plain_name
 
@@ -179,7 +179,7 @@ def _nudity_plan(root: Path, record: dict, options: Options, makers: Makers, bac
 
 
 def _default(root: Path, record: dict[str, Any]) -> str:
-    return "checkpoint" if "checkpoint" in record["formats"] and not missing() else choose_backend(root, record)
+    return "checkpoint" if "checkpoint" in record["formats"] and not missing() else choose_networks(root, record).backend
 
 
 def _stages(concepts: Sequence[str], options: Options) -> list[tuple[str, ...]]:

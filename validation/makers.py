@@ -17,7 +17,7 @@ from ..editor.suggest import unknown
 from . import engines, manifest
 from .installed import missing
 from .lean.noise import initial_noise
-from .runners import NETWORKS, OnnxRunner, check_provider, provider_of
+from .runners import NETWORKS, OnnxRunner, check_provider, choose_networks, provider_of
 
 if TYPE_CHECKING:
     from .fresh import Original
@@ -69,13 +69,13 @@ class Makers:
                 more = "; --no-before leaves the unedited model out" if name == UNEDITED else ""
                 raise SaeuronError(f"backend '{name}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'{more}")
             if name in engines.BACKENDS:
-                engines.tensorrt_module(name)
-                engines.gpu()
+                choose_networks(self.root, self.record, name)
 
     def runs_on(self, name: str) -> dict[str, str]:
         """What runs a backend and whose denoising loop it is."""
         if name in engines.BACKENDS:
-            return {"runtime": "TensorRT for RTX" if name == "trt-rtx" else "TensorRT", "device": "cuda", "loop": "lean"}
+            target = choose_networks(self.root, self.record, name).target or ""
+            return {"runtime": "TensorRT for RTX" if name == "trt-rtx" else "TensorRT", "target": target, "device": "cuda", "loop": "lean"}
         if name == "onnx":
             return {
                 "runtime": "ONNX Runtime",
@@ -119,7 +119,8 @@ class Makers:
         else:
             from .lean.pipeline import LeanPipeline
 
-            pipeline = LeanPipeline(self.root, NETWORKS[name](self.root, provider_of(self.device, self._provider)))
+            way = choose_networks(self.root, self.record, name)
+            pipeline = LeanPipeline(self.root, NETWORKS[name](self.root, provider_of(self.device, self._provider), way.target))
             yield lambda prompts, seeds, steps, guidance: pipeline(prompts, seeds, steps, guidance, None, self._height, self._width)
 
     def original(self) -> Original:
