@@ -90,7 +90,7 @@ def collect(
         provenance: recorded in the file's header.
         state: folder for unfinished work; give the same one after a kill and finished prompts are not run again. It must be
             a folder of this very job (name it by a hash of model, SAEs, prompts and sampling).
-        process: this process's share, for several under `accelerate launch`; all need the same `state`.
+        process: this process's share, for several under `torchrun` or `accelerate launch`; all need the same `state`.
         progress: told prompts done, prompts in all and the concept, by this process; finished ones are done at the first call.
 
     Returns:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -315,3 +317,15 @@ def demo_as_onnx(folder: Path, scaled: bool = True) -> Path:
         assert program is not None
         program.save(str(folder / f"{kind}.onnx"))
     return folder
+
+
+def by_two_processes(*arguments):
+    """Run `saeuron` by two processes on the CPU.
+
+    `accelerate launch --cpu` starts a single one; torchrun starts two, which accelerate finds by the environment.
+    """
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "saeuron", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done

@@ -77,7 +77,7 @@ def collect(
 
     A concept is collected with its whole domain, since choosing features means comparing. Memory does not grow with the number of
     prompts. Killed, the same command goes on where it stopped. Several processes share the work and write the same file:
-    `accelerate launch --num_processes 2 -m saeuron collect …`
+    `torchrun --nproc_per_node 2 -m saeuron collect …`
 
     Example: `saeuron collect --concepts Neon --output style.safetensors`
     """

@@ -62,7 +62,7 @@ def _train(
 
     Activations go through a buffer in memory, none to disk unless --cache is given. Killed, the same command goes on from the last
     checkpoint. Several processes train the same SAE, if --micro-batches is a multiple of their number:
-    `accelerate launch --num_processes 2 -m saeuron train …`
+    `torchrun --nproc_per_node 2 -m saeuron train …`
 
     Example, a minute on the demo: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --sampling-steps 20 --guidance 3 --tokens 400000 --output my-sae`

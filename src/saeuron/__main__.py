@@ -1,4 +1,4 @@
-"""`python -m saeuron …`, also under `accelerate launch -m`."""
+"""`python -m saeuron …`, also under `torchrun -m` and `accelerate launch -m`."""
 
 from .export.cli import main
 

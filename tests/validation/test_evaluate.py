@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import demo_as_onnx, refused, run
+from tests.conftest import by_two_processes, demo_as_onnx, refused, run
 
 from saeuron.editor.edit import Edit
 from saeuron.editor.errors import SaeuronError
@@ -204,12 +204,9 @@ def test_stages_remove_one_after_the_other(root, done, tmp_path):
 
 
 def test_two_processes_share_the_pictures(root, tmp_path):
-    # accelerate's own launcher starts one process where there is no GPU; torchrun starts two, and accelerate finds them.
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "saeuron", "evaluate", root, "--backend", "onnx", *QUICK,
-               "--no-before", "--batch-size", "3", "--json", "-o", tmp_path / "two"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, env=environment, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ended = by_two_processes(
+        "evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3", "--json", "-o", tmp_path / "two"
+    )
     found = json.loads(ended.stdout)
     assert found["backends"]["onnx"]["made_now"] == 6 and len(rows_of(tmp_path / "two")) == 12
     run("evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3", "-o", tmp_path / "one")
