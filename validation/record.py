@@ -17,6 +17,7 @@ from ..editor.files import read_header, read_json
 from . import graphs, weights
 from .configs import compare_configs, compare_copies
 from .golden import Golden
+from .said import check_said
 
 
 def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
@@ -34,12 +35,7 @@ def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str
     found = []
     if edit.sha256() != record["edit"]["sha256"]:
         found.append("edit/edit.safetensors is not the edit on record (hashes differ)")
-    if edit.concepts != sorted(record["concepts"]):
-        found.append(f"the manifest says concepts {record['concepts']}, the edit holds {edit.concepts}")
-    if golden.precision != record["precision"]:
-        found.append(f"the golden vectors are {golden.precision}, the artifact is {record['precision']}")
-    found += _check_config(read_json(root / "unet" / "config.json").get("ablation") or {}, record, edit)
-    found += _check_manifest(root, record, edit)
+    found += check_said(root, record, golden)
     found += _check_concepts(edit, golden)
     family = family_of(read_json(root / "model_index.json"))
     found += compare_copies(root, family, "onnx" in record["formats"])
@@ -75,31 +71,6 @@ def _check_class(root: Path) -> list[str]:
     index = read_json(root / "model_index.json")
     if index.get("unet") != [name, "AblatedUNet2DConditionModel"]:
         found.append(f"model_index.json opens the UNet as {index.get('unet')}, not as {[name, 'AblatedUNet2DConditionModel']}")
-    return found
-
-
-def _check_manifest(root: Path, record: dict[str, Any], edit: Edit) -> list[str]:
-    """What the manifest tells a reader must be what the edit was made from."""
-    said = edit.provenance
-    pairs = {
-        "settings": (record["settings"], said.get("concepts")),
-        "saes": (record["saes"], said.get("saes")),
-        "activations": (record["activations"], said.get("activations")),
-        "the UNet's hash": (record["model"]["unet_sha256"], said.get("unet_sha256")),
-    }
-    found = [f"the manifest's {key} are not those on record in the edit" for key, (a, b) in pairs.items() if a != b]
-    if record["model"]["safety_checker"] != (root / "safety_checker" / "config.json").is_file():
-        found.append("the manifest says otherwise than the folder whether there is a safety checker")
-    return found
-
-
-def _check_config(ablation: dict[str, Any], record: dict[str, Any], edit: Edit) -> list[str]:
-    said = {"residual": (ablation.get("residual"), record["residual"], edit.residual), "gate": (ablation.get("gate"), record["gate"])}
-    found = [f"config, manifest and edit disagree on {key}: {values}" for key, values in said.items() if len(set(values)) != 1]
-    if ablation.get("sha256") != record["edit"]["tensors_sha256"]:
-        found.append("the UNet's config and the manifest disagree on the hash of the edit's tensors")
-    if set(ablation.get("hookpoints", ())) != set(edit.hookpoints):
-        found.append(f"the UNet is edited at {sorted(ablation.get('hookpoints', ()))}, the edit is for {sorted(edit.hookpoints)}")
     return found
 
 

@@ -18,6 +18,7 @@ from .installed import missing
 from .load import load
 from .parity import prove
 from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_onnxruntime, check_provider, provider_of
+from .said import check_said
 
 GOLDEN = "edit/golden.safetensors"
 _TORCH_ONLY = ("checkpoint",)
@@ -95,6 +96,9 @@ def validate(
     if lacking:
         reason = f"needs {', '.join(lacking)}"
         not_checked += [{"check": name, "reason": reason} for name in ("record", "surroundings")]
+        mismatches = check_said(root, record, reference)
+        if mismatches:
+            found = {"said": {"passed": False, "failures": mismatches}}
     else:
         progress("the record against the tensors")
         from .record import check_record

@@ -137,6 +137,24 @@ def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkey
     assert not proof["passed"]
 
 
+@pytest.mark.parametrize(
+    ("file", "entries", "message"),
+    [
+        ("saeuron.json", {"concepts": ["Sunset"]}, "the manifest says concepts"),
+        ("saeuron.json", {"precision": "fp16"}, "the golden vectors are fp32"),
+        ("saeuron.json", {"gate": "threshold"}, "disagree on gate"),
+        ("saeuron.json", {"residual": "drop"}, "disagree on residual"),
+        ("saeuron.json", {"settings": []}, "the manifest's settings"),
+    ],
+)
+def test_a_manifest_that_says_otherwise_than_the_edit_is_not_proven_without_torch(root, tmp_path, monkeypatch, file, entries, message):
+    folder = shutil.copytree(root, tmp_path / "copy")
+    change(folder / file, **entries)
+    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    proof = validate(folder, ["onnx"], check_files=False)
+    assert not proof["passed"] and any(message in line for line in proof["failures"]), proof["failures"]
+
+
 def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypatch):
     from diffusers import PNDMScheduler
 
