@@ -1,0 +1,1 @@
+"""The report for people: what goes into it. Never imports `export`."""
