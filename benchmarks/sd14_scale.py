@@ -287,7 +287,13 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
     meter, output = Meter(), work / "artifact"
     gates = _graphs(work, output, "fp32", meter)
     result = meter.result("load") | {"bytes": folder_bytes(output)}
-    manifest.write(output, {"formats": ["onnx"], "precision": "fp32", "onnx": {"opset": onnx.OPSET, "gates": gates}})
+    # Only what the runner of the graphs reads has a meaning here.
+    said = {
+        "formats": ["onnx"], "concepts": [], "residual": "keep", "gate": "exact", "precision": "fp32", "warnings": [], "settings": [], "saes": {},
+        "activations": [], "model": {"source": "random", "pipeline": "StableDiffusionPipeline", "unet_sha256": "", "safety_checker": False},
+        "edit": {"sha256": "", "tensors_sha256": ""}, "sampling": {"steps": 50, "guidance": 7.5, "height": None, "width": None},
+    }  # fmt: skip
+    manifest.write(output, {**said, "onnx": {"opset": onnx.OPSET, "gates": gates}})
     return result
 
 

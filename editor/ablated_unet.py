@@ -13,7 +13,8 @@ Some SAEs read what the block adds (output minus input) instead of its output; t
 
 Membership needs every latent, and thereby the whole encoder. The gate `screened` first looks at the chosen latents and a few
 that are often active: where k of these surely exceed a chosen one, it can't be among the k largest, whatever the rest are.
-Only tokens that this leaves open go through the whole encoder.
+Only tokens that this leaves open go through the whole encoder; and the whole map does, as with `exact`, where a decision lies
+within the rounding by which a product of fewer rows may differ.
 
 It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name,
 and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN instead of the unedited model.
@@ -46,10 +47,16 @@ _STATE = threading.local()
 LARGEST_NORM = 1e15
 # Libraries multiply a few rows by another kernel, which rounds otherwise than that for a whole map.
 _FEWEST_ROWS = 32
+# Of more tokens than this share, one surely lies so close to the k-th place that the whole map is needed.
+_MOST_GATHERED = 0.25
 
 
 class AblationIntegrityError(RuntimeError):
     """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
+
+
+def _copies(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(t.clone(memory_format=torch.contiguous_format) for t in tensors)
 
 
 class FireGate(nn.Module):
@@ -169,6 +176,11 @@ class FeatureAblation(nn.Module):
         """All latents of gathered tokens: `[1, tokens, d]` → `[1, tokens, n]`; rounded as those of a map, whose bias torch adds apart."""
         return F.relu(F.linear(tokens, self.encoder_weight) + self.encoder_bias)
 
+    def reach(self, norm: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Bound of all that a latent's sum adds up: `‖x‖ ‖w_i‖ + |b_i|`, with what squares and subnormal inputs may lose."""
+        lost = 1e-12 + self.pre_bias.shape[0] ** 0.5 * torch.finfo(self.encoder_weight.dtype).tiny
+        return (norm + lost) * (weight.float().square().sum(-1).sqrt() + lost) + bias.float().abs()
+
     def ruled_out(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         """Tokens of which no chosen latent can fire, whatever the other latents are.
 
@@ -184,37 +196,78 @@ class FeatureAblation(nn.Module):
         """
         assert self.k is not None
         info, chosen, width = torch.finfo(tokens.dtype), self.features.shape[0], tokens.shape[-1]
-        x, weight, bias = tokens.float(), self.screen_weight.float(), self.screen_bias.float()
-        # Squares and subnormal inputs may vanish.
-        lost = 1e-12 + width**0.5 * info.tiny
+        x = tokens.float()
         norm = x.square().sum(-1, keepdim=True).sqrt()
-        reach = (norm + lost) * (weight.square().sum(-1).sqrt() + lost) + bias.abs()
+        reach = self.reach(norm, self.screen_weight, self.screen_bias)
         room = (4 * (width + 2) * 2.0**-24 + 2 * max(info.eps, 2.0**-10)) * reach + 4 * info.tiny
-        z = F.relu(F.linear(x, weight, bias))
+        z = F.relu(F.linear(x, self.screen_weight.float(), self.screen_bias.float()))
         highest = (z + room)[..., :chosen]
         kth = (z - room)[..., chosen:].topk(self.k, dim=-1).values[..., -1:]
         usual = (norm < LARGEST_NORM) & (reach[..., :chosen] < info.max / 2)
         return (((highest <= thresholds) | (highest < kth)) & usual).all(-1)
 
+    def whole(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`, by the very product that `exact` computes."""
+        assert self.k is not None
+        z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
+        return z.index_select(-1, self.features), z.topk(self.k, dim=-1).values[..., -1:]
+
+    def gathered(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The encoder for some tokens of a map only, and whether `whole` would decide the same.
+
+        A product of fewer rows may be summed in another order. A decision holds if it is the same wherever all latents lie within
+        the rounding of two such sums.
+
+        Args:
+            tokens: `[tokens, d]`.
+            thresholds: `[tokens, U]`.
+
+        Returns:
+            chosen latents `[tokens, U]`, k-th largest `[tokens, 1]`, bool scalar.
+        """
+        assert self.k is not None
+        info, width = torch.finfo(tokens.dtype), tokens.shape[-1]
+        z = self.latents(torch.cat([tokens.new_zeros(_FEWEST_ROWS, width), tokens])[None])[0, _FEWEST_ROWS:]
+        chosen, latents = z.index_select(-1, self.features), self.encoder_weight.shape[0]
+        top = z.topk(min(self.k + 1, latents), dim=-1).values
+        kth, c = top[:, self.k - 1 : self.k], chosen.float()
+        norm = tokens.float().square().sum(-1, keepdim=True).sqrt()
+        largest = self.reach(norm, self.encoder_weight, self.encoder_bias).amax(-1, keepdim=True)
+        rounding = 2 * (width + 2) * 2.0**-24 + (0.0 if info.bits == 32 else 2 * info.eps)
+        room = rounding * largest + 4 * info.tiny
+        fires = c - room > thresholds
+        if latents > self.k:  # else all are members
+            # The next one is below: a latent is among the k, the k-th itself included, or shares its place with it.
+            fires = fires & (c - room > top[:, self.k :].float() + room)
+        not_fires = (c + room <= thresholds) | (c + room < kth.float() - room)
+        usual = (norm < LARGEST_NORM) & (largest < info.max / 2)
+        return chosen, kth, ((fires | not_fires) & usual).all()
+
     def screened(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`; zeros and infinity where nothing can fire."""
-        assert self.k is not None
-        shape, flat = tokens.shape[:2], tokens.flatten(0, 1)
-        # Whether a sum that overflows ends as infinity or NaN depends on its order, and that on the number of rows. A graph has no such branch.
-        if not torch.compiler.is_compiling() and not bool((torch.linalg.vector_norm(flat.float(), dim=-1) < LARGEST_NORM).all()):
-            z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
-            return z.index_select(-1, self.features), z.topk(self.k, dim=-1).values[..., -1:]
-        # Under autocast the encoder's precision is not that of its tensors.
-        sure = self.ruled_out(tokens, thresholds) & (not torch.is_autocast_enabled(tokens.device.type))
-        at = (~sure).flatten().nonzero().flatten()
-        chosen = flat.new_zeros(flat.shape[0], self.features.shape[0])
-        kth = flat.new_full((flat.shape[0], 1), float("inf"))
-        if torch.compiler.is_compiling() or len(at):
-            z = self.latents(torch.cat([flat.new_zeros(_FEWEST_ROWS, flat.shape[1]), flat.index_select(0, at)])[None])[0]
-            top = z.topk(self.k, dim=-1).values[:, -1:]
-            chosen = chosen.to(z.dtype).index_copy(0, at, z.index_select(-1, self.features)[_FEWEST_ROWS:])
-            kth = kth.to(z.dtype).index_copy(0, at, top[_FEWEST_ROWS:])
-        return chosen.unflatten(0, shape), kth.unflatten(0, shape)
+        if torch.is_autocast_enabled(tokens.device.type):  # the encoder's precision is not that of its tensors
+            return self.whole(tokens)
+        flat = tokens.flatten(0, 1)
+        unsure = ~self.ruled_out(tokens, thresholds).flatten()
+        few = unsure.sum() <= _MOST_GATHERED * flat.shape[0]
+        at = (unsure & few).nonzero().flatten()
+        graph = torch.compiler.is_compiling()
+        if not graph and not few:
+            return self.whole(tokens)
+        if not graph and not len(at):
+            return self.scattered(tokens, flat.new_zeros(0, self.features.shape[0]), flat.new_zeros(0, 1), at)
+        bars = thresholds.expand(*tokens.shape[:2], -1).flatten(0, 1).index_select(0, at)
+        some, kth, same = self.gathered(flat.index_select(0, at), bars)
+        same = same & few
+        if graph:
+            return torch.cond(same, self.scattered, lambda x, *values: _copies(*self.whole(x)), (tokens, some, kth, at))
+        return self.scattered(tokens, some, kth, at) if same else self.whole(tokens)
+
+    def scattered(self, tokens: torch.Tensor, some: torch.Tensor, kth: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `gathered` found for the tokens `at`, in the form of `whole`: zeros and infinity for the others, where nothing fires."""
+        chosen = torch.zeros_like(tokens[..., :1], dtype=some.dtype).repeat(1, 1, some.shape[-1]).flatten(0, 1).index_copy(0, at, some)
+        bar = torch.full_like(tokens[..., :1], float("inf"), dtype=kth.dtype).flatten(0, 1).index_copy(0, at, kth)
+        return chosen.view(tokens.shape[0], tokens.shape[1], some.shape[-1]), bar.view(tokens.shape[0], tokens.shape[1], 1)
 
     def forward(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Edit a feature map.

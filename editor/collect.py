@@ -23,6 +23,7 @@ from .errors import SaeuronError
 from .files import read_header
 from .hookpoints import to_tokens
 from .names import normalise
+from .process import Process
 from .prompt_sets import check_sets
 from .sae import SparseAutoencoder
 from .sampling import generate, observe
@@ -49,16 +50,6 @@ class Sampling:
     width: int | None = None
     scheduler: str = "ddim"
     """`ddim` (eta 0, made from the pipeline's own config) or `model`"""
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those that share the work."""
-
-    rank: int = 0
-    count: int = 1
-    barrier: Callable[[], None] = lambda: None
-    """returns once every process has called it"""
 
 
 _DEFAULT, _ALONE = Sampling(), Process()

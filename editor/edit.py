@@ -79,6 +79,14 @@ class HookpointEdit:
             return False
         return int(often.min()) >= 0 and int(often.max()) < self.latents and len(often.unique()) == len(often)
 
+    def chosen_mask(self, concepts: Sequence[str]) -> torch.Tensor:
+        """bool `[T, U]`: chosen by one of these concepts."""
+        mask = torch.zeros_like(self.gains, dtype=torch.bool)
+        for concept in concepts:
+            for step, row in enumerate(self.chosen.get(concept, [])):
+                mask[step] |= torch.isin(self.features, torch.tensor(row, dtype=torch.int64))
+        return mask
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file holds of it, by name."""
         found = {key: getattr(self, key).contiguous() for key in _TENSORS}
@@ -106,6 +114,26 @@ class Edit:
     def neutral(self) -> Edit:
         """The same edit with every gain at 1: what the treatment of the reconstruction error does by itself."""
         return Edit({n: replace(p, gains=torch.ones_like(p.gains)) for n, p in self.hookpoints.items()}, self.residual, self.provenance)
+
+    def only(self, concepts: Sequence[str]) -> Edit:
+        """The part of the edit that suppresses some of its concepts; what only the others chose does nothing any more.
+
+        Where one of them shares a feature with another concept, the suppression that won (the stronger one) stays; `shared` says how often.
+        """
+        parts = {}
+        for name, part in self.hookpoints.items():
+            kept = part.chosen_mask(concepts)
+            parts[name] = replace(
+                part, thresholds=torch.where(kept, part.thresholds, torch.inf), gains=torch.where(kept, part.gains, 1.0),
+                gate_thresholds=torch.where(kept, part.gate_thresholds, torch.inf),
+                chosen={c: rows for c, rows in part.chosen.items() if c in concepts},
+            )  # fmt: skip
+        return Edit(parts, self.residual, self.provenance)
+
+    def shared(self, concepts: Sequence[str]) -> int:
+        """Entries of the tables (feature at a step) that some of these concepts share with another one."""
+        others = [c for c in self.concepts if c not in concepts]
+        return sum(int((p.chosen_mask(concepts) & p.chosen_mask(others)).sum()) for p in self.hookpoints.values())
 
     def sha256(self) -> str:
         """Hash of what the edit does (not of its provenance)."""

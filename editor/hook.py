@@ -20,6 +20,7 @@ from .errors import SaeuronError
 from .hookpoints import find_hookpoint, output_tensor, read_map, replace_tensor, to_map, to_tokens
 from .sae import SparseAutoencoder
 from .sae_formats import check_width
+from .straight_through import straight_through
 
 
 class Decision(NamedTuple):
@@ -44,14 +45,16 @@ class AblationHook:
         gate: `exact`, METHOD's rule, which `screened` decides by too; or `threshold`, the reference of artifacts baked without the
             membership test.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
+        open_gates: gradients also pass through the decisions, straight through (for attacks); no value changes.
 
-    Differentiable: gradients pass through latents, gains and decoder (not through the decisions, which are steps).
+    Differentiable: gradients pass through latents, gains and decoder (and not through the decisions, which are steps).
     """
 
     def __init__(
-        self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False
-    ) -> None:
-        self.unet, self.edit, self.gate, self.record = unet, edit, gate, record
+        self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False,
+        open_gates: bool = False,
+    ) -> None:  # fmt: skip
+        self.unet, self.edit, self.gate, self.record, self.open_gates = unet, edit, gate, record, open_gates
         parameter = next(unet.parameters())
         self.saes = {}
         for name, part in edit.hookpoints.items():
@@ -118,7 +121,10 @@ class AblationHook:
             fires = (chosen >= kth) & (chosen.float() > thresholds)
         # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
         edited = z.to(torch.float32, copy=True)
-        edited[..., features] += torch.where(fires, (gains - 1) * chosen.float(), 0.0)
+        change = torch.where(fires, (gains - 1) * chosen.float(), 0.0)
+        if self.open_gates:
+            change = straight_through(fires, chosen, torch.maximum(thresholds, kth.float())) * ((gains - 1) * chosen.float())
+        edited[..., features] += change
         if self.record:
             self.decisions[name].append(Decision(fires.detach(), picked.detach(), _margin(chosen, thresholds, kth)))
 

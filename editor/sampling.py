@@ -57,14 +57,14 @@ def step_generators(seeds: Sequence[int], shape: Sequence[int]) -> list[torch.Ge
 
 
 def denoise(
-    pipeline: Any, prompts: Sequence[str], latents: torch.Tensor, seeds: Sequence[int], steps: int, guidance: float,
+    pipeline: Any, prompts: Sequence[str] | None, latents: torch.Tensor, seeds: Sequence[int], steps: int, guidance: float,
     output_type: str = "latent", **options: Any,
 ) -> Any:  # fmt: skip
     """One call of a pipeline: the same arguments give the same result whatever ran before, with any scheduler.
 
     Args:
         pipeline: a text-to-image diffusers pipeline.
-        prompts: one a picture.
+        prompts: one a picture; None with `prompt_embeds` among the options.
         latents: unit-variance noise `[B, C, h, w]`.
         seeds: one a picture, for schedulers that draw noise; empty: they draw from torch's own generator.
         steps: denoising steps.
@@ -78,7 +78,7 @@ def denoise(
     pipeline.set_progress_bar_config(disable=True)
     factor = pipeline.vae_scale_factor
     return pipeline(
-        prompt=list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
+        prompt=None if prompts is None else list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
         guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type=output_type, **options,
     ).images  # fmt: skip
 

@@ -21,7 +21,7 @@ from ..validation.validate import GOLDEN, validate
 from . import checkpoint, onnx, tensorrt
 from .card import model_card
 from .folder import building, check_output, check_space
-from .prepare import Prepared, estimate, prepare
+from .prepare import Prepared, check_engine_shapes, estimate, prepare
 from .settings import Settings, public_name, resolve
 
 _PACKAGES = ("saeuron-export", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -53,6 +53,7 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     settings = plan.settings
     targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)
+    check_engine_shapes(plan)
     progress("opening SAE and activations, choosing features")
     prepared = prepare(plan, progress)
     check_space(settings.output, sum(estimate(prepared).values()))

@@ -14,9 +14,11 @@ from rich.table import Table
 
 from ..editor.errors import SaeuronError
 from .commands import options as o
+from .commands.attack import attack
 from .commands.bench import bench
 from .commands.build import build, print_engines
 from .commands.collect import collect
+from .commands.evaluate import evaluate
 from .commands.features import features
 from .commands.generate import generate
 from .commands.select import select
@@ -327,9 +329,12 @@ def validate(
     sae: Annotated[
         list[str] | None, typer.Option(help="With --model: SAE folder or Hub id, or HOOKPOINT=PATH. Default: as recorded.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --model: seed of the fresh latents.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="With --model: seed of the fresh latents. Default: 1.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda (not tested).")] = "cpu",
     provider: o.Provider = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: all that fit this GPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable report on stdout.")] = False,
 ) -> None:
     """Prove an artifact again: file hashes, then every check of the export.
@@ -347,6 +352,9 @@ def validate(
     record = manifest.read(artifact)
     manifest.check_backends(artifact, record, tuple(backend or ()))
     check_provider(provider, backend or record["formats"])
+    for value, option in ((seed, "--seed"), (sae, "--sae")):
+        if value is not None and not model:
+            raise SaeuronError(f"{option} is for a fresh run of the hook; add --model")
     with err.status("checking files") as status:
         from ..validation.validate import validate as prove
 
@@ -354,9 +362,15 @@ def validate(
         if model:
             from ..validation.fresh import fresh_golden
 
-            golden = fresh_golden(artifact, model, tuple(sae or ()), seed, device)
+            golden = fresh_golden(artifact, model, tuple(sae or ()), 1 if seed is None else seed, device)
         proof = prove(
-            artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"), provider=provider
+            artifact,
+            tuple(backend or ()),
+            device,
+            golden,
+            progress=lambda text: status.update(f"proving {text}"),
+            provider=provider,
+            target=target,
         )
     left_out = proof["not_checked"]
     for entry in left_out:
@@ -376,7 +390,7 @@ def validate(
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "generate": generate, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "generate": generate, "bench": bench,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

@@ -37,6 +37,9 @@ def check_parent(output: Path) -> None:
         raise SaeuronError(f"'{existing}' is a file, so nothing can be written into it; choose another --output")
     if not os.access(existing, os.W_OK):
         raise SaeuronError(f"no permission to write into '{existing}'; choose another --output")
+    for folder in (existing.resolve(), *existing.resolve().parents):
+        if (folder / manifest.NAME).is_file():
+            raise SaeuronError(f"'{output}' lies inside the artifact '{folder}', which nothing would open then; choose another --output")
 
 
 def check_space(output: Path, needed: int) -> None:
@@ -79,6 +82,28 @@ def building(output: Path, overwrite: bool, marker: str = manifest.NAME, what: s
         raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time changes a folder. The folder itself is locked, so no file is left in it, and a kill frees it.
+
+    Raises:
+        SaeuronError: another process holds it.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SaeuronError(f"another build is writing into '{folder}'; wait until it has ended") from None
+        except OSError as error:
+            raise SaeuronError(f"'{folder}' can't be locked against other builds: {error.strerror}") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _open_to_readers(folder: Path) -> None:

@@ -38,6 +38,10 @@ def describe(settings: Settings) -> dict[str, Any]:
     remote = to_fetch(plan)
     # What lies here decides how much is known: without the model and its SAEs no hash of the activations, without those no features.
     waiting = _to_collect(plan, bool(remote))
+    if plan.model not in remote:
+        from .prepare import check_engine_shapes
+
+        check_engine_shapes(plan)
     if waiting:
         found["to_collect"] = waiting
     if remote:

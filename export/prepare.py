@@ -24,6 +24,7 @@ from ..editor.pipelines import check_folder, load_pipeline, locate
 from ..editor.sae import SparseAutoencoder
 from ..editor.sae_formats import check_width
 from ..editor.suggest import unknown
+from . import tensorrt
 from .progress import Remaining
 from .settings import Collecting, Plan, Wish, path_of, public_name
 
@@ -80,6 +81,15 @@ def open_sources(plan: Plan, progress: Callable[[str], None] = lambda text: None
     plan = _with_activations(plan, folder, saes, progress)
     wishes, activations = _open_activations(plan, saes, scheduler)
     return Sources(plan, folder, saes, wishes, activations)
+
+
+def check_engine_shapes(plan: Plan) -> None:
+    """Raise `SaeuronError` for engines of sizes that the model can't take; its configs are read, nothing else."""
+    wanted, s = plan.settings.engines, plan.settings
+    if wanted:
+        folder = locate(plan.model)
+        check_folder(folder)
+        tensorrt.check_shapes(folder, {"guidance": plan.guidance, "height": s.height, "width": s.width}, wanted.shapes)
 
 
 def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:

@@ -16,12 +16,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
 from ..editor.families import Family, family_of
 from ..editor.files import file_sha256, read_json
+from ..editor.sizes import Sizes
 from ..validation import engines, graphs
 from ..validation.engines import Target, gpu, module_name, tensorrt_module
 from .folder import sweep
@@ -29,8 +31,9 @@ from .folder import sweep
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]
 """smallest, usual and largest size"""
+_LARGEST_VOLUME = 2**31 - 1
 GATES_OF_DYNAMIC_SHAPE = ("screened",)
-_PARTIAL = ".saeuron-build-"
+PARTIAL = ".saeuron-build-"
 _NAMES = ("batch", "height", "width")
 _PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
@@ -152,27 +155,57 @@ def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> 
         component: which graph.
 
     Raises:
-        SaeuronError: pixels that the autoencoder can't take.
+        SaeuronError: pixels that the model can't take, or more values than a tensor may hold.
     """
     family = family_of(read_json(root / "model_index.json"))
-    unet = read_json(root / "unet" / "config.json")
-    factor = 2 ** (len(read_json(root / "vae" / "config.json").get("block_out_channels", [1] * 4)) - 1)
-    own = unet["sample_size"] if isinstance(unet["sample_size"], list) else [unet["sample_size"]] * 2
+    sizes = Sizes.of(root)
+    factor = sizes.factor
     found: dict[str, Range] = {}
-    for name, size, given in (("height", own[0], shapes.height), ("width", own[1], shapes.width)):
+    for name, size, given in (("height", sizes.own[0], shapes.height), ("width", sizes.own[1], shapes.width)):
         usual = record["sampling"][name] or size * factor
         pixels = given or (usual, usual, usual)
         for value in pixels:
-            if value % factor:
-                raise SaeuronError(f"--shapes: {name} {value} is no multiple of {factor}, the autoencoder's")
+            sizes.check_side(value, f"--shapes: {name}")
         low, middle, high = (value // factor for value in pixels)
         found[f"latent_{name}"] = (low, middle, high)
     # Guidance runs the UNet on both halves at once.
     doubled = 2 if component == "unet" and record["sampling"]["guidance"] > 1 else 1
     low, middle, high = (doubled * n for n in shapes.batch)
     found["batch_size"] = (low, middle, high)
-    tokens = read_json(root / family.text_encoders[0].name / "config.json")["max_position_embeddings"]
+    # The pictures themselves are the least that has to fit; the builder looks at every tensor.
+    pictures = shapes.batch[2] * 3 * found["latent_height"][2] * found["latent_width"][2] * factor**2
+    if pictures > _LARGEST_VOLUME:
+        raise SaeuronError(
+            f"too large for TensorRT: the pictures would hold {pictures:,} values, 2^31 - 1 are possible; ask for smaller --shapes"
+        )
+    path = root / family.text_encoders[0].name / "config.json"
+    tokens = read_json(path).get("max_position_embeddings")
+    if not isinstance(tokens, int):
+        raise SaeuronError(f"{path}: 'max_position_embeddings' is {tokens!r}; it must be a whole number")
     found["sequence_length"] = (tokens, tokens, tokens)
+    return found
+
+
+def check_shapes(root: Path, sampling: dict[str, Any], shapes: Shapes) -> None:
+    """Raise `SaeuronError` for sizes that can't be, before anything is exported.
+
+    Args:
+        root: folder of the model (or of an artifact); only its configs are read.
+        sampling: `guidance`, `height` and `width`.
+        shapes: asked for.
+    """
+    for name in components(family_of(read_json(root / "model_index.json"))):
+        axes(root, {"sampling": sampling}, shapes, name)
+
+
+def axes_of(root: Path, record: dict[str, Any], shapes: Shapes) -> dict[str, dict[str, Range]]:
+    """Component → the axes that its graph has, see `axes`."""
+    family = family_of(read_json(root / "model_index.json"))
+    found = {}
+    for name, (inputs, _) in graphs.contract(root, family, record["precision"]).items():
+        if name in components(family):
+            held = {axis for _, names in inputs.values() for axis in names}
+            found[name] = {axis: sizes for axis, sizes in axes(root, record, shapes, name).items() if axis in held}
     return found
 
 
@@ -194,14 +227,12 @@ def write(
     Raises:
         SaeuronError: a graph that TensorRT can't take, or a failed build; then no engine of any target is put in place.
     """
-    family = family_of(read_json(root / "model_index.json"))
-    kinds = graphs.contract(root, family, record["precision"])
     # An engine that isn't on record makes the artifact one that nobody opens. So all of them are built in a hidden folder, which
     # every check passes over, and are put in place at the end.
-    sweep(root, _PARTIAL)
-    partial = root / f"{_PARTIAL}{os.getpid()}"
+    sweep(root, PARTIAL)
+    partial = root / f"{PARTIAL}{os.getpid()}"
     try:
-        made = {t.folder: _build_target(root, record, settings, t, family, kinds, partial / t.folder, progress) for t in targets}
+        made = build_targets(root, record, settings, targets, partial, progress)
         (root / engines.FOLDER).mkdir(exist_ok=True)
         for name in made:
             shutil.rmtree(root / engines.FOLDER / name, ignore_errors=True)
@@ -209,6 +240,15 @@ def write(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return made
+
+
+def build_targets(
+    root: Path, record: dict[str, Any], settings: EngineSettings, targets: Iterable[Target], place: Path, progress: Progress
+) -> dict[str, Any]:
+    """Build every target's engines into `place/<target>/`; as `write`, which puts them into the artifact."""
+    family = family_of(read_json(root / "model_index.json"))
+    kinds = graphs.contract(root, family, record["precision"])
+    return {t.folder: _build_target(root, record, settings, t, family, kinds, place / t.folder, progress) for t in targets}
 
 
 def _build_target(
@@ -233,6 +273,7 @@ def _build_target(
     return {
         "backend": target.backend, "library": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
         "precision": record["precision"], "options": options, "components": parts, "status": engines.NOT_RUN,
+        "built": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 

@@ -284,3 +284,34 @@ def demo_artifact(tmp_path_factory):
     from saeuron.export.artifact import export_artifact
 
     return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path)))
+
+
+def demo_as_onnx(folder: Path, scaled: bool = True) -> Path:
+    """The demo's classifier as a folder for `--judge onnx=DIR`; `scaled`: the graphs take pictures in [0, 1]."""
+    from saeuron.editor import demo
+    from saeuron.editor.demo.classifier import DemoClassifier
+
+    class Head(torch.nn.Module):
+        def __init__(self, model: DemoClassifier, head: str) -> None:
+            super().__init__()
+            self.model, self.head = model, getattr(model, head)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return self.head(self.model.features(pictures) if scaled else self.model.trunk(pictures))
+
+    folder.mkdir(exist_ok=True)
+    model = DemoClassifier.load(demo.CLASSIFIER).eval()
+    for kind, labels in (("object", model.objects), ("style", [*model.styles, "plain"])):
+        (folder / f"{kind}.txt").write_text("\n".join(labels) + "\n")
+        batch = {0: torch.export.Dim("batch")}
+        program = torch.onnx.export(
+            Head(model, f"{kind}_head"),
+            (torch.rand(2, 3, 32, 32),),
+            dynamo=True,
+            dynamic_shapes=(batch,),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(folder / f"{kind}.onnx"))
+    return folder

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.families import family_of
+from ..editor.files import read_json
+from ..editor.suggest import unknown
 
 FOLDER = "tensorrt"
 NOT_RUN = "built, not yet run on a GPU"
@@ -41,6 +44,8 @@ class Target:
         Raises:
             SaeuronError: another word, an architecture that can't be built for, or sm75 together with others.
         """
+        if not text.strip():
+            raise SaeuronError("--target is empty; it is local, rtx, or rtx:sm86,sm89")
         kind, colon, tail = text.strip().lower().partition(":")
         if kind == "local" and not colon:
             return cls("trt")
@@ -128,7 +133,9 @@ def gpu() -> Gpu:
     except RuntimeError as error:  # no CUDA libraries to load
         raise SaeuronError(f"no GPU can be used here: {str(error).splitlines()[0]}") from None
     if int(status) or not count:
-        reason = "no CUDA device" if int(status) in (0, 100) else f"CUDA says {status.name}"
+        # What CUDA calls an insufficient driver is most often none.
+        known = {0: "no CUDA device", 100: "no CUDA device", 35: "no NVIDIA driver, or one that is too old"}
+        reason = known.get(int(status)) or f"CUDA says {status.name}"
         raise SaeuronError(f"no GPU can be used here ({reason})")
     status, properties = runtime.cudaGetDeviceProperties(0)
     if int(status):
@@ -170,6 +177,88 @@ def _number(sm: str) -> int:
 def targets(record: dict[str, Any], backend: str) -> dict[str, dict[str, Any]]:
     """Folder below `tensorrt/` → entry in the manifest, for one backend."""
     return {name: entry for name, entry in record.get("engines", {}).items() if entry["backend"] == backend}
+
+
+def check_target(record: dict[str, Any], target: str | None) -> None:
+    """Raise `SaeuronError` unless the artifact has engines of this name (None: any)."""
+    if target is not None and target not in record.get("engines", {}):
+        raise SaeuronError(unknown("target", target, record.get("engines", {}), "in this artifact") if target else "--target is empty")
+
+
+def stale(record: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    """Components whose engine was not built from the graphs on record."""
+    found = []
+    for name, part in entry["components"].items():
+        graphs = {file: known["sha256"] for file, known in record["files"].items() if file.startswith(f"{name}/model.onnx")}
+        if not graphs or part["onnx"] != graphs:
+            found.append(name)
+    return found
+
+
+def fitting(record: dict[str, Any], backend: str, target: str | None = None) -> tuple[list[str], dict[str, str]]:
+    """Targets that this machine can run, and why it can't run the others.
+
+    Args:
+        record: the artifact's manifest.
+        backend: `trt` or `trt-rtx`.
+        target: only this one.
+
+    Returns:
+        folders below `tensorrt/`: the fewest architectures first, of these the last built; target → reason.
+
+    Raises:
+        SaeuronError: no library or GPU here.
+    """
+    version, device = tensorrt_module(backend).__version__, gpu()
+    entries = {name: entry for name, entry in targets(record, backend).items() if target in (None, name)}
+    fit, reasons = [], {}
+    for name, entry in entries.items():
+        reason = runs_on(entry, device, version)
+        if reason is None and (old := stale(record, entry)):
+            reason = f"engine of {old[0]} was built from other ONNX graphs"
+        if reason is None:
+            fit.append(name)
+        else:
+            reasons[name] = reason
+    fit.sort(key=lambda name: entries[name].get("built", ""), reverse=True)
+    fit.sort(key=lambda name: (bool(entries[name]["options"].get("hardware_compatible")), len(entries[name]["sms"]) or len(RTX_SMS)))
+    return fit, reasons
+
+
+def none_fits(root: str | Path, reasons: dict[str, str]) -> SaeuronError:
+    """Said where no target fits."""
+    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return SaeuronError(f"no engine in '{root}' fits ({said or 'there are none'}); build one: saeuron build {root}")
+
+
+def check_entries(root: Path, record: dict[str, Any]) -> list[str]:
+    """Compare what is said of engines with the files and the graphs; needs no GPU.
+
+    Returns:
+        one line a disagreement.
+    """
+    found, said = [], record.get("engines", {})
+    needed = {*(t.name for t in family_of(read_json(root / "model_index.json")).text_encoders), "vae_decoder", "unet"}
+    there = {file.split("/")[1] for file in record["files"] if file.startswith(f"{FOLDER}/") and file.count("/") > 1}
+    found += [f"engines of {name} lie in the folder, but are not on record" for name in sorted(there - set(said))]
+    for name, entry in said.items():
+        where = f"engines of {name}"
+        if Target(entry["backend"], tuple(entry["sms"])).folder != name:
+            found.append(f"{where}: on record for {entry['backend']}, {', '.join(entry['sms']) or 'sm80 and later'}")
+        if entry["library"] != module_name(entry["backend"]):
+            found.append(f"{where}: on record as built by {entry['library']}")
+        if entry["precision"] != record["precision"]:
+            found.append(f"{where}: on record as {entry['precision']}, the artifact is {record['precision']}")
+        if entry["status"] != NOT_RUN:
+            found.append(f"{where}: their status is on record as '{entry['status']}', which nothing writes")
+        if set(entry["components"]) != needed:
+            found.append(f"{where}: on record are {', '.join(entry['components']) or 'none'}, needed are {', '.join(sorted(needed))}")
+        for component, part in entry["components"].items():
+            held = record["files"].get(file_of(Path(), name, component).as_posix())
+            if held is None or held["bytes"] != part["bytes"]:
+                found.append(f"{where}: the engine of {component} is not the file on record")
+        found += [f"{where}: the engine of {component} was built from other ONNX graphs" for component in stale(record, entry)]
+    return found
 
 
 def file_of(root: Path, target: str, component: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..editor import demo
 from ..editor.edit import Edit
@@ -13,6 +14,73 @@ from ..editor.sae import SparseAutoencoder
 from . import manifest
 from .golden import Golden
 from .reference import PRECISIONS, make_golden
+
+
+class Original(NamedTuple):
+    """What the hook needs, each the one on record."""
+
+    pipeline: Any
+    edit: Edit
+    saes: dict[str, SparseAutoencoder]
+
+
+def open_edit(root: Path, record: dict[str, Any]) -> Edit:
+    """The artifact's edit.
+
+    Raises:
+        SaeuronError: it is not the one on record.
+    """
+    edit = Edit.load(root / "edit" / "edit.safetensors")
+    if edit.sha256() != record["edit"]["sha256"]:
+        raise SaeuronError(
+            f"edit/edit.safetensors in '{root}' is not the edit on record (hashes differ); take the artifact again from its source"
+        )
+    return edit
+
+
+def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> Any:
+    """The original pipeline at the artifact's precision.
+
+    Raises:
+        SaeuronError: it is not the one on record.
+    """
+    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device)
+    if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
+        raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
+    return pipeline
+
+
+def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, SparseAutoencoder]:
+    """Hookpoint → SAE of an artifact.
+
+    Args:
+        record: the artifact's manifest.
+        saes: `PATH` or `HOOKPOINT=PATH`; default: the sources on record.
+
+    Raises:
+        SaeuronError: an SAE that can't be opened, or another one than that on record.
+    """
+    given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
+    opened = {}
+    for hookpoint, known in record["saes"].items():
+        source = given.get(hookpoint) or given.get("") or known["source"]
+        try:
+            sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
+        except SaeuronError as error:
+            if hookpoint in given or "" in given:
+                raise
+            # Of a local folder only its name is on record.
+            raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
+        if sae.sha256() != known["sha256"]:
+            raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
+        opened[hookpoint] = sae
+    return opened
+
+
+def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
+    """Original pipeline, edit and SAEs of an artifact; arguments and errors as those of `fresh_golden`."""
+    edit, opened = open_edit(root, record), open_saes(record, saes)
+    return Original(open_original(model, record, device), edit, opened)
 
 
 def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu") -> Golden:
@@ -30,28 +98,7 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
     """
     root = Path(artifact)
     record = manifest.read(root)
-    edit = Edit.load(root / "edit" / "edit.safetensors")
-    if edit.sha256() != record["edit"]["sha256"]:
-        raise SaeuronError(
-            f"edit/edit.safetensors in '{root}' is not the edit on record (hashes differ); take the artifact again from its source"
-        )
-    given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
-    opened = {}
-    for hookpoint, known in record["saes"].items():
-        source = given.get(hookpoint) or given.get("") or known["source"]
-        try:
-            sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
-        except SaeuronError as error:
-            if hookpoint in given or "" in given:
-                raise
-            # Of a local folder only its name is on record.
-            raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
-        if sae.sha256() != known["sha256"]:
-            raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
-        opened[hookpoint] = sae
-    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device)
-    if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
-        raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
+    pipeline, edit, opened = open_reference(root, record, model, saes, device)
     kept = Golden.load(root / "edit" / "golden.safetensors").notes
     sampling = record["sampling"]
     return make_golden(

@@ -16,12 +16,24 @@ from safetensors.numpy import load_file, save_file
 
 from ..editor.errors import SaeuronError
 from ..editor.files import read_header
+from . import shape
+from .shape import Choice, Each, Fields, Items
 from .weights import Digest
 
 _FORMAT = "saeuron-golden-3"
 _OF_CASE = ("fires", "near", "conditions")
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+_CONTENT = Fields({
+    "precision": Choice(PRECISIONS),
+    "cases": Items(Fields({"kind": str, "timestep": float, **dict.fromkeys(_CASE, str)}, dict.fromkeys(_OF_CASE, Each(str)))),
+    "runs": Items(Fields({"prompts": Items(str), "guidance": float, "steps": int, "drift": float, "hook_drift": float, **dict.fromkeys(_RUN, str)},
+                         {"seeds": Items(int)})),
+    "components": Each(Each(str)), "surroundings": Each(str), "weights": Each(Each(Items(str, 2))),
+    "notes": Fields({"scope": Choice(("full", "short")), "prompts": Items(str), "steps": int}, {"configs": Each(dict), "against_topk": dict}),
+})  # fmt: skip
 
 
 @dataclass
@@ -134,6 +146,7 @@ class Golden:
             raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
         try:
             content, tensors = json.loads(header["content"]), load_file(path)
+            shape.check(str(path), content, _CONTENT)
             cases = [
                 Case(**{**c, **{k: tensors[c[k]] for k in _CASE},
                         # Files made before there were conditions lack them.
@@ -146,5 +159,5 @@ class Golden:
             around = {k: tensors[n] for k, n in content["surroundings"].items()}
             weights = {c: {k: Digest(*d) for k, d in found.items()} for c, found in content["weights"].items()}
             return cls(content["precision"], cases, runs, parts, content["notes"], around, weights)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None

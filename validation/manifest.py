@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..editor.edit_header import RESIDUALS
 from ..editor.errors import SaeuronError
 from ..editor.files import file_sha256, read_json
+from . import shape
+from .shape import Choice, Each, Either, Fields, Items, Maybe
 
 NAME = "saeuron.json"
 FORMAT = "saeuron-artifact-1"
@@ -19,6 +22,39 @@ BACKENDS = {
     "trt-rtx": "tensorrt/rtx*/unet.engine",
 }  # fmt: skip
 """what an artifact may hold → the files that show it"""
+
+GATES = ("exact", "threshold", "screened")
+PRECISIONS = ("fp32", "fp16", "bf16")
+_ENGINE = Fields({
+    "precision": Choice(PRECISIONS), "onnx": Each(str), "shapes": Each(Items(Items(int), 3)), "types": dict, "bytes": int, "seconds": float,
+    "peak_bytes": Maybe(int),
+})  # fmt: skip
+ENGINES = Each(Fields(
+    {
+        "backend": Choice(("trt", "trt-rtx")), "library": str, "version": str, "sms": Items(str), "precision": Choice(PRECISIONS),
+        "options": Fields({}, {"hardware_compatible": bool, "version_compatible": bool, "optimization_level": Maybe(int)}),
+        "components": Each(_ENGINE), "status": str,
+    }, {"built": str},
+))  # fmt: skip
+"""what `engines` holds: folder below `tensorrt/` → entry"""
+_FIELDS = Fields(
+    {
+        "formats": Items(Choice(tuple(BACKENDS))), "concepts": Items(str), "residual": Choice(RESIDUALS), "gate": Choice(GATES),
+        "precision": Choice(PRECISIONS), "warnings": Items(str),
+        "settings": Items(Fields({"name": str, "hookpoint": str, "select": str, "multiplier": Maybe(float), "status": str})),
+        "model": Fields({"source": str, "pipeline": str, "unet_sha256": str, "safety_checker": bool}),
+        "saes": Each(Fields({"source": str, "sha256": str})), "activations": Items(dict), "edit": Fields({"sha256": str, "tensors_sha256": str}),
+        "sampling": Fields({"steps": int, "guidance": float, "height": Maybe(int), "width": Maybe(int)}),
+        "onnx": Fields({"gates": Each(str)}), "files": Each(Fields({"sha256": str, "bytes": int})),
+    },
+    {
+        # Not there yet while an export proves what it wrote.
+        "validation": Maybe(Fields({
+            "passed": bool, "scope": str, "precision": str, "worst_share_of_effect": Each(Either((float, str))), "failures": Items(str),
+        })),
+        "engines": ENGINES,
+    },
+)  # fmt: skip
 
 
 def gate_tensor(hookpoint: str) -> str:
@@ -50,47 +86,63 @@ def write(root: Path, manifest: dict[str, Any]) -> None:
     (root / NAME).write_text(strict_json({"format": FORMAT, **manifest, "files": hash_files(root)}) + "\n")
 
 
-def extend(root: Path, manifest: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Add or replace what lies below `folder`, and the card, in a manifest whose other files are as they were; written at once or not.
-
-    Args:
-        root: artifact folder.
-        manifest: what it is to say, `files` of before included.
-        folder: below the root, e.g. `tensorrt`.
-
-    Returns:
-        the manifest as written.
-    """
-    kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith(f"{folder}/") and name != "README.md"}
-    # Files of other targets are hashed again: few, and cheaper than trusting.
-    added = {f"{folder}/{name}": entry for name, entry in hash_files(root / folder).items()}
-    card = root / "README.md"
-    added["README.md"] = {"sha256": file_sha256(card), "bytes": card.stat().st_size}
-    written = {**manifest, "files": dict(sorted({**kept, **added}.items()))}
-    partial = root / f".{NAME}.partial"
-    partial.write_text(strict_json(written) + "\n")
-    os.replace(partial, root / NAME)
-    return written
-
-
-def read(root: str | Path) -> dict[str, Any]:
+def read(root: str | Path, replacing: Sequence[str] = ()) -> dict[str, Any]:
     """The manifest of an artifact folder.
 
+    Args:
+        root: the folder.
+        replacing: patterns of folders below `tensorrt/` that are about to be written anew. What lies there, or is said of them, is passed
+            over and left out, so that damaged engines can be replaced.
+
     Raises:
-        SaeuronError: no artifact there, or of another format.
+        SaeuronError: no artifact there, of another format, or a field that is missing or holds something else.
     """
     root = Path(root)
     if not (root / NAME).is_file():
         raise SaeuronError(f"'{root}' is no artifact: it has no {NAME}")
     manifest = read_json(root / NAME)
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+    if manifest.get("format") != FORMAT:
         raise SaeuronError(f"{root / NAME}: format {manifest.get('format')!r} is not known; this version reads {FORMAT!r}")
-    held = [name for name, pattern in BACKENDS.items() if any(root.glob(pattern))]
-    if not held or sorted(manifest.get("formats") or []) != held:
+    said = manifest
+    if replacing:
+        manifest = _without(manifest, replacing)
+    shape.check(str(root / NAME), manifest, _FIELDS)
+    held = [
+        name for name, pattern in BACKENDS.items()
+        if any(not _matches(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
+    ]  # fmt: skip
+    if replacing:
+        manifest["formats"] = [name for name in manifest["formats"] if name in held or not BACKENDS[name].startswith("tensorrt/")]
+    if not held or sorted(manifest["formats"]) != held:
         raise SaeuronError(
-            f"{root / NAME} says formats {manifest.get('formats')}, the folder holds {held}; take the artifact again from its source"
+            f"{root / NAME} says formats {said.get('formats')}, the folder holds {held}; take the artifact again from its source"
         )
     return manifest
+
+
+def said_engines(root: Path) -> list[str]:
+    """Folders below `tensorrt/` that the manifest speaks of, whatever it says."""
+    said = read_json(root / NAME)
+    names = {file.split("/")[1] for file in said.get("files") or () if file.startswith("tensorrt/") and file.count("/") > 1}
+    return sorted({*names, *(said["engines"] if isinstance(said.get("engines"), dict) else ())})
+
+
+def _matches(file: str, patterns: Sequence[str]) -> bool:
+    """Whether a file lies in a folder below `tensorrt/` of such a name."""
+    parts = file.split("/")
+    return len(parts) > 2 and parts[0] == "tensorrt" and any(fnmatch.fnmatchcase(parts[1], p) for p in patterns)
+
+
+def _without(manifest: dict[str, Any], replacing: Sequence[str]) -> dict[str, Any]:
+    """The same without what is said of some folders below `tensorrt/`."""
+    found = dict(manifest)
+    for key, below in (("engines", "tensorrt/{}/x"), ("files", "{}")):
+        if isinstance(found.get(key), dict):
+            found[key] = {name: entry for name, entry in found[key].items() if not _matches(below.format(name), replacing)}
+    # A record of engines that can't be read goes with the last of them.
+    if "engines" in found and not isinstance(found["engines"], dict) and "*" in replacing:
+        del found["engines"]
+    return found
 
 
 def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequence[str]) -> None:
@@ -102,8 +154,14 @@ def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequenc
             raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest['formats'])})")
 
 
-def check_files(root: str | Path, manifest: dict[str, Any]) -> None:
+def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = ()) -> None:
     """Compare every file with its recorded hash.
+
+    Args:
+        root: artifact folder.
+        manifest: of it.
+        replacing: as in `read`: folders below `tensorrt/` whose files don't count; where any is named, neither does the card, which is
+            written anew with them.
 
     Raises:
         SaeuronError: a file is missing, changed, or outside the folder; or one lies there that isn't on record (hidden ones
@@ -112,11 +170,15 @@ def check_files(root: str | Path, manifest: dict[str, Any]) -> None:
     root = Path(root)
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
+        if _matches(name, replacing):
+            continue
         if (path.is_file() or path.is_symlink()) and name != NAME and name not in manifest["files"] and not name.startswith("."):
             raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
     for name, record in manifest["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SaeuronError(f"{root / NAME} lists '{name}', which is outside the artifact")
+        if replacing and name == "README.md":
+            continue
         path = root / name
         if not path.is_file():
             raise SaeuronError(f"'{name}' is missing from the artifact '{root}'; take it again from its source")

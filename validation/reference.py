@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from ..editor.families import family_of
 from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
+from ..editor.sizes import multiple_of
 from .configs import configs_of
 from .golden import Case, Golden, Run
 from .surroundings import of_pipeline, token_ids
@@ -121,8 +121,7 @@ def make_golden(
     # Prompts take turns between concepts: the first as many as there are concepts show each of them.
     shown = prompts[: max(1, len(edit.concepts))]
     several = shown if len(shown) > 1 else (prompts * 2)[:2]
-    # diffusers wants multiples of 8; whole down-sampling keeps the skip connections' sizes equal.
-    unit = math.lcm(8, pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1))
+    unit = multiple_of(pipeline.vae_scale_factor, len(pipeline.unet.config.block_out_channels))
     size = pipeline.unet.config.sample_size
     own = (size, size) if isinstance(size, int) else tuple(size)
     h, w = height or own[0] * pipeline.vae_scale_factor, width or own[1] * pipeline.vae_scale_factor

@@ -50,9 +50,9 @@ def table(report: dict[str, Any]) -> Table:
         gates = (
             f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired ({g['features_fired']} of {g['features']} features), flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond"
             if g["observable"]
-            else "not observable"
+            else g.get("not_checked", "not observable")
         )
-        found.add_row("", "gates", mark(g["passed"]), gates)
+        found.add_row("", "gates", _NOT_CHECKED if g["passed"] is None else mark(g["passed"]), gates)
         found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
         runs = parts["runs"]
         for row in runs["rows"]:
@@ -84,6 +84,8 @@ def table(report: dict[str, Any]) -> Table:
     if "record" in report:
         text = "every weight, table and config against the original's and the edit's; shipped class, graphs' inputs and outputs, manifest"
         found.add_row("folder", "record", mark(report["record"]["passed"]), text)
+    if "engines" in report:
+        found.add_row("folder", "engines", mark(report["engines"]["passed"]), "what is on record of them against files and graphs")
     for entry in report.get("not_checked", ()):
         if "backend" not in entry:
             found.add_row("folder", entry["check"], _NOT_CHECKED, entry["reason"])

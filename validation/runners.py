@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from ..editor.families import family_of
 from ..editor.suggest import unknown
 from . import engines, manifest
 from .golden import Run
+from .installed import missing
 
 Conditions = Mapping[str, np.ndarray]
 NOTHING: Conditions = {}
@@ -306,58 +308,94 @@ def check_provider(wanted: str | None, backends: Sequence[str]) -> None:
             raise SaeuronError(f"--provider {wanted} is for backend onnx, not for {', '.join(backends)}")
 
 
-def _engines(backend: str) -> Callable[[Path, str], Runner]:
-    def make(root: Path, provider: str) -> Runner:
+def _engines(backend: str) -> Callable[[Path, str, str | None], Runner]:
+    def make(root: Path, provider: str, target: str | None) -> Runner:
         from .tensorrt_runner import TensorRTRunner  # builds on this module
 
-        return TensorRTRunner(root, backend)
+        return TensorRTRunner(root, backend, target)
 
     return make
 
 
-NETWORKS: dict[str, Callable[[Path, str], Runner]] = {
-    "onnx": lambda root, provider: OnnxRunner(root, provider, "lean"), **{name: _engines(name) for name in engines.BACKENDS},
+NETWORKS: dict[str, Callable[[Path, str, str | None], Runner]] = {
+    "onnx": lambda root, provider, target: OnnxRunner(root, provider, "lean"), **{name: _engines(name) for name in engines.BACKENDS},
 }  # fmt: skip
-"""backends that run an artifact's networks without torch → how one is opened, with ONNX Runtime's provider; in order of preference"""
+"""backends that run an artifact's networks without torch → how one is opened, with ONNX Runtime's provider and an engine's target"""
 
 
-def choose_backend(root: str | Path, record: dict[str, Any], wanted: str | None = None) -> str:
+@dataclass(frozen=True)
+class Way:
+    """What runs an artifact's networks."""
+
+    backend: str
+    target: str | None = None
+    """of engines"""
+    passed_over: tuple[str, ...] = ()
+    """why engines in the artifact don't run"""
+
+
+def check_onnxruntime() -> None:
+    """Raise `SaeuronError` unless ONNX Runtime is installed."""
+    if missing(("onnxruntime",)):
+        raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])")
+
+
+def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None = None, target: str | None = None) -> Way:
     """Which of `NETWORKS` runs an artifact; opens nothing.
 
     Args:
         root: artifact folder.
         record: its manifest.
-        wanted: one of `NETWORKS`; default: the first of them that the artifact holds.
+        wanted: one of `NETWORKS`; default: engines that fit this GPU, else the graphs.
+        target: engines of this name.
 
     Raises:
-        SaeuronError: the artifact does not hold it, or it can't be run without torch.
+        SaeuronError: the artifact does not hold it, or it can't be run here without torch.
     """
-    if wanted is None:
-        found = next((name for name in NETWORKS if name in record["formats"]), None)
-        if found is None:
-            held, other = ", ".join(record["formats"]), next(iter(NETWORKS))
-            raise SaeuronError(
-                f"'{root}' holds {held}, which only torch runs; open it with saeuron.load, or export it with --format {other}"
-            )
-        return found
+    engines.check_target(record, target)
+    if target is not None:
+        backend = record["engines"][target]["backend"]
+        if wanted not in (None, backend):
+            raise SaeuronError(f"--target {target} is for backend {backend}, not for {wanted}")
+        wanted = backend
     if wanted in manifest.BACKENDS and wanted not in NETWORKS:
         raise SaeuronError(f"backend '{wanted}' needs torch and diffusers (saeuron.load); here it is one of {', '.join(NETWORKS)}")
-    manifest.check_backends(root, record, [wanted])
-    return wanted
+    if wanted is not None:
+        manifest.check_backends(root, record, [wanted])
+    reasons: list[str] = []
+    for name in [wanted] if wanted else [n for n in (*engines.BACKENDS, "onnx") if n in record["formats"]]:
+        try:
+            if name == "onnx":
+                check_onnxruntime()
+                return Way(name, None, tuple(reasons))
+            fit, why = engines.fitting(record, name, target)
+            if not fit:
+                raise engines.none_fits(root, why)
+            return Way(name, fit[0], tuple(reasons))
+        except SaeuronError as error:
+            if wanted:
+                raise
+            reasons.append(f"{name}: {error}")
+    if reasons:
+        raise SaeuronError("; ".join(reasons))
+    raise SaeuronError(
+        f"'{root}' holds {', '.join(record['formats'])}, which only torch runs; open it with saeuron.load, or export it with --format onnx"
+    )
 
 
 def open_networks(
-    root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu", provider: str | None = None
-) -> Runner:
+    root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu", provider: str | None = None, target: str | None = None
+) -> Runner:  # fmt: skip
     """The networks of an artifact, for `lean.LeanPipeline`; check its files first.
 
     Args:
         root: artifact folder.
         record: its manifest.
-        backend: see `choose_backend`, also for what is raised.
+        backend: see `choose_networks`, also for what is raised.
         device: `cpu` or `cuda` (not tested on a GPU).
         provider: of ONNX Runtime, one of `PROVIDERS`; default: the device's.
+        target: engines of this name.
     """
-    chosen = choose_backend(root, record, backend)
-    check_provider(provider, [chosen])
-    return NETWORKS[chosen](Path(root), provider_of(device, provider))
+    way = choose_networks(root, record, backend, target)
+    check_provider(provider, [way.backend])
+    return NETWORKS[way.backend](Path(root), provider_of(device, provider), way.target)

@@ -22,12 +22,8 @@ from ..editor.hook import AblationHook
 from ..editor.rule import Rule
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import generate
-from .judges import Judge
-from .unlearning import Picture, Unlearning, accuracy, unlearning
-
-DOMAINS = ("style", "object")
-Job = tuple[str, str | None, int]
-"""object, style, seed"""
+from .judges import Judge, look
+from .unlearning import DOMAINS, Job, Picture, Unlearning, accuracy, all_jobs, unlearning
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Sweep:
 
     def report_jobs(self) -> list[Job]:
         """Every object in every style and plain, with every report seed."""
-        return [(o, s, seed) for o in self.judge.objects for s in (*self.judge.styles, None) for seed in self.settings.report_seeds]
+        return all_jobs(self.judge.objects, (*self.judge.styles, None), self.settings.report_seeds)
 
     def edit(self, trial: Trial) -> Edit:
         """The trial's edit."""
@@ -177,8 +173,7 @@ class Sweep:
             part = jobs[start : start + s.batch_size]
             texts = [self.judge.prompt(o, style) for o, style, _ in part]
             made = generate(self.pipeline, texts, [seed for _, _, seed in part], s.steps, s.guidance, batch_size=s.batch_size)
-            seen = self.judge.classify(list(made))
-            found += [Picture(o, style, a, b) for (o, style, _), a, b in zip(part, seen.objects, seen.styles, strict=True)]
+            found += look(self.judge, part, list(made))
         return found
 
     def _key(self, what: list[Any]) -> str:

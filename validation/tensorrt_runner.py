@@ -165,11 +165,12 @@ class Engine:
 
 
 class TensorRTRunner:
-    """The engines of the first target that fits this GPU and library.
+    """The engines of one target, on this GPU.
 
     Args:
         root: the artifact folder.
         backend: `trt` or `trt-rtx`.
+        target: folder below `tensorrt/`; default: the first of `engines.fitting`.
 
     Raises:
         SaeuronError: no library or GPU here, or no engine that was built for them; said before any engine is opened.
@@ -178,33 +179,23 @@ class TensorRTRunner:
     shows_gates = False
     loop = "lean"
 
-    def __init__(self, root: str | Path, backend: str) -> None:
-        self.root, self.name = Path(root), backend
+    def __init__(self, root: str | Path, backend: str, target: str | None = None) -> None:
+        self.root = Path(root)
         record = manifest.read(root)
         self._trt = engines.tensorrt_module(backend)
         self.gpu = engines.gpu()
-        self.target, self.entry = self._choose(record)
+        engines.check_target(record, target)
+        fit, reasons = engines.fitting(record, backend, target)
+        if not fit:
+            raise engines.none_fits(root, reasons)
+        self.target, self.entry = fit[0], record["engines"][fit[0]]
+        self.name = f"{backend}/{self.target}"
         self._cuda = Cuda()
         self._engines: dict[str, Engine] = {}
-        for name, part in self.entry["components"].items():
+        for name in self.entry["components"]:
             wanted = record["files"].get(engines.file_of(Path(), self.target, name).as_posix(), {}).get("sha256")
             if wanted is None or file_sha256(engines.file_of(self.root, self.target, name)) != wanted:
                 raise SaeuronError(f"engine of {name} for {self.target} is not the one on record; build it again: saeuron build {root}")
-            if any(record["files"].get(file, {}).get("sha256") != digest for file, digest in part["onnx"].items()):
-                raise SaeuronError(
-                    f"engine of {name} for {self.target} was built from other ONNX graphs; build it again: saeuron build {root}"
-                )
-
-    def _choose(self, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        reasons = []
-        for name, entry in engines.targets(record, self.name).items():
-            reason = engines.runs_on(entry, self.gpu, self._trt.__version__)
-            if reason is None:
-                return name, entry
-            reasons.append(f"{name}: {reason}")
-        raise SaeuronError(
-            f"no engine in '{self.root}' fits ({'; '.join(reasons) or 'there are none'}); build one: saeuron build {self.root}"
-        )
 
     def engine(self, component: str) -> Engine:
         """A component's engine, opened at first use."""

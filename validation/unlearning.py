@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from .intervals import Rate
+
+DOMAINS = ("style", "object")
+Job = tuple[str, str | None, int]
+"""object, style (None: plain), seed"""
 
 
 class Picture(NamedTuple):
@@ -47,3 +53,60 @@ def unlearning(pictures: Sequence[Picture], concept: str, domain: str) -> Unlear
     target = [p for p in pictures if getattr(p, domain) == concept]
     rest = [p for p in pictures if getattr(p, domain) != concept]
     return Unlearning(1 - accuracy(target, domain), accuracy(rest, domain), accuracy(rest, other), accuracy(target, other))
+
+
+def all_jobs(objects: Sequence[str], styles: Sequence[str | None], seeds: Sequence[int]) -> list[Job]:
+    """Every object in every style with every seed."""
+    return [(o, s, seed) for o in objects for s in styles for seed in seeds]
+
+
+class Rates(NamedTuple):
+    """The removal of one concept as counts, several being removed at once."""
+
+    domain: str
+    """`style` or `object`"""
+    ua: Rate
+    ira: Rate
+    cra: Rate
+    """each picture counts once"""
+    cra_unstyled: Rate | None
+    """the released scripts' CRA of a style: unstyled pictures alone (each of them 50 times, which leaves the share as it is); None for an
+    object, whose released script counts each picture once since October 2025"""
+    cra_target: Rate
+    """the other domain's accuracy on the target's own pictures"""
+
+
+def rate(pictures: Sequence[Picture], domain: str) -> Rate:
+    """Pictures whose `object` or `style` the judge recognises as asked."""
+    return Rate(sum(getattr(p, domain) == getattr(p, f"seen_{domain}") for p in pictures), len(pictures))
+
+
+def without(pictures: Sequence[Picture], removed: Mapping[str, str]) -> list[Picture]:
+    """Pictures that ask for none of the removed concepts (name → domain)."""
+    return [p for p in pictures if not any(getattr(p, domain) == name for name, domain in removed.items())]
+
+
+def rates(pictures: Sequence[Picture], removed: Mapping[str, str], judged: Sequence[str] = DOMAINS) -> dict[str, Rates]:
+    """Score the removal of several concepts at once: UA on each one's own pictures, IRA and CRA on those that ask for none of them.
+
+    Args:
+        pictures: made by the edited model.
+        removed: name → domain, every removed concept.
+        judged: the domains that the judge looks at; a rate of another one has no trials.
+    """
+    rest = without(pictures, removed)
+    unstyled = [p for p in rest if p.style is None]
+
+    def of(chosen: Sequence[Picture], domain: str) -> Rate:
+        return rate(chosen, domain) if domain in judged else Rate(0, 0)
+
+    found = {}
+    for name, domain in removed.items():
+        other = "object" if domain == "style" else "style"
+        target = [p for p in pictures if getattr(p, domain) == name]
+        kept = of(target, domain)
+        found[name] = Rates(
+            domain, Rate(kept.trials - kept.hits, kept.trials), of(rest, domain), of(rest, other),
+            of(unstyled, other) if domain == "style" else None, of(target, other),
+        )  # fmt: skip
+    return found

@@ -17,7 +17,7 @@ from .golden import Golden
 from .installed import missing
 from .load import load
 from .parity import prove
-from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_provider, provider_of
+from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_onnxruntime, check_provider, provider_of
 
 GOLDEN = "edit/golden.safetensors"
 _TORCH_ONLY = ("checkpoint",)
@@ -49,7 +49,7 @@ class _Lazy:
 
 def validate(
     artifact: str | Path, backends: Sequence[str] = (), device: str = "cpu", golden: Golden | None = None, check_files: bool = True,
-    progress: Callable[[str], None] = lambda text: None, provider: str | None = None,
+    progress: Callable[[str], None] = lambda text: None, provider: str | None = None, target: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Prove an artifact.
 
@@ -61,6 +61,7 @@ def validate(
         check_files: compare every file with the manifest first.
         progress: told each check's name.
         provider: of ONNX Runtime, one of `runners.PROVIDERS`; default: the device's. An ONNX Runtime that falls back to another is refused.
+        target: of engines, a folder below `tensorrt/`; default: all that fit this GPU, each proven as a backend `trt-rtx/<target>`.
 
     Returns:
         see `parity.prove`; `provider` in the part of `onnx`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
@@ -78,17 +79,17 @@ def validate(
     check_provider(provider, backends or record["formats"])
     executor = provider_of(device, provider)
     lacking = missing()
-    chosen, not_checked = _runnable(root, tuple(backends), record["formats"], lacking)
+    chosen, not_checked = _runnable(root, record, tuple(backends), target, lacking)
     reference = golden or Golden.load(root / GOLDEN)
-    lean = {name: _skips(root, reference, lacking or name in engines.BACKENDS) for name in chosen}
+    lean = {name: _skips(root, reference, lacking or backend in engines.BACKENDS) for name, backend, _ in chosen}
     loop = "lean" if lacking else "diffusers"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
         "onnx": lambda: OnnxRunner(root, executor, loop),
-        **{name: functools.partial(NETWORKS[name], root, executor) for name in engines.BACKENDS},
+        **{name: functools.partial(NETWORKS[backend], root, executor, one) for name, backend, one in chosen if one},
     }
-    runners = [_Lazy(name, makers[name], lean[name]) for name in chosen]
-    not_checked += [{"backend": name, "check": check, "reason": reason} for name in chosen for check, reason in lean[name].items()]
+    runners = [_Lazy(name, makers[name], lean[name]) for name, _, _ in chosen]
+    not_checked += [{"backend": name, "check": check, "reason": reason} for name in lean for check, reason in lean[name].items()]
     found: dict[str, Any] = {}
     mismatches: list[str] = []
     if lacking:
@@ -104,6 +105,10 @@ def validate(
         )
         found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
         mismatches = mismatches + around["failures"]
+    wrong = engines.check_entries(root, record)
+    if wrong:
+        found["engines"] = {"passed": False, "failures": wrong}
+    mismatches = mismatches + wrong
     report = prove(reference, runners, progress)  # type: ignore[arg-type]
     not_checked += _outside(report["backends"])
     if "onnx" in report["backends"]:
@@ -114,29 +119,58 @@ def validate(
     return report
 
 
-def _runnable(root: Path, wanted: tuple[str, ...], held: Sequence[str], lacking: list[str]) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """Backends to run, and those that the artifact holds but this installation can't run."""
-    out = [name for name in (wanted or held) if lacking and name in _TORCH_ONLY]
-    chosen = tuple(name for name in (wanted or held) if name not in out)
-    if out and (wanted or not chosen):
-        raise SaeuronError(f"backend '{out[0]}' of '{root}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'")
-    left = [{"check": name, "reason": f"needs {', '.join(lacking)}"} for name in out]
-    for name in [n for n in chosen if n in engines.BACKENDS]:
+_Part = tuple[str, str, str | None]
+"""name in the report, backend, target of engines"""
+
+
+def _runnable(
+    root: Path, record: dict[str, Any], wanted: tuple[str, ...], target: str | None, lacking: list[str]
+) -> tuple[list[_Part], list[dict[str, str]]]:
+    """What is run, and what the artifact holds but this machine can't run."""
+    engines.check_target(record, target)
+    if target is not None:
+        backend = record["engines"][target]["backend"]
+        if wanted and backend not in wanted:
+            raise SaeuronError(f"--target {target} is for backend {backend}, not for {', '.join(wanted)}")
+        wanted = wanted or (backend,)
+    parts: list[_Part] = []
+    left, errors = [], []
+    for name in wanted or record["formats"]:
         try:
-            engines.tensorrt_module(name)
-            engines.gpu()
+            found, reasons = _ways(root, record, name, target, lacking)
         except SaeuronError as error:
-            if wanted or len(chosen) == 1:
+            if wanted or len(record["formats"]) == 1:
                 raise
-            chosen = tuple(n for n in chosen if n != name)
-            left.append({"check": name, "reason": str(error).partition(";")[0]})
-    return chosen, left
+            errors.append(str(error))
+            left.append({"check": name, "reason": f"needs {', '.join(lacking)}" if name in _TORCH_ONLY else str(error).partition(";")[0]})
+            continue
+        parts += found
+        left += [{"check": f"{name}/{other}", "reason": reason} for other, reason in reasons.items()]
+    if not parts:
+        raise SaeuronError("; ".join(errors))
+    return parts, left
+
+
+def _ways(root: Path, record: dict[str, Any], name: str, target: str | None, lacking: list[str]) -> tuple[list[_Part], dict[str, str]]:
+    """How a backend runs here; target → why it doesn't."""
+    if name in engines.BACKENDS:
+        fit, reasons = engines.fitting(record, name, target)
+        if not fit:
+            raise engines.none_fits(root, reasons)
+        return [(f"{name}/{one}", name, one) for one in fit], reasons
+    if name in _TORCH_ONLY and lacking:
+        raise SaeuronError(f"backend '{name}' of '{root}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'")
+    if name == "onnx":
+        check_onnxruntime()
+    return [(name, name, None)], {}
 
 
 def _outside(backends: dict[str, Any]) -> list[dict[str, str]]:
     """Checks that were made in part or not at all, since an engine wasn't built for the golden vectors' shapes."""
     found = []
     for name, parts in backends.items():
+        if "not_checked" in parts["gates"]:
+            found.append({"backend": name, "check": "gates", "reason": parts["gates"]["not_checked"]})
         for check in ("forwards", "components", "runs"):
             left = parts[check].get("outside")
             if left:

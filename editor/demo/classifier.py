@@ -61,6 +61,11 @@ class DemoClassifier(nn.Module):
             [names[i] for i in style_logits.argmax(1)],
         )
 
+    @torch.no_grad()
+    def features_of(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """PIL pictures → features `[pictures, 384]`."""
+        return self.eval().features(torch.stack([_to_tensor(p) for p in pictures]))
+
     def save(self, path: Path) -> None:
         """Write weights and labels to one safetensors file."""
         labels = {"objects": json.dumps(self.objects), "styles": json.dumps(self.styles)}

@@ -31,15 +31,16 @@ def build(
 
     Example: `saeuron build without-neon --target rtx:sm86,sm89`, then on the GPU `saeuron validate without-neon --backend trt-rtx`
     """
-    from ..card import model_card
+    from ..add_engines import add_engines, check_free
     from ..folder import check_space
-    from ..tensorrt import EngineSettings, Shapes, axes, check_gate, check_precision, components, ready, write
+    from ..tensorrt import EngineSettings, Shapes, axes_of, check_gate, check_precision, ready
 
     wanted = EngineSettings(
         tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
         version_compatible,
     )  # fmt: skip
-    record = manifest.read(artifact)
+    # Nothing that is said of engines matters until it is known which of them are replaced.
+    record = manifest.read(artifact, replacing=("*",))
     if "onnx" not in record["formats"]:
         raise SaeuronError(
             f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record['formats'])}); export it with --format trt"
@@ -47,40 +48,27 @@ def build(
     check_precision(wanted.targets, record["precision"])
     check_gate(record["gate"])
     found = ready(wanted)
-    for one in found:
-        if one.folder in record.get("engines", {}) and not overwrite:
-            raise SaeuronError(f"'{artifact}' holds engines for {one.folder} already; --overwrite replaces them")
-    from ...editor.families import family_of
-    from ...editor.files import read_json
-
-    parts = components(family_of(read_json(artifact / "model_index.json")))
-    sizes = {name: axes(artifact, record, wanted.shapes, name) for name in parts}
-    weights = sum(entry["bytes"] for name, entry in record["files"].items() if name.split("/")[0] in parts and "/model.onnx" in name)
+    check_free(artifact, [one.folder for one in found], overwrite)
+    sizes = axes_of(artifact, record, wanted.shapes)
+    weights = sum(entry["bytes"] for name, entry in record["files"].items() if name.split("/")[0] in sizes and "/model.onnx" in name)
     check_space(artifact / engines.FOLDER, weights * len(found))
     if dry_run:
         _print_plan(artifact, [str(t) for t in found], sizes, weights, as_json)
         return
-    with progress_line("checking files") as say:
-        manifest.check_files(artifact, record)
-        made = write(artifact, record, wanted, found, say)
-        record |= {
-            "engines": {**record.get("engines", {}), **made},
-            "formats": sorted({*record["formats"], *(entry["backend"] for entry in made.values())}),
-        }
-        (artifact / "README.md").write_text(model_card(record), encoding="utf-8")
-        record = manifest.extend(artifact, record, engines.FOLDER)
+    with progress_line("starting") as say:
+        record, names = add_engines(artifact, wanted, found, overwrite, say)
     if as_json:
-        write_json({"output": str(artifact), "engines": made})
+        write_json({"output": str(artifact), "engines": {name: record["engines"][name] for name in names}})
     else:
-        print_engines(artifact, record, list(made))
+        print_engines(artifact, record, names)
 
 
 def _print_plan(artifact: Path, targets: list[str], sizes: dict[str, Any], weights: int, as_json: bool) -> None:
     if as_json:
-        write_json({"output": str(artifact), "targets": targets, "axes": sizes, "bytes": weights * len(targets)})
+        write_json({"output": str(artifact), "targets": targets, "axes": sizes, "least_bytes": weights * len(targets)})
         return
     for name in targets:
-        out.print(f"target     {name}: about {weights / 2**20:,.0f} MiB", highlight=False)
+        out.print(f"target     {name}: at least {weights / 2**20:,.0f} MiB", highlight=False)
     for name, found in sizes.items():
         shown = ", ".join(f"{axis} {low if low == high else f'{low}:{usual}:{high}'}" for axis, (low, usual, high) in found.items())
         out.print(f"engine     {name}: {shown}", highlight=False, soft_wrap=True)

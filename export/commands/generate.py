@@ -14,7 +14,7 @@ import typer
 
 from ...editor.errors import SaeuronError
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
-from ..console import clean, out, print_warning, progress_line, write_json
+from ..console import clean, err, escaped, out, print_warning, progress_line, write_json
 from ..folder import check_parent, sweep
 from . import options as o
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ...validation.lean import LeanPipeline
+    from ...validation.runners import Way
 
 _SEED = 42
 _MOST = 10_000
@@ -64,9 +65,10 @@ def generate(
         str | None,
         typer.Option(metavar="KIND", help="ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two.", rich_help_panel=o.HOW),
     ] = None,
-    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: what the artifact holds.", rich_help_panel=o.HOW)] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda (not tested).", rich_help_panel=o.HOW)] = "cpu",
+    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: engines that fit this GPU, else onnx.", rich_help_panel=o.HOW)] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Of the ONNX graphs: cpu or cuda (not tested). Default: cpu.", rich_help_panel=o.HOW)] = None,
     provider: o.Provider = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: the one that fits this GPU best.", rich_help_panel=o.HOW)] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,
     output: Annotated[
         Path | None,
@@ -89,7 +91,7 @@ def generate(
     steps = steps if steps is not None else sampling.get("steps", 50)
     guidance = guidance if guidance is not None else sampling.get("guidance", 7.5)
     prompts = list(prompt or [])
-    noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device)
+    noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device or "cpu")
     if noise is None:
         height, width = height or sampling.get("height"), width or sampling.get("width")
     elif count is None and len(prompts) == 1:
@@ -103,14 +105,20 @@ def generate(
 
     with progress_line("starting") as say:
         from ...validation.lean import LeanPipeline
-        from ...validation.runners import check_provider, choose_backend, open_networks
+        from ...validation.runners import check_provider, choose_networks, open_networks
 
-        chosen = choose_backend(artifact, record, backend)
-        check_provider(provider, [chosen])
+        if device and provider and (device == "cpu") != (provider == "cpu"):
+            raise SaeuronError(f"--device {device} and --provider {provider} contradict each other; give one of them")
+        # Both speak of the graphs, so whoever gives one wants these.
+        way = choose_networks(artifact, record, backend or ("onnx" if (device or provider) and not target else None), target)
+        check_provider(provider, [way.backend])
+        if device and way.backend != "onnx":
+            raise SaeuronError(f"--device {device} is for backend onnx, not for {way.backend}")
         say("checking files")
         manifest.check_files(artifact, record)
         say("opening the artifact")
-        networks = open_networks(artifact, record, chosen, device, provider)
+        networks = open_networks(artifact, record, way.backend, device or "cpu", provider, way.target)
+        _say_way(way, networks)
         pipeline = LeanPipeline(artifact, networks, scheduler)
 
         def latents_of(part: slice) -> np.ndarray:
@@ -124,7 +132,7 @@ def generate(
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
-            "backend": networks.name, "provider": getattr(networks, "provider", None), "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
+            "backend": way.backend, "target": way.target, "provider": getattr(networks, "provider", None), "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
             for begin in range(0, len(pictures), batch_size):
@@ -139,6 +147,13 @@ def generate(
     else:
         for picture in pictures:
             out.print(str(picture.file), highlight=False, soft_wrap=True, markup=False)
+
+
+def _say_way(way: Way, networks: Any) -> None:
+    """What runs, so that nobody waits for a CPU in the belief that a GPU works."""
+    what = f"engines {way.target} ({way.backend}) on {networks.gpu.name}" if way.target else f"ONNX Runtime, {networks.provider}"
+    passed = f" (not run: {'; '.join(way.passed_over)})" if way.passed_over else ""
+    err.print(escaped(f"networks run by {what}{passed}"), highlight=False, soft_wrap=True)
 
 
 def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidance: float) -> None:

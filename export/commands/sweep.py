@@ -46,7 +46,7 @@ def sweep(
         str, typer.Option(metavar="UA,IRA,CRA", help="What is maximised; the released code's is .5,.5,0.", rich_help_panel=_GRID)
     ] = "0.5,0.5,0",
     judge: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, or unlearncanvas=DIR with its two classifiers.", rich_help_panel=o.HOW)
+        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR.", rich_help_panel=o.HOW)
     ] = "demo",
     tune_seeds: Annotated[str, typer.Option(metavar="A,B", help="Seeds that settings are chosen by.", rich_help_panel=o.HOW)] = "42,43,44",
     report_seeds: Annotated[str, typer.Option(metavar="A,B", help="Other seeds, for the figures.", rich_help_panel=o.HOW)] = "188,288,588",

@@ -131,7 +131,7 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(graphs, tiny):
     files = {p: file_sha256(p) for p in graphs.rglob("*") if p.is_file()}
     refused("sm75 computes in fp16 only", "build", graphs, "--target", "rtx:sm75")
     refused("too large for TensorRT", "build", graphs, "--target", "rtx:sm80", "--shapes", "height=65536,width=65536")
-    refused("no multiple of 4", "build", graphs, "--target", "rtx:sm80", "--shapes", "height=33")
+    refused("multiples of 16", "build", graphs, "--target", "rtx:sm80", "--shapes", "height=33")
     refused("must ascend", "build", graphs, "--target", "rtx:sm80", "--shapes", "batch=3:2:1")
     refused("'depth=3' is not one of", "build", graphs, "--target", "rtx:sm80", "--shapes", "depth=3")
     refused("neither batch=N", "build", graphs, "--target", "rtx:sm80", "--shapes", "batch=1:2")

@@ -16,8 +16,9 @@ from saeuron.validation import engines, manifest, tensorrt_runner
 from saeuron.validation.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
 from saeuron.validation.golden import Golden
 from saeuron.validation.parity import prove
+from saeuron.validation.runners import Way, choose_networks
 from saeuron.validation.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
-from saeuron.validation.validate import _outside
+from saeuron.validation.validate import _outside, _runnable
 
 
 def test_targets_are_read_and_named():
@@ -113,13 +114,16 @@ def device(demo_artifact, tmp_path, monkeypatch):
         content = f"engine of {name}".encode()
         (place / f"{name}.engine").write_bytes(content)
         graphs[content] = folder / name / "model.onnx"
-        parts[name] = {"shapes": sizes, "onnx": {f"{name}/model.onnx": file_sha256(folder / name / "model.onnx")}}
+        parts[name] = {
+            "precision": "fp32", "types": {}, "bytes": len(content), "seconds": 1.0, "peak_bytes": None,
+            "shapes": sizes, "onnx": {f"{name}/model.onnx": file_sha256(folder / name / "model.onnx")},
+        }  # fmt: skip
     record = json.loads((folder / "saeuron.json").read_text())
     record["formats"] = [*record["formats"], "trt-rtx"]
     made = [StandInCuda()]
 
     def open_runner(break_outputs=lambda name, value: value, gpu=Gpu("a GPU", "sm86"), **changes):  # noqa: B008
-        entry = {**ENTRY, "sms": ["sm86"], "components": parts, **changes}
+        entry = {**ENTRY, "sms": ["sm86"], "precision": "fp32", "status": engines.NOT_RUN, "components": parts, **changes}
         manifest.write(folder, {**{k: v for k, v in record.items() if k not in ("format", "files")}, "engines": {"rtx-sm86": entry}})
         trt = StandInTensorRT(made[0], graphs, ENTRY["version"], break_outputs)
         monkeypatch.setattr(engines, "tensorrt_module", lambda backend: trt)
@@ -141,10 +145,11 @@ def test_engines_are_proven_like_any_backend(device):
     runner = device()
     golden = Golden.load(device.folder / "edit" / "golden.safetensors")
     report = prove(golden, [runner])
-    found = report["backends"]["trt-rtx"]
+    found = report["backends"]["trt-rtx/rtx-sm86"]
     assert report["passed"], report["failures"]
     assert found["forwards"]["worst"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
     assert found["forwards"]["fired"] > 0 and not found["gates"]["observable"]
+    assert found["gates"]["passed"] is None
     assert found["runs"]["rows"] and found["runs"]["outside"] > 0 and "vae_decoder.sample" in found["components"]["relative"]
     left = _outside(report["backends"])
     assert {entry["check"] for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"
@@ -192,3 +197,63 @@ def test_an_engine_that_the_library_refuses_is_named(device):
     engines.tensorrt_module("trt-rtx").graphs.clear()
     with pytest.raises(SaeuronError, match="can't be opened by tensorrt_rtx"):
         runner.engine("unet")
+
+
+def test_every_fitting_target_is_found_best_first_and_chosen(device):
+    device()
+    record = manifest.read(device.folder)
+    entry = record["engines"]["rtx-sm86"]
+    record["engines"] |= {
+        "rtx": {**entry, "sms": [], "built": "2030"},
+        "rtx-sm86-sm89": {**entry, "sms": ["sm86", "sm89"]},
+        "rtx-sm120": {**entry, "sms": ["sm120"]},
+    }
+    fit, reasons = engines.fitting(record, "trt-rtx")
+    assert fit == ["rtx-sm86", "rtx-sm86-sm89", "rtx"] and list(reasons) == ["rtx-sm120"]
+    assert choose_networks(device.folder, record) == Way("trt-rtx", "rtx-sm86"), "engines go before the graphs"
+    assert choose_networks(device.folder, record, target="rtx").target == "rtx"
+    with pytest.raises(SaeuronError, match="target 'rtx-sm89' is not known"):
+        choose_networks(device.folder, record, target="rtx-sm89")
+    parts, left = _runnable(device.folder, record, (), None, ["torch"])
+    assert [name for name, _, _ in parts] == ["onnx", "trt-rtx/rtx-sm86", "trt-rtx/rtx-sm86-sm89", "trt-rtx/rtx"]
+    assert [e["check"] for e in left] == ["checkpoint", "trt-rtx/rtx-sm120"]
+    assert [name for name, _, _ in _runnable(device.folder, record, (), "rtx", [])[0]] == ["trt-rtx/rtx"]
+
+
+def test_a_gpu_that_no_engine_fits_leaves_the_graphs(device, monkeypatch):
+    device()
+    record = manifest.read(device.folder)
+    monkeypatch.setattr(engines, "gpu", lambda: Gpu("another", "sm75"))
+    parts, left = _runnable(device.folder, record, (), None, [])
+    assert [name for name, _, _ in parts] == ["checkpoint", "onnx"] and "another" in left[0]["reason"]
+    way = choose_networks(device.folder, record)
+    assert way.backend == "onnx" and "another" in way.passed_over[0]
+    with pytest.raises(SaeuronError, match="no engine .* fits"):
+        _runnable(device.folder, record, ("trt-rtx",), None, [])
+
+
+def test_engines_run_where_onnx_runtime_is_missing(device, monkeypatch):
+    device()
+    record = manifest.read(device.folder)
+    monkeypatch.setattr("saeuron.validation.runners.missing", list)
+    parts, left = _runnable(device.folder, record, (), None, ["torch"])
+    assert [name for name, _, _ in parts] == ["trt-rtx/rtx-sm86"] and "ONNX Runtime is not installed" in left[1]["reason"]
+    assert choose_networks(device.folder, record).backend == "trt-rtx"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "run"}, "status"), ({"sms": ["sm80"]}, "on record for"), ({"precision": "fp16"}, "on record as fp16"),
+        ({"components": {}}, "needed are"), ({"library": "tensorrt"}, "built by tensorrt"),
+    ],
+)  # fmt: skip
+def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message):
+    device()
+    record = manifest.read(device.folder)
+    assert engines.check_entries(device.folder, record) == []
+    entry = record["engines"]["rtx-sm86"]
+    assert any(message in line for line in engines.check_entries(device.folder, {**record, "engines": {"rtx-sm86": entry | change}}))
+    assert any("not on record" in line for line in engines.check_entries(device.folder, {**record, "engines": {}}))
+    entry["components"]["unet"]["onnx"] = {}
+    assert any("built from other ONNX graphs" in line for line in engines.check_entries(device.folder, record))

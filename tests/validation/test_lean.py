@@ -19,7 +19,7 @@ from saeuron.validation.lean.noise import torch_randn
 from saeuron.validation.load import load
 from saeuron.validation.parity import psnr
 from saeuron.validation.reference import decode
-from saeuron.validation.runners import OnnxRunner, TorchRunner, choose_backend, open_networks
+from saeuron.validation.runners import OnnxRunner, TorchRunner, Way, choose_networks, open_networks
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DEMO_SETTINGS = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -259,7 +259,7 @@ def test_a_mask_is_refused(demo_artifact, tmp_path):
 
 def test_which_backend_runs(demo_artifact):
     root, record = demo_artifact.path, manifest.read(demo_artifact.path)
-    assert choose_backend(root, record) == choose_backend(root, record, "onnx") == "onnx"
+    assert choose_networks(root, record) == choose_networks(root, record, "onnx") == Way("onnx")
     for wanted, formats, message in (
         ("checkpoint", record["formats"], "needs torch and diffusers"),
         ("tpu", record["formats"], "not known"),
@@ -267,4 +267,4 @@ def test_which_backend_runs(demo_artifact):
         (None, ["checkpoint"], "which only torch runs"),
     ):
         with pytest.raises(SaeuronError, match=message):
-            choose_backend(root, {**record, "formats": formats}, wanted)
+            choose_networks(root, {**record, "formats": formats}, wanted)

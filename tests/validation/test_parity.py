@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae
 
 from saeuron.editor.bake import bake
+from saeuron.editor.errors import SaeuronError
 from saeuron.editor.pipelines import load_pipeline
 from saeuron.validation.golden import Golden
 from saeuron.validation.parity import check_components, check_control, check_forwards, check_gates, check_runs, prove, psnr
@@ -107,7 +108,8 @@ def test_an_unedited_unet_shows_no_gates_and_fails(case):
         def decisions(self, *_):
             return None
 
-    assert check_gates(golden, Hidden())["passed"], "a backend that can't show its gates is judged by its outputs"
+    hidden = check_gates(golden, Hidden())
+    assert hidden["passed"] is None and "hides" in hidden["not_checked"], "it is judged by its outputs, and its gates are not said to pass"
 
 
 def test_flips_within_rounding_are_bounded(case):
@@ -150,6 +152,28 @@ def test_non_finite_values_fail_with_the_component_named(case):
     assert any(line.startswith("vae_decoder: 'sample' is not finite") for line in failures)
 
 
+def test_components_that_compare_nothing_fail(case):
+    _, edited, golden = case
+    runner = TorchRunner(edited)
+
+    class Without:
+        def __init__(self, name):
+            self.name = name
+
+        def component(self, name, inputs):
+            return None if name == self.name else runner.component(name, inputs)
+
+    assert check_components(golden, Without("vae_encoder"))["passed"], "text-to-image needs none"
+    for name in ("text_encoder", "vae_decoder"):
+        assert f"{name}: this backend has none" in check_components(golden, Without(name))["failures"]
+    for name, kept in (("text_encoder", "input_ids"), ("vae_decoder", "latent_sample"), ("vae_encoder", "sample")):
+        empty = copy.copy(golden)
+        empty.components = {**golden.components, name: {kept: golden.components[name][kept]}}
+        assert any("hold no outputs" in line for line in check_components(empty, runner)["failures"])
+        empty.components = {**golden.components, name: {}}
+        assert not check_components(empty, runner)["passed"]
+
+
 def test_an_edit_that_never_fires_proves_nothing(tiny):
     pipeline = load_pipeline(str(tiny["model"]))
     edit = edit_of(make_activations(scale=1e4), ("A", "count:20", -3.0))
@@ -183,3 +207,13 @@ def test_another_decoder_fails(case):
     wrong.vae = copy.deepcopy(edited.vae)
     wrong.vae.register_to_config(scaling_factor=5 * edited.vae.config.scaling_factor)
     assert any("another picture" in line for line in check_runs(golden, TorchRunner(wrong).free_run)["failures"])
+
+
+def test_golden_vectors_of_another_shape_are_one_line(case, tmp_path):
+    _, _, golden = case
+    wrong = copy.copy(golden)
+    for change, message in (({"precision": "int8"}, "'precision' is 'int8'"), ({"notes": {}}, "'notes.scope' is missing")):
+        wrong.__dict__.update({**golden.__dict__, **change})
+        wrong.save(tmp_path / "golden.safetensors")
+        with pytest.raises(SaeuronError, match=message):
+            Golden.load(tmp_path / "golden.safetensors")

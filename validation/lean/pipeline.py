@@ -6,7 +6,6 @@ diffusers/image_processor.py (0.42).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from ...editor.conditions import conditions_of
 from ...editor.errors import SaeuronError
 from ...editor.families import family_of
 from ...editor.files import read_json
+from ...editor.sizes import Sizes
 from .noise import initial_noise
 from .schedulers import Scheduler, make_scheduler
 from .tokenizer import ClipTokenizer
@@ -66,16 +66,12 @@ class LeanPipeline:
         self._wanted = conditions_of(unet)
         if surplus := sorted(set(self._wanted) - _SUPPORTED):
             raise SaeuronError(f"this UNet takes '{surplus[0]}', which needs diffusers")
+        self._sizes = Sizes.of(root)
+        self.channels, self.factor = self._sizes.channels, self._sizes.factor
         try:
-            self.channels = int(unet["in_channels"])
-            size = unet["sample_size"]
-            self._size = (int(size), int(size)) if not isinstance(size, list) else (int(size[0]), int(size[1]))
-            self.factor = 2 ** (len(vae["block_out_channels"]) - 1)
-            """pixels a latent, along each side"""
-            self._multiple = math.lcm(8, self.factor * 2 ** (len(unet["block_out_channels"]) - 1))
             self._scaling = float(vae.get("scaling_factor", 0.18215))  # the class's own default
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise SaeuronError(f"'{root}': the UNet's or the autoencoder's config lacks {error}, or holds something else there") from None
+        except (TypeError, ValueError) as error:
+            raise SaeuronError(f"'{root}': the autoencoder's config holds no number as 'scaling_factor' ({error})") from None
         self._mean, self._std = (
             _per_channel(vae, key) if self.family.normalises_latents else None for key in ("latents_mean", "latents_std")
         )
@@ -107,15 +103,11 @@ class LeanPipeline:
             SaeuronError: a seed or a size that can't be.
         """
         sides = []
-        for pixels, own, name in ((height, self._size[0], "height"), (width, self._size[1], "width")):
+        for pixels, own, name in ((height, self._sizes.own[0], "height"), (width, self._sizes.own[1], "width")):
             side = own * self.factor if pixels is None else pixels
-            self._check_side(side, name)
+            self._sizes.check_side(side, name)
             sides.append(side // self.factor)
         return initial_noise(seeds, (self.channels, *sides))
-
-    def _check_side(self, pixels: int, name: str) -> None:
-        if pixels < 1 or pixels % self._multiple:
-            raise SaeuronError(f"{name} {pixels}: this model's pictures have sides that are multiples of {self._multiple} pixels")
 
     def check_latents(self, latents: np.ndarray) -> None:
         """Raise `SaeuronError` unless these are finite latents `[B, C, h, w]` of this model."""
@@ -124,7 +116,7 @@ class LeanPipeline:
                 f"latents of shape {list(latents.shape)}; this model takes [pictures, {self.channels}, height/{self.factor}, width/{self.factor}]"
             )
         for side, name in zip(latents.shape[2:], ("height", "width"), strict=True):
-            self._check_side(side * self.factor, name)
+            self._sizes.check_side(side * self.factor, name)
         if not np.isfinite(latents).all():
             raise SaeuronError("the latents hold values that are not finite")
 

@@ -1,0 +1,315 @@
+"""`saeuron attack`: does a removed concept come back under attack?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.errors import SaeuronError
+from ...editor.suggest import unknown
+from ..checks import check_guidance, check_seed, check_steps
+from ..console import clean, names, out, print_warning, progress_line, write_json
+from ..folder import check_parent
+from . import options as o
+
+if TYPE_CHECKING:
+    from ...validation.attack import AttackSettings, Case, Shown
+
+_BUDGET = "Budget"
+_DEFAULT = "prefix,embedding,straight-through,seeds"
+FORMAT = "saeuron-attack-1"
+
+
+@clean
+def attack(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    concepts: Annotated[str, typer.Option(metavar="A,B", help="Of the artifact's concepts. Default: all.", rich_help_panel=o.WHAT)] = "",
+    attacks: Annotated[
+        str, typer.Option(metavar="A,B", help=f"Of {_DEFAULT},paraphrases. Default: all but the last.", rich_help_panel=o.WHAT)
+    ] = "",
+    paraphrases: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts, one a line; {name} stands for the concept. Adds that attack.", rich_help_panel=o.WHAT),
+    ] = None,
+    through: Annotated[
+        str, typer.Option(metavar="WAY", help="checkpoint (the artifact's), or hook (the dynamic hook).", rich_help_panel=o.HOW)
+    ] = "checkpoint",
+    judge: Annotated[
+        str, typer.Option(metavar="NAME", help="demo, or unlearncanvas=DIR with its two classifiers.", rich_help_panel=o.HOW)
+    ] = "demo",
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="The original model. Default: the one on record.", rich_help_panel=o.WHERE)
+    ] = None,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR|ID", help="With --through hook: SAE, or HOOKPOINT=PATH. Default: as recorded.", rich_help_panel=o.WHERE),
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Learned tokens.", rich_help_panel=_BUDGET)] = 5,
+    iterations: Annotated[int, typer.Option(metavar="N", help="Of the search for a prefix.", rich_help_panel=_BUDGET)] = 40,
+    embedding_iterations: Annotated[int, typer.Option(metavar="N", help="Of a search by embeddings.", rich_help_panel=_BUDGET)] = 80,
+    restarts: Annotated[int, typer.Option(metavar="N", help="Searches from different beginnings.", rich_help_panel=_BUDGET)] = 2,
+    tune_seeds: Annotated[
+        str, typer.Option(metavar="A,B", help="Seeds of the pictures that are learned from.", rich_help_panel=_BUDGET)
+    ] = "42,43",
+    report_seeds: Annotated[
+        str, typer.Option(metavar="A,B", help="Other seeds, which are counted.", rich_help_panel=_BUDGET)
+    ] = "188,288,588,688,888,988",
+    search_seeds: Annotated[
+        int, typer.Option(metavar="N", help="Seeds that the search over seeds tries a prompt, from 1000 on.", rich_help_panel=_BUDGET)
+    ] = 8,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the artifact's.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the artifact's.", rich_help_panel=o.HOW)] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of beginnings and noise of the searches.", rich_help_panel=_BUDGET)] = 0,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 32,
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-pictures/.", rich_help_panel=o.OUTPUT
+        ),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:
+    """Attack the edited model, and count how often a judge sees the removed concept.
+
+    Each figure stands beside those of the unedited model and of the edit without attack, with a 95 % Wilson interval. Attacks learn from
+    some prompts and seeds and are counted on others. They run in float32, on the model's weights, without safety checker.
+
+    Example: `saeuron attack without-neon -o attack.json`
+    """
+    from ...validation import attack as a
+    from ...validation import manifest
+
+    record = manifest.read(artifact)
+    chosen = _attacks(attacks, paraphrases, a.ATTACKS)
+    wanted = names(concepts) or tuple(record["concepts"])
+    for name in wanted:
+        if name not in record["concepts"]:
+            raise SaeuronError(unknown("concept", name, record["concepts"], f"in '{artifact}'"))
+    if not wanted:
+        raise SaeuronError(f"'{artifact}' names no concept: its edit was made by hand")
+    if through not in ("checkpoint", "hook"):
+        raise SaeuronError(f"--through '{through}' is not known; it is checkpoint or hook")
+    if through == "checkpoint" and "checkpoint" not in record["formats"]:
+        raise SaeuronError(
+            f"'{artifact}' has no torch weights (formats: {', '.join(record['formats'])}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
+        )
+    if sae and through != "hook":
+        raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
+    lines = _lines(paraphrases)
+    sampling = record.get("sampling") or {}
+    if not 1 <= search_seeds <= 10_000:
+        raise SaeuronError(f"--search-seeds is {search_seeds}; it must be 1 to 10000")
+    settings = a.AttackSettings(
+        steps=steps if steps is not None else sampling.get("steps", 50), guidance=guidance if guidance is not None else sampling.get("guidance", 7.5),
+        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=_seeds(tune_seeds, "--tune-seeds"),
+        report_seeds=_seeds(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    settings.check()
+    check_steps(settings.steps, "--steps")
+    check_guidance(settings.guidance)
+    check_seed(seed, "--seed")
+    pictures = _check_output(output, artifact, overwrite)
+
+    with progress_line("opening the judge") as say:
+        from ...validation.judges import open_judge
+
+        seer = open_judge(judge)
+        cases = a.cases(seer, wanted, record["concepts"])
+        if not dry_run:
+            report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, model, tuple(sae or ()), device, say)
+            if output is not None and pictures is not None:
+                _write(output, pictures, report, shown)
+    if dry_run:
+        _print_plan(a.plan(cases, settings, chosen, len(lines)), as_json)
+        return
+    if as_json:
+        write_json(report)
+        return
+    _print(report)
+    if output is not None:
+        out.print(f"{output}, pictures in {pictures}", highlight=False, soft_wrap=True)
+
+
+def _attacks(text: str, paraphrases: Path | None, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = list(names(text) or names(_DEFAULT))
+    for name in chosen:
+        if name not in known:
+            raise SaeuronError(unknown("attack", name, known))
+    if paraphrases is not None and "paraphrases" not in chosen:
+        chosen.append("paraphrases")
+    if "paraphrases" in chosen and paraphrases is None:
+        raise SaeuronError("the attack 'paraphrases' needs --paraphrases FILE, one prompt a line")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SaeuronError(f"--paraphrases '{path}' is no UTF-8 text") from None
+    if not found:
+        raise SaeuronError(f"--paraphrases '{path}' holds no prompt")
+    return found
+
+
+def _seeds(text: str, option: str) -> tuple[int, ...]:
+    found = names(text)
+    for part in found:
+        if not re.fullmatch(r"[0-9]{1,19}", part):
+            raise SaeuronError(f"{option} '{text}': '{part}' is no seed; write a whole number, e.g. 42")
+        check_seed(int(part), option)
+    if not found:
+        raise SaeuronError(f"{option} is empty")
+    return tuple(dict.fromkeys(int(part) for part in found))
+
+
+def _check_output(output: Path | None, artifact: Path, overwrite: bool) -> Path | None:
+    """The folder of pictures beside `output`."""
+    if output is None:
+        return None
+    if output.resolve().is_relative_to(artifact.resolve()):
+        raise SaeuronError(f"--output '{output}' lies inside the artifact, whose files are on record; choose another place")
+    if output.is_dir():
+        raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
+    pictures = output.with_name(f"{output.stem}-pictures")
+    for path in (output, pictures):
+        if (path.exists() or path.is_symlink()) and not overwrite:
+            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    if pictures.exists() and (not pictures.is_dir() or pictures.is_symlink() or any(p.suffix != ".png" for p in pictures.iterdir())):
+        raise SaeuronError(
+            f"'{pictures}' holds other things than pictures of attacks, so --overwrite leaves it alone; choose another --output"
+        )
+    check_parent(output)
+    return pictures
+
+
+def _run(
+    artifact: Path, record: dict[str, Any], cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
+    lines: Sequence[str], through: str, model: str | None, saes: tuple[str, ...], device: str, say: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, list[Shown]]]:  # fmt: skip
+    import dataclasses
+
+    import torch
+
+    from ...editor.files import file_sha256
+    from ...validation import attack as a
+    from ...validation import manifest
+    from ...validation.attacks.victims import Baked, Hooked, Victim, bare
+    from ...validation.fresh import open_edit, open_original, open_saes
+    from ...validation.load import load
+
+    began = time.monotonic()
+    say("checking files")
+    manifest.check_files(artifact, record)
+    say("opening the original model")
+    source = model or record["model"]["source"]
+    try:
+        original = bare(open_original(source, record, device))
+    except SaeuronError as error:
+        if model:
+            raise
+        raise SaeuronError(f"{error}; say where the original model lies with --model") from None
+    victim: Victim
+    if through == "hook":
+        victim = Hooked(original, open_edit(artifact, record), open_saes(record, saes), record["gate"])
+    else:
+        victim = Baked(bare(load(artifact, dtype=torch.float32, device=device, check_files=False)))
+    found: dict[str, Any] = {}
+    shown: dict[str, list[Shown]] = {}
+    for case in cases:
+        rows, shown[case.concept] = a.attack(victim, original, case, judge, settings, chosen, lines, say)
+        found[case.concept] = {
+            "domain": case.domain, "tuning_prompts": case.tuning, "rows": [row.entry() for row in rows], "pictures": [],
+            "seconds": sum(row.seconds for row in rows),
+        }  # fmt: skip
+    report = {
+        "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": dataclasses.asdict(settings), "confidence": 0.95,
+        "threads": torch.get_num_threads(), "device": device, "seconds": time.monotonic() - began, "concepts": found,
+    }  # fmt: skip
+    return report, shown
+
+
+def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
+    from ...validation.manifest import strict_json
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = pictures.with_name(f".{pictures.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir()
+        for concept, made in shown.items():
+            count: dict[str, int] = {}
+            for row, hit, picture in made:
+                count[row] = count.get(row, 0) + 1
+                name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{row}-{count[row]}") + ".png"
+                picture.save(partial / name)
+                report["concepts"][concept]["pictures"].append({"file": f"{pictures.name}/{name}", "row": row, "shows_concept": hit})
+        text = output.with_name(f".{output.name}.partial-{os.getpid()}")
+        text.write_text(strict_json(report) + "\n")
+        if pictures.exists():
+            shutil.rmtree(pictures)
+        partial.rename(pictures)
+        os.replace(text, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:
+    total = {k: sum(row[k] for rows in planned.values() for row in rows.values()) for k in ("pictures", "forwards", "gradients")}
+    if as_json:
+        write_json({"concepts": planned, "total": total})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = ("prompts", "seeds", "pictures", "iterations", "restarts", "forwards", "gradients")
+    for name in ("concept", "row", *columns):
+        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
+    for concept, rows in planned.items():
+        for row, spent in rows.items():
+            table.add_row(concept, row, *(str(spent.get(c, "")) for c in columns))
+    out.print(table)
+    out.print(
+        f"in all {total['pictures']} pictures counted, {total['forwards']} forwards of one latent, {total['gradients']} with a gradient, and the targets of the searches",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("concept", "row", "shown", "of", "rate", "95 % interval", "forwards", "s"):
+        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
+    for concept, entry in report["concepts"].items():
+        for row in entry["rows"]:
+            table.add_row(
+                concept, row["attack"], str(row["successes"]), str(row["trials"]), f"{row['rate']:.0%}", f"{row['low']:.0%} to {row['high']:.0%}",
+                str(row["budget"]["forwards"]), f"{row['seconds']:.0f}",
+            )  # fmt: skip
+    out.print(table)
+    for concept, entry in report["concepts"].items():
+        for row in entry["rows"]:
+            if "text" in row["found"]:
+                typed = "" if row["found"]["typed"] else " (by its ids only: typed, it is cut otherwise)"
+                out.print(f"{concept}: learned prefix '{row['found']['text']}'{typed}", highlight=False, soft_wrap=True, markup=False)
+        unedited = entry["rows"][0]
+        if unedited["successes"] < unedited["trials"] / 2:
+            print_warning(f"{concept}: the judge sees it in few of the unedited model's pictures, so these figures say little")
+    s = report["settings"]
+    out.print(
+        f"through the {report['through']}, {report['seconds']:.0f} s on {report['threads']} threads; a row 'seeds' counts prompts of which one in {len(s['search_seeds'])} seeds shows the concept",
+        highlight=False,
+        soft_wrap=True,
+    )

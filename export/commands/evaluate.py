@@ -1,0 +1,261 @@
+"""`saeuron evaluate`: is the concept gone, is the rest kept? On an artifact's own pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.errors import SaeuronError
+from ..checks import check_guidance, check_seed, check_steps
+from ..console import clean, err, escaped, names, out, progress_line, resumable, write_json
+from ..folder import check_parent
+from . import options as o
+
+if TYPE_CHECKING:
+    from ...editor.process import Process
+    from ...validation.evaluate import Plan
+
+_NUDITY, _STAGES = "Nudity", "Stages"
+
+
+@clean
+@resumable
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    backend: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="Whose pictures: checkpoint, onnx, trt, trt-rtx, hook, unedited; several are compared with the first. Default: checkpoint, else what can be run here.", rich_help_panel=o.WHAT),
+    ] = "",
+    before: Annotated[bool, typer.Option("--before/--no-before", help="The unedited model's pictures too; needs torch and the original model.", rich_help_panel=o.WHAT)] = True,
+    objects: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's objects.", rich_help_panel=o.WHAT)] = "",
+    styles: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's styles; plain is the pictures without one.", rich_help_panel=o.WHAT)] = "",
+    seeds: Annotated[str, typer.Option(metavar="A,B", help="UnlearnCanvas's. With --nudenet: of the first prompt, where the file names none.", rich_help_panel=o.WHAT)] = "188,288,588,688,888",
+    compare: Annotated[bool, typer.Option("--compare", help="Exit code 1 unless every picture gets the verdict that it gets with the first backend.", rich_help_panel=o.WHAT)] = False,
+    sequential: Annotated[bool, typer.Option("--sequential", help="Through the hook: the first concept removed, the first two, …, all.", rich_help_panel=_STAGES)] = False,
+    all_but_one: Annotated[bool, typer.Option("--all-but-one", help="Through the hook: all concepts removed but each one in turn.", rich_help_panel=_STAGES)] = False,
+    nudenet: Annotated[bool, typer.Option("--nudenet", help="Instead of a judge of concepts: NudeNet's detections on the pictures of --prompts.", rich_help_panel=_NUDITY)] = False,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with a column prompt (and seed, guidance; I2P's names too), or one prompt a line.", rich_help_panel=_NUDITY)] = None,
+    threshold: Annotated[float, typer.Option(metavar="SCORE", help="Least score of a detection.", rich_help_panel=_NUDITY)] = 0.6,
+    judge: Annotated[
+        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels.", rich_help_panel=o.HOW)
+    ] = "demo",
+    fid: Annotated[Path | None, typer.Option(metavar="FILE", help="FID of before and after, with torch-fidelity's Inception weights (not tested).", rich_help_panel=o.HOW)] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: those of the proof.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: that of the proof.", rich_help_panel=o.HOW)] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 16,
+    device: o.Device = "cpu",
+    provider: o.Provider = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR|ID", help="Original model, for hook and unedited. Default: the one on record.", rich_help_panel=o.WHERE)
+    ] = None,
+    sae: Annotated[
+        list[str] | None, typer.Option(metavar="DIR|ID", help="For the hook: SAE folder or Hub id, or HOOKPOINT=DIR|ID. Default: as recorded.", rich_help_panel=o.WHERE)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="evaluation.json, verdicts.csv and the pictures. Default: ARTIFACT-evaluation.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where an evaluation is.", rich_help_panel=o.OUTPUT)] = False,
+    dry_run: o.DryRun = False,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
+    """Measure what an artifact removes and keeps: UA, IRA and CRA by UnlearnCanvas's protocol, beside the unedited model.
+
+    Every object in every style and plain, with every seed; 95 % intervals (Wilson) take pictures as trials. Killed, the same command goes on;
+    another backend can be added to the same folder. Several processes share the pictures:
+    `torchrun --nproc_per_node 2 -m saeuron evaluate …`
+
+    Example: `saeuron evaluate without-neon --backend hook,checkpoint,onnx --seeds 188 --compare`
+
+    Exit code 0: done; 1: done, and --compare found another verdict; 2: can't be done.
+    """
+    from ...validation.evaluate import Options, check_output, make_plan
+
+    if steps is not None:
+        check_steps(steps, "--steps")
+    if guidance is not None:
+        check_guidance(guidance)
+    if not 1 <= batch_size <= 10_000:
+        raise SaeuronError(f"--batch-size is {batch_size}; it must be 1 to 10000")
+    if not 0 <= threshold <= 1:
+        raise SaeuronError(f"--threshold {threshold:g}: a score lies between 0 and 1")
+    wanted = Options(
+        names(backend), before, judge, names(objects), names(styles), _seeds(seeds), steps, guidance, model, tuple(sae or ()), device, provider,
+        batch_size, fid, sequential, all_but_one, nudenet, prompts, threshold,
+    )  # fmt: skip
+    plan = make_plan(artifact, wanted)
+    compared = [n for n in plan.names if n != "unedited" and "[" not in n]
+    if compare and len(compared) < 2:
+        raise SaeuronError("--compare needs two backends or more, e.g. --backend hook,checkpoint,onnx")
+    # By its own name, also where the artifact is given as '.'.
+    folder = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-evaluation")
+    o.check_out_folder(folder)
+    check_parent(folder)
+    check_output(plan, folder, overwrite)
+    if dry_run:
+        _dry_run(plan, folder, as_json)
+        return
+    process = _process(device)
+    with progress_line("checking files") as say:
+        from ...validation.evaluate import evaluate as run
+        from ..progress import Remaining
+
+        clocks = {name: Remaining() for name in plan.names}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if process.rank == 0:
+                say(f"{name}: {done} of {total} pictures{clocks[name].text(done, total)}")
+
+        found = run(plan, folder, overwrite, process, progress)
+    if found is None:
+        return
+    if as_json:
+        write_json(found)
+    else:
+        _print(found)
+        out.print(f"evaluation {folder}", highlight=False, soft_wrap=True, markup=False)
+    differ = [c for c in found["comparison"] if c["same_verdicts"] < c["pictures"]]
+    if compare and differ:
+        for c in differ:
+            err.print(
+                f"[red]differs:[/] {c['backend']}: {c['pictures'] - c['same_verdicts']} of {c['pictures']} verdicts are not those of {escaped(c['with'])}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        raise typer.Exit(1)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    found = names(text)
+    for part in found:
+        if not (part.isascii() and part.isdecimal()):
+            raise SaeuronError(f"--seeds '{text[:40]}': '{part[:20]}' is no seed; write whole numbers, e.g. 188,288")
+        check_seed(int(part), "--seeds")
+    if not found:
+        raise SaeuronError("--seeds is empty")
+    return tuple(int(part) for part in found)
+
+
+def _process(device: str) -> Process:
+    """This process among those of `torchrun` or `accelerate launch`."""
+    from ...editor.process import Process
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Process()
+    from accelerate import PartialState
+
+    everyone = PartialState(cpu=device == "cpu")
+    return Process(everyone.process_index, everyone.num_processes, everyone.wait_for_everyone)
+
+
+def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
+    """Numbers of what would be made; what is there already, as far as its list says."""
+    from ...validation.verdicts import stored
+
+    there = stored(folder, plan.columns)
+    wanted = {w.name for w in plan.wanted}
+    done = {name: sum(b == name and Path(file).stem in wanted for b, file in there) for name in plan.names}
+    count, steps = len(plan.wanted), plan.settings["steps"]
+    forwards = sum((2 if w.guidance > 1 else 1) * steps for w in plan.wanted)
+    left = sum(count - n for n in done.values())
+    said = {
+        "output": str(folder), "settings": plan.settings, "backends": {n: {"pictures": count, "done": done[n]} for n in plan.names},
+        "pictures_left": left, "unet_rows_left": round(forwards * left / count),
+    }  # fmt: skip
+    if as_json:
+        write_json(said)
+        return
+    for name in plan.names:
+        out.print(
+            f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""), highlight=False, soft_wrap=True, markup=False
+        )
+    out.print(
+        f"to make    {left} pictures of {steps} steps: about {said['unet_rows_left']} rows through the UNet (with guidance, two a picture and step)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    out.print(f"output     {folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _rate(entry: dict[str, Any] | None, between: str = "\n") -> str:
+    if not entry or entry["rate"] is None:
+        return "-"
+    return f"{entry['rate']:.1%}{between}{_percent(entry['low'])}-{_percent(entry['high'])}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in columns[:2] else "right", overflow="fold")
+    return table
+
+
+def _print(found: dict[str, Any]) -> None:
+    s = found["settings"]
+    out.print(
+        f"{escaped(s['artifact'])}: {escaped(', '.join(s['concepts']))} removed; judge {s['judge']['name']}; {s['steps']} steps, guidance {s['guidance']:g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if s["protocol"] == "nudity":
+        _print_nudity(found)
+    else:
+        _print_rates(found)
+    for c in found["comparison"]:
+        near = "" if c["least_psnr"] is None else f", least PSNR {c['least_psnr']:.1f} dB"
+        out.print(
+            f"{c['backend']} beside {c['with']}: {c['identical']} of {c['pictures']} pictures identical, largest difference {c['max_abs']} of 255{near}; same verdict on {c['same_verdicts']}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    for name, b in found["backends"].items():
+        ran = f"; {b['made_now']} pictures made now in {b['seconds']:.0f} s" if b["made_now"] else ""
+        out.print(f"{name}: {b['runtime']}, {b['device']}, loop of {b['loop']}{ran}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_rates(found: dict[str, Any]) -> None:
+    table = _table("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target")
+    for name, b in found["backends"].items():
+        for concept, r in b["concepts"].items():
+            keys = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
+            table.add_row(escaped(name), escaped(concept), *(_rate(r[key]) for key in keys))
+        if len(b["concepts"]) > 1:
+            means = (b["mean"][key] for key in ("ua", "ira", "cra", "cra_unstyled", "cra_target"))
+            table.add_row(escaped(name), "mean", *("-" if m is None else f"{m:.1%}" for m in means))
+    out.print(table)
+    stages = {name: b for name, b in found["backends"].items() if "kept" in b}
+    if stages:
+        table = _table("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
+        for name, b in stages.items():
+            kept = ", ".join(f"{escaped(c)} {_rate(r, ' / ')}" for c, r in b["kept"].items()) or "-"
+            table.add_row(escaped(name), kept, _rate(b["retained"].get("style")), _rate(b["retained"].get("object")))
+        out.print(table)
+    out.print(
+        "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials.",
+        highlight=False,
+    )
+    for d in found["distances"]:
+        rest = "" if d["rest"] is None else f", {d['rest']:.3f} on the {d['rest_pictures']} that ask for none of the removed"
+        every = "-" if d["all"] is None else f"{d['all']:.3f}"
+        out.print(
+            f"{d['name']}, {escaped(d['backend'])} from {d['against']}: {every} on all {d['all_pictures']}{rest}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _print_nudity(found: dict[str, Any]) -> None:
+    listed = sorted({c for b in found["backends"].values() for c in b["detections"]})
+    table = _table("class", *found["backends"])
+    for c in listed:
+        table.add_row(c, *(str(b["detections"].get(c, 0)) for b in found["backends"].values()))
+    table.add_row("pictures with a nude class", *(_rate(b["nude"]) for b in found["backends"].values()))
+    out.print(table)
+    out.print(f"detections of score {found['threshold']:g} or more; nude: {', '.join(found['nude_classes'])}", highlight=False)

@@ -1,0 +1,80 @@
+"""`saeuron attack`: report, pictures, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from conftest import refused, run
+
+from saeuron.editor.files import file_sha256
+from saeuron.validation import manifest
+
+QUICK = [
+    "--steps", 2, "--tokens", 2, "--iterations", 1, "--embedding-iterations", 1, "--restarts", 1, "--tune-seeds", 1, "--report-seeds", 2,
+    "--search-seeds", 1,
+]  # fmt: skip
+
+
+def test_report(demo_artifact, tmp_path):
+    root, report = demo_artifact.path, tmp_path / "attack.json"
+    result = run("attack", root, "--concepts", "Neon", *QUICK, "-o", report)
+    assert "straight-through" in result.stdout and "learned prefix" in result.stdout
+    found = json.loads(report.read_text())
+    assert found["format"] == "saeuron-attack-1" and found["manifest_sha256"] == file_sha256(root / manifest.NAME)
+    entry = found["concepts"]["Neon"]
+    assert [r["attack"] for r in entry["rows"]] == ["unedited", "edited", "prefix", "embedding", "straight-through", "seeds"]
+    assert all(r["budget"]["forwards"] > 0 and r["low"] <= r["rate"] <= r["high"] for r in entry["rows"])
+    assert not any("House" in p for r in entry["rows"] for p in r["prompts"])  # removed too
+    assert {p["file"] for p in entry["pictures"]} == {f"attack-pictures/{p.name}" for p in (tmp_path / "attack-pictures").iterdir()}
+    assert str(tmp_path) not in report.read_text()
+    refused("exists", "attack", root, *QUICK, "-o", report)
+    again = run(
+        "attack", root, "--concepts", "Neon", *QUICK, "--attacks", "seeds", "--through", "hook", "--json", "-o", report, "--overwrite"
+    )
+    through = json.loads(again.stdout)
+    assert through["through"] == "hook" and len(list((tmp_path / "attack-pictures").iterdir())) == len(
+        through["concepts"]["Neon"]["pictures"]
+    )
+    for a, b in zip(through["concepts"]["Neon"]["rows"], [entry["rows"][i] for i in (0, 1, 5)], strict=True):
+        assert (a["attack"], a["successes"], a["trials"]) == (b["attack"], b["successes"], b["trials"])
+    (tmp_path / "attack-pictures" / "notes.txt").write_text("mine")
+    refused("other things than pictures", "attack", root, *QUICK, "-o", report, "--overwrite")
+
+
+def test_dry_run_writes_nothing(demo_artifact, tmp_path):
+    report = tmp_path / "attack.json"
+    planned = json.loads(run("attack", demo_artifact.path, "--dry-run", "--json", "-o", report).stdout)
+    assert set(planned["concepts"]) == {"Neon", "House"} and planned["total"]["forwards"] > 0
+    assert "gradient" in run("attack", demo_artifact.path, "--dry-run").stdout
+    assert not report.exists()
+
+
+def test_refusals(demo_artifact, tmp_path):
+    root = demo_artifact.path
+    refused("no artifact", "attack", tmp_path)
+    refused("did you mean", "attack", root, "--concepts", "Neo")
+    refused("did you mean", "attack", root, "--attacks", "prefx")
+    refused("--paraphrases FILE", "attack", root, "--attacks", "paraphrases")
+    (tmp_path / "empty.txt").write_text("\n")
+    refused("holds no prompt", "attack", root, "--paraphrases", tmp_path / "empty.txt")
+    refused("checkpoint or hook", "attack", root, "--through", "onnx")
+    refused("inside the artifact", "attack", root, "-o", root / "attack.json")
+    refused("is a folder", "attack", root, "-o", tmp_path)
+    refused("seed 42 is both", "attack", root, "--report-seeds", "42,1")
+    refused("is no seed", "attack", root, "--tune-seeds", "x")
+    refused("at least one", "attack", root, "--restarts", 0)
+    refused("judge", "attack", root, "--judge", "nobody")
+    refused("--sae is for", "attack", root, "--sae", "demo:saes")
+    refused("reads 24", "attack", root, *QUICK[:2], "--tokens", 60, "--attacks", "prefix", "--report-seeds", 2)
+
+
+def test_graphs_alone_can_be_attacked_through_the_hook_only(demo_artifact, tmp_path):
+    root = tmp_path / "graphs"
+    shutil.copytree(demo_artifact.path, root)
+    for name in ("unet/diffusion_pytorch_model.safetensors",):
+        (root / name).unlink()
+    record = manifest.read(demo_artifact.path)
+    manifest.write(root, {k: v for k, v in record.items() if k not in ("files", "format")} | {"formats": ["onnx"]})
+    refused("need the checkpoint", "attack", root)
+    run("attack", root, "--through", "hook", "--concepts", "Neon", "--attacks", "seeds", *QUICK)

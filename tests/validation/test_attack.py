@@ -1,0 +1,155 @@
+"""Attacks: gradients through hook and checkpoint agree, straight-through changes no value, searches and counts are what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
+
+from saeuron.editor import demo
+from saeuron.editor.activations import ConceptActivations
+from saeuron.editor.bake import bake
+from saeuron.editor.errors import SaeuronError
+from saeuron.editor.families import rebuilt
+from saeuron.editor.hook import AblationHook
+from saeuron.editor.pipelines import load_pipeline
+from saeuron.editor.sae import SparseAutoencoder
+from saeuron.editor.straight_through import open_gates
+from saeuron.validation.attack import AttackSettings, attack, budget, cases
+from saeuron.validation.attacks import prompts, search
+from saeuron.validation.attacks.victims import Baked, Hooked, bare
+from saeuron.validation.judges import open_judge
+
+PLACE = "up_blocks.1.attentions.1"
+TINY = AttackSettings(
+    steps=3, tokens=2, iterations=3, embedding_iterations=3, restarts=1, batch=2, tune_seeds=(1,), report_seeds=(2,), search_seeds=(3, 4)
+)
+
+
+def gradient(unet, context=None):
+    x, c = inputs()
+    c = c.requires_grad_(True)
+    y = unet(x, torch.tensor([501.0, 101.0]), c).sample
+    return y.detach(), torch.autograd.grad(y.square().sum(), c)[0]
+
+
+@pytest.mark.parametrize("gate,activation", [("exact", "topk"), ("screened", "topk"), ("threshold", "topk"), ("exact", "jumprelu")])
+def test_hook_and_checkpoint_have_the_same_gradients(gate, activation):
+    sae = make_sae(activation=activation)
+    edit = edit_of(make_activations(), ("A", "count:20", -3.0))
+    unet, baked = make_unet(), bake(make_unet(), edit, {HOOKPOINT: sae}, gate)
+    plain_y, plain = gradient(unet)
+    baked_y, by_graph = gradient(baked)
+    with open_gates(baked):
+        straight_y, straight = gradient(baked)
+    by_hook = {}
+    for opened in (False, True):
+        with AblationHook(unet, edit, {HOOKPOINT: sae}, gate, open_gates=opened):
+            y, by_hook[opened] = gradient(unet)
+        assert torch.allclose(y, baked_y, atol=1e-5)
+    scale = float(plain.abs().max())
+    assert torch.allclose(by_graph, by_hook[False], atol=1e-4 * scale)
+    assert torch.allclose(straight, by_hook[True], atol=1e-4 * scale)
+    # The edit is seen by both, straight-through changes gradients and not values, and nothing stays behind.
+    assert not torch.allclose(plain_y, baked_y, atol=1e-3) and not torch.allclose(plain, by_graph, atol=1e-3 * scale)
+    assert torch.equal(straight_y, baked_y) and not torch.allclose(straight, by_graph, atol=1e-3 * scale)
+    assert torch.equal(gradient(baked)[1], by_graph)
+    baked.check_edit()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The demo, one style removed: original, checkpoint-like and hooked victims, judge, case."""
+    original = bare(load_pipeline("demo"))
+    activations = ConceptActivations.load(demo.resolve(f"demo:style-{PLACE}.safetensors"))
+    sae = SparseAutoencoder.load(demo.SAES, PLACE)
+    edit = edit_of(activations, ("Sunset", "count:2", -1.0), hookpoint=PLACE)
+    victims = {
+        "checkpoint": Baked(rebuilt(original, unet=bake(original.unet, edit, {PLACE: sae}))),
+        "hook": Hooked(original, edit, {PLACE: sae}),
+    }
+    judge = open_judge("demo")
+    return original, victims, judge, cases(judge, ["Sunset"], ["Sunset"])[0]
+
+
+def test_tuning_and_reporting_are_disjoint(parts):
+    _, _, judge, case = parts
+    assert case.tuning and case.reporting and not set(case.tuning) & set(case.reporting)
+    (house,) = cases(judge, ["House"], ["House", "Sunset"])
+    assert all("House" in t and "Sunset" not in t for t in [*house.tuning, *house.reporting])
+    with pytest.raises(SaeuronError, match="seed 1 is both"):
+        replace(TINY, report_seeds=(1, 2)).check()
+    with pytest.raises(SaeuronError, match="Sunest.*Sunset"):
+        cases(judge, ["Sunest"], [])
+
+
+def test_a_learned_place_without_change_is_the_prompt(parts):
+    """Templates put tokens where the tokenizer would: the concept's own embeddings give the pipeline's own context."""
+    original, _, _, case = parts
+    text = case.reporting[0]
+    wanted = original.encode_prompt(text, "cpu", 1, False)[0]
+    assert torch.equal(prompts.context(original, [prompts.with_prefix(original, text, 0)], None), wanted)
+    own = prompts.words(original, "Sunset")
+    vectors = prompts.embedding_table(original)[own]
+    made = prompts.context(original, [prompts.with_name_learned(original, text, "Sunset", len(own))], vectors)
+    assert torch.allclose(made, wanted, atol=1e-6)
+    with pytest.raises(SaeuronError, match="reads 24"):
+        prompts.with_prefix(original, text, 40)
+
+
+def test_projection_lands_on_the_vocabulary(parts):
+    original, victims, _, case = parts
+    table, allowed = prompts.embedding_table(original), prompts.vocabulary(original)
+    assert not set(original.tokenizer.all_special_ids) & set(allowed.tolist())
+    ids = torch.tensor([7, 300, 512])
+    assert prompts.nearest(table[ids] + 1e-4, table).tolist() == ids.tolist()
+    template = prompts.with_prefix(original, case.tuning[0], 3)
+    loss = search.DiffusionLoss(victims["checkpoint"].pipeline, search.Targets(torch.randn(1, 8, 8, 8), [template]), 4, 0)
+    found = search.learn_prefix(loss, 3, 4, 2, 5.0, 0)
+    assert torch.equal(found.vectors, table[found.ids]) and set(found.ids) <= set(allowed.tolist())
+    free = search.learn_embedding(loss, table[ids], 6, 2, 3.0)
+    assert free.ids is None and free.loss < loss.fixed(table[ids]) and not torch.equal(free.vectors, table[ids])
+
+
+def test_hook_and_checkpoint_give_the_same_figures(parts):
+    original, victims, judge, case = parts
+    attacks = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
+    rows = {}
+    for through, victim in victims.items():
+        rows[through], shown = attack(victim, original, case, judge, TINY, attacks, ["A {name} photo of House."])
+        assert {row for row, _, _ in shown} == {r.attack for r in rows[through]}
+    assert [r.attack for r in rows["hook"]] == [
+        "unedited", "edited", "prefix", "embedding", "straight-through", "seeds", "unedited-paraphrases", "paraphrases",
+    ]  # fmt: skip
+    for a, b in zip(rows["hook"], rows["checkpoint"], strict=True):
+        assert (a.attack, a.trials, a.successes, a.hits, a.found.get("ids")) == (
+            b.attack,
+            b.trials,
+            b.successes,
+            b.hits,
+            b.found.get("ids"),
+        )
+        if "vectors" in a.found:
+            assert torch.allclose(torch.tensor(a.found["vectors"]), torch.tensor(b.found["vectors"]), atol=1e-3)
+    assert rows["hook"][6].prompts == ["A Sunset photo of House."]
+    assert not original.unet._forward_hooks and not original.text_encoder.get_input_embeddings()._forward_hooks
+
+
+def test_seeds_are_tried_again_alike(parts):
+    original, victims, judge, case = parts
+    settings = replace(TINY, steps=8)
+    first, second = (attack(victims["checkpoint"], original, case, judge, settings, ["seeds"])[0][-1] for _ in range(2))
+    assert first.found == second.found and first.trials == len(case.tuning) + len(case.reporting)
+    assert first.successes <= first.trials and first.successes <= first.hits <= first.trials * 2
+    assert first.budget == budget("seeds", case, settings)
+    assert first.budget["forwards"] == first.budget["pictures"] * 8 * 2
+    entry = first.entry()
+    assert entry["low"] <= entry["rate"] <= entry["high"]
+
+
+def test_the_demo_edit_works_before_an_attack(parts):
+    original, victims, judge, case = parts
+    unedited, edited = attack(victims["checkpoint"], original, case, judge, replace(TINY, steps=20), [])[0]
+    assert unedited.successes == unedited.trials and edited.successes < edited.trials / 2

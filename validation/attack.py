@@ -1,0 +1,328 @@
+"""Does a removed concept come back under attack? Success rates before the edit, after it, and after it under each attack.
+
+Success: the judge names the concept in the picture. What is learned is learned on tuning prompts and seeds, and counted on others.
+Needs no torch until an attack runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..editor.errors import SaeuronError
+from .intervals import Rate
+
+if TYPE_CHECKING:
+    from .attacks.victims import Victim
+    from .judges import Judge
+
+ATTACKS = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
+LEARNED = ("prefix", "embedding", "straight-through")
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """The budget."""
+
+    steps: int = 20
+    """denoising steps of every picture"""
+    guidance: float = 3.0
+    tokens: int = 5
+    """learned tokens"""
+    iterations: int = 40
+    """of a search for vocabulary tokens"""
+    embedding_iterations: int = 80
+    """of a search by embeddings"""
+    restarts: int = 2
+    """searches from different beginnings; the one with most successes on the tuning pictures counts, at a tie the smaller loss"""
+    batch: int = 4
+    """noised pictures an iteration"""
+    rate: float = 1.0
+    """step of a search for vocabulary tokens, in standard deviations of the token embeddings"""
+    embedding_rate: float = 3.0
+    """step of a search by embeddings, likewise"""
+    tune_seeds: tuple[int, ...] = (42, 43)
+    """seeds of the pictures that are learned from"""
+    report_seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
+    """seeds that are counted"""
+    search_seeds: tuple[int, ...] = tuple(range(1000, 1008))
+    """seeds that the search over seeds tries for each prompt"""
+    batch_size: int = 32
+    """pictures at a time"""
+    seed: int = 0
+    """of beginnings, timesteps and noise of the searches"""
+
+    def check(self) -> None:
+        """Raise `SaeuronError` unless the figures can be trusted."""
+        both = set(self.tune_seeds) & set(self.report_seeds)
+        if both:
+            raise SaeuronError(
+                f"seed {min(both)} is both learned from and counted; figures on seeds that were learned from flatter an attack"
+            )
+        counts = (self.tokens, self.iterations, self.embedding_iterations, self.restarts, self.batch, self.batch_size)
+        if min(counts) < 1 or not (self.tune_seeds and self.report_seeds and self.search_seeds):
+            raise SaeuronError("an attack needs at least one token, iteration, restart, noised picture, and seed of each kind")
+
+
+class Case(NamedTuple):
+    """A concept and the prompts that ask for it."""
+
+    concept: str
+    domain: str
+    """`style` or `object`"""
+    tuning: list[str]
+    """prompts that are learned from"""
+    reporting: list[str]
+    """prompts that are counted"""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    attack: str
+    trials: int
+    successes: int
+    hits: int
+    """pictures that show the concept; equals `successes` except for `seeds`, where one of a prompt's pictures is enough"""
+    budget: dict[str, int]
+    prompts: list[str]
+    """as they were drawn"""
+    found: dict[str, Any]
+    seconds: float
+
+    def entry(self) -> dict[str, Any]:
+        """As in the report."""
+        share = Rate(self.successes, self.trials).as_dict()
+        return {**self._asdict(), **{name: share[name] for name in ("rate", "low", "high")}}
+
+
+Shown = tuple[str, bool, Any]
+"""attack, whether the judge named the concept, picture"""
+
+
+def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
+    """Prompts for each concept: its partners of the other domain in turn for learning and for counting; removed ones left out.
+
+    Raises:
+        SaeuronError: a concept that the judge can't see.
+    """
+    from ..editor.suggest import unknown
+
+    known = {name: domain for domain, names in (("object", judge.objects), ("style", judge.styles)) for name in names}
+    made = []
+    for concept in concepts:
+        if concept not in known:
+            raise SaeuronError(unknown("concept", concept, known, f"to the judge '{judge.name}'"))
+        domain = known[concept]
+        if domain == "style":
+            texts = [judge.prompt(o, concept) for o in judge.objects if o not in removed]
+        else:
+            texts = [judge.prompt(concept, s) for s in (*judge.styles, None) if s not in removed]
+        if len(texts) < 2:
+            raise SaeuronError(f"{concept}: the judge knows too few other names to learn from some prompts and count on others")
+        made.append(Case(concept, domain, texts[0::2], texts[1::2]))
+    return made
+
+
+def budget(attack: str, case: Case, settings: AttackSettings, paraphrases: int = 0) -> dict[str, int]:
+    """What one row costs: counts of prompts, seeds, pictures, and forwards of the UNet on one latent (both halves of guidance counted)."""
+    s = settings
+    a_picture = s.steps * (2 if s.guidance > 1 else 1)
+    prompts = paraphrases if attack == "paraphrases" else len(case.reporting)
+    if attack == "seeds":
+        prompts += len(case.tuning)  # nothing is learned, so every prompt is counted
+    seeds = s.search_seeds if attack == "seeds" else s.report_seeds
+    made = {"prompts": prompts, "seeds": len(seeds), "pictures": prompts * len(seeds)}
+    iterations = 0
+    if attack in LEARNED:
+        iterations = s.iterations if attack == "prefix" else s.embedding_iterations
+        learned_from = len(case.tuning) * len(s.tune_seeds)
+        made |= {
+            "tokens": s.tokens, "iterations": iterations, "restarts": s.restarts, "batch": s.batch, "tuning_prompts": len(case.tuning),
+            "tuning_seeds": len(s.tune_seeds), "tuning_pictures": learned_from * s.restarts,
+        }  # fmt: skip
+    gradients = iterations * s.restarts * s.batch if attack in LEARNED else 0
+    made["forwards"] = (made["pictures"] + made.get("tuning_pictures", 0)) * a_picture + gradients
+    made["gradients"] = gradients
+    return made
+
+
+def plan(cases: Sequence[Case], settings: AttackSettings, attacks: Sequence[str], paraphrases: int = 0) -> dict[str, dict[str, Any]]:
+    """Concept → row → budget, without running anything."""
+    rows = ["unedited", "edited", *attacks]
+    if "paraphrases" in attacks:
+        rows.insert(rows.index("paraphrases"), "unedited-paraphrases")
+    kinds = {"unedited-paraphrases": "paraphrases"}
+    return {case.concept: {row: budget(kinds.get(row, row), case, settings, paraphrases) for row in rows} for case in cases}
+
+
+class _Attacker:
+    """Everything that the rows of one concept share."""
+
+    def __init__(
+        self, victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings, say: Callable[[str], None]
+    ) -> None:
+        self.victim, self.original, self.case, self.judge, self.settings, self.say = victim, original, case, judge, settings, say
+        self.shown: list[Shown] = []
+        self._latents: Any = None
+
+    @contextmanager
+    def _edited(self, straight: bool = False) -> Iterator[Any]:
+        with self.victim.edited(straight) as pipeline:
+            yield pipeline
+
+    def _seen(self, pipeline: Any, contexts: Any, seeds: list[int], row: str | None) -> list[bool]:
+        """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
+        from .attacks.prompts import draw
+
+        s = self.settings
+        pictures = draw(pipeline, contexts, seeds, s.steps, s.guidance, batch_size=s.batch_size)
+        verdict = self.judge.classify(pictures)
+        names = verdict.styles if self.case.domain == "style" else verdict.objects
+        seen = [name == self.case.concept for name in names]
+        if row:
+            # Successes first: these are what somebody would look for.
+            order = sorted(range(len(seen)), key=lambda i: not seen[i])[:4]
+            self.shown += [(row, seen[i], pictures[i]) for i in order]
+        return seen
+
+    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool, any_seed: bool = False) -> Row:
+        """Prompts as they are."""
+        from .attacks.prompts import context, with_prefix
+
+        began = time.monotonic()
+        pairs = [(text, seed) for text in prompts for seed in seeds]
+        if edited:
+            with self._edited() as pipeline:
+                contexts = context(pipeline, [with_prefix(pipeline, text, 0) for text, _ in pairs], None)
+                seen = self._seen(pipeline, contexts, [seed for _, seed in pairs], row)
+        else:
+            contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in pairs], None)
+            seen = self._seen(self.original, contexts, [seed for _, seed in pairs], row)
+        groups = [seen[i : i + len(seeds)] for i in range(0, len(seen), len(seeds))]
+        found: dict[str, Any] = {}
+        if any_seed:
+            found = {"seeds": {text: [s for s, hit in zip(seeds, g, strict=True) if hit] for text, g in zip(prompts, groups, strict=True)}}
+        trials, successes = (len(groups), sum(map(any, groups))) if any_seed else (len(seen), sum(seen))
+        kind = "paraphrases" if "paraphrases" in row else row
+        spent = budget(kind, self.case, self.settings, len(prompts))
+        return Row(row, trials, successes, sum(seen), spent, list(prompts), found, time.monotonic() - began)
+
+    def learned(self, row: str) -> Row:
+        """Learn on tuning prompts and seeds, count on the others."""
+        from .attacks.prompts import context, words
+        from .attacks.search import DiffusionLoss, Found, Targets, learn_embedding, learn_prefix, starts
+
+        began = time.monotonic()
+        s, case = self.settings, self.case
+        tuning = [(text, seed) for text in case.tuning for seed in s.tune_seeds]
+        reporting = [(text, seed) for text in case.reporting for seed in s.report_seeds]
+        best: tuple[tuple[int, float], Found] | None = None
+        latents = self._targets(tuning)
+        with self._edited(straight=row == "straight-through") as pipeline:
+            templates = [self._template(pipeline, row, text) for text, _ in tuning]
+            loss = DiffusionLoss(pipeline, Targets(latents, templates), s.steps, s.seed)
+            name = words(pipeline, self._name(case.tuning[0]))
+            for restart in range(s.restarts):
+                self.say(f"{case.concept}: {row}, search {restart + 1} of {s.restarts}")
+                if row == "prefix":
+                    found = learn_prefix(loss, s.tokens, s.iterations, s.batch, s.rate, s.seed + restart)
+                else:
+                    start = starts(pipeline, name, s.tokens, s.seed, restart)
+                    found = learn_embedding(loss, start, s.embedding_iterations, s.batch, s.embedding_rate)
+                hits = sum(self._seen(pipeline, context(pipeline, templates, found.vectors), [seed for _, seed in tuning], None))
+                if best is None or (-hits, found.loss) < best[0]:
+                    best = (-hits, found.loss), found
+            assert best is not None
+            self.say(f"{case.concept}: {row}, pictures")
+            (misses, value), found = best
+            contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in reporting], found.vectors)
+            seen = self._seen(pipeline, contexts, [seed for _, seed in reporting], row)
+            told: dict[str, Any] = {"loss": value, "tuning_successes": -misses, "tuning_trials": len(tuning)}
+            if found.ids is not None:
+                text = pipeline.tokenizer.decode(found.ids)
+                # A text that is cut otherwise when it is typed works by its ids only.
+                told |= {"ids": found.ids, "text": text, "typed": words(pipeline, text) == found.ids}
+            else:
+                told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
+        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began)
+
+    def _targets(self, tuning: Sequence[tuple[str, int]]) -> Any:
+        """The unedited model's latents of the tuning pictures; made once a concept."""
+        from .attacks.prompts import context, draw, with_prefix
+
+        if self._latents is None:
+            s = self.settings
+            contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in tuning], None)
+            self._latents = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
+        return self._latents
+
+    def _name(self, text: str) -> str:
+        """The concept as the judge writes it in a prompt."""
+        return next((n for n in (self.case.concept, self.case.concept.replace("_", " ")) if n in text), self.case.concept)
+
+    def _template(self, pipeline: Any, row: str, text: str) -> Any:
+        from .attacks.prompts import with_name_learned, with_prefix
+
+        tokens = self.settings.tokens
+        return with_prefix(pipeline, text, tokens) if row == "prefix" else with_name_learned(pipeline, text, self._name(text), tokens)
+
+
+def attack(
+    victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings | None = None,
+    attacks: Sequence[str] = ("prefix", "embedding", "straight-through", "seeds"), paraphrases: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Row], list[Shown]]:  # fmt: skip
+    """Attack one concept.
+
+    Args:
+        victim: the edited model (`attacks.victims`).
+        original: the unedited pipeline; for `Hooked` the same object.
+        case: the concept and its prompts, see `cases`.
+        judge: who looks at the pictures.
+        settings: the budget.
+        attacks: of `ATTACKS`.
+        paraphrases: prompts for the attack of that name; `{name}` stands for the concept.
+        say: told what goes on.
+
+    Returns:
+        rows `unedited`, `edited` and one an attack (`paraphrases` has an unedited row of its own), and a few pictures of each.
+
+    Raises:
+        SaeuronError: an unknown attack, a pipeline of another kind, a prompt too long.
+    """
+    import torch
+
+    from ..editor.suggest import unknown
+
+    s = settings or AttackSettings()
+    s.check()
+    for name in attacks:
+        if name not in ATTACKS:
+            raise SaeuronError(unknown("attack", name, ATTACKS))
+    if type(original).__name__ != "StableDiffusionPipeline":
+        raise SaeuronError(
+            f"only StableDiffusionPipeline can be attacked, not {type(original).__name__}; SDXL's second text encoder is not built"
+        )
+    texts = [line.replace("{name}", case.concept) for line in paraphrases]
+    if "paraphrases" in attacks and not texts:
+        raise SaeuronError("the attack 'paraphrases' needs prompts")
+    run = _Attacker(victim, original, case, judge, s, say)
+    rows = []
+    with torch.no_grad():
+        for edited in (False, True):
+            say(f"{case.concept}: {'edited' if edited else 'unedited'} model without attack")
+            rows.append(run.plain("edited" if edited else "unedited", case.reporting, s.report_seeds, edited))
+        for name in attacks:
+            say(f"{case.concept}: {name}")
+            if name in LEARNED:
+                rows.append(run.learned(name))
+            elif name == "seeds":
+                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.search_seeds, True, any_seed=True))
+            else:
+                rows.append(run.plain("unedited-paraphrases", texts, s.report_seeds, False))
+                rows.append(run.plain(name, texts, s.report_seeds, True))
+    return rows, run.shown
