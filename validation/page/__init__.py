@@ -1,1 +1,1 @@
-"""The report for people: what goes into it. Never imports `export`."""
+"""The report for people: an artifact's proof, evaluation and attack as one page. Never imports `export`."""

@@ -8,27 +8,85 @@ from typing import Any, NamedTuple
 
 from ...editor.errors import SaeuronError
 from ...editor.files import read_json
+from .. import shape
+from ..makers import UNEDITED
+from ..shape import Each, Fields, Items, Maybe
 
-FIGURES = ("ua", "ira", "cra")
+FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
+PLAIN_ROWS = ("unedited", "edited", "unedited-paraphrases")
+"""rows of an attack in which nothing is attacked"""
+_EVALUATION, _ATTACK = "saeuron-evaluation-1", "saeuron-attack-1"
+
+_RATE = {"trials": int, "rate": Maybe(float), "low": Maybe(float), "high": Maybe(float)}
+_COUNTED = Fields({**_RATE, "hits": int})
+_PART = Fields({}, {
+    "concepts": Each(Fields({}, {"domain": str, **dict.fromkeys(FIGURES, Maybe(_COUNTED))})), "nude": _COUNTED, "detections": Each(int),
+    "runtime": str, "device": str, "loop": str, "kept": Each(_COUNTED),
+})  # fmt: skip
+_DISTANCE = Fields({"name": str, "backend": str, "against": str, "all": Maybe(float), "rest": Maybe(float)})
+_COMPARISON = Fields({
+    "backend": str, "with": str, "pictures": int, "identical": int, "max_abs": int, "least_psnr": Maybe(float), "same_verdicts": int,
+})  # fmt: skip
+_SETTINGS = Fields(
+    {
+        "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
+        "steps": int, "guidance": float, "seeds": Items(int),
+    }, {"objects": Items(str), "styles": Items(str), "precision": str},
+)  # fmt: skip
+_EVALUATION_FIELDS = Fields(
+    {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
+)
+_ROW = Fields({"attack": str, "successes": int, "budget": Each(int), **_RATE}, {"found": dict})
+_ATTACK_FIELDS = Fields({
+    "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}), "settings": dict,
+    "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
+})  # fmt: skip
 
 
 class Rate(NamedTuple):
-    """A share of trials with its interval."""
+    """A share of trials with its interval; without trials all three shares are None."""
 
-    rate: float
-    low: float
-    high: float
+    rate: float | None
+    low: float | None
+    high: float | None
+    hits: int
     trials: int
+
+
+class Stage(NamedTuple):
+    """What was counted on the pictures of one backend."""
+
+    name: str
+    edited: bool
+    """whether these are pictures of the whole edit: neither the unedited model's nor a part's of the concepts"""
+    concepts: dict[str, dict[str, Rate | None]]
+    """concept → one of `FIGURES` → rate; None where there is no such figure"""
+    nude: Rate | None
+    ran: str
+    """what ran it"""
 
 
 class Evaluation(NamedTuple):
     """An evaluation of this artifact."""
 
     judge: str
-    backends: dict[str, dict[str, dict[str, Rate]]]
-    """backend → concept → one of `FIGURES` → rate"""
+    stages: list[Stage]
+    settings: dict[str, Any]
     content: dict[str, Any]
     """the file as it is"""
+    same_export: bool
+    """made of this very folder; otherwise of another export of the same edit"""
+
+
+class AttackRow(NamedTuple):
+    """One attack on one concept."""
+
+    concept: str
+    attack: str
+    rate: Rate
+    budget: dict[str, int]
+    text: str
+    """a learned prefix; empty for other attacks"""
 
 
 class Attack(NamedTuple):
@@ -36,93 +94,79 @@ class Attack(NamedTuple):
 
     judge: str
     through: str
-    concepts: dict[str, dict[str, Rate]]
-    """concept → attack → rate of successes"""
+    rows: list[AttackRow]
     content: dict[str, Any]
+    same_export: bool
 
 
-def read_evaluation(folder: Path, record: Mapping[str, Any]) -> Evaluation:
+def read_evaluation(folder: Path, record: Mapping[str, Any], manifest_sha256: str) -> Evaluation:
     """Read `evaluation.json` in `folder`.
 
     Args:
         folder: output of an evaluation.
         record: manifest of the artifact that it must be of.
+        manifest_sha256: of the manifest's file.
 
     Raises:
         SaeuronError: missing, of another artifact, or without a field that is needed.
     """
     path = folder / "evaluation.json"
-    content = _read(path, record)
-    found: dict[str, dict[str, dict[str, Rate]]] = {}
-    for name, part in _table(content, "backends", path).items():
-        at = f"backends.{name}"
-        concepts = _table(_dict(part, at, path), "concepts", path, at)
-        found[name] = {
-            concept: {
-                key: _rate(figures[key], f"{at}.concepts.{concept}.{key}", path)
-                for key in FIGURES
-                if key in _dict(figures, f"{at}.concepts.{concept}", path)
-            }
-            for concept, figures in concepts.items()
+    content = _read(path, _EVALUATION, _EVALUATION_FIELDS)
+    settings = content["settings"]
+    _check_edit(path, settings["edit_sha256"], record)
+    stages = []
+    for name, part in content["backends"].items():
+        concepts = {
+            concept: {key: _rate(figures.get(key), path) for key in FIGURES} for concept, figures in part.get("concepts", {}).items()
         }
-    return Evaluation(_judge(content, path), found, content)
+        ran = ", ".join(str(part[key]) for key in ("runtime", "device") if key in part)
+        if "loop" in part:
+            ran += f"; loop of {part['loop']}"
+        whole = name != UNEDITED and "kept" not in part
+        stages.append(Stage(name, whole, concepts, _rate(part.get("nude"), path), ran))
+    return Evaluation(settings["judge"]["name"], stages, settings, content, settings["manifest_sha256"] == manifest_sha256)
 
 
-def read_attack(path: Path, record: Mapping[str, Any]) -> Attack:
-    """Read an attack's file; `record` as for `read_evaluation`.
+def read_attack(path: Path, record: Mapping[str, Any], manifest_sha256: str) -> Attack:
+    """Read an attack's file; arguments as for `read_evaluation`.
 
     Raises:
         SaeuronError: missing, of another artifact, or without a field that is needed.
     """
-    content = _read(path, record)
-    found = {
-        concept: {
-            name: _rate(entry, f"concepts.{concept}.{name}", path) for name, entry in _dict(attacks, f"concepts.{concept}", path).items()
-        }
-        for concept, attacks in _table(content, "concepts", path).items()
-    }
-    return Attack(_judge(content, path), str(_field(content, "through", path)), found, content)
+    content = _read(path, _ATTACK, _ATTACK_FIELDS)
+    _check_edit(path, content["edit_sha256"], record)
+    rows = []
+    for concept, entry in content["concepts"].items():
+        for row in entry["rows"]:
+            rate = _rate({**row, "hits": row["successes"]}, path)
+            assert rate is not None
+            rows.append(AttackRow(concept, row["attack"], rate, row["budget"], str(row.get("found", {}).get("text", ""))))
+    return Attack(content["judge"]["name"], content["through"], rows, content, content["manifest_sha256"] == manifest_sha256)
 
 
-def _read(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:
     if not path.is_file():
         raise SaeuronError(f"'{path}' does not exist")
-    content = _dict(read_json(path), "", path)
-    sha256 = _field(content, "edit_sha256", path)
-    if sha256 != record["edit"]["sha256"]:
-        raise SaeuronError(
-            f"'{path}' is of another artifact: its edit is {str(sha256)[:12]}, this one's is {record['edit']['sha256'][:12]}"
-        )
+    content = read_json(path)
+    if content.get("format") != kind:
+        raise SaeuronError(f"'{path}' is of format {content.get('format')!r}; a report reads {kind!r}")
+    shape.check(str(path), content, fields)
     return content
 
 
-def _judge(content: dict[str, Any], path: Path) -> str:
-    judge = _field(content, "judge", path)
-    return judge if isinstance(judge, str) else str(_field(_dict(judge, "judge", path), "name", path, "judge"))
+def _check_edit(path: Path, sha256: str, record: Mapping[str, Any]) -> None:
+    ours = record["edit"]["sha256"]
+    if sha256 != ours:
+        raise SaeuronError(f"'{path}' is of another artifact: its edit is {sha256[:12]}, this one's is {ours[:12]}")
 
 
-def _rate(value: Any, at: str, path: Path) -> Rate:
-    entry = _dict(value, at, path)
-    numbers = []
-    for key in Rate._fields:
-        number = _field(entry, key, path, at)
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise SaeuronError(f"'{path}': '{at}.{key}' is no number")
-        numbers.append(number)
-    return Rate(*numbers)
-
-
-def _field(content: dict[str, Any], key: str, path: Path, at: str = "") -> Any:
-    if key not in content:
-        raise SaeuronError(f"'{path}' lacks the field '{f'{at}.' if at else ''}{key}'")
-    return content[key]
-
-
-def _table(content: dict[str, Any], key: str, path: Path, at: str = "") -> dict[str, Any]:
-    return _dict(_field(content, key, path, at), f"{at}.{key}" if at else key, path)
-
-
-def _dict(value: Any, at: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SaeuronError(f"'{path}': {at or 'the whole'} is no table of names and values")
-    return value
+def _rate(entry: Mapping[str, Any] | None, path: Path) -> Rate | None:
+    if entry is None:
+        return None
+    found = Rate(*(entry[key] for key in Rate._fields))
+    shares = (found.low, found.rate, found.high)
+    if not 0 <= found.hits <= found.trials or (found.trials > 0) == (None in shares):
+        raise SaeuronError(f"'{path}': {found.hits} of {found.trials} with the shares {shares} is no count")
+    if found.trials and not all(s is not None and 0 <= s <= 1 for s in shares):
+        raise SaeuronError(f"'{path}': the shares {shares} don't lie between 0 and 1")
+    return found
