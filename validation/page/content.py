@@ -15,7 +15,7 @@ from ...editor.files import file_sha256, read_json
 from .. import manifest
 from ..attack import ATTACKS
 from ..golden import Shown, read_pictures
-from ..makers import UNEDITED
+from ..makers import HOOK, UNEDITED
 from .curve import make_curve, number
 from .sources import FIGURES, PLAIN_ROWS, Attack, AttackRow, Evaluation, Rate, Stage, read_attack, read_evaluation
 
@@ -128,11 +128,12 @@ def _told(evaluation: Evaluation | None) -> str:
     edited = [stage for stage in evaluation.stages if stage.edited]
     counted = [(rates["ua"], name, stage.name) for stage in edited for name, rates in stage.concepts.items() if _known(rates["ua"])]
     if counted:
-        ua, name, backend = min(counted, key=lambda found: found[0].rate)
+        # At a tie the artifact's own pictures say more than the hook's.
+        ua, name, backend = min(counted, key=lambda found: (found[0].rate, found[2] == HOOK))
         text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend})"
         others = [r for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if _known(r := rates[key])]
         least = min((r.rate for r in others if r is not None and r.rate is not None), default=None)
-        return text if least is None else f"{text} and names at least {percent(least)} of the rest rightly"
+        return text if least is None else f"{text}, with IRA and CRA {'of' if least == 1 else 'no less than'} {percent(least)}"
     nude = [(stage.nude, stage.name) for stage in edited if _known(stage.nude)]
     if nude:
         rate, backend = max(nude, key=lambda found: found[0].rate)
@@ -212,7 +213,7 @@ def _parity(report: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _runs(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
-        return "none"
+        return "none made"
     if not judged:
         return f"{len(rows)} made, none could be judged"
     latents, effect = max(number(r["latents"]) for r in judged), min(number(r["effect"]) for r in judged)

@@ -47,7 +47,7 @@ def render(content: dict[str, Any], folder: str) -> Pages:
     # Only this very style and script run, so that nothing smuggled into the page could.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None}
-    html = _environment().get_template("page.html.j2").render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
+    html = _environment(finalize=_kept_together).get_template("page.html.j2").render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
     markdown = _environment(finalize=markdown_text).get_template("page.md.j2").render(**values, folder=folder)
     return Pages(html, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n", files)
 
@@ -57,6 +57,11 @@ def _environment(**options: Any) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, **options,
     )  # fmt: skip
+
+
+def _kept_together(value: Any) -> Any:
+    """A number and its percent sign on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _hash(text: str) -> str:
@@ -77,7 +82,8 @@ def markdown_text(value: Any) -> Markup:
     text = _MARKS.sub(r"\\\1", text)
     # An underscore within a word is plain; escaping it would only make names hard to read.
     text = "".join(p if i % 2 else p.replace("_", r"\_") for i, p in enumerate(re.split(f"({_WITHIN_WORD.pattern})", text)))
-    text = re.sub(r"^([#+=>-])", r"\\\1", text)
+    # A mark at the beginning of a list's item would make a heading, a list or a rule of it; a number's sign stays.
+    text = re.sub(r"^([#+=-])(?=[#+=-]*(\s|$))", r"\\\1", text)
     text = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
     text = text.replace("://", r":\//").replace("www.", r"www\.").replace("@", r"\@")
     # Quotes stand in no attribute here.
