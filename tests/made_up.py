@@ -15,7 +15,7 @@ from saeuron.validation.golden import Golden, Run
 from saeuron.validation.intervals import Rate
 
 POINT = "up_blocks.0.attentions.1"
-HOSTILE = '</script><img src=x onerror=alert(1)>|**"Neon\'`'
+HOSTILE = "</script><img src=x onerror=alert(1)>|**\"Neon'`"
 
 
 def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, runs: bool = True, **changes: Any) -> dict[str, Any]:
@@ -24,7 +24,9 @@ def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, run
         "prompts": ["p"], "guidance": 3.0, "height": 16, "width": 24, "steps": 4, "latents": 1e-6, "effect": 1.0, "drift": 1e-7, "hook_drift": 1e-7,
         "allowed": 0.01, "conclusive": conclusive, "decoder_psnr": "inf", "psnr": "inf", "ssim": 1.0, "psnr_unedited": 9.5, "ssim_unedited": 0.2,
     }  # fmt: skip
-    forwards = [{"kind": "step", "timestep": t, "batch": 1, "height": 2, "width": 3, "effect": 1.0, "ratio": 1e-6} for t in (999.0, 749.0, 499.0)]
+    forwards = [
+        {"kind": "step", "timestep": t, "batch": 1, "height": 2, "width": 3, "effect": 1.0, "ratio": 1e-6} for t in (999.0, 749.0, 499.0)
+    ]
     forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
     made: dict[str, Any] = {
         "gates": {
@@ -84,7 +86,13 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
     record = manifest.read(root)
 
     def part(ua: int, target: int) -> dict[str, Any]:
-        rates = {"ua": Rate(ua, 40), "ira": Rate(300, 320), "cra": Rate(310, 320), "cra_unstyled": Rate(0, 0), "cra_target": Rate(target, 40)}
+        rates = {
+            "ua": Rate(ua, 40),
+            "ira": Rate(300, 320),
+            "cra": Rate(310, 320),
+            "cra_unstyled": Rate(0, 0),
+            "cra_target": Rate(target, 40),
+        }
         figures = {"domain": "style", **{key: rate.as_dict() for key, rate in rates.items()}}
         return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record["concepts"], figures), "mean": {}}
 
@@ -109,9 +117,25 @@ def attack(path: Path, root: Path, **changes: Any) -> Path:
     def row(name: str, hits: int, **found: Any) -> dict[str, Any]:
         share = Rate(hits, 24).as_dict()
         rates = {key: share[key] for key in ("rate", "low", "high")}
-        return {"attack": name, "trials": 24, "successes": hits, "hits": hits, "budget": {"pictures": 24, "forwards": 96}, "prompts": [], "found": found, **rates}
+        return {
+            "attack": name,
+            "trials": 24,
+            "successes": hits,
+            "hits": hits,
+            "budget": {"pictures": 24, "forwards": 96},
+            "prompts": [],
+            "found": found,
+            **rates,
+        }
 
-    rows = [row("unedited", 24), row("edited", 0), row("prefix", 1, text="any | thing", typed=True), row("embedding", 6), row("straight-through", 0), row("seeds", 0)]
+    rows = [
+        row("unedited", 24),
+        row("edited", 0),
+        row("prefix", 1, text="any | thing", typed=True),
+        row("embedding", 6),
+        row("straight-through", 0),
+        row("seeds", 0),
+    ]
     content = {
         "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
         "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},

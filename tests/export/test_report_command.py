@@ -16,7 +16,11 @@ def test_report(tmp_path):
     evaluation, attack = made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "attack.json", root)
     result = run("report", root, "--evaluation", evaluation, "--attack", attack)
     folder = tmp_path / "without-neon-report"
-    assert {p.name for p in folder.iterdir()} == {"report.html", "report.md", "report-pictures"} and "Neon removed from demo" in result.stdout
+    assert {p.name for p in folder.iterdir()} == {
+        "report.html",
+        "report.md",
+        "report-pictures",
+    } and "Neon removed from demo" in result.stdout
     assert sorted(root.rglob("*")) == before
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>") and str(tmp_path) not in page

@@ -58,7 +58,7 @@ def test_the_verdict_says_the_numbers(tmp_path):
     assert [row["count"] for row in content["removed"]["rows"]] == [3] and "3, 7, 9" in pages.html
     assert set(pages.pictures) == {"1-before.png", "1-after.png"} and "![before](report-pictures/1-before.png)" in pages.markdown
     for page in (pages.html, pages.markdown):
-        titles = [line for line in re.findall(r"^(?:<h2>|## )(.*?)(?:</h2>)?$", page, re.MULTILINE)]
+        titles = re.findall(r"^(?:<h2>|## )(.*?)(?:</h2>)?$", page, re.MULTILINE)
         assert titles == [
             "What was removed", "Before and after", "Parity with the dynamic hook", "Is it gone, is the rest kept?", "Under attack", "Settings",
             "What was not checked",
@@ -92,7 +92,9 @@ def test_what_is_missing_is_said(tmp_path):
 
 
 def test_a_failed_proof_and_infinities(tmp_path):
-    proof = made_up.report(passed=False, failures=("onnx: <b>far</b> off",), onnx=made_up.backend("inf", passed=False), checkpoint=made_up.backend(1e-5))
+    proof = made_up.report(
+        passed=False, failures=("onnx: <b>far</b> off",), onnx=made_up.backend("inf", passed=False), checkpoint=made_up.backend(1e-5)
+    )
     content = make_content(made_up.artifact(tmp_path / "a", proof=proof))
     assert content["verdict"]["state"] == "failed" and "infinite" in content["verdict"]["text"] and "1 point" in content["verdict"]["text"]
     html = render(content, "p").html
@@ -107,6 +109,13 @@ def test_a_failed_proof_and_infinities(tmp_path):
 
 def test_numbers():
     assert share(0.01) == "1 %" and share("inf") == "infinite" and share("nan") == "no number" and share(0) == "0 %"
+    assert (
+        share(1.034) == "103 %"
+        and share(5.9e-7) == "0.000059 %"
+        and share(1e-9) == "1.0e-07 %"
+        and share(2.0) == "200 %"
+        and share(0.1) == "10 %"
+    )
     assert percent(None) == "–" and percent(1.0) == "100 %" and interval(None) == "–"
     assert interval(Rate(None, None, None, 0, 0)) == "–" and interval(Rate(0.5, 0.25, 0.75, 2, 4)) == "25 to 75 %"
 
@@ -123,7 +132,7 @@ def test_hostile_names_stay_text(tmp_path):
     policy = next(a["content"] for t, a in ours if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
     for line in pages.markdown.splitlines():
-        assert "<" not in line and "**\"" not in line
+        assert "<" not in line and '**"' not in line
     rows = [len(re.findall(r"(?<!\\)\|", line)) for line in pages.markdown.splitlines()]
     assert rows == [len(re.findall(r"(?<!\\)\|", line)) for line in plain.markdown.splitlines()]
 
@@ -178,14 +187,25 @@ def test_nudity_rates(tmp_path):
     found = json.loads((folder / "evaluation.json").read_text())
     found["settings"] |= {"protocol": "nudity", "judge": {"name": "nudenet", "sha256": "nudenet 3"}}
     nude = {"rate": 0.25, "low": 0.05, "high": 0.7, "hits": 1, "trials": 4}
-    found["backends"] = {"unedited": {"nude": {**nude, "hits": 4, "rate": 1.0, "high": 1.0}, "detections": {}}, "onnx": {"nude": nude, "detections": {}}}
+    found["backends"] = {
+        "unedited": {"nude": {**nude, "hits": 4, "rate": 1.0, "high": 1.0}, "detections": {}},
+        "onnx": {"nude": nude, "detections": {}},
+    }
     (folder / "evaluation.json").write_text(json.dumps(found))
     content = make_content(root, folder)
     assert "finds nudity in 1 of 4" in content["verdict"]["text"] and "With nudity" in render(content, "p").html
 
 
 def browse(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000", *options]
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=3000",
+        *options,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
@@ -242,7 +262,9 @@ def test_in_a_browser(tmp_path):
     (tmp_path / "keys.html").write_text(free.replace("</body>", PROBE + "</body>"))
     assert says(tmp_path / "keys.html") == [True, "1 of 2", "2 of 2", False, "2 of 2", False, "dark", "light"]
     nude = render(whole(tmp_path / "nude", "nudity"), "p").html
-    (tmp_path / "nude.html").write_text(re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", nude).replace("</body>", PROBE + "</body>"))
+    (tmp_path / "nude.html").write_text(
+        re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", nude).replace("</body>", PROBE + "</body>")
+    )
     # The first click unblurs, the second opens; the next picture is blurred still.
     assert says(tmp_path / "nude.html") == [False, True, "1 of 2", "2 of 2", True, "2 of 2", False, "dark", "light"]
 

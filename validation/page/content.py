@@ -33,7 +33,14 @@ def share(value: Any) -> str:
     found = number(value)
     if math.isnan(found):
         return "no number"
-    return f"{100 * found:.2g} %".replace("e-0", "e-") if math.isfinite(found) else "infinite"
+    if not math.isfinite(found):
+        return "infinite"
+    size = abs(100 * found)
+    if size and not 1e-6 <= size < 1e6:
+        return f"{100 * found:.1e} %"
+    places = max(0, 1 - math.floor(math.log10(size))) if size else 0
+    text = f"{100 * found:.{places}f}"
+    return (text.rstrip("0").rstrip(".") if places else text) + " %"
 
 
 def percent(value: float | None) -> str:
@@ -126,17 +133,24 @@ def _told(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return ""
     edited = [stage for stage in evaluation.stages if stage.edited]
-    counted = [(rates["ua"], name, stage.name) for stage in edited for name, rates in stage.concepts.items() if _known(rates["ua"])]
+    counted = [
+        (ua, name, stage.name)
+        for stage in edited
+        for name, rates in stage.concepts.items()
+        if (ua := rates["ua"]) is not None and ua.trials
+    ]
     if counted:
         # At a tie the artifact's own pictures say more than the hook's.
-        ua, name, backend = min(counted, key=lambda found: (found[0].rate, found[2] == HOOK))
+        ua, name, backend = min(counted, key=lambda found: (found[0].rate or 0.0, found[2] == HOOK))
         text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend})"
-        others = [r for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if _known(r := rates[key])]
-        least = min((r.rate for r in others if r is not None and r.rate is not None), default=None)
+        others = [
+            r.rate for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if (r := rates[key]) is not None
+        ]
+        least = min((found for found in others if found is not None), default=None)
         return text if least is None else f"{text}, with IRA and CRA {'of' if least == 1 else 'no less than'} {percent(least)}"
-    nude = [(stage.nude, stage.name) for stage in edited if _known(stage.nude)]
+    nude = [(rate, stage.name) for stage in edited if (rate := stage.nude) is not None and rate.trials]
     if nude:
-        rate, backend = max(nude, key=lambda found: found[0].rate)
+        rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
         return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend})"
     return ""
 
@@ -237,7 +251,9 @@ def _rate_cell(rate: Rate | None) -> dict[str, Any]:
 def _evaluation(evaluation: Evaluation | None) -> dict[str, Any] | None:
     if evaluation is None:
         return None
-    keys = [k for k in FIGURES if any(_known(rates[k]) for stage in evaluation.stages for rates in stage.concepts.values())] or list(FIGURES)
+    keys = [k for k in FIGURES if any(_known(rates[k]) for stage in evaluation.stages for rates in stage.concepts.values())] or list(
+        FIGURES
+    )
     rows = [
         {"backend": stage.name, "concept": name, "edited": stage.name != UNEDITED, "cells": [_rate_cell(rates[key]) for key in keys]}
         for stage in evaluation.stages for name, rates in stage.concepts.items()
@@ -352,7 +368,9 @@ def _unproven(record: dict[str, Any], report: dict[str, Any] | None, shown: Sequ
         g = p["gates"]
         if g.get("observable") and g["features_fired"] < g["features"]:
             left = g["features"] - g["features_fired"]
-            found.append(f"{left} of {g['features']} features never fired in the proof of {name}, so only that they stay silent was compared.")
+            found.append(
+                f"{left} of {g['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
+            )
         for row in p["runs"]["rows"]:
             where = f"free run of {name} at guidance {row['guidance']:g}, {row['width']} × {row['height']}"
             if not row["conclusive"]:

@@ -107,12 +107,11 @@ def _largest(rows: Sequence[tuple[float, float, str]]) -> dict[float, float]:
     found: dict[float, float] = {}
     for time, ratio, _ in rows:
         # NaN is worse than any number.
-        ratio = math.inf if math.isnan(ratio) else ratio
-        found[time] = max(found.get(time, 0.0), ratio)
+        found[time] = max(found.get(time, 0.0), math.inf if math.isnan(ratio) else ratio)
     return found
 
 
 def _power(exponent: int) -> str:
     """10^e as a share of the edit's effect, in percent."""
     percent = exponent + 2
-    return f"{10**percent} %" if 0 <= percent <= 3 else f"{10.0**percent:.{-percent}f} %" if -3 <= percent < 0 else f"1e{percent} %"
+    return f"{10**percent} %" if 0 <= percent <= 3 else f"{10.0**percent:.{-percent}f} %" if -6 <= percent < 0 else f"1e{percent} %"

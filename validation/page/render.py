@@ -47,7 +47,11 @@ def render(content: dict[str, Any], folder: str) -> Pages:
     # Only this very style and script run, so that nothing smuggled into the page could.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None}
-    html = _environment(finalize=_kept_together).get_template("page.html.j2").render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
+    html = (
+        _environment(finalize=_kept_together)
+        .get_template("page.html.j2")
+        .render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
+    )
     markdown = _environment(finalize=markdown_text).get_template("page.md.j2").render(**values, folder=folder)
     return Pages(html, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n", files)
 
