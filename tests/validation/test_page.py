@@ -117,6 +117,7 @@ def test_numbers():
         and share(0.1) == "10 %"
     )
     assert percent(None) == "–" and percent(1.0) == "100 %" and interval(None) == "–"
+    assert percent(0.99999) == "> 99.9 %" and percent(1e-5) == "< 0.1 %" and percent(0.0) == "0 %"
     assert interval(Rate(None, None, None, 0, 0)) == "–" and interval(Rate(0.5, 0.25, 0.75, 2, 4)) == "25 to 75 %"
 
 
@@ -176,6 +177,11 @@ def test_files_of_others_are_refused(tmp_path):
     assert "another export" in open_points(make_content(root, evaluation, attack))
     with pytest.raises(SaeuronError, match="does not exist"):
         make_content(root, tmp_path / "nowhere")
+    golden = root / "edit" / "golden.safetensors"
+    golden.write_bytes((root / "edit" / "edit.safetensors").read_bytes())
+    with pytest.raises(SaeuronError, match="no golden vectors"):
+        make_content(root)
+    golden.unlink()
     (root / "validation" / "report.json").write_text('{"scope": "full"}')
     with pytest.raises(SaeuronError, match="its form is not known"):
         make_content(root)

@@ -44,8 +44,12 @@ def share(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A rate as percent; a dash where nothing was counted."""
-    return "–" if value is None else f"{100 * value:.1f}".removesuffix(".0") + " %"
+    """A rate as percent; a dash where nothing was counted. Only a whole is 100 %, only nothing is 0 %."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:.1f}".removesuffix(".0")
+    text = "> 99.9" if text == "100" and value < 1 else "< 0.1" if text == "0" and value > 0 else text
+    return f"{text} %"
 
 
 def interval(rate: Rate | None) -> str:
