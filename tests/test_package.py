@@ -29,8 +29,9 @@ def test_every_module_is_in_the_wheel_and_imports(tmp_path):
     assert not missing
     data = [
         f"saeuron/{p.relative_to(ROOT).as_posix()}"
-        for p in (ROOT / "editor").rglob("*")
-        if p.is_file() and p.suffix in (".toml", ".safetensors", ".json", ".txt")
+        for folder in ("editor", "validation")
+        for p in (ROOT / folder).rglob("*")
+        if p.is_file() and p.suffix in (".toml", ".safetensors", ".json", ".txt", ".j2", ".css", ".js")
     ]
     assert not [d for d in data if d not in names]
     assert sum(p.stat().st_size for p in (ROOT / "editor" / "demo").rglob("*") if p.is_file()) <= 25 * 10**6

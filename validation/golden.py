@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ..editor.errors import SaeuronError
@@ -161,3 +162,41 @@ class Golden:
             return cls(content["precision"], cases, runs, parts, content["notes"], around, weights)
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None
+
+
+@dataclass
+class Shown:
+    """Pictures of one free run."""
+
+    prompts: list[str]
+    guidance: float
+    steps: int
+    unedited: np.ndarray
+    """uint8 `[B, H, W, 3]`"""
+    hook: np.ndarray
+    """made by the dynamic hook"""
+
+
+def read_pictures(path: Path) -> list[Shown]:
+    """The pictures of all free runs, without reading the rest of the file.
+
+    Raises:
+        SaeuronError: missing, damaged, or of another form.
+    """
+    header, _ = read_header(path)
+    if header.get("format") != _FORMAT:
+        raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
+    try:
+        content = json.loads(header["content"])
+        shape.check(str(path), content, _CONTENT)
+        found = []
+        with safe_open(path, "np") as handle:
+            for run in content["runs"]:
+                unedited, hook = (handle.get_tensor(run[f"{kind}_pictures"]) for kind in ("unedited", "hook"))
+                for pictures in (unedited, hook):
+                    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or len(pictures) != len(run["prompts"]):
+                        raise SaeuronError(f"{path}: damaged golden vectors (pictures of shape {list(pictures.shape)})")
+                found.append(Shown(run["prompts"], run["guidance"], run["steps"], unedited, hook))
+        return found
+    except (KeyError, ValueError, TypeError, RecursionError, SafetensorError) as error:
+        raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None

@@ -1,0 +1,112 @@
+"""`saeuron report`: an artifact's proof, evaluation and attack as a page for people."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...editor.errors import SaeuronError
+from ..console import clean, out, progress_line, write_json
+from ..folder import check_parent
+from . import options as o
+
+
+@clean
+def report(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that `saeuron evaluate` wrote for it.", rich_help_panel=o.WHAT)
+    ] = None,
+    attack: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that `saeuron attack` wrote for it.", rich_help_panel=o.WHAT)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html",
+            help="The page; the same as Markdown goes to FILE.md, its pictures to FILE-pictures/. Default: ARTIFACT-report/report.html.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
+    """Write what is known of an artifact as one HTML page that loads nothing from anywhere, and as Markdown.
+
+    It says what was removed, how near the artifact is to the dynamic hook, how well the concept is gone, what attacks found, and what was
+    not checked. Needs neither torch nor a model.
+
+    Example: `saeuron report without-neon --evaluation without-neon-evaluation --attack attack.json`
+    """
+    from ...validation import manifest
+
+    record = manifest.read(artifact)
+    page = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-report") / "report.html"
+    files = _check_output(page, artifact, overwrite)
+    with progress_line("checking files") as say:
+        from ...validation.page.content import make_content
+        from ...validation.page.render import render
+
+        manifest.check_files(artifact, record)
+        say("writing the report")
+        content = make_content(artifact, evaluation, attack)
+        made = render(content, files["pictures"].name)
+        _write(files, made.html, made.markdown, made.pictures)
+    if as_json:
+        write_json({
+            "html": str(files["html"]), "markdown": str(files["markdown"]), "verdict": content["verdict"], "not_checked": content["not_checked"],
+        })  # fmt: skip
+        return
+    out.print(content["verdict"]["text"], highlight=False, soft_wrap=True, markup=False)
+    out.print(f"{files['html']}, the same as Markdown in {files['markdown']}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _check_output(page: Path, artifact: Path, overwrite: bool) -> dict[str, Path]:
+    """What will be written: `html`, `markdown`, `pictures`."""
+    if page.is_dir():
+        raise SaeuronError(f"--output '{page}' is a folder; give a file, e.g. report.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise SaeuronError(f"--output '{page}' has to end in .html, since the Markdown goes beside it")
+    if page.resolve().is_relative_to(artifact.resolve()):
+        raise SaeuronError(f"--output '{page}' lies inside the artifact, whose files are on record; choose another place")
+    files = {"html": page, "markdown": page.with_suffix(".md"), "pictures": page.with_name(f"{page.stem}-pictures")}
+    for path in files.values():
+        if (path.exists() or path.is_symlink()) and not overwrite:
+            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    if files["markdown"].is_dir():
+        raise SaeuronError(f"'{files['markdown']}' is a folder, so --overwrite leaves it alone; choose another --output")
+    pictures = files["pictures"]
+    if (pictures.exists() or pictures.is_symlink()) and (
+        pictures.is_symlink() or not pictures.is_dir() or any(p.suffix != ".png" for p in pictures.iterdir())
+    ):
+        raise SaeuronError(
+            f"'{pictures}' holds other things than pictures of a report, so --overwrite leaves it alone; choose another --output"
+        )
+    check_parent(page)
+    return files
+
+
+def _write(files: Mapping[str, Path], html: str, markdown: str, pictures: Mapping[str, bytes]) -> None:
+    files["html"].parent.mkdir(parents=True, exist_ok=True)
+    partial = {kind: path.with_name(f".{path.name}.partial-{os.getpid()}") for kind, path in files.items()}
+    try:
+        partial["html"].write_text(html, encoding="utf-8")
+        partial["markdown"].write_text(markdown, encoding="utf-8")
+        partial["pictures"].mkdir()
+        for name, png in pictures.items():
+            (partial["pictures"] / name).write_bytes(png)
+        if files["pictures"].exists():
+            shutil.rmtree(files["pictures"])
+        if pictures:
+            partial["pictures"].rename(files["pictures"])
+        for kind in ("markdown", "html"):
+            os.replace(partial[kind], files[kind])
+    finally:
+        shutil.rmtree(partial["pictures"], ignore_errors=True)
+        for kind in ("html", "markdown"):
+            partial[kind].unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""A made-up artifact, evaluation and attack: files as the real ones, so that reports can be tested without a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from saeuron.editor.files import file_sha256
+from saeuron.validation import manifest
+from saeuron.validation.golden import Golden, Run
+from saeuron.validation.intervals import Rate
+
+POINT = "up_blocks.0.attentions.1"
+HOSTILE = "</script><img src=x onerror=alert(1)>|**\"Neon'`"
+
+
+def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, runs: bool = True, **changes: Any) -> dict[str, Any]:
+    """A backend's part of a report of the proof."""
+    row = {
+        "prompts": ["p"], "guidance": 3.0, "height": 16, "width": 24, "steps": 4, "latents": 1e-6, "effect": 1.0, "drift": 1e-7, "hook_drift": 1e-7,
+        "allowed": 0.01, "conclusive": conclusive, "decoder_psnr": "inf", "psnr": "inf", "ssim": 1.0, "psnr_unedited": 9.5, "ssim_unedited": 0.2,
+    }  # fmt: skip
+    forwards = [
+        {"kind": "step", "timestep": t, "batch": 1, "height": 2, "width": 3, "effect": 1.0, "ratio": 1e-6} for t in (999.0, 749.0, 499.0)
+    ]
+    forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
+    made: dict[str, Any] = {
+        "gates": {
+            "observable": True, "passed": True, "decisions": 100, "equal": 1.0, "fired": 9, "features_fired": 2, "features": 3, "within_rounding": 0,
+            "flips_within_rounding": 0, "flips_beyond_rounding": 0,
+        },
+        "forwards": {"passed": passed, "worst": worst, "bar": 0.01, "forwards": 4, "fired": 4, "silent": 0, "outside": 0, "rows": forwards},
+        "components": {"passed": True, "bar": 1e-3, "relative": {"vae_decoder.sample": 1e-7}, "outside": []},
+        "runs": {"passed": True, "rows": [row] if runs else [], "outside": 0, "loop": "diffusers"}, "passed": passed,
+    }  # fmt: skip
+    return made | changes
+
+
+def report(scope: str = "full", passed: bool = True, failures: tuple[str, ...] = (), **backends: dict[str, Any]) -> dict[str, Any]:
+    """A report of the proof."""
+    return {
+        "precision": "fp32", "scope": scope, "prompts": ["p"], "against_topk": {}, "control": {
+            "passed": True, "residual_alone": 0.0, "forwards_caught": 4, "forwards": 4, "runs_caught": 1, "runs_judged": 1, "runs": 1, "failures": [],
+        }, "backends": backends or {"onnx": backend()}, "failures": list(failures), "passed": passed, "record": {"passed": True, "failures": []},
+        "surroundings": {"passed": True, "bar": 1e-5, "relative": {}, "failures": []},
+    }  # fmt: skip
+
+
+def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None, pictures: bool = True, **changes: Any) -> Path:
+    """An artifact folder with dummy graphs; `proof` is its report, None: exported without validation."""
+    for folder in ("edit", "unet", "validation"):
+        (root / folder).mkdir(parents=True)
+    (root / "unet" / "model.onnx").write_bytes(b"no graph")
+    header = {
+        "format": "saeuron-edit-1", "residual": "keep", "latents": json.dumps({POINT: 256}), "chosen": json.dumps({POINT: {name: [[3, 7], [3, 9]]}}),
+        "provenance": "{}",
+    }  # fmt: skip
+    save_file({"x": np.zeros(1, np.float32)}, root / "edit" / "edit.safetensors", metadata=header)
+    if proof is not None:
+        (root / "validation" / "report.json").write_text(manifest.strict_json(proof))
+        latents = np.zeros((1, 4, 2, 3), np.float32)
+        before, after = (np.full((1, 16, 24, 3), shade, np.uint8) for shade in (40, 200))
+        runs = [Run([f"A {name} house"], 3.0, 4, latents, latents, latents, latents, after, before, 0.0, 0.0, [7])] if pictures else []
+        Golden("fp32", [], runs, notes={"scope": proof["scope"], "prompts": ["p"], "steps": 4}).save(root / "edit" / "golden.safetensors")
+    summary = None
+    if proof is not None:
+        summary = {"passed": proof["passed"], "scope": proof["scope"], "precision": "fp32", "worst_share_of_effect": {}, "failures": []}
+    record = {
+        "created": "2030-01-01", "versions": {"numpy": "2"}, "formats": ["onnx"], "concepts": [name], "residual": "keep", "gate": "exact", "precision": "fp32",
+        "warnings": ["no safety checker"], "settings": [{"name": name, "hookpoint": POINT, "select": "count:2", "multiplier": -0.3, "status": "tuned"}],
+        "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "a" * 64, "safety_checker": False},
+        "saes": {POINT: {"source": "demo:saes", "sha256": "b" * 64}}, "activations": [],
+        "edit": {"sha256": "c" * 64, "tensors_sha256": "d" * 64, "hookpoints": {POINT: {"features": 3, "timesteps": 2}}},
+        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"gates": {}}, "validation": summary, **changes,
+    }  # fmt: skip
+    manifest.write(root, record)
+    return root
+
+
+def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
+    """An evaluation of it: the unedited model and the graphs."""
+    record = manifest.read(root)
+
+    def part(ua: int, target: int) -> dict[str, Any]:
+        rates = {
+            "ua": Rate(ua, 40),
+            "ira": Rate(300, 320),
+            "cra": Rate(310, 320),
+            "cra_unstyled": Rate(0, 0),
+            "cra_target": Rate(target, 40),
+        }
+        figures = {"domain": "style", **{key: rate.as_dict() for key, rate in rates.items()}}
+        return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record["concepts"], figures), "mean": {}}
+
+    content = {
+        "format": "saeuron-evaluation-1", "finished": True,
+        "settings": {
+            "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"], "concepts": record["concepts"],
+            "precision": "fp32", "steps": 4, "guidance": 3.0, "height": None, "width": None, "protocol": "unlearncanvas",
+            "judge": {"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}, "objects": ["House"], "styles": record["concepts"], "seeds": [1],
+        },
+        "backends": {"unedited": part(0, 40), "onnx": part(38, 33)}, "distances": [], "comparison": [], **changes,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(manifest.strict_json(content))
+    return folder
+
+
+def attack(path: Path, root: Path, **changes: Any) -> Path:
+    """An attack on it."""
+    record = manifest.read(root)
+
+    def row(name: str, hits: int, **found: Any) -> dict[str, Any]:
+        share = Rate(hits, 24).as_dict()
+        rates = {key: share[key] for key in ("rate", "low", "high")}
+        return {
+            "attack": name,
+            "trials": 24,
+            "successes": hits,
+            "hits": hits,
+            "budget": {"pictures": 24, "forwards": 96},
+            "prompts": [],
+            "found": found,
+            **rates,
+        }
+
+    rows = [
+        row("unedited", 24),
+        row("edited", 0),
+        row("prefix", 1, text="any | thing", typed=True),
+        row("embedding", 6),
+        row("straight-through", 0),
+        row("seeds", 0),
+    ]
+    content = {
+        "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},
+        "concepts": {name: {"domain": "style", "rows": rows, "pictures": []} for name in record["concepts"]}, **changes,
+    }  # fmt: skip
+    path.write_text(manifest.strict_json(content))
+    return path

@@ -1,0 +1,94 @@
+"""A report's content as one HTML page without any outside part, and as Markdown with its pictures beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+_HERE = Path(__file__).parent
+_MARKS = re.compile(r"([\\`*\[\]|~$])")
+_WITHIN_WORD = re.compile(r"(?<=[^\W_])_(?=[^\W_])")
+
+
+class Pages(NamedTuple):
+    """One report."""
+
+    html: str
+    markdown: str
+    pictures: dict[str, bytes]
+    """file name → PNG; what the Markdown shows"""
+
+
+def render(content: dict[str, Any], folder: str) -> Pages:
+    """Write both forms.
+
+    Args:
+        content: of `content.make_content`.
+        folder: name of the folder, beside the Markdown, that its pictures will lie in.
+    """
+    files: dict[str, bytes] = {}
+    pairs = []
+    shown = content["pictures"]
+    for number, pair in enumerate(shown["pairs"] if shown else (), 1):
+        made = {kind: _png(pair[kind]) for kind in ("before", "after")}
+        files |= {f"{number}-{kind}.png": png for kind, png in made.items()}
+        sources = {kind: f"data:image/png;base64,{base64.b64encode(png).decode()}" for kind, png in made.items()}
+        pairs.append({**pair, **sources, "number": number})
+    style, script = (_HERE / "page.css").read_text(encoding="utf-8"), (_HERE / "page.js").read_text(encoding="utf-8")
+    # Only this very style and script run, so that nothing smuggled into the page could.
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None}
+    html = (
+        _environment(finalize=_kept_together)
+        .get_template("page.html.j2")
+        .render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
+    )
+    markdown = _environment(finalize=markdown_text).get_template("page.md.j2").render(**values, folder=folder)
+    return Pages(html, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n", files)
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, **options,
+    )  # fmt: skip
+
+
+def _kept_together(value: Any) -> Any:
+    """A number and its percent sign on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def markdown_text(value: Any) -> Markup:
+    """Text that Markdown shows as it is: no markup, HTML, table cell or link can come of it. What is `Markup` already stays."""
+    if isinstance(value, Markup):
+        return value
+    text = " ".join(str(value).split())
+    text = _MARKS.sub(r"\\\1", text)
+    # An underscore within a word is plain; escaping it would only make names hard to read.
+    text = "".join(p if i % 2 else p.replace("_", r"\_") for i, p in enumerate(re.split(f"({_WITHIN_WORD.pattern})", text)))
+    # A mark at the beginning of a list's item would make a heading, a list or a rule of it; a number's sign stays.
+    text = re.sub(r"^([#+=-])(?=[#+=-]*(\s|$))", r"\\\1", text)
+    text = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
+    text = text.replace("://", r":\//").replace("www.", r"www\.").replace("@", r"\@")
+    # Quotes stand in no attribute here.
+    return Markup(escape(text, quote=False))

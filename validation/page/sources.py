@@ -1,0 +1,172 @@
+"""Reads what a report is made of beside the artifact: an evaluation and an attack. All names of their fields stand here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...editor.errors import SaeuronError
+from ...editor.files import read_json
+from .. import shape
+from ..makers import UNEDITED
+from ..shape import Each, Fields, Items, Maybe
+
+FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
+PLAIN_ROWS = ("unedited", "edited", "unedited-paraphrases")
+"""rows of an attack in which nothing is attacked"""
+_EVALUATION, _ATTACK = "saeuron-evaluation-1", "saeuron-attack-1"
+
+_RATE = {"trials": int, "rate": Maybe(float), "low": Maybe(float), "high": Maybe(float)}
+_COUNTED = Fields({**_RATE, "hits": int})
+_PART = Fields({}, {
+    "concepts": Each(Fields({}, {"domain": str, **dict.fromkeys(FIGURES, Maybe(_COUNTED))})), "nude": _COUNTED, "detections": Each(int),
+    "runtime": str, "device": str, "loop": str, "kept": Each(_COUNTED),
+})  # fmt: skip
+_DISTANCE = Fields({"name": str, "backend": str, "against": str, "all": Maybe(float), "rest": Maybe(float)})
+_COMPARISON = Fields({
+    "backend": str, "with": str, "pictures": int, "identical": int, "max_abs": int, "least_psnr": Maybe(float), "same_verdicts": int,
+})  # fmt: skip
+_SETTINGS = Fields(
+    {
+        "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
+        "steps": int, "guidance": float, "seeds": Items(int),
+    }, {"objects": Items(str), "styles": Items(str), "precision": str},
+)  # fmt: skip
+_EVALUATION_FIELDS = Fields(
+    {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
+)
+_ROW = Fields({"attack": str, "successes": int, "budget": Each(int), **_RATE}, {"found": dict})
+_ATTACK_FIELDS = Fields({
+    "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}), "settings": dict,
+    "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
+})  # fmt: skip
+
+
+class Rate(NamedTuple):
+    """A share of trials with its interval; without trials all three shares are None."""
+
+    rate: float | None
+    low: float | None
+    high: float | None
+    hits: int
+    trials: int
+
+
+class Stage(NamedTuple):
+    """What was counted on the pictures of one backend."""
+
+    name: str
+    edited: bool
+    """whether these are pictures of the whole edit: neither the unedited model's nor a part's of the concepts"""
+    concepts: dict[str, dict[str, Rate | None]]
+    """concept → one of `FIGURES` → rate; None where there is no such figure"""
+    nude: Rate | None
+    ran: str
+    """what ran it"""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of this artifact."""
+
+    judge: str
+    stages: list[Stage]
+    settings: dict[str, Any]
+    content: dict[str, Any]
+    """the file as it is"""
+    same_export: bool
+    """made of this very folder; otherwise of another export of the same edit"""
+
+
+class AttackRow(NamedTuple):
+    """One attack on one concept."""
+
+    concept: str
+    attack: str
+    rate: Rate
+    budget: dict[str, int]
+    text: str
+    """a learned prefix; empty for other attacks"""
+
+
+class Attack(NamedTuple):
+    """An attack on this artifact."""
+
+    judge: str
+    through: str
+    rows: list[AttackRow]
+    content: dict[str, Any]
+    same_export: bool
+
+
+def read_evaluation(folder: Path, record: Mapping[str, Any], manifest_sha256: str) -> Evaluation:
+    """Read `evaluation.json` in `folder`.
+
+    Args:
+        folder: output of an evaluation.
+        record: manifest of the artifact that it must be of.
+        manifest_sha256: of the manifest's file.
+
+    Raises:
+        SaeuronError: missing, of another artifact, or without a field that is needed.
+    """
+    path = folder / "evaluation.json"
+    content = _read(path, _EVALUATION, _EVALUATION_FIELDS)
+    settings = content["settings"]
+    _check_edit(path, settings["edit_sha256"], record)
+    stages = []
+    for name, part in content["backends"].items():
+        concepts = {
+            concept: {key: _rate(figures.get(key), path) for key in FIGURES} for concept, figures in part.get("concepts", {}).items()
+        }
+        ran = ", ".join(str(part[key]) for key in ("runtime", "device") if key in part)
+        if "loop" in part:
+            ran += f"; loop of {part['loop']}"
+        whole = name != UNEDITED and "kept" not in part
+        stages.append(Stage(name, whole, concepts, _rate(part.get("nude"), path), ran))
+    return Evaluation(settings["judge"]["name"], stages, settings, content, settings["manifest_sha256"] == manifest_sha256)
+
+
+def read_attack(path: Path, record: Mapping[str, Any], manifest_sha256: str) -> Attack:
+    """Read an attack's file; arguments as for `read_evaluation`.
+
+    Raises:
+        SaeuronError: missing, of another artifact, or without a field that is needed.
+    """
+    content = _read(path, _ATTACK, _ATTACK_FIELDS)
+    _check_edit(path, content["edit_sha256"], record)
+    rows = []
+    for concept, entry in content["concepts"].items():
+        for row in entry["rows"]:
+            rate = _rate({**row, "hits": row["successes"]}, path)
+            assert rate is not None
+            rows.append(AttackRow(concept, row["attack"], rate, row["budget"], str(row.get("found", {}).get("text", ""))))
+    return Attack(content["judge"]["name"], content["through"], rows, content, content["manifest_sha256"] == manifest_sha256)
+
+
+def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:
+    if not path.is_file():
+        raise SaeuronError(f"'{path}' does not exist")
+    content = read_json(path)
+    if content.get("format") != kind:
+        raise SaeuronError(f"'{path}' is of format {content.get('format')!r}; a report reads {kind!r}")
+    shape.check(str(path), content, fields)
+    return content
+
+
+def _check_edit(path: Path, sha256: str, record: Mapping[str, Any]) -> None:
+    ours = record["edit"]["sha256"]
+    if sha256 != ours:
+        raise SaeuronError(f"'{path}' is of another artifact: its edit is {sha256[:12]}, this one's is {ours[:12]}")
+
+
+def _rate(entry: Mapping[str, Any] | None, path: Path) -> Rate | None:
+    if entry is None:
+        return None
+    found = Rate(*(entry[key] for key in Rate._fields))
+    shares = (found.low, found.rate, found.high)
+    if not 0 <= found.hits <= found.trials or (found.trials > 0) == (None in shares):
+        raise SaeuronError(f"'{path}': {found.hits} of {found.trials} with the shares {shares} is no count")
+    if found.trials and not all(s is not None and 0 <= s <= 1 for s in shares):
+        raise SaeuronError(f"'{path}': the shares {shares} don't lie between 0 and 1")
+    return found
