@@ -284,7 +284,7 @@ def _with_original(makers: Makers) -> Any:
 def check_output(plan: Plan, output: Path, overwrite: bool) -> None:
     """Raise `SaeuronError` unless the evaluation can be written to `output`."""
     if output.resolve().is_relative_to(plan.root.resolve()):
-        raise SaeuronError(f"'{output}' lies in the artifact, which stays as it was proven; choose another --output")
+        raise SaeuronError(f"'{output}' lies inside the artifact, which stays as it was proven; choose another --output")
     if plan.root.resolve().is_relative_to(output.resolve()):
         raise SaeuronError(f"'{output}' holds the artifact; choose another --output")
     check_folder(output, plan.settings, overwrite)

@@ -262,7 +262,7 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     refused("is no evaluation", "evaluate", root, *there, "--overwrite", "-o", tmp_path / "mine")
-    refused("lies in the artifact", "evaluate", root, *there, "-o", root / "evaluation")
+    refused("lies inside the artifact", "evaluate", root, *there, "-o", root / "evaluation")
     refused("holds the artifact", "evaluate", root, *there, "-o", root.parent)
     new = ["-o", tmp_path / "new"]
     refused("did you mean onnx", "evaluate", root, *QUICK, "--backend", "onx", *new)
