@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..editor.errors import SaeuronError
@@ -40,6 +40,19 @@ def check_parent(output: Path) -> None:
     for folder in (existing.resolve(), *existing.resolve().parents):
         if (folder / manifest.NAME).is_file():
             raise SaeuronError(f"'{output}' lies inside the artifact '{folder}', which nothing would open then; choose another --output")
+
+
+def check_with_pictures(files: Sequence[Path], pictures: Path, overwrite: bool) -> None:
+    """Raise unless files and a folder of pictures may be written, or replaced: the folder only where it holds nothing but pictures."""
+    check_parent(files[0])
+    for path in (*files, pictures):
+        if (path.exists() or path.is_symlink()) and not overwrite:
+            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    for path in files:
+        if path.is_dir():
+            raise SaeuronError(f"'{path}' is a folder, so --overwrite leaves it alone; choose another --output")
+    if pictures.is_symlink() or (pictures.exists() and (not pictures.is_dir() or any(p.suffix != ".png" for p in pictures.iterdir()))):
+        raise SaeuronError(f"'{pictures}' holds other things than pictures, so --overwrite leaves it alone; choose another --output")
 
 
 def check_space(output: Path, needed: int) -> None:

@@ -7,8 +7,7 @@ Needs no torch until an attack runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,11 +168,6 @@ class _Attacker:
         self.shown: list[Shown] = []
         self._latents: Any = None
 
-    @contextmanager
-    def _edited(self, straight: bool = False) -> Iterator[Any]:
-        with self.victim.edited(straight) as pipeline:
-            yield pipeline
-
     def _seen(self, pipeline: Any, contexts: Any, seeds: list[int], row: str | None) -> list[bool]:
         """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
         from .attacks.prompts import draw
@@ -196,7 +190,7 @@ class _Attacker:
         began = time.monotonic()
         pairs = [(text, seed) for text in prompts for seed in seeds]
         if edited:
-            with self._edited() as pipeline:
+            with self.victim.edited() as pipeline:
                 contexts = context(pipeline, [with_prefix(pipeline, text, 0) for text, _ in pairs], None)
                 seen = self._seen(pipeline, contexts, [seed for _, seed in pairs], row)
         else:
@@ -222,7 +216,7 @@ class _Attacker:
         reporting = [(text, seed) for text in case.reporting for seed in s.report_seeds]
         best: tuple[tuple[int, float], Found] | None = None
         latents = self._targets(tuning)
-        with self._edited(straight=row == "straight-through") as pipeline:
+        with self.victim.edited(straight=row == "straight-through") as pipeline:
             templates = [self._template(pipeline, row, text) for text, _ in tuning]
             loss = DiffusionLoss(pipeline, Targets(latents, templates), s.steps, s.seed)
             name = words(pipeline, self._name(case.tuning[0]))

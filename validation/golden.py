@@ -142,12 +142,9 @@ class Golden:
         Raises:
             SaeuronError: missing, damaged, or of another form.
         """
-        header, _ = read_header(path)
-        if header.get("format") != _FORMAT:
-            raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
+        content = _content_of(path)
         try:
-            content, tensors = json.loads(header["content"]), load_file(path)
-            shape.check(str(path), content, _CONTENT)
+            tensors = load_file(path)
             cases = [
                 Case(**{**c, **{k: tensors[c[k]] for k in _CASE},
                         # Files made before there were conditions lack them.
@@ -177,18 +174,27 @@ class Shown:
     """made by the dynamic hook"""
 
 
+def _content_of(path: Path) -> dict[str, Any]:
+    """What the file's header says, checked."""
+    header, _ = read_header(path)
+    if header.get("format") != _FORMAT:
+        raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
+    try:
+        content = json.loads(header["content"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None
+    shape.check(str(path), content, _CONTENT)
+    return content
+
+
 def read_pictures(path: Path) -> list[Shown]:
     """The pictures of all free runs, without reading the rest of the file.
 
     Raises:
         SaeuronError: missing, damaged, or of another form.
     """
-    header, _ = read_header(path)
-    if header.get("format") != _FORMAT:
-        raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
+    content = _content_of(path)
     try:
-        content = json.loads(header["content"])
-        shape.check(str(path), content, _CONTENT)
         found = []
         with safe_open(path, "np") as handle:
             for run in content["runs"]:

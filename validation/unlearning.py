@@ -36,9 +36,8 @@ class Unlearning(NamedTuple):
 
 
 def accuracy(pictures: Sequence[Picture], domain: str) -> float:
-    """Share of pictures whose `object` or `style` the judge recognises as asked."""
-    right = [getattr(p, domain) == getattr(p, f"seen_{domain}") for p in pictures]
-    return sum(right) / len(right) if right else float("nan")
+    """Share of pictures whose `object` or `style` the judge recognises as asked; NaN without pictures."""
+    return rate(pictures, domain).value
 
 
 def unlearning(pictures: Sequence[Picture], concept: str, domain: str) -> Unlearning:
@@ -49,10 +48,8 @@ def unlearning(pictures: Sequence[Picture], concept: str, domain: str) -> Unlear
         concept: the removed one.
         domain: `style` or `object`.
     """
-    other = "object" if domain == "style" else "style"
-    target = [p for p in pictures if getattr(p, domain) == concept]
-    rest = [p for p in pictures if getattr(p, domain) != concept]
-    return Unlearning(1 - accuracy(target, domain), accuracy(rest, domain), accuracy(rest, other), accuracy(target, other))
+    found = rates(pictures, {concept: domain})[concept]
+    return Unlearning(found.ua.value, found.ira.value, found.cra.value, found.cra_target.value)
 
 
 def all_jobs(objects: Sequence[str], styles: Sequence[str | None], seeds: Sequence[int]) -> list[Job]:

@@ -18,7 +18,7 @@ from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
 from ..checks import check_guidance, check_seed, check_steps
 from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_with_pictures
 from . import options as o
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def attack(
     check_steps(settings.steps, "--steps")
     check_guidance(settings.guidance)
     check_seed(seed, "--seed")
-    pictures = _check_output(output, artifact, overwrite)
+    pictures = _check_output(output, overwrite)
 
     with progress_line("opening the judge") as say:
         from ...validation.judges import open_judge
@@ -177,23 +177,14 @@ def _seeds(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in found))
 
 
-def _check_output(output: Path | None, artifact: Path, overwrite: bool) -> Path | None:
+def _check_output(output: Path | None, overwrite: bool) -> Path | None:
     """The folder of pictures beside `output`."""
     if output is None:
         return None
-    if output.resolve().is_relative_to(artifact.resolve()):
-        raise SaeuronError(f"--output '{output}' lies inside the artifact, whose files are on record; choose another place")
     if output.is_dir():
         raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
     pictures = output.with_name(f"{output.stem}-pictures")
-    for path in (output, pictures):
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
-    if pictures.exists() and (not pictures.is_dir() or pictures.is_symlink() or any(p.suffix != ".png" for p in pictures.iterdir())):
-        raise SaeuronError(
-            f"'{pictures}' holds other things than pictures of attacks, so --overwrite leaves it alone; choose another --output"
-        )
-    check_parent(output)
+    check_with_pictures([output], pictures, overwrite)
     return pictures
 
 

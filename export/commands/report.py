@@ -12,7 +12,7 @@ import typer
 
 from ...editor.errors import SaeuronError
 from ..console import clean, out, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_with_pictures
 from . import options as o
 
 
@@ -47,7 +47,7 @@ def report(
 
     record = manifest.read(artifact)
     page = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-report") / "report.html"
-    files = _check_output(page, artifact, overwrite)
+    files = _check_output(page, overwrite)
     with progress_line("checking files") as say:
         from ...validation.page.content import make_content
         from ...validation.page.render import render
@@ -66,28 +66,14 @@ def report(
     out.print(f"{files['html']}, the same as Markdown in {files['markdown']}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _check_output(page: Path, artifact: Path, overwrite: bool) -> dict[str, Path]:
+def _check_output(page: Path, overwrite: bool) -> dict[str, Path]:
     """What will be written: `html`, `markdown`, `pictures`."""
     if page.is_dir():
         raise SaeuronError(f"--output '{page}' is a folder; give a file, e.g. report.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise SaeuronError(f"--output '{page}' has to end in .html, since the Markdown goes beside it")
-    if page.resolve().is_relative_to(artifact.resolve()):
-        raise SaeuronError(f"--output '{page}' lies inside the artifact, whose files are on record; choose another place")
     files = {"html": page, "markdown": page.with_suffix(".md"), "pictures": page.with_name(f"{page.stem}-pictures")}
-    for path in files.values():
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
-    if files["markdown"].is_dir():
-        raise SaeuronError(f"'{files['markdown']}' is a folder, so --overwrite leaves it alone; choose another --output")
-    pictures = files["pictures"]
-    if (pictures.exists() or pictures.is_symlink()) and (
-        pictures.is_symlink() or not pictures.is_dir() or any(p.suffix != ".png" for p in pictures.iterdir())
-    ):
-        raise SaeuronError(
-            f"'{pictures}' holds other things than pictures of a report, so --overwrite leaves it alone; choose another --output"
-        )
-    check_parent(page)
+    check_with_pictures([files["html"], files["markdown"]], files["pictures"], overwrite)
     return files
 
 
