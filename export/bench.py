@@ -7,12 +7,12 @@ forwards of each variant stand beside it.
 
 from __future__ import annotations
 
-import functools
 import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from ..editor.hook import AblationHook
 from ..editor.hookpoints import to_tokens
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import observe
-from ..validation.runners import open_session, run_session
-from . import onnx
+from ..validation.engines import BACKENDS as ENGINES
+from . import bench_graphs
 from .engine_worker import resident_bytes
+from .tensorrt import GATES_OF_DYNAMIC_SHAPE
 
 Progress = Callable[[str], None]
 HOOK, UNEDITED = "hook", "unedited"
@@ -40,7 +41,7 @@ class BenchSettings:
 
     gates: tuple[str, ...]
     backends: tuple[str, ...]
-    """`torch`, `onnx`"""
+    """`torch`, `onnx`, `trt`, `trt-rtx`"""
     batch: int = 2
     """rows of the UNet's input; guidance makes two of a picture"""
     height: int | None = None
@@ -53,6 +54,10 @@ class BenchSettings:
     """of the whole UNet, each variant"""
     timestep: float = 501.0
     seed: int = 0
+    device: str = "cpu"
+    """of torch"""
+    provider: str = "CPUExecutionProvider"
+    """of ONNX Runtime"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Row:
     forward_seconds: float | None
     """median of whole forwards; None where they weren't run"""
     working_bytes: int | None
-    """memory that the edit alone takes while it runs; None where the system doesn't tell"""
+    """memory that the edit alone takes while it runs, of torch's device or of the process; None where nobody tells"""
     added_bytes: int | None
     """what the edit adds to an artifact's weights"""
 
@@ -86,7 +91,7 @@ def bench(
         progress: told what is being timed.
 
     Returns:
-        `{"rows": [Row as a dict, …], "fired": share of decisions that fire on the input, "settings", "unet_parameters"}`.
+        `{"rows": [Row as a dict, …], "fired": share of decisions that fire on the input, "settings", "unet_parameters", "hardware"}`.
     """
     inputs = _inputs(unet, settings)
     maps: dict[str, torch.Tensor] = {}
@@ -95,13 +100,29 @@ def bench(
     rows: list[Row] = []
     fired = _fired(unet, edit, saes, inputs)
     if "torch" in settings.backends:
-        rows += _torch_rows(unet, edit, saes, settings, inputs, maps, progress)
-    if "onnx" in settings.backends:
-        rows += _onnx_rows(unet, edit, saes, settings, inputs, maps, progress)
+        rows += _torch_rows(unet, edit, saes, settings, maps, progress)
+    if set(settings.backends) - {"torch"}:
+        rows += _graph_rows(unet, edit, saes, settings, inputs, maps, progress)
     return {
         "rows": [vars(r) for r in rows], "fired": fired, "settings": vars(settings), "unet_parameters": sum(p.numel() for p in unet.parameters()),
         "maps": {h: list(m.shape) for h, m in maps.items()}, "threads": torch.get_num_threads(), "dtype": str(unet.dtype).removeprefix("torch."),
+        "hardware": hardware(settings),
     }  # fmt: skip
+
+
+def hardware(s: BenchSettings) -> dict[str, str]:
+    """Backend → what ran it."""
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    found = {name: threads for name in s.backends if name in ("torch", "onnx")}
+    if "torch" in found and s.device.startswith("cuda"):
+        found["torch"] = torch.cuda.get_device_name(s.device)
+    if "onnx" in found and s.provider != "CPUExecutionProvider":
+        found["onnx"] = s.provider
+    if set(s.backends) & set(ENGINES):
+        from ..validation.engines import gpu
+
+        found |= {name: gpu().name for name in s.backends if name in ENGINES}
+    return found
 
 
 def _inputs(unet: Any, s: BenchSettings) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -110,7 +131,7 @@ def _inputs(unet: Any, s: BenchSettings) -> tuple[tuple[Any, ...], dict[str, Any
     generator = torch.Generator().manual_seed(s.seed)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(unet.device, unet.dtype)
+        return torch.randn(*shape, generator=generator).to(unet.dtype)
 
     sample = noise(s.batch, unet.config.in_channels, s.height or height, s.width or width)
     context = noise(s.batch, s.tokens, unet.config.cross_attention_dim)
@@ -125,35 +146,52 @@ def _fired(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], inputs:
     return float(torch.cat(decisions).mean())
 
 
-def rounds(variants: Mapping[str, Callable[[], Any]], found: dict[str, list[float]]) -> None:
-    """One more time of each variant, in seconds; who begins changes from round to round."""
+def rounds(variants: Mapping[str, Callable[[], Any]], found: dict[str, list[float]], finish: Callable[[], None] = lambda: None) -> None:
+    """One more time of each variant, in seconds; who begins changes from round to round.
+
+    Args:
+        variants: name → what is timed.
+        found: name → times so far.
+        finish: waits until a device has done what it was given.
+    """
     names = list(variants)
     first = len(next(iter(found.values()), [])) % max(1, len(names))
     for name in names[first:] + names[:first]:
+        finish()
         start = time.perf_counter()
         variants[name]()
+        finish()
         found.setdefault(name, []).append(time.perf_counter() - start)
 
 
 def _measure(
-    alone: Mapping[str, Callable[[], Any]], whole: Mapping[str, Callable[[], Any]], s: BenchSettings, say: Callable[[str], None]
+    alone: Mapping[str, Callable[[], Any]], whole: Mapping[str, Callable[[], Any]], s: BenchSettings, say: Progress,
+    finish: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:  # fmt: skip
     """Seconds of the edits alone and of whole forwards, in turns, so that a slow minute of the machine meets both."""
-    for call in (*alone.values(), *whole.values()):  # warm
-        call()
+    for _ in range(2):  # warm; an engine's second run records its CUDA graph
+        for call in (*alone.values(), *whole.values()):
+            call()
     edits: dict[str, list[float]] = {}
     forwards: dict[str, list[float]] = {}
     for number in range(s.forwards):
         say(f"round {number + 1} of {s.forwards}")
-        rounds(whole, forwards)
+        rounds(whole, forwards, finish)
         for _ in range(-(-s.runs // s.forwards)):
-            rounds(alone, edits)
+            rounds(alone, edits, finish)
     return edits, forwards
 
 
-def working_bytes(call: Callable[[], Any]) -> int | None:
-    """Largest growth of this process's resident set while `call` runs; None where the system doesn't tell (Linux does)."""
+def working_bytes(call: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Largest growth of memory while `call` runs: torch's on a GPU, else this process's resident set; None where the system doesn't tell (Linux does)."""
     gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - held
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before, _ = resident_bytes()
@@ -164,13 +202,18 @@ def working_bytes(call: Callable[[], Any]) -> int | None:
 
 
 def _torch_rows(
-    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], s: BenchSettings, inputs: Any, maps: Mapping[str, torch.Tensor], progress: Progress
+    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], s: BenchSettings, maps: Mapping[str, torch.Tensor], progress: Progress
 ) -> list[Row]:  # fmt: skip
-    edited = {gate: bake(unet, edit, saes, gate) for gate in s.gates}
-    timestep = torch.tensor([s.timestep])
+    edited = {gate: bake(unet, edit, saes, gate).to(s.device) for gate in s.gates}
+    unet.to(s.device)
+    inputs, more = _inputs(unet, s)
+    inputs = tuple(v.to(s.device) if torch.is_tensor(v) else v for v in inputs)
+    more = unet_arguments({name: value.to(s.device) for name, value in (more.get("added_cond_kwargs") or {}).items()})
+    timestep = torch.tensor([s.timestep], device=s.device)
     hook = AblationHook(unet, edit, saes)
     hook._timestep = timestep
-    tokens = {name: to_tokens(m) for name, m in maps.items()}
+    here = {name: m.to(s.device) for name, m in maps.items()}
+    tokens = {name: to_tokens(m) for name, m in here.items()}
 
     def by_hook() -> None:
         for name, x in tokens.items():
@@ -180,7 +223,7 @@ def _torch_rows(
         modules = {name.replace("-", "."): module for name, module in edited[gate].ablations.items()}
 
         def call() -> None:
-            for name, m in maps.items():
+            for name, m in here.items():
                 modules[name](m, timestep)
 
         return call
@@ -188,58 +231,55 @@ def _torch_rows(
     alone = {HOOK: by_hook, **{gate: by_module(gate) for gate in s.gates}}
 
     def forward(model: Any) -> Callable[[], None]:
-        return lambda: model(*inputs[0], return_dict=False, **inputs[1])
+        return lambda: model(*inputs, return_dict=False, **more)
 
     def hooked() -> None:
         with AblationHook(unet, edit, saes):
             forward(unet)()
 
+    def finish() -> None:
+        if s.device.startswith("cuda"):
+            torch.cuda.synchronize(s.device)
+
     whole = {UNEDITED: forward(unet), HOOK: hooked, **{gate: forward(edited[gate]) for gate in s.gates}}
     with torch.no_grad():
-        edits, forwards = _measure(alone, whole, s, lambda text: progress(f"torch: {text}"))
-        memory = {name: working_bytes(call) for name, call in alone.items()}
+        edits, forwards = _measure(alone, whole, s, lambda text: progress(f"torch: {text}"), finish)
+        memory = {name: working_bytes(call, s.device) for name, call in alone.items()}
     added = {gate: sum(t.nbytes for t in model.ablations.state_dict().values()) for gate, model in edited.items()}
+    unet.to("cpu")
     return _rows("torch", edits, forwards, memory, added)
 
 
-class _Edits(torch.nn.Module):
-    """The edit modules of all hookpoints, side by side, for an export of their own."""
-
-    def __init__(self, modules: Any) -> None:
-        super().__init__()
-        self.inner = modules
-
-    def forward(self, timestep: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(module(m, timestep.reshape(1)) for module, m in zip(self.inner.values(), maps, strict=True))
-
-
-def _onnx_rows(
+def _graph_rows(
     unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], s: BenchSettings, inputs: Any, maps: Mapping[str, torch.Tensor], progress: Progress
 ) -> list[Row]:  # fmt: skip
+    """The same graphs by every backend that runs graphs, or engines of them."""
     (sample, timestep, context), more = inputs
-    alone: dict[str, Callable[[], Any]] = {}
-    sessions = []
+    time_of = torch.tensor(timestep, dtype=torch.float32)
+    feed = {"sample": sample, "timestep": time_of, "encoder_hidden_states": context, **(more.get("added_cond_kwargs") or {})}
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        paths, feeds = {}, {}
         for gate in s.gates:
-            progress(f"ONNX: exporting the edit with gate {gate}")
-            modules = bake(unet, edit, saes, gate).ablations
-            path = Path(folder) / gate / "model.onnx"
-            path.parent.mkdir()
-            ordered = [maps[name.replace("-", ".")] for name in modules]
-            onnx.write_plain(_Edits(modules), (torch.tensor(timestep), *ordered), path)
-            session = open_session(path)
-            sessions.append(session)
-            feed = {i.name: v.float().numpy() for i, v in zip(session.get_inputs(), (torch.tensor(timestep), *ordered), strict=True)}
-            alone[gate] = functools.partial(run_session, session, feed)
-        progress("ONNX: exporting the unedited UNet")
-        onnx.write(onnx.unet_component(unet, s.tokens), Path(folder))
-        session = open_session(Path(folder) / "unet" / "model.onnx")
-        feed = {"sample": sample.float().numpy(), "timestep": timestep, "encoder_hidden_states": context.float().numpy()}
-        feed |= {name: value.float().numpy() for name, value in (more.get("added_cond_kwargs") or {}).items()}
-        whole = {UNEDITED: lambda: run_session(session, feed)}
-        edits, forwards = _measure(alone, whole, s, lambda text: progress(f"ONNX: {text}"))
-        memory = {name: working_bytes(call) for name, call in alone.items()}
-    return _rows("onnx", edits, forwards, memory, {})
+            progress(f"exporting the edit with gate {gate}")
+            paths[gate], feeds[gate] = bench_graphs.export_edit(bake(unet, edit, saes, gate).ablations, maps, time_of, Path(folder) / gate)
+        progress("exporting the unedited UNet")
+        paths[UNEDITED], feeds[UNEDITED] = bench_graphs.export_unet(unet, s.tokens, feed, Path(folder))
+        for backend in (b for b in s.backends if b != "torch"):
+            with ExitStack() as opened:
+                calls = {}
+                for name, path in paths.items():
+                    if backend in ENGINES and name in GATES_OF_DYNAMIC_SHAPE:
+                        continue  # has no engine; its row stays empty
+                    progress(f"{backend}: opening {name}")
+                    calls[name] = bench_graphs.opener(backend, s.provider)(path, feeds[name], opened)
+                whole = {UNEDITED: calls.pop(UNEDITED)}
+                edits, forwards = _measure(calls, whole, s, lambda text, by=backend: progress(f"{by}: {text}"))  # type: ignore[misc]
+                by_process = backend == "onnx" and s.provider == "CPUExecutionProvider"
+                memory = {name: working_bytes(call) if by_process else None for name, call in calls.items()}
+            rows += _rows(backend, edits, forwards, memory, {})
+            rows += [Row(backend, gate, None, None, None, None, None) for gate in s.gates if gate not in calls]
+    return rows
 
 
 def _rows(

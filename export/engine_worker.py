@@ -42,7 +42,7 @@ def build(job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
 
     Args:
         job: `backend`, `sms`, `graph` (path of the ONNX), `engine` (path to write), `axes` (name of an axis → [min, opt, max]),
-            `precision` (of the graph), `options` (`optimization_level`, `hardware_compatible`, `version_compatible`),
+            `precision` (of the graph; None: not checked), `options` (`optimization_level`, `hardware_compatible`, `version_compatible`),
             `timing_cache` (path or None).
         say: told phases.
 
@@ -135,7 +135,7 @@ def _check_volumes(network: Any, shapes: dict[str, list[list[int]]]) -> None:
         tensor.shape = shape
 
 
-def _check_types(trt: Any, network: Any, precision: str) -> dict[str, dict[str, int]]:
+def _check_types(trt: Any, network: Any, precision: str | None) -> dict[str, dict[str, int]]:
     """Convolutions must all have the type that was asked for, matrix products where there is no convolution.
 
     Types stand in the graph, the builder can't change them. A UNet's edit decodes in float32 at any precision.
@@ -150,7 +150,7 @@ def _check_types(trt: Any, network: Any, precision: str) -> dict[str, dict[str, 
         counts = found.setdefault(kind, {})
         counts[dtype] = counts.get(dtype, 0) + 1
     for dtype in found.get("convolution") or found.get("matrix product", {}):
-        if dtype != _TYPES[precision]:
+        if precision is not None and dtype != _TYPES[precision]:
             raise SaeuronError(f"it computes in {dtype}, not in {precision} as asked")
     return found
 

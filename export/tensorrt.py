@@ -268,7 +268,7 @@ def _build_target(
         }  # fmt: skip
         said = f"building {name} for {target}"
         progress(said)
-        made = _run(job, functools.partial(_step, progress, said))
+        made = run_worker(job, functools.partial(_step, progress, said))
         parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
     return {
         "backend": target.backend, "library": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
@@ -288,8 +288,19 @@ def _hashes(root: Path, record: dict[str, Any], component: str) -> dict[str, str
     return {name: known[name]["sha256"] if name in known else file_sha256(root / name) for name in files}
 
 
-def _run(job: dict[str, Any], say: Progress) -> dict[str, Any]:
-    """One worker: its last answer, or its error as ours."""
+def run_worker(job: dict[str, Any], say: Progress = lambda text: None) -> dict[str, Any]:
+    """Build one engine in a process of its own.
+
+    Args:
+        job: see `engine_worker.build`.
+        say: told phases.
+
+    Returns:
+        what `engine_worker.build` returns.
+
+    Raises:
+        SaeuronError: the worker's error, or that it died.
+    """
     # The same import path as here, also where the package isn't installed.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     name = Path(job["engine"]).stem

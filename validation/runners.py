@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +168,10 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
         raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])") from None
     if provider not in onnxruntime.get_available_providers():
         raise SaeuronError(f"this ONNX Runtime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}")
+    if provider != "CPUExecutionProvider":
+        # CUDA's libraries lie in packages of their own, where no loader looks; torch would have loaded them, but here it may not be.
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     # Waiting threads that spin take the processor from torch, or from another session: a proof is 15 % quicker without.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
+from ...validation.engines import BACKENDS as ENGINES
+from ...validation.engines import gpu, tensorrt_module
+from ...validation.runners import check_provider, provider_of
 from ..checks import check_pixels
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import check_parent
@@ -18,7 +21,8 @@ from ..settings import GATES, PRECISIONS
 from . import options as o
 
 RANDOM = {"sd14": "SD 1.4's UNet with random weights, an SAE of 20480 latents"}
-_BACKENDS = ("torch", "onnx")
+_BACKENDS = ("torch", "onnx", *ENGINES)
+_DEFAULT = "torch,onnx"
 
 
 @clean
@@ -36,7 +40,14 @@ def bench(
     model: o.Model = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
-    backend: Annotated[str, typer.Option(metavar="A,B", help="torch, onnx (ONNX Runtime).", rich_help_panel=o.HOW)] = ",".join(_BACKENDS),
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", help="torch, onnx (ONNX Runtime), trt, trt-rtx (engines for this GPU, not tested).", rich_help_panel=o.HOW
+        ),
+    ] = _DEFAULT,
+    device: o.Device = "cpu",
+    provider: o.Provider = None,
     precision: Annotated[str, typer.Option(metavar="TYPE", help="fp32, fp16 or bf16 (torch only).", rich_help_panel=o.HOW)] = "fp32",
     batch: Annotated[
         int, typer.Option(metavar="N", help="Rows of the UNet's input; guidance makes two of a picture.", rich_help_panel=o.HOW)
@@ -66,8 +77,14 @@ def bench(
                 raise SaeuronError(unknown(kind, name, known))
     if precision not in PRECISIONS:
         raise SaeuronError(unknown("precision", precision, PRECISIONS))
-    if precision == "bf16" and "onnx" in backends:
-        raise SaeuronError("--precision bf16: ONNX Runtime's CPU has no bf16 MatMul; add --backend torch")
+    if precision == "bf16" and set(backends) - {"torch"}:
+        raise SaeuronError("--precision bf16: ONNX Runtime's CPU has no bf16 MatMul, and numpy no bf16; add --backend torch")
+    check_provider(provider, backends)
+    executor = provider_of(device, provider)
+    if set(backends) & set(ENGINES):
+        for name in set(backends) & set(ENGINES):
+            tensorrt_module(name)
+        gpu()
     if random is not None and random not in RANDOM:
         raise SaeuronError(unknown("size", random, RANDOM))
     if random and (concepts or model or sae or activations or hookpoint or preset_file):
@@ -93,13 +110,15 @@ def bench(
         to_fetch(plan)
         shown = plan.model
     with progress_line("starting") as say:
+        from ...editor.pipelines import check_device
         from ..bench import BenchSettings
         from ..bench import bench as measure
         from ..bench_models import of_plan, random_sd14
 
+        check_device(device)
         unet, edit, saes, tokens, factor = random_sd14(precision, present, say) if random else of_plan(wanted, precision, say)
         settings = BenchSettings(
-            gates, backends, batch, height and height // factor, width and width // factor, tokens, runs, forwards,
+            gates, backends, batch, height and height // factor, width and width // factor, tokens, runs, forwards, device=device, provider=executor,
         )  # fmt: skip
         found = measure(unet, edit, saes, settings, say)
     found["model"] = shown
@@ -142,8 +161,9 @@ def _bytes(value: int | None) -> str:
 
 def _print(found: dict[str, Any]) -> None:
     maps = ", ".join(f"{h} {'x'.join(map(str, shape))}" for h, shape in found["maps"].items())
+    hardware = ", ".join(f"{backend}: {device}" for backend, device in found["hardware"].items())
     out.print(
-        f"{found['model']}, {found['dtype']}, {found['threads']} threads; maps {maps}; {found['fired']:.2%} of decisions fire",
+        f"{found['model']}, {found['dtype']}; {hardware}; maps {maps}; {found['fired']:.2%} of decisions fire",
         highlight=False,
         soft_wrap=True,
     )
