@@ -93,8 +93,11 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     prepared.edit.provenance |= {"model": public_name(plan.model), "unet_sha256": original}
     prepared.edit.save(folder / "edit" / "edit.safetensors")
     progress("running the dynamic hook on the original model (the reference of the proof)")
+    sampling = {"height": s.height, "width": s.width}
+    between = tensorrt.between(prepared.model_folder, sampling, s.engines.shapes) if s.engines else []
     golden = make_golden(
         pipeline, prepared.edit, prepared.saes, prepared.prompts, plan.steps, plan.guidance, s.precision, s.gate, s.height, s.width, scope=s.proof,
+        sizes=between,
     )  # fmt: skip
     golden.save(folder / GOLDEN)
     del golden

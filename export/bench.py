@@ -234,8 +234,9 @@ def _torch_rows(
         return lambda: model(*inputs, return_dict=False, **more)
 
     def hooked() -> None:
-        with AblationHook(unet, edit, saes):
+        with hook:  # made once: its SAEs already lie on the device
             forward(unet)()
+        hook._timestep = timestep
 
     def finish() -> None:
         if s.device.startswith("cuda"):

@@ -146,7 +146,7 @@ def export(
     ] = None,
     device: Annotated[
         str,
-        typer.Option(metavar="NAME", help="torch device of the reference and the proof (cuda: not tested).", rich_help_panel=_HOW),
+        typer.Option(metavar="NAME", help="torch device of the reference and the proof (cpu, cuda).", rich_help_panel=_HOW),
     ] = "cpu",
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Prove the artifact against the dynamic hook.", rich_help_panel=_PROOF)
@@ -331,7 +331,7 @@ def validate(
         list[str] | None, typer.Option(help="With --model: SAE folder or Hub id, or HOOKPOINT=PATH. Default: as recorded.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="With --model: seed of the fresh latents. Default: 1.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda (not tested).")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     provider: o.Provider = None,
     target: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: all that fit this GPU.")

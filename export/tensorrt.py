@@ -198,6 +198,36 @@ def check_shapes(root: Path, sampling: dict[str, Any], shapes: Shapes) -> None:
         axes(root, {"sampling": sampling}, shapes, name)
 
 
+def between(root: Path, sampling: dict[str, Any], shapes: Shapes) -> list[tuple[int, int, int]]:
+    """Sizes strictly between the points of a dynamic profile, where an engine that is right at its points may be wrong.
+
+    Args:
+        root: folder of the model (or of an artifact); only its configs are read.
+        sampling: `height` and `width`, pixels or None.
+        shapes: asked for.
+
+    Returns:
+        pictures, height and width in pixels: one size below the usual one and one above, where the profile leaves room; none for
+        fixed sizes, and where nothing lies between (2 and 3 pictures, say).
+    """
+    sizes = Sizes.of(root)
+    own = [sampling[name] or side * sizes.factor for name, side in zip(("height", "width"), sizes.own, strict=True)]
+    ranges = [shapes.batch, *(given or (side,) * 3 for given, side in zip((shapes.height, shapes.width), own, strict=True))]
+    units = (1, sizes.multiple, sizes.multiple)
+    found = []
+    for low, high in ((0, 1), (1, 2)):
+        middle = tuple(_middle(points[low], points[high], unit) for points, unit in zip(ranges, units, strict=True))
+        inside = [points[low] < value < points[high] for points, value in zip(ranges, middle, strict=True)]
+        if any(inside):
+            found.append(middle)
+    return found  # type: ignore[return-value]
+
+
+def _middle(low: int, high: int, unit: int) -> int:
+    """A multiple of `unit` in the middle of the two, which are multiples themselves; `low` where none lies between."""
+    return low + (high - low) // (2 * unit) * unit
+
+
 def axes_of(root: Path, record: dict[str, Any], shapes: Shapes) -> dict[str, dict[str, Range]]:
     """Component → the axes that its graph has, see `axes`."""
     family = family_of(read_json(root / "model_index.json"))

@@ -96,6 +96,12 @@ class OutsideShapes(SaeuronError):
     """An input of a shape that an engine wasn't built for."""
 
 
+def inside(shape: Sequence[int], sizes: Sequence[Sequence[int]]) -> bool:
+    """Whether every axis lies within its smallest and largest size; `sizes` as for `check_shape`."""
+    low, _, high = sizes
+    return len(shape) == len(low) and all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+
+
 def check_shape(name: str, shape: Sequence[int], sizes: Sequence[Sequence[int]]) -> None:
     """Raise `OutsideShapes` unless every axis lies within its smallest and largest size.
 
@@ -105,7 +111,7 @@ def check_shape(name: str, shape: Sequence[int], sizes: Sequence[Sequence[int]])
         sizes: smallest, usual and largest shape.
     """
     low, _, high = sizes
-    if len(shape) != len(low) or not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+    if not inside(shape, sizes):
         built = list(low) if list(low) == list(high) else f"{list(low)} to {list(high)}"
         raise OutsideShapes(f"the engine takes '{name}' of shape {built}, not {list(shape)}; build it with other --shapes")
 
@@ -209,7 +215,12 @@ def fitting(record: dict[str, Any], backend: str, target: str | None = None) -> 
     Raises:
         SaeuronError: no library or GPU here.
     """
-    version, device = tensorrt_module(backend).__version__, gpu()
+    try:
+        version, device = tensorrt_module(backend).__version__, gpu()
+    except SaeuronError as error:
+        if "onnx" not in record.get("formats", ()):
+            raise
+        raise SaeuronError(f"{error}; --backend onnx runs the same artifact's graphs without it") from None
     entries = {name: entry for name, entry in targets(record, backend).items() if target in (None, name)}
     fit, reasons = [], {}
     for name, entry in entries.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.conditions import conditions_of
+from ..editor.errors import SaeuronError
 from ..editor.families import Family
 from ..editor.files import read_json
 
@@ -21,14 +22,21 @@ Tensors = dict[str, tuple[str, tuple[str | None, ...]]]
 
 
 def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tensors, Tensors]]:
-    """Graph → inputs and outputs, in order."""
+    """Graph → inputs and outputs, in order.
+
+    Raises:
+        SaeuronError: a config lacks what they follow from.
+    """
     kind = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}[precision]
     # As `editor.sampling.vae_dtype`: float32 beside a float16 UNet, where the pipeline runs it so.
     upcast = family.upcasts_vae and read_json(root / "vae" / "config.json").get("force_upcast", True)
     vae = "FLOAT" if upcast else kind
     found: dict[str, tuple[Tensors, Tensors]] = {}
     for text in family.text_encoders:
-        layers = read_json(root / text.name / "config.json")["num_hidden_layers"]
+        path = root / text.name / "config.json"
+        layers = read_json(path).get("num_hidden_layers")
+        if not isinstance(layers, int):
+            raise SaeuronError(f"{path}: 'num_hidden_layers' is {layers!r}; it must be a whole number")
         # Pooled outputs have no axis of tokens.
         outputs: Tensors = {n: (kind, ("batch_size", None) if n in ("pooler_output", "text_embeds") else ("batch_size", None, None)) for n in text.names(layers)}  # fmt: skip
         found[text.name] = {"input_ids": ("INT64", ("batch_size", None))}, outputs

@@ -98,6 +98,7 @@ class _Stop(Exception):
 def make_golden(
     pipeline: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], prompts: Sequence[str], steps: int, guidance: float,
     precision: str, gate: str = "exact", height: int | None = None, width: int | None = None, seed: int = 0, scope: str = "full",
+    sizes: Sequence[tuple[int, int, int]] = (),
 ) -> Golden:  # fmt: skip
     """Run the reference.
 
@@ -114,6 +115,7 @@ def make_golden(
         width: pixels.
         seed: of the initial latents.
         scope: `full` (whole trajectories, free runs) or `short` (a few forwards, for a large model on a CPU).
+        sizes: pictures, height and width in pixels: one guided forward more of each.
     """
     refuse_edited(pipeline.unet)
     job = _Job(pipeline, edit, saes, precision, gate)
@@ -135,6 +137,7 @@ def make_golden(
         plans = [(several, guidance, h, w, None), (prompts[:1], 1.0, h, w, None), (prompts[-1:], guidance, *wide, None)]
     else:
         plans = [(shown, guidance, h, w, 2), (prompts[:1], 1.0, *wide, 1)]
+    plans += [((prompts * pictures)[:pictures], guidance, rows, columns, 1) for pictures, rows, columns in sizes]
     for number, (texts, scale, rows, columns, limit) in enumerate(plans):
         seeds = [seed + 100 * number + j for j in range(len(texts))]
         recorder = _Recorder(pipeline.unet)
@@ -153,7 +156,8 @@ def make_golden(
             cases.append(_case(job, "step", call, {name: d[i] for name, d in hook.decisions.items()}))
         if final is not None:
             runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
-        cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
+        if number < len(plans) - len(sizes):
+            cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
     notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_topk": against_topk}
     notes |= {"steps": steps, "configs": configs_of(pipeline)}
     around = of_pipeline(pipeline, prompts, steps)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.sizes import Sizes
 from . import engines, manifest, surroundings
 from .golden import Golden
 from .installed import missing
@@ -57,7 +58,7 @@ def validate(
     Args:
         artifact: its folder.
         backends: `checkpoint`, `onnx`, `trt`, `trt-rtx`; default: all that it holds and that can be run here.
-        device: torch device of the checkpoint; ONNX Runtime takes its CUDA provider on `cuda` (not tested on a GPU).
+        device: torch device of the checkpoint; ONNX Runtime takes its CUDA provider on `cuda`.
         golden: reference to compare with; default: the artifact's own golden file.
         check_files: compare every file with the manifest first.
         progress: told each check's name.
@@ -78,6 +79,8 @@ def validate(
         manifest.check_files(root, record)
     manifest.check_backends(root, record, backends)
     check_provider(provider, backends or record["formats"])
+    if device != "cpu" and not {"checkpoint", "onnx"} & set(backends or record["formats"]):
+        raise SaeuronError(f"--device {device} is for backends checkpoint and onnx, not for {', '.join(backends or record['formats'])}")
     executor = provider_of(device, provider)
     lacking = missing()
     chosen, not_checked = _runnable(root, record, tuple(backends), target, lacking)
@@ -114,7 +117,7 @@ def validate(
         found["engines"] = {"passed": False, "failures": wrong}
     mismatches = mismatches + wrong
     report = prove(reference, runners, progress)  # type: ignore[arg-type]
-    not_checked += _outside(report["backends"])
+    not_checked += _outside(report["backends"]) + _between(root, record, reference, chosen)
     if "onnx" in report["backends"]:
         report["backends"]["onnx"]["provider"] = executor
     report |= {**found, "not_checked": not_checked}
@@ -180,6 +183,31 @@ def _outside(backends: dict[str, Any]) -> list[dict[str, str]]:
             if left:
                 what = ", ".join(left) if isinstance(left, list) else f"{left} {check}"
                 found.append({"backend": name, "check": check, "reason": f"{what}: of shapes that the engine wasn't built for"})
+    return found
+
+
+def _between(root: Path, record: dict[str, Any], reference: Golden, chosen: list[_Part]) -> list[dict[str, str]]:
+    """Engines of a range of sizes of which no golden vector lies between the points that the builder knew."""
+    found = []
+    sizes = Sizes.of(root)
+    side = sizes.multiple // sizes.factor
+    for name, _, target in chosen:
+        if target is None:
+            continue
+        points = record["engines"][target]["components"]["unet"]["shapes"]["sample"]
+        low, usual, high = points
+        for axis, what, unit in ((0, "rows", 2 if record["sampling"]["guidance"] > 1 else 1), (2, "heights", side), (3, "widths", side)):
+            held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}
+            room = [(a, b) for a, b in ((low[axis], usual[axis]), (usual[axis], high[axis])) if b - a > unit]
+            open_ones = [f"{a} and {b}" for a, b in room if not any(a < value < b for value in held)]
+            if open_ones:
+                found.append(
+                    {
+                        "backend": name,
+                        "check": "forwards",
+                        "reason": f"no golden vector has {what} between {' or between '.join(open_ones)}",
+                    }
+                )
     return found
 
 

@@ -66,7 +66,7 @@ def generate(
         typer.Option(metavar="KIND", help="ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two.", rich_help_panel=o.HOW),
     ] = None,
     backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: engines that fit this GPU, else onnx.", rich_help_panel=o.HOW)] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Of the ONNX graphs: cpu or cuda (not tested). Default: cpu.", rich_help_panel=o.HOW)] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Of the ONNX graphs: cpu or cuda. Default: cpu.", rich_help_panel=o.HOW)] = None,
     provider: o.Provider = None,
     target: Annotated[str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: the one that fits this GPU best.", rich_help_panel=o.HOW)] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,

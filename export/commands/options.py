@@ -43,12 +43,12 @@ Hookpoint = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="torch device (cuda: not tested).", rich_help_panel=HOW)]
+Device = Annotated[str, typer.Option(metavar="NAME", help="torch device: cpu or cuda.", rich_help_panel=HOW)]
 Provider = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What runs the ONNX graphs: cpu, cuda or tensorrt (the last two not tested). One that falls back to another is refused. Default: as --device.",
+        help="What runs the ONNX graphs: cpu, cuda or tensorrt (not tested). One that falls back to another is refused. Default: as --device.",
         rich_help_panel=HOW,
     ),
 ]

@@ -215,3 +215,23 @@ def test_axes_are_counted_in_pictures_and_pixels(graphs):
     ] == (8, 8, 8)
     single = {**record, "sampling": {**record["sampling"], "guidance": 1.0}}
     assert axes(graphs, single, wanted, "unet")["batch_size"] == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("", []),
+        ("batch=1:1:2", []),
+        ("batch=1:1:3", [(2, 64, 64)]),
+        ("batch=1:3:7,height=64:96:160", [(2, 64, 64), (5, 128, 64)]),
+        ("height=64:64:256,width=64:128:128", [(1, 160, 128)]),
+    ],
+)
+def test_sizes_between_a_profiles_points(tiny, text, sizes):
+    """Of the tiny model, whose sides are multiples of 32 pixels or fewer: each size lies strictly between two points on some axis."""
+    from saeuron.editor.sizes import Sizes
+
+    unit = Sizes.of(tiny["model"]).multiple
+    found = tensorrt.between(tiny["model"], {"height": 64, "width": 64}, tensorrt.Shapes.parse(text))
+    assert all(side % unit == 0 for size in found for side in size[1:])
+    assert len(found) == len(sizes) and [f[0] for f in found] == [s[0] for s in sizes]

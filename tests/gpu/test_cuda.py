@@ -142,7 +142,8 @@ def test_compiled_the_edit_stays(parts, gate):
 def artifact(tmp_path_factory):
     """The demo, exported and proven on the GPU."""
     root = tmp_path_factory.mktemp("gpu") / "artifact"
-    run("export", "--concepts", "Neon,House", "--device", "cuda", "--proof", "short", "--output", root)
+    formats = "checkpoint,onnx" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "checkpoint"
+    run("export", "--concepts", "Neon,House", "--format", formats, "--device", "cuda", "--proof", "short", "--output", root)
     return root
 
 
