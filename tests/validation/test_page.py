@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from saeuron.editor.errors import SaeuronError
-from saeuron.validation.page.content import interval, make_content, percent, share
+from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
+from saeuron.validation.page.figures import interval, percent, share
 from saeuron.validation.page.render import markdown_text, render
 from saeuron.validation.page.sources import Rate
 
