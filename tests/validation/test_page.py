@@ -61,7 +61,7 @@ def test_the_verdict_says_the_numbers(tmp_path):
     for page in (pages.html, pages.markdown):
         titles = re.findall(r"^(?:<h2>|## )(.*?)(?:</h2>)?$", page, re.MULTILINE)
         assert titles == [
-            "What was removed", "Before and after", "Parity with the dynamic hook", "Is it gone, is the rest kept?", "Under attack", "Settings",
+            "What was removed", "Before and after", "What the features answer to", "Parity with the dynamic hook", "Is it gone, is the rest kept?", "Under attack", "Settings",
             "What was not checked",
         ]  # fmt: skip
         assert "dynamic hook, not from the artifact" in page and "91.3" in page.replace("\u00a0", " ") and "–" in page
@@ -69,7 +69,7 @@ def test_the_verdict_says_the_numbers(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     content = make_content(made_up.artifact(tmp_path / "bare"))
-    assert content["verdict"]["state"] == "open" and content["parity"] is None and content["pictures"] is None
+    assert content["verdict"]["state"] == "open" and content["parity"] == [] and content["pictures"] is None
     points = open_points(content)
     assert "without validation" in points and "No evaluation was given" in points and "No attack was given" in points
     render(content, "p")
@@ -100,7 +100,7 @@ def test_a_failed_proof_and_infinities(tmp_path):
     assert content["verdict"]["state"] == "failed" and "infinite" in content["verdict"]["text"] and "1 point" in content["verdict"]["text"]
     html = render(content, "p").html
     assert "&lt;b&gt;far&lt;/b&gt;" in html and 'class="beyond"' in html
-    curve = content["parity"]["curve"]
+    curve = content["parity"][0]["curve"]
     assert [line.name for line in curve.lines] == ["onnx", "checkpoint"] and "624" not in curve.lines[0].path
     # Denoising goes to the right, and a larger ratio stands higher.
     xs = [float(pair.split(",")[0]) for pair in curve.lines[1].path.split()]

@@ -3,93 +3,109 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ...editor.by_hand import BY_HAND
-from ...editor.edit_header import EditHeader, read_edit_header
+from ...editor.edit_header import read_edit_header
 from ...editor.errors import SaeuronError
 from ...editor.files import file_sha256, read_json
 from .. import manifest
-from ..golden import Shown, read_pictures
+from ..golden import read_pictures
+from .feature_section import feature_section
+from .features import read_features
 from .measured import attack_section, evaluation_section
 from .open_points import not_checked
 from .proofs import parity_section
 from .settings import settings_section
-from .sources import Attack, Evaluation, read_attack, read_evaluation
+from .sources import Known, read_attack, read_evaluation, read_proof
 from .verdict import verdict
 
 _SENSITIVE = re.compile(r"nud|naked|nsfw|porn|sexual|erotic", re.IGNORECASE)
+_T = TypeVar("_T")
 
 
-def make_content(root: Path, evaluation: Path | None = None, attack: Path | None = None) -> dict[str, Any]:
+def make_content(
+    root: Path, evaluation: Path | None = None, attack: Path | None = None, proof: Path | None = None, features: Path | None = None, inside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that a report says.
 
     Args:
         root: artifact folder, whose files were checked.
         evaluation: folder that `saeuron evaluate` wrote.
         attack: file that `saeuron attack` wrote.
+        proof: file of another proof, of `saeuron validate --json`.
+        features: folder that `saeuron features` wrote.
+        inside: the report goes into the artifact, so it can't name the manifest's hash.
 
     Raises:
         SaeuronError: no artifact, files of another one, or damaged ones.
     """
     record = manifest.read(root)
     sha256 = file_sha256(root / manifest.NAME)
-    evaluated = None if evaluation is None else read_evaluation(evaluation, record, sha256)
-    attacked = None if attack is None else read_attack(attack, record, sha256)
     header = read_edit_header(root / "edit" / "edit.safetensors")
-    golden, proof = root / "edit" / "golden.safetensors", root / "validation" / "report.json"
-    report = read_json(proof) if record.get("validation") is not None else None
-    shown = read_pictures(golden) if golden.is_file() else []
+    golden, own = root / "edit" / "golden.safetensors", root / "validation" / "report.json"
+    known = Known(
+        root.resolve().name, record, header, read_json(own) if record.get("validation") is not None else None,
+        read_pictures(golden) if golden.is_file() else [],
+        None if evaluation is None else read_evaluation(evaluation, record, sha256), None if attack is None else read_attack(attack, record, sha256),
+        None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
+        None if features is None else read_features(features, record, header), "" if inside else sha256,
+    )  # fmt: skip
+    if proof is not None:
+        # Everything that is read of a proof, of this one alone, so that an error names the right file.
+        _formed(proof, lambda: _content(known._replace(report=known.proof)))
+    return _formed(own, lambda: _content(known))
+
+
+def _formed(path: Path, make: Callable[[], _T]) -> _T:
     try:
-        return _content(root, record, header, report, shown, evaluated, attacked, sha256)
+        return make()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SaeuronError(f"{proof}: its form is not known ({type(error).__name__}: {error}); prove the artifact again") from None
+        raise SaeuronError(f"{path}: its form is not known ({type(error).__name__}: {error}); prove the artifact again") from None
 
 
-def _content(
-    root: Path, record: dict[str, Any], header: EditHeader, report: dict[str, Any] | None, shown: Sequence[Shown],
-    evaluation: Evaluation | None, attack: Attack | None, sha256: str,
-) -> dict[str, Any]:  # fmt: skip
-    by_hand = bool(record["settings"]) and all(w["status"] == BY_HAND for w in record["settings"])
-    names = ", ".join(record["concepts"]) or ", ".join(dict.fromkeys(w["name"] for w in record["settings"]))
-    sensitive = any(_SENSITIVE.search(name) for name in [names, *(w["name"] for w in record["settings"])])
-    sensitive |= evaluation is not None and evaluation.settings["protocol"] == "nudity"
+def _content(k: Known) -> dict[str, Any]:
+    texts = [k.names, *(w["name"] for w in k.record["settings"])]
+    sensitive = any(_SENSITIVE.search(text) for text in texts) or (
+        k.evaluation is not None and k.evaluation.settings["protocol"] == "nudity"
+    )
+    proofs = [("", k.report), (k.proof_name, k.proof)]
     return {
-        "artifact": root.resolve().name, "title": f"{record['model']['source']} {'steered' if by_hand else 'without'} {names}",
-        "verdict": verdict(record, report, names, by_hand, evaluation, attack), "removed": _removed(record, header, names, by_hand),
-        "pictures": _pictures(shown, record, sensitive), "parity": parity_section(report), "evaluation": evaluation_section(evaluation), "attack": attack_section(attack),
-        "settings": settings_section(record, evaluation, attack, sha256), "warnings": record["warnings"], "failures": [str(f) for f in (report or {}).get("failures", [])],
-        "not_checked": not_checked(record, report, shown, evaluation, attack),
+        "artifact": k.artifact, "title": f"{k.record['model']['source']} {'steered' if k.by_hand else 'without'} {k.names}",
+        "verdict": verdict(k), "removed": _removed(k), "features": feature_section(k.features, sensitive), "pictures": _pictures(k, sensitive),
+        "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
+        "evaluation": evaluation_section(k.evaluation), "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
+        "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.get("failures", [])],
+        "not_checked": not_checked(k),
     }  # fmt: skip
 
 
-def _removed(record: dict[str, Any], header: EditHeader, names: str, by_hand: bool) -> dict[str, Any]:
-    points = record["edit"].get("hookpoints") or {}
+def _removed(k: Known) -> dict[str, Any]:
+    points = k.record["edit"].get("hookpoints") or {}
     rows = []
-    for wish in record["settings"]:
-        steps = header.chosen.get(wish["hookpoint"], {}).get(wish["name"], [])
+    for wish in k.record["settings"]:
+        steps = k.header.chosen.get(wish["hookpoint"], {}).get(wish["name"], [])
         union = sorted({feature for step in steps for feature in step})
         rows.append({
             "concept": wish["name"], "hookpoint": wish["hookpoint"], "select": wish["select"], "count": len(union), "features": ", ".join(map(str, union)),
             "multiplier": "–" if wish["multiplier"] is None else f"{wish['multiplier']:g}", "timesteps": len(steps), "status": wish["status"],
         })  # fmt: skip
     totals = [
-        {"hookpoint": name, "features": entry.get("features", "–"), "latents": header.latents.get(name, "–"), "timesteps": entry.get("timesteps", "–")}
+        {"hookpoint": name, "features": entry.get("features", "–"), "latents": k.header.latents.get(name, "–"), "timesteps": entry.get("timesteps", "–")}
         for name, entry in points.items()
     ]  # fmt: skip
-    return {"names": names, "verb": "Steered" if by_hand else "Removed", "model": record["model"], "rows": rows, "hookpoints": totals}
+    return {"names": k.names, "verb": "Steered" if k.by_hand else "Removed", "model": k.record["model"], "rows": rows, "hookpoints": totals}
 
 
-def _pictures(shown: Sequence[Shown], record: dict[str, Any], sensitive: bool) -> dict[str, Any] | None:
+def _pictures(k: Known, sensitive: bool) -> dict[str, Any] | None:
     pairs = [
         {
             "prompt": prompt, "guidance": f"{run.guidance:g}", "steps": run.steps, "before": run.unedited[i], "after": run.hook[i],
             "height": run.hook.shape[1], "width": run.hook.shape[2],
         }
-        for run in shown for i, prompt in enumerate(run.prompts)
+        for run in k.shown for i, prompt in enumerate(run.prompts)
     ]  # fmt: skip
     if not pairs:
         return None
-    return {"pairs": pairs, "sensitive": sensitive, "formats": record["formats"]}
+    return {"pairs": pairs, "sensitive": sensitive, "formats": k.record["formats"]}

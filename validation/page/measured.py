@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..makers import UNEDITED
-from .figures import TITLES, known, rate_cell
+from .figures import TITLES, known, plural, rate_cell
 from .sources import FIGURES, PLAIN_ROWS, Attack, Evaluation
 
 
@@ -42,7 +42,7 @@ def attack_section(attack: Attack | None) -> dict[str, Any] | None:
     rows = [
         {
             "concept": row.concept, "attack": row.attack, "plain": row.attack in PLAIN_ROWS, "cell": rate_cell(row.rate), "text": row.text,
-            "budget": ", ".join(f"{row.budget[k]} {k}" for k in ("pictures", "iterations", "restarts", "forwards") if row.budget.get(k)),
+            "budget": ", ".join(plural(row.budget[k], k.removesuffix("s")) for k in ("pictures", "iterations", "restarts", "forwards") if row.budget.get(k)),
         }
         for row in attack.rows
     ]  # fmt: skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from ..attack import ATTACKS
-from ..golden import Shown
 from ..makers import UNEDITED
-from .figures import TITLES, known
-from .sources import FIGURES, Attack, Evaluation, Stage
+from .figures import TITLES, known, plural
+from .sources import FIGURES, Attack, Evaluation, Known, Stage
 
 _CHECKS = {
     "forwards": "forwards of the UNet", "gates": "gate decisions", "components": "the other components", "runs": "free runs",
@@ -17,10 +16,10 @@ _CHECKS = {
 }  # fmt: skip
 
 
-def not_checked(
-    record: dict[str, Any], report: dict[str, Any] | None, shown: Sequence[Shown], evaluation: Evaluation | None, attack: Attack | None
-) -> list[dict[str, str]]:
-    """Each with where it is from: `proof`, `engines`, `settings`, `evaluation` or `attack`."""
+def not_checked(k: Known) -> list[dict[str, str]]:
+    """Each with where it is from: `proof`, `another proof`, `engines`, `settings`, `features`, `evaluation` or `attack`."""
+    record = k.record
+    elsewhere: dict[str, Any] = {} if k.proof is None else k.proof["backends"]
     found: list[dict[str, str]] = []
 
     def add(about: str, text: str) -> None:
@@ -28,29 +27,39 @@ def not_checked(
         if entry not in found:
             found.append(entry)
 
-    for text in _unproven(record, report, shown):
+    for text in _unproven(record, k.report, {name.split("/")[0] for name in elsewhere}):
         add("proof", text)
+    if k.proof is not None:
+        for text in _skipped(k.proof):
+            add("another proof", text)
     for name, engine in (record.get("engines") or {}).items():
+        if f"{engine['backend']}/{name}" in elsewhere:
+            continue
         add("engines", f"tensorrt/{name} ({engine['backend']}, {', '.join(engine['sms'])}): {engine['status']}.")
     for wish in record["settings"]:
         if wish["status"] == "untuned":
             add("settings", f"{wish['name']}: its settings are untuned, so they were not chosen by any measurement.")
-    for text in _unevaluated(record, evaluation):
+    for text in _unseen(k):
+        add("features", text)
+    for text in _unevaluated(record, k.evaluation):
         add("evaluation", text)
-    for text in _unattacked(record, attack):
+    for text in _unattacked(record, k.attack):
         add("attack", text)
     return found
 
 
-def _unproven(record: dict[str, Any], report: dict[str, Any] | None, shown: Sequence[Shown]) -> list[str]:
+def _unproven(record: dict[str, Any], report: dict[str, Any] | None, elsewhere: Set[str]) -> list[str]:
     if report is None:
         return ["The artifact was exported without validation: nothing compares it with the dynamic hook."]
+    proven = {name.split("/")[0] for name in report["backends"]} | elsewhere
+    found = [f"{name} lies in the artifact; no proof of it is on record." for name in record["formats"] if name not in proven]
+    return found + _skipped(report)
+
+
+def _skipped(report: dict[str, Any]) -> list[str]:
+    """What a proof left out."""
     found = []
-    proven = {name.split("/")[0] for name in report["backends"]}
-    for name in record["formats"]:
-        if name not in proven:
-            found.append(f"{name} lies in the artifact; no proof of it is on record.")
-    if not shown:
+    if not any(p["runs"]["rows"] for p in report["backends"].values()):
         found.append(f"The proof's scope is '{report['scope']}': it holds no free runs, so no picture was compared.")
     for entry in report.get("not_checked", ()):
         of = f" of {entry['backend']}" if "backend" in entry else ""
@@ -75,6 +84,20 @@ def _unproven(record: dict[str, Any], report: dict[str, Any] | None, shown: Sequ
         if check not in report:
             found.append(f"{_CHECKS[check]}: not on record.")
     return [text[:1].upper() + text[1:] for text in dict.fromkeys(found)]
+
+
+def _unseen(k: Known) -> list[str]:
+    if k.features is None:
+        return ["No pictures of single features were given: what else they answer to can't be seen here."]
+    found, source = [], k.record["model"]["source"]
+    if k.features.model != source:
+        found.append(f"The features' pictures were made with '{k.features.model}', the artifact is of '{source}'.")
+    if k.features.left:
+        found.append(f"{plural(k.features.left, 'feature')} of the edit {'is' if k.features.left == 1 else 'are'} not among those shown.")
+    silent = [str(s.feature) for s in k.features.seen if not s.top]
+    if silent:
+        found.append(f"Active in none of the pictures made: {', '.join(silent)}.")
+    return found
 
 
 def _unevaluated(record: dict[str, Any], evaluation: Evaluation | None) -> list[str]:

@@ -10,10 +10,8 @@ from .curve import make_curve, number
 from .figures import percent, share
 
 
-def parity_section(report: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Backends, checks and the curve; None without a proof."""
-    if report is None:
-        return None
+def parity_section(report: dict[str, Any]) -> dict[str, Any]:
+    """Backends, checks and the curve."""
     rows = []
     for name, p in report["backends"].items():
         f, g, c, runs = p["forwards"], p["gates"], p["components"], p["runs"]
@@ -29,7 +27,16 @@ def parity_section(report: dict[str, Any] | None) -> dict[str, Any] | None:
                 cells[key] = f"not checked: {part['not_checked']}"
         marks = {key: _mark(part["passed"], "not_checked" in part) for key, part in (("forwards", f), ("gates", g), ("components", c))}
         marks["runs"] = "none" if not judged and runs["passed"] else _mark(runs["passed"], "not_checked" in runs)
-        rows.append({"backend": name, "passed": bool(p["passed"]), "cells": cells, "marks": marks, "loop": runs.get("loop", "")})
+        rows.append(
+            {
+                "backend": name,
+                "passed": bool(p["passed"]),
+                "cells": cells,
+                "marks": marks,
+                "loop": runs.get("loop", ""),
+                "provider": str(p.get("provider", "")),
+            }
+        )
     control = report["control"]
     said = f"As a control, the unedited model must fail the same comparison: it was caught in {control['forwards_caught']} of {control['forwards']} forwards and {control['runs_caught']} of {control['runs_judged']} free runs."
     return {

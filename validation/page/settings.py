@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import manifest
 from .figures import listed
-from .sources import Attack, Evaluation
+from .sources import Known
 
 
-def settings_section(record: dict[str, Any], evaluation: Evaluation | None, attack: Attack | None, sha256: str) -> list[dict[str, Any]]:
+def settings_section(k: Known) -> list[dict[str, Any]]:
     """Groups of names and values."""
+    record, evaluation, attack = k.record, k.evaluation, k.attack
     s = record["sampling"]
     size = "the model's" if s["height"] is None or s["width"] is None else f"{s['width']} × {s['height']}"
     groups = [
@@ -22,7 +24,7 @@ def settings_section(record: dict[str, Any], evaluation: Evaluation | None, atta
             ("safety checker", "yes" if record["model"]["safety_checker"] else "no"), *((f"SAE at {name}", e["source"]) for name, e in record["saes"].items()),
         ]),
         ("SHA-256", [
-            ("saeuron.json", sha256), ("edit", record["edit"]["sha256"]), ("original UNet", record["model"]["unet_sha256"]),
+            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model, edit and golden files", manifest.content_sha256(record)), ("edit", record["edit"]["sha256"]), ("original UNet", record["model"]["unet_sha256"]),
             *((f"SAE at {name}", e["sha256"]) for name, e in record["saes"].items()),
         ]),
         ("Versions", [(str(k), str(v)) for k, v in (record.get("versions") or {}).items()]),

@@ -8,43 +8,50 @@ from typing import Any
 from ..makers import HOOK
 from .curve import number
 from .figures import interval, percent, plural, share
-from .sources import PLAIN_ROWS, Attack, AttackRow, Evaluation
+from .sources import PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
 
-def verdict(
-    record: dict[str, Any], report: dict[str, Any] | None, names: str, by_hand: bool, evaluation: Evaluation | None, attack: Attack | None
-) -> dict[str, str]:
-    """State, word and one sentence: the worst of everything that was measured."""
-    what = f"{names} {'steered in' if by_hand else 'removed from'} {record['model']['source']}"
-    parts = []
-    if report is None:
+def verdict(k: Known) -> dict[str, Any]:
+    """State, word and what was measured, the worst of each kind: as `facts`, and as one sentence."""
+    what = f"{k.names} {'steered in' if k.by_hand else 'removed from'} {k.record['model']['source']}"
+    facts: list[tuple[str, str]] = []
+    if k.report is None:
         state, word = _OPEN, "not proven"
-        parts.append("nothing was proven, since the artifact was exported without validation")
+        facts.append(("proof", "nothing was proven, since the artifact was exported without validation"))
     else:
-        state, word = (_PROVEN, "proven") if report["passed"] else (_FAILED, "proof failed")
-        ran = {name: p for name, p in report["backends"].items() if p["forwards"]["forwards"]}
-        if ran:
-            worst = max((number(p["forwards"]["worst"]) for p in ran.values()), key=lambda w: math.inf if math.isnan(w) else w)
-            bar = min(number(p["forwards"]["bar"]) for p in ran.values())
-            count = sum(p["forwards"]["forwards"] for p in ran.values())
-            parts.append(
-                f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(worst)} of what the edit does (bar {share(bar)}, {count} forwards)"
-            )
-        else:
-            parts.append("no forward of the UNet was compared")
-        if not report["passed"]:
-            parts.append(f"the proof failed in {plural(len(report['failures']), 'point')}")
-    told = _told(evaluation)
-    parts.append(told if told else "how well the concept is gone was not measured here")
-    worst_row = _strongest(attack)
-    if worst_row is not None:
-        r = worst_row.rate
-        parts.append(
-            f"the strongest attack tried ({worst_row.attack}) brought {worst_row.concept} back in {r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
-        )
-    return {"state": state, "word": word, "text": f"{what}: {'; '.join(parts)}."}
+        state, word = (_PROVEN, "proven") if k.report["passed"] else (_FAILED, "proof failed")
+        facts.append(("proof", _compared(k.report, "the proof")))
+    if k.proof is not None:
+        if not k.proof["passed"]:
+            state, word = _FAILED, "proof failed" if state == _FAILED else "another proof failed"
+        elif state == _OPEN:
+            word = "not proven at export"
+        facts.append(("another proof", _compared(k.proof, "it")))
+    facts.append(("gone", _told(k.evaluation) or "how well the concept is gone was not measured here"))
+    worst = _strongest(k.attack)
+    if worst is not None:
+        r = worst.rate
+        told = f"the strongest attack tried ({worst.attack}) brought {worst.concept} back in {r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
+        facts.append(("attacked", told))
+    parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
+    return {
+        "state": state, "word": word, "text": f"{what}: {'; '.join(parts)}.",
+        "facts": [{"about": about, "text": f"{text[:1].upper()}{text[1:]}."} for about, text in facts],
+    }  # fmt: skip
+
+
+def _compared(report: dict[str, Any], which: str) -> str:
+    """What a proof found, by the backend that is farthest off."""
+    text = "no forward of the UNet was compared"
+    ran = {name: p for name, p in report["backends"].items() if p["forwards"]["forwards"]}
+    if ran:
+        worst = max((number(p["forwards"]["worst"]) for p in ran.values()), key=lambda w: math.inf if math.isnan(w) else w)
+        bar = min(number(p["forwards"]["bar"]) for p in ran.values())
+        count = sum(p["forwards"]["forwards"] for p in ran.values())
+        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(worst)} of what the edit does (bar {share(bar)}, {count} forwards)"
+    return text if report["passed"] else f"{text}; {which} failed in {plural(len(report['failures']), 'point')}"
 
 
 def _told(evaluation: Evaluation | None) -> str:
