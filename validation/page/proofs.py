@@ -34,7 +34,7 @@ def parity_section(report: dict[str, Any]) -> dict[str, Any]:
                 "cells": cells,
                 "marks": marks,
                 "loop": runs.get("loop", ""),
-                "provider": str(p.get("provider", "")),
+                "provider": str(p.get("provider", "")).removesuffix("ExecutionProvider"),
             }
         )
     control = report["control"]

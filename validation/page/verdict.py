@@ -38,8 +38,14 @@ def verdict(k: Known) -> dict[str, Any]:
     parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
     return {
         "state": state, "word": word, "text": f"{what}: {'; '.join(parts)}.",
-        "facts": [{"about": about, "text": f"{text[:1].upper()}{text[1:]}."} for about, text in facts],
+        "facts": [{"about": about, "text": f"{_begun(text, k)}."} for about, text in facts],
     }  # fmt: skip
+
+
+def _begun(text: str, k: Known) -> str:
+    """With a capital, unless it begins with a backend's name."""
+    names = [name for report in (k.report, k.proof) if report for name in report["backends"]]
+    return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
 
 
 def _compared(report: dict[str, Any], which: str) -> str:
