@@ -149,12 +149,13 @@ def test_refusals(tmp_path):
 
 def test_needs_no_torch(tmp_path):
     root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    features, proof = made_up.features(tmp_path / "f", root), made_up.another_proof(tmp_path / "p.json", root)
     code = f"""
 import sys
 for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime"): sys.modules[name] = None
 from typer.testing import CliRunner
 from saeuron.export.cli import app
-result = CliRunner().invoke(app, ["report", {str(root)!r}])
+result = CliRunner().invoke(app, ["report", {str(root)!r}, "--features", {str(features)!r}, "--proof", {str(proof)!r}, "--into-artifact"])
 assert result.exit_code == 0, result.output
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -162,6 +163,7 @@ assert result.exit_code == 0, result.output
 
 def test_a_real_artifact(demo_artifact, tmp_path):
     page = tmp_path / "deep" / "page.html"
-    run("report", demo_artifact.path, "-o", page)
+    # The hash on a proof is that of the finished artifact, though the export proves before it writes card and report.
+    run("report", demo_artifact.path, "-o", page, "--proof", demo_artifact.path / "validation" / "report.json")
     text = page.read_text()
     assert text.count('class="thumb"') >= 8 and "Neon" in text and "proven" in text and (tmp_path / "deep" / "page.md").is_file()
