@@ -113,7 +113,11 @@ def features(folder: Path, root: Path, numbers: tuple[int, ...] = (3, 9, 500), n
 def another_proof(path: Path, root: Path, **changes: Any) -> Path:
     """What `saeuron validate --json` prints on a device."""
     record = manifest.read(root)
-    of = {"edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record)}
+    of = {
+        "edit_sha256": record["edit"]["sha256"],
+        "content_sha256": manifest.content_sha256(record),
+        "engines_sha256": manifest.engines_sha256(record),
+    }
     path.write_text(manifest.strict_json({**report(onnx=backend(5e-5)), "artifact": of, **changes}))
     return path
 

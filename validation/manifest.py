@@ -90,11 +90,18 @@ def content_sha256(manifest: dict[str, Any]) -> str:
 
     Card, reports and engines are left out. They are written afterwards, and what was measured before is still of these files then.
     """
-    said = [
-        f"{entry['sha256']} {name}\n"
-        for name, entry in sorted(manifest["files"].items())
-        if name != "README.md" and not name.startswith(_ADDED)
-    ]
+    return _digest({n: e for n, e in manifest["files"].items() if n != "README.md" and not n.startswith(_ADDED)})
+
+
+def engines_sha256(manifest: dict[str, Any]) -> dict[str, str]:
+    """Folder below `tensorrt/` → hash of its files."""
+    files = {name: e for name, e in manifest["files"].items() if name.startswith("tensorrt/") and name.count("/") > 1}
+    folders = sorted({name.split("/")[1] for name in files})
+    return {folder: _digest({n: e for n, e in files.items() if n.split("/")[1] == folder}) for folder in folders}
+
+
+def _digest(files: dict[str, dict[str, Any]]) -> str:
+    said = [f"{entry['sha256']} {name}\n" for name, entry in sorted(files.items())]
     return hashlib.sha256("".join(said).encode()).hexdigest()
 
 

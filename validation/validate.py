@@ -119,7 +119,9 @@ def validate(
         report["backends"]["onnx"]["provider"] = executor
     report |= {**found, "not_checked": not_checked}
     # So that a reader can tell whose proof it is. The manifest's own hash is not final while an export proves what it wrote.
-    report["artifact"] = {"edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record)}
+    report["artifact"] = {
+        "edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
+    }  # fmt: skip
     report["failures"] = mismatches + report["failures"]
     report["passed"] = not report["failures"]
     return report

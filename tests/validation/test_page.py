@@ -14,6 +14,7 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from saeuron.editor.errors import SaeuronError
+from saeuron.validation import manifest
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
 from saeuron.validation.page.figures import interval, percent, share
@@ -153,6 +154,21 @@ def test_nudity_is_blurred(tmp_path):
     assert 'class="thumb blurred"' in html.html and "Blurred until clicked" in html.html
     assert "![" not in html.markdown and "[before](p/1-before.png)" in html.markdown
     assert "blurred" not in re.sub(r"<(style|script)>.*?</\1>", "", render(whole(tmp_path / "n"), "p").html, flags=re.DOTALL)
+
+
+def test_a_proof_of_engines_that_were_built_anew_is_refused(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    engine = root / "tensorrt" / "rtx-sm86" / "vae_decoder.engine"
+    engine.parent.mkdir(parents=True)
+    for content in (b"first", b"second"):
+        engine.write_bytes(content)
+        said = {key: value for key, value in manifest.read(root).items() if key not in ("files", "format")}
+        manifest.write(root, said)
+        if content == b"first":
+            path = made_up.another_proof(tmp_path / "device.json", root, backends={"trt-rtx/rtx-sm86": made_up.backend()})
+            assert "trt-rtx/rtx-sm86 differs" in make_content(root, proof=path)["verdict"]["text"]
+    with pytest.raises(SaeuronError, match="other engines 'rtx-sm86'"):
+        make_content(root, proof=path)
 
 
 def test_files_of_others_are_refused(tmp_path):
@@ -388,7 +404,7 @@ def test_another_proof(tmp_path):
     of = json.loads(path.read_text())["artifact"]
     for message, changes in (
         ("another artifact", {"artifact": {**of, "edit_sha256": "f" * 64}}), ("another export of the same edit", {"artifact": {**of, "content_sha256": "f" * 64}}),
-        ("device.json: its form is not known", {"backends": {"onnx": {}}}), ("'passed'", {"passed": 3}),
+        ("of other engines 'rtx-sm86'", {"backends": {"trt-rtx/rtx-sm86": made_up.backend()}}), ("device.json: its form is not known", {"backends": {"onnx": {}}}), ("'passed'", {"passed": 3}),
     ):  # fmt: skip
         made_up.another_proof(path, root, **changes)
         with pytest.raises(SaeuronError, match=message):

@@ -35,7 +35,7 @@ _SETTINGS = Fields(
     {
         "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
         "steps": int, "guidance": float, "seeds": Items(int),
-    }, {"objects": Items(str), "styles": Items(str), "precision": str, "content_sha256": str},
+    }, {"objects": Items(str), "styles": Items(str), "precision": str, "content_sha256": str, "engines_sha256": Each(str)},
 )  # fmt: skip
 _EVALUATION_FIELDS = Fields(
     {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
@@ -46,7 +46,7 @@ _ATTACK_FIELDS = Fields({
     "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
 }, {"content_sha256": str})  # fmt: skip
 _PROOF_FIELDS = Fields({
-    "artifact": Fields({"edit_sha256": str, "content_sha256": str}), "passed": bool, "failures": Items(str), "backends": Each(dict),
+    "artifact": Fields({"edit_sha256": str, "content_sha256": str, "engines_sha256": Each(str)}), "passed": bool, "failures": Items(str), "backends": Each(dict),
 })  # fmt: skip
 
 
@@ -155,6 +155,13 @@ def read_proof(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         raise SaeuronError(
             f"'{path}' is of another export of the same edit: its files' hash is {of['content_sha256'][:12]}, this one's is {ours[:12]}"
         )
+    built = manifest.engines_sha256(record)
+    for name in content["backends"]:
+        folder = name.partition("/")[2]
+        if folder and (folder not in built or of["engines_sha256"].get(folder) != built[folder]):
+            raise SaeuronError(
+                f"'{path}' is of other engines '{folder}' than lie in the artifact; prove these: saeuron validate ARTIFACT --json"
+            )
     return content
 
 
@@ -183,7 +190,9 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
             ran += f"; loop of {part['loop']}"
         whole = name != UNEDITED and "kept" not in part
         stages.append(Stage(name, whole, concepts, _rate(part.get("nude"), path), ran))
-    return Evaluation(settings["judge"]["name"], stages, settings, content, _of_this(settings, record, manifest_sha256))
+    return Evaluation(
+        settings["judge"]["name"], stages, settings, content, _of_this(settings, record, manifest_sha256) and _same_engines(content, record)
+    )
 
 
 def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Attack:
@@ -208,6 +217,12 @@ def _of_this(said: Mapping[str, Any], record: dict[str, Any], manifest_sha256: s
     if "content_sha256" in said:
         return bool(said["content_sha256"] == manifest.content_sha256(record))
     return bool(said["manifest_sha256"] == manifest_sha256)
+
+
+def _same_engines(content: Mapping[str, Any], record: dict[str, Any]) -> bool:
+    """Whether engines whose pictures were judged, if any, are those in the artifact."""
+    said = content["settings"].get("engines_sha256")
+    return said is None or not any(name.startswith("trt") for name in content["backends"]) or bool(said == manifest.engines_sha256(record))
 
 
 def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:
