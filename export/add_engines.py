@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -13,8 +12,8 @@ from typing import Any
 from ..editor.errors import SaeuronError
 from ..validation import engines, manifest
 from ..validation.engines import Target
-from .card import model_card
-from .folder import locked, sweep
+from .card import evidence_in, model_card
+from .folder import locked, sweep, switch
 from .tensorrt import PARTIAL, EngineSettings, build_targets
 
 
@@ -50,13 +49,13 @@ def add_engines(
             made = build_targets(root, record, settings, targets, place, progress)
             formats = sorted({*record["formats"], *(entry["backend"] for entry in made.values())})
             record |= {"engines": {**record.get("engines", {}), **made}, "formats": formats}
-            card = model_card(record).encode()
+            card = model_card(record, evidence_in(root, record)).encode()
             added = {f"{engines.FOLDER}/{n}/{file}": entry for n in names for file, entry in manifest.hash_files(place / n).items()}
             added["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
             record["files"] = dict(sorted({**record["files"], **added}.items()))
             (place / "README.md").write_bytes(card)
             (place / manifest.NAME).write_text(manifest.strict_json(record) + "\n")
-            _switch(root, place, names)
+            switch(root, place, [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"])
         finally:
             shutil.rmtree(place, ignore_errors=True)
     return record, names
@@ -68,27 +67,3 @@ def check_free(root: Path, names: Sequence[str], overwrite: bool) -> None:
     for name in names:
         if not overwrite and (name in known or (root / engines.FOLDER / name).exists()):
             raise SaeuronError(f"'{root}' holds engines for {name} already; --overwrite replaces them")
-
-
-def _switch(root: Path, place: Path, names: Sequence[str]) -> None:
-    """Nothing but renames. If one fails the others are taken back; after a kill in between, `build --overwrite` mends it.
-
-    A file is replaced by name, never written into: in a download's cache it is a link to one that other snapshots share.
-    """
-    (root / engines.FOLDER).mkdir(exist_ok=True)
-    with contextlib.ExitStack() as undo:
-        undo.callback(_remove_if_empty, root / engines.FOLDER)
-        for name in [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"]:
-            old, new, there = place / f"old-{Path(name).name}", place / Path(name).name, root / name
-            if there.exists() or there.is_symlink():
-                os.rename(there, old)
-                undo.callback(os.rename, old, there)
-            os.rename(new, there)
-            undo.callback(os.rename, there, new)
-        os.replace(place / manifest.NAME, root / manifest.NAME)
-        undo.pop_all()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()

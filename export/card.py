@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from ..editor.by_hand import BY_HAND
 
+REPORT, REPORT_PICTURES = "validation/report.md", "report-pictures"
+"""where `saeuron report --into-artifact` puts the Markdown, and the folder of its pictures beside it"""
 
-def model_card(record: dict[str, Any]) -> str:
-    """Markdown with a YAML head, from the manifest's content."""
+
+def model_card(record: dict[str, Any], report: str = "") -> str:
+    """Markdown with a YAML head.
+
+    Args:
+        record: the manifest's content.
+        report: Markdown of the report that lies in the artifact, if there is one.
+    """
     model = record["model"]
     tag = "feature-steering" if _by_hand(record) else "concept-removal"
     head = ["---", "library_name: diffusers", "tags:", "- saeuron", f"- {tag}", "- text-to-image"]
@@ -54,7 +64,23 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 - Check it yourself, from this folder alone: `pip install 'saeuron-export[export,cpu]'`, then `saeuron validate THIS_FOLDER`.
 - Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
 """
+        + _reported(report)
     )
+
+
+def evidence_in(root: Path, record: dict[str, Any]) -> str:
+    """The Markdown of the report in an artifact whose files were checked; empty where there is none."""
+    return (root / REPORT).read_text(encoding="utf-8") if REPORT in record["files"] else ""
+
+
+def _reported(report: str) -> str:
+    """A report as the card's last section: headings one level lower, pictures found from the artifact's root."""
+    if not report:
+        return ""
+    _, _, text = report.partition("\n")
+    text = re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE)
+    text = text.replace(f"]({REPORT_PICTURES}/", f"](validation/{REPORT_PICTURES}/")
+    return f"\n## Evidence\n\nAs `saeuron report` wrote it; `validation/report.html` is the same as a page.\n\n{text.strip()}\n"
 
 
 def _by_hand(record: dict[str, Any]) -> bool:

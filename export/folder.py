@@ -119,6 +119,38 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def switch(root: Path, place: Path, names: Sequence[str]) -> None:
+    """Put new files and folders into an artifact, its manifest last. Nothing but renames; if one fails the others are taken back.
+
+    A file is replaced by name, never written into: in a download's cache it is a link to one that other snapshots share.
+
+    Args:
+        root: artifact folder.
+        place: folder on the same disk that holds the new manifest, and for each name its last part; where that is missing, what lies under
+            the name goes. What was replaced ends up in it.
+        names: paths within the artifact.
+    """
+    with contextlib.ExitStack() as undo:
+        for name in names:
+            old, new, there = place / f"old-{Path(name).name}", place / Path(name).name, root / name
+            if not there.parent.is_dir():
+                there.parent.mkdir()
+                undo.callback(_remove_if_empty, there.parent)
+            if there.exists() or there.is_symlink():
+                os.rename(there, old)
+                undo.callback(os.rename, old, there)
+            if new.exists():
+                os.rename(new, there)
+                undo.callback(os.rename, there, new)
+        os.replace(place / manifest.NAME, root / manifest.NAME)
+        undo.pop_all()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _open_to_readers(folder: Path) -> None:
     """Files as readable as their folder: safetensors writes its files for the owner alone, and an artifact is made to be served."""
     mode = folder.stat().st_mode & 0o666

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import save_file
 
 from saeuron.editor.files import file_sha256
@@ -81,6 +82,46 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
     return root
 
 
+def features(folder: Path, root: Path, numbers: tuple[int, ...] = (3, 9, 500), name: str = "Neon", **changes: Any) -> Path:
+    """What `saeuron features` writes: features seen in two pictures, the last of them in none."""
+    saes = {point: entry["sha256"] for point, entry in manifest.read(root)["saes"].items()}
+    (folder / "pictures").mkdir(parents=True)
+    for number, shade in enumerate((90, 160)):
+        Image.fromarray(np.full((16, 24, 3), shade, np.uint8)).save(folder / "pictures" / f"{number}.png")
+    maps, entries = {}, []
+    for feature in numbers:
+        silent = feature == numbers[-1]
+        top = (
+            []
+            if silent
+            else [{"picture": n, "file": f"pictures/{n}.png", "prompt": f"A {name} house", "seed": 7 + n, "score": 1.0} for n in (0, 1)]
+        )
+        entries.append({
+            "feature": feature, "hookpoint": POINT, "concepts": [], "sheet": None, "pictures": 2, "active_in": len(top), "timesteps": [999.0, 499.0],
+            "active_tokens": [0.0, 0.0] if silent else [0.5, 0.25], "top": top,
+        })  # fmt: skip
+        if top:
+            values = np.zeros((2, 2, 2, 3), np.float32)
+            values[0, :, 0, 0], values[1, 0, 1, 2] = 4.0, 2.0
+            maps[f"{POINT}/{feature}"] = values
+    save_file(maps, folder / "maps.safetensors")
+    content = {"format": "saeuron-features-1", "model": "demo", "saes": saes, "steps": 2, "guidance": 3.0, "features": entries, **changes}
+    (folder / "features.json").write_text(manifest.strict_json(content))
+    return folder
+
+
+def another_proof(path: Path, root: Path, **changes: Any) -> Path:
+    """What `saeuron validate --json` prints on a device."""
+    record = manifest.read(root)
+    of = {
+        "edit_sha256": record["edit"]["sha256"],
+        "content_sha256": manifest.content_sha256(record),
+        "engines_sha256": manifest.engines_sha256(record),
+    }
+    path.write_text(manifest.strict_json({**report(onnx=backend(5e-5)), "artifact": of, **changes}))
+    return path
+
+
 def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
     """An evaluation of it: the unedited model and the graphs."""
     record = manifest.read(root)
@@ -99,7 +140,8 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
     content = {
         "format": "saeuron-evaluation-1", "finished": True,
         "settings": {
-            "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"], "concepts": record["concepts"],
+            "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+            "content_sha256": manifest.content_sha256(record), "concepts": record["concepts"],
             "precision": "fp32", "steps": 4, "guidance": 3.0, "height": None, "width": None, "protocol": "unlearncanvas",
             "judge": {"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}, "objects": ["House"], "styles": record["concepts"], "seeds": [1],
         },
@@ -138,7 +180,7 @@ def attack(path: Path, root: Path, **changes: Any) -> Path:
     ]
     content = {
         "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
-        "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},
+        "content_sha256": manifest.content_sha256(record), "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},
         "concepts": {name: {"domain": "style", "rows": rows, "pictures": []} for name in record["concepts"]}, **changes,
     }  # fmt: skip
     path.write_text(manifest.strict_json(content))

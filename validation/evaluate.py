@@ -126,6 +126,7 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
     guidance = options.guidance if options.guidance is not None else float(sampling["guidance"])
     settings = {
         "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
         "concepts": record["concepts"], "precision": record["precision"], "steps": steps, "guidance": guidance,
         "height": sampling.get("height"), "width": sampling.get("width"),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ BACKENDS = {
     "trt-rtx": "tensorrt/rtx*/unet.engine",
 }  # fmt: skip
 """what an artifact may hold → the files that show it"""
+
+_ADDED = ("validation/", "tensorrt/")
+"""folders that may be written into a finished artifact"""
 
 GATES = ("exact", "threshold", "screened")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -79,6 +83,26 @@ def hash_files(root: Path) -> dict[str, dict[str, Any]]:
     """`{path: {"sha256", "bytes"}}` of every file below `root`, except the manifest itself."""
     files = sorted(p for p in root.rglob("*") if p.is_file() and p.relative_to(root).as_posix() != NAME)
     return {p.relative_to(root).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
+
+
+def content_sha256(manifest: dict[str, Any]) -> str:
+    """Hash of the files that proof, evaluation and attack are about: model, edit and golden vectors.
+
+    Card, reports and engines are left out. They are written afterwards, and what was measured before is still of these files then.
+    """
+    return _digest({n: e for n, e in manifest["files"].items() if n != "README.md" and not n.startswith(_ADDED)})
+
+
+def engines_sha256(manifest: dict[str, Any]) -> dict[str, str]:
+    """Folder below `tensorrt/` → hash of its files."""
+    files = {name: e for name, e in manifest["files"].items() if name.startswith("tensorrt/") and name.count("/") > 1}
+    folders = sorted({name.split("/")[1] for name in files})
+    return {folder: _digest({n: e for n, e in files.items() if n.split("/")[1] == folder}) for folder in folders}
+
+
+def _digest(files: dict[str, dict[str, Any]]) -> str:
+    said = [f"{entry['sha256']} {name}\n" for name, entry in sorted(files.items())]
+    return hashlib.sha256("".join(said).encode()).hexdigest()
 
 
 def write(root: Path, manifest: dict[str, Any]) -> None:
@@ -154,7 +178,7 @@ def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequenc
             raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest['formats'])})")
 
 
-def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = ()) -> None:
+def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = (), rewriting: Sequence[str] = ()) -> None:
     """Compare every file with its recorded hash.
 
     Args:
@@ -162,6 +186,7 @@ def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[
         manifest: of it.
         replacing: as in `read`: folders below `tensorrt/` whose files don't count; where any is named, neither does the card, which is
             written anew with them.
+        rewriting: patterns of other files that are about to be written anew, and don't count either.
 
     Raises:
         SaeuronError: a file is missing, changed, or outside the folder; or one lies there that isn't on record (hidden ones
@@ -170,14 +195,14 @@ def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[
     root = Path(root)
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        if _matches(name, replacing):
+        if _matches(name, replacing) or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
             continue
         if (path.is_file() or path.is_symlink()) and name != NAME and name not in manifest["files"] and not name.startswith("."):
             raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
     for name, record in manifest["files"].items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise SaeuronError(f"{root / NAME} lists '{name}', which is outside the artifact")
-        if replacing and name == "README.md":
+        if (replacing and name == "README.md") or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
             continue
         path = root / name
         if not path.is_file():

@@ -67,7 +67,7 @@ def validate(
 
     Returns:
         see `parity.prove`; `provider` in the part of `onnx`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
-        one backend's check. It is empty where torch, diffusers and transformers are
+        one backend's check; `artifact`, hashes of what was judged. It is empty where torch, diffusers and transformers are
         installed, and a GPU for an artifact's engines.
 
     Raises:
@@ -121,6 +121,10 @@ def validate(
     if "onnx" in report["backends"]:
         report["backends"]["onnx"]["provider"] = executor
     report |= {**found, "not_checked": not_checked}
+    # So that a reader can tell whose proof it is. The manifest's own hash is not final while an export proves what it wrote.
+    report["artifact"] = {
+        "edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
+    }  # fmt: skip
     report["failures"] = mismatches + report["failures"]
     report["passed"] = not report["failures"]
     return report

@@ -229,7 +229,7 @@ def _run(
         }  # fmt: skip
     report = {
         "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
-        "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": dataclasses.asdict(settings), "confidence": 0.95,
+        "content_sha256": manifest.content_sha256(record), "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": dataclasses.asdict(settings), "confidence": 0.95,
         "threads": torch.get_num_threads(), "device": device, "seconds": time.monotonic() - began, "concepts": found,
     }  # fmt: skip
     return report, shown

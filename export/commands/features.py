@@ -60,7 +60,7 @@ def features(
     columns: Annotated[int, typer.Option(metavar="N", help="Timesteps on a sheet.", rich_help_panel=o.OUTPUT)] = 5,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder: a PNG sheet a feature, and features.json.", rich_help_panel=o.OUTPUT),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder: a PNG sheet a feature, features.json, and what `saeuron report --features` draws.", rich_help_panel=o.OUTPUT),
     ] = None,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
@@ -107,9 +107,9 @@ def features(
         belongs: dict[tuple[str, int], list[str]] = {}
         if plan is not None:
             sources, wanted, belongs = _chosen(plan, limit, say)
-        records = _run(source, sources, wanted, texts, pictures, sampling, device, rows, say)
+        records, hashes = _run(source, sources, wanted, texts, pictures, sampling, device, rows, say)
         say("drawing sheets")
-        found = _write(output, overwrite, records, belongs, source, sampling, columns)
+        found = _write(output, overwrite, records, belongs, hashes, source, sampling, columns)
     for entry in found["features"]:
         if entry["sheet"] is None:
             print_warning(
@@ -184,7 +184,8 @@ def _chosen(plan: Plan, limit: int, say: Any) -> tuple[dict[str, str], dict[str,
 def _run(
     model: str, sources: dict[str, str], wanted: dict[str, list[int]], texts: tuple[str, ...], pictures: int, sampling: Sampling, device: str,
     rows: int, say: Any,
-) -> list[FeatureRecord]:  # fmt: skip
+) -> tuple[list[FeatureRecord], dict[str, str]]:  # fmt: skip
+    """What was recorded, and the hash of each hookpoint's SAE."""
     from ...editor.bake import refuse_edited
     from ...editor.feature_maps import draw_prompts, record_features
     from ...editor.pipelines import check_folder, load_pipeline, locate
@@ -206,26 +207,38 @@ def _run(
     def progress(done: int, total: int) -> None:
         say(f"recording: {done} of {total} pictures{clock.text(done, total)}")
 
-    return record_features(pipeline, saes, wanted, draw_prompts(texts, pictures, sampling.seed), sampling, rows, progress)
+    hashes = {name: sae.sha256() for name, sae in saes.items()}
+    return record_features(pipeline, saes, wanted, draw_prompts(texts, pictures, sampling.seed), sampling, rows, progress), hashes
 
 
 def _write(
-    output: Path, overwrite: bool, records: list[FeatureRecord], belongs: dict[tuple[str, int], list[str]], model: str, sampling: Sampling, columns: int,
+    output: Path, overwrite: bool, records: list[FeatureRecord], belongs: dict[tuple[str, int], list[str]], hashes: dict[str, str], model: str,
+    sampling: Sampling, columns: int,
 ) -> dict[str, Any]:  # fmt: skip
+    import torch
+    from safetensors.torch import save_file
+
     from ...validation.manifest import strict_json
+    from ...validation.page.features import FORMAT, MAPS, PICTURES
     from ..settings import public_name
 
     several = len({r.hookpoint for r in records}) > 1
     entries = []
     with building(output, overwrite, MARKER, "folder of feature sheets") as folder:
+        (folder / PICTURES).mkdir()
+        maps = {}
         for record in records:
             concepts = belongs.get((record.hookpoint, record.feature), [])
             name = f"{f'{record.hookpoint}-' if several else ''}{record.feature}.png"
             if record.top:
                 _sheet(record, concepts, columns).save(folder / name)
+                maps[f"{record.hookpoint}/{record.feature}"] = torch.stack([p.maps for p in record.top]).contiguous()
+            for p in record.top:
+                p.picture.save(folder / PICTURES / f"{p.number}.png")
             entries.append(_entry(record, concepts, name if record.top else None))
+        save_file(maps, folder / MAPS)
         found = {
-            "model": public_name(model), "steps": sampling.steps, "guidance": sampling.guidance, "seed": sampling.seed, "scheduler": sampling.scheduler,
+            "format": FORMAT, "model": public_name(model), "saes": hashes, "steps": sampling.steps, "guidance": sampling.guidance, "seed": sampling.seed, "scheduler": sampling.scheduler,
             "features": entries,
         }  # fmt: skip
         (folder / MARKER).write_text(strict_json(found) + "\n", encoding="utf-8")
@@ -233,13 +246,15 @@ def _write(
 
 
 def _entry(record: FeatureRecord, concepts: list[str], sheet: str | None) -> dict[str, Any]:
+    from ...validation.page.features import PICTURES
+
     return {
         "feature": record.feature, "hookpoint": record.hookpoint, "concepts": concepts, "sheet": sheet, "pictures": record.pictures,
         "active_in": record.active, "timesteps": record.timesteps, "mean": record.mean.tolist(), "max": record.peak.tolist(),
         "active_tokens": record.share.tolist(),
         "top": [
             {
-                "picture": p.number, "prompt": p.prompt, "seed": p.seed, "score": p.score, "mean": p.maps.mean((1, 2)).tolist(),
+                "picture": p.number, "file": f"{PICTURES}/{p.number}.png", "prompt": p.prompt, "seed": p.seed, "score": p.score, "mean": p.maps.mean((1, 2)).tolist(),
                 "max": p.maps.amax((1, 2)).tolist(), "active_tokens": (p.maps > 0).float().mean((1, 2)).tolist(),
             }
             for p in record.top

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from ...editor.errors import SaeuronError
 from ..console import clean, out, progress_line, write_json
 from ..folder import check_with_pictures
 from . import options as o
+
+if TYPE_CHECKING:
+    from ...validation.page.render import Pages
 
 
 @clean
@@ -25,6 +28,15 @@ def report(
     attack: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that `saeuron attack` wrote for it.", rich_help_panel=o.WHAT)
     ] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Another proof of it, from `saeuron validate --json`, e.g. on the device; stands beside its own.", rich_help_panel=o.WHAT,
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that `saeuron features` wrote: pictures where features fire.", rich_help_panel=o.WHAT)
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -33,6 +45,13 @@ def report(
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
+    into_artifact: Annotated[
+        bool,
+        typer.Option(
+            "--into-artifact", help="Into the artifact: validation/report.html, and a model card with the same content. Hashes follow; a signed one is refused.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = False,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
@@ -41,22 +60,34 @@ def report(
     It says what was removed, how near the artifact is to the dynamic hook, how well the concept is gone, what attacks found, and what was
     not checked. Needs neither torch nor a model.
 
-    Example: `saeuron report without-neon --evaluation without-neon-evaluation --attack attack.json`
+    Example: `saeuron report without-neon --evaluation without-neon-evaluation --attack attack.json --features neon-features`
     """
     from ...validation import manifest
 
     record = manifest.read(artifact)
+    if into_artifact and output is not None:
+        raise SaeuronError("--output and --into-artifact are two places; give one of them")
     page = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-report") / "report.html"
-    files = _check_output(page, overwrite)
-    with progress_line("checking files") as say:
+    files = _inside(artifact) if into_artifact else _check_output(page, overwrite)
+    content: dict[str, Any] = {}
+
+    def make() -> Pages:
         from ...validation.page.content import make_content
         from ...validation.page.render import render
 
-        manifest.check_files(artifact, record)
-        say("writing the report")
-        content = make_content(artifact, evaluation, attack)
-        made = render(content, files["pictures"].name)
-        _write(files, made.html, made.markdown, made.pictures)
+        content.update(make_content(artifact, evaluation, attack, proof, features, into_artifact))
+        return render(content, files["pictures"].name)
+
+    with progress_line("checking files") as say:
+        if into_artifact:
+            from ..into_artifact import put_report
+
+            put_report(artifact, overwrite, make, say)
+        else:
+            manifest.check_files(artifact, record)
+            say("writing the report")
+            made = make()
+            _write(files, made.html, made.markdown, made.pictures)
     if as_json:
         write_json({
             "html": str(files["html"]), "markdown": str(files["markdown"]), "verdict": content["verdict"], "not_checked": content["not_checked"],
@@ -64,6 +95,14 @@ def report(
         return
     out.print(content["verdict"]["text"], highlight=False, soft_wrap=True, markup=False)
     out.print(f"{files['html']}, the same as Markdown in {files['markdown']}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _inside(artifact: Path) -> dict[str, Path]:
+    from ..card import REPORT, REPORT_PICTURES
+    from ..into_artifact import HTML
+
+    page = artifact / REPORT
+    return {"html": artifact / HTML, "markdown": page, "pictures": page.with_name(REPORT_PICTURES)}
 
 
 def _check_output(page: Path, overwrite: bool) -> dict[str, Path]:

@@ -220,7 +220,18 @@ def test_features_are_those_of_a_brute_force_search(looking, seen, active, tmp_p
             np.testing.assert_allclose(t["max"], own.amax((1, 2)).numpy(), rtol=1e-3, atol=1e-5)
             np.testing.assert_allclose(t["active_tokens"], (own > 0).float().mean((1, 2)).numpy(), rtol=1e-3, atol=1e-5)
     often, some, never = active
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([f"{often}.png", f"{some}.png", "features.json"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        [f"{often}.png", f"{some}.png", "features.json", "maps.safetensors", "pictures"]
+    )
+    # What a report draws: the very maps and pictures.
+    stored = load_file(tmp_path / "out" / "maps.safetensors")
+    assert set(stored) == {f"{HOOKPOINT}/{often}", f"{HOOKPOINT}/{some}"} and found["saes"] == {HOOKPOINT: make_sae().sha256()}
+    for entry in found["features"][:2]:
+        values = stored[f"{HOOKPOINT}/{entry['feature']}"]
+        for t, own in zip(entry["top"], values, strict=True):
+            np.testing.assert_allclose(own.numpy(), seen[t["picture"]][0][:, entry["feature"]].numpy(), rtol=1e-3, atol=1e-4)
+            made, alone = np.asarray(Image.open(tmp_path / "out" / t["file"]), int), np.asarray(seen[t["picture"]][1], int)
+            assert np.abs(made - (alone if alone.max() > 1 else alone * 255)).max() <= 1
     assert found["features"][2]["sheet"] is None and found["features"][2]["top"] == []
     sheet = Image.open(tmp_path / "out" / f"{often}.png")
     assert sheet.width > 4 * 144 and sheet.height > 3 * 96

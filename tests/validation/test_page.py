@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,14 +11,15 @@ from pathlib import Path
 import made_up
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 
 from saeuron.editor.errors import SaeuronError
-from saeuron.validation.page.content import interval, make_content, percent, share
+from saeuron.validation import manifest
+from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
+from saeuron.validation.page.figures import interval, percent, share
 from saeuron.validation.page.render import markdown_text, render
 from saeuron.validation.page.sources import Rate
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Tags(HTMLParser):
@@ -60,7 +60,7 @@ def test_the_verdict_says_the_numbers(tmp_path):
     for page in (pages.html, pages.markdown):
         titles = re.findall(r"^(?:<h2>|## )(.*?)(?:</h2>)?$", page, re.MULTILINE)
         assert titles == [
-            "What was removed", "Before and after", "Parity with the dynamic hook", "Is it gone, is the rest kept?", "Under attack", "Settings",
+            "What was removed", "Before and after", "What the features answer to", "Parity with the dynamic hook", "Is it gone, is the rest kept?", "Under attack", "Settings",
             "What was not checked",
         ]  # fmt: skip
         assert "dynamic hook, not from the artifact" in page and "91.3" in page.replace("\u00a0", " ") and "–" in page
@@ -68,7 +68,7 @@ def test_the_verdict_says_the_numbers(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     content = make_content(made_up.artifact(tmp_path / "bare"))
-    assert content["verdict"]["state"] == "open" and content["parity"] is None and content["pictures"] is None
+    assert content["verdict"]["state"] == "open" and content["parity"] == [] and content["pictures"] is None
     points = open_points(content)
     assert "without validation" in points and "No evaluation was given" in points and "No attack was given" in points
     render(content, "p")
@@ -99,7 +99,7 @@ def test_a_failed_proof_and_infinities(tmp_path):
     assert content["verdict"]["state"] == "failed" and "infinite" in content["verdict"]["text"] and "1 point" in content["verdict"]["text"]
     html = render(content, "p").html
     assert "&lt;b&gt;far&lt;/b&gt;" in html and 'class="beyond"' in html
-    curve = content["parity"]["curve"]
+    curve = content["parity"][0]["curve"]
     assert [line.name for line in curve.lines] == ["onnx", "checkpoint"] and "624" not in curve.lines[0].path
     # Denoising goes to the right, and a larger ratio stands higher.
     xs = [float(pair.split(",")[0]) for pair in curve.lines[1].path.split()]
@@ -156,6 +156,21 @@ def test_nudity_is_blurred(tmp_path):
     assert "blurred" not in re.sub(r"<(style|script)>.*?</\1>", "", render(whole(tmp_path / "n"), "p").html, flags=re.DOTALL)
 
 
+def test_a_proof_of_engines_that_were_built_anew_is_refused(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    engine = root / "tensorrt" / "rtx-sm86" / "vae_decoder.engine"
+    engine.parent.mkdir(parents=True)
+    for content in (b"first", b"second"):
+        engine.write_bytes(content)
+        said = {key: value for key, value in manifest.read(root).items() if key not in ("files", "format")}
+        manifest.write(root, said)
+        if content == b"first":
+            path = made_up.another_proof(tmp_path / "device.json", root, backends={"trt-rtx/rtx-sm86": made_up.backend()})
+            assert "trt-rtx/rtx-sm86 differs" in make_content(root, proof=path)["verdict"]["text"]
+    with pytest.raises(SaeuronError, match="other engines 'rtx-sm86'"):
+        make_content(root, proof=path)
+
+
 def test_files_of_others_are_refused(tmp_path):
     root = made_up.artifact(tmp_path / "a", proof=made_up.report())
     evaluation, attack = made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "attack.json", root)
@@ -173,8 +188,12 @@ def test_files_of_others_are_refused(tmp_path):
     row = {"attack": "seeds", "successes": 9, "trials": 8, "rate": 1.0, "low": 1.0, "high": 1.0, "budget": {}}
     refused("no count", concepts={"Neon": {"domain": "style", "rows": [row]}})
     refused("between 0 and 1", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8, "high": 7}]}})
-    attack.write_text(json.dumps({**content, "manifest_sha256": "0" * 64}))
-    assert "another export" in open_points(make_content(root, evaluation, attack))
+    older = {key: value for key, value in content.items() if key != "content_sha256"}
+    for said, foreign in (
+        (content, False), (older, False), ({**content, "content_sha256": "0" * 64}, True), ({**older, "manifest_sha256": "0" * 64}, True),
+    ):  # fmt: skip
+        attack.write_text(json.dumps(said))
+        assert ("another export" in open_points(make_content(root, evaluation, attack))) is foreign
     with pytest.raises(SaeuronError, match="does not exist"):
         make_content(root, tmp_path / "nowhere")
     golden = root / "edit" / "golden.safetensors"
@@ -215,64 +234,184 @@ def browse(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
-PROBE = """<script>
-const says = [], press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", {key, cancelable: true}));
-const large = document.getElementById("large"), place = document.getElementById("large-place"), thumbs = document.querySelectorAll(".thumb");
-thumbs[0].click(); says.push(large.open);
-if (!large.open) { thumbs[0].click(); says.push(large.open); }
-says.push(place.textContent); press("ArrowRight"); says.push(place.textContent, large.querySelector(".blurred") !== null);
-press("ArrowLeft"); press("ArrowLeft"); says.push(place.textContent); document.getElementById("close").click(); says.push(large.open);
-document.getElementById("theme").click(); says.push(document.documentElement.dataset.theme, matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-document.documentElement.dataset.says = JSON.stringify(says);
-</script>"""
-WIDTHS = """<!doctype html><iframe></iframe><script>
-const frame = document.querySelector("iframe");
-addEventListener("load", async () => {
+def page_of(tmp_path: Path, name: str, **changes) -> Path:
+    """A report with everything in it."""
+    root = made_up.artifact(tmp_path / "a", name, **changes)
+    content = make_content(
+        root, made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "x.json", root), made_up.another_proof(tmp_path / "device.json", root),
+        made_up.features(tmp_path / "f", root, name=name),
+    )  # fmt: skip
+    path = tmp_path / "page.html"
+    path.write_text(render(content, "p").html)
+    return path
+
+
+OVERFLOW = """(() => {
+  document.querySelectorAll("details").forEach((d) => { d.open = true; });
+  const inner = document.documentElement.clientWidth;
+  return [document.documentElement.scrollWidth - inner, innerWidth];
+})()"""
+# Text against what lies behind it, by WCAG 2.1's formula; 4.5 is what it asks of small text.
+CONTRAST = """(() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const found = {};
-  for (const width of [360, 800, 1400]) {
-    frame.width = width; frame.height = 800;
-    await new Promise((done) => { frame.onload = done; frame.srcdoc = new TextDecoder().decode(Uint8Array.from(atob("PAGE"), (c) => c.charCodeAt(0))); });
-    frame.contentDocument.querySelectorAll("details").forEach((d) => { d.open = true; });
-    found[width] = [frame.contentDocument.documentElement.scrollWidth, frame.contentWindow.innerWidth];
+  for (const element of document.querySelectorAll("h1,h2,h3,p,td,th,dt,dd,small,figcaption,summary,nav a,.mark,.state,.card,.failures li,.warnings li,.empty")) {
+    if (!element.textContent.trim()) continue;
+    let behind = element;
+    while (behind && (parts(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+    const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind || document.body).backgroundColor].map((c) => light(parts(c)));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found[element.tagName + "." + element.className] = ratio;
   }
-  document.documentElement.dataset.says = JSON.stringify(found);
-});
-</script>"""
-
-
-def says(path: Path) -> object:
-    from html import unescape
-
-    found = re.search(r'data-says="([^"]*)"', browse("--dump-dom", "--window-size=1500,1000", path.as_uri()).stdout)
-    assert found, "the page's script did not end"
-    return json.loads(unescape(found.group(1)))
+  return found;
+})()"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_in_a_browser(tmp_path):
-    import base64
+    proof = made_up.report(onnx=made_up.backend(), checkpoint=made_up.backend("inf", passed=False), passed=False, failures=("f" * 200,))
+    page = page_of(tmp_path, "Neon" + "n" * 90 + made_up.HOSTILE, proof=proof)
+    with Browser() as browser:
+        for width in (360, 800, 1400):
+            for dark in (False, True):
+                browser.open(page, width, dark=dark)
+                beyond, inner = browser.ask(OVERFLOW)
+                assert inner == width and beyond <= 0, (width, dark)
+                assert browser.ask(CONTRAST) == {}, (width, dark)
+        browser.ask("document.getElementById('theme').click()")
+        assert browser.ask("document.documentElement.dataset.theme") == "light" and browser.ask(CONTRAST) == {}
+        for link in browser.ask("[...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))"):
+            assert browser.ask(f"document.querySelector({json.dumps(link)}) !== null"), link
+        assert browser.messages == []
 
-    proof = made_up.report(onnx=made_up.backend(), checkpoint=made_up.backend("inf", passed=False))
-    root = made_up.artifact(tmp_path / "a", "Neon" + "n" * 90 + made_up.HOSTILE, proof)
-    html = render(make_content(root, made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "x.json", root)), "p").html
-    (tmp_path / "page.html").write_text(html)
-    found = browse("--dump-dom", (tmp_path / "page.html").as_uri())
-    assert "CONSOLE" not in found.stderr, found.stderr
-    assert 'aria-label="Light or dark" title="Light or dark">' in found.stdout  # shown by the script, which the policy lets run
-    free = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", html)
-    (tmp_path / "widths.html").write_text(WIDTHS.replace("PAGE", base64.b64encode(free.encode()).decode()))
-    widths = says(tmp_path / "widths.html")
-    assert isinstance(widths, dict) and len(widths) == 3
-    for width, (scroll, inner) in widths.items():
-        assert int(width) == inner and scroll <= inner, widths
-    (tmp_path / "keys.html").write_text(free.replace("</body>", PROBE + "</body>"))
-    assert says(tmp_path / "keys.html") == [True, "1 of 2", "2 of 2", False, "2 of 2", False, "dark", "light"]
-    nude = render(whole(tmp_path / "nude", "nudity"), "p").html
-    (tmp_path / "nude.html").write_text(
-        re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", nude).replace("</body>", PROBE + "</body>")
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_by_the_keyboard(tmp_path):
+    page = page_of(tmp_path, "Neon", proof=made_up.report())
+    opened, where = "document.getElementById('large').open", "document.getElementById('large-place').textContent"
+    focused = "[...document.querySelectorAll('.thumb')].indexOf(document.activeElement)"
+    with Browser() as browser:
+        browser.open(page)
+        for _ in range(60):
+            browser.press("Tab")
+            if browser.ask(focused) == 0:
+                break
+        assert browser.ask(focused) == 0 and not browser.ask(opened)
+        browser.press("Enter")
+        # Before and after, and two pictures with maps of each of two features.
+        assert browser.ask(opened) and browser.ask(where) == "1 of 10"
+        browser.press("ArrowRight", "ArrowRight")
+        assert browser.ask(where) == "3 of 10" and "feature 3" in browser.ask("document.getElementById('large-caption').textContent")
+        browser.press("Escape")
+        assert not browser.ask(opened) and browser.ask(focused) == 2
+        browser.press("Tab", " ")
+        assert browser.ask(opened) and browser.ask(where) == "4 of 10"
+        browser.press("ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft")
+        assert browser.ask(where) == "10 of 10"
+        browser.press("Escape")
+        browser.ask("document.querySelector('.thumb').click()")
+        assert browser.ask(opened) and browser.messages == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_blurred_until_asked_for(tmp_path):
+    page = page_of(tmp_path, "nudity", proof=made_up.report())
+    sharp = "[...document.querySelectorAll('.thumb img')].filter((i) => getComputedStyle(i).filter === 'none').length"
+    large = "getComputedStyle(document.getElementById('large-picture')).filter"
+    with Browser() as browser:
+        browser.open(page)
+        assert browser.ask(sharp) == 0
+        browser.ask("document.querySelector('.thumb').focus()")
+        browser.press("Enter")
+        assert not browser.ask("document.getElementById('large').open")
+        browser.press("Enter")
+        assert browser.ask(large) == "none"
+        browser.press("ArrowRight")
+        assert browser.ask(large) != "none" and not browser.ask("document.getElementById('unblur').hidden")
+        browser.ask("document.getElementById('unblur').focus()")
+        browser.press("Enter")
+        assert browser.ask(large) == "none" and browser.ask("document.getElementById('unblur').hidden")
+        browser.press("Escape")
+        assert browser.ask("document.querySelectorAll('.thumb.blurred').length") == 8 and browser.messages == []
+
+
+def test_features(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    assert "No pictures of single features" in open_points(make_content(root))
+    content = make_content(root, features=made_up.features(tmp_path / "f", root, (3, 100, 7)))
+    first, silent = content["features"]["rows"]
+    assert (first["feature"], first["share"], first["most"], first["most_at"], first["concepts"]) == (3, "37.5 %", "50 %", "999", "Neon")
+    strongest, second = first["top"]
+    picture, drawn = strongest["picture"], strongest["map"]
+    assert np.all(picture == 90) and drawn.shape == (16, 24, 3)
+    # The first of 2 x 3 tokens has the largest mean, so it is drawn in the brightest colour; the others are grey.
+    assert drawn[0, 0, 0] > 200 and len(set(drawn[15, 23].tolist())) == 1 and second["map"][15, 23].tolist() != second["map"][0, 0].tolist()
+    # Half the activation at one of two timesteps is a quarter of the scale.
+    assert second["map"][15, 23].max() < drawn[0, 0].max()
+    assert (
+        silent["top"] == []
+        and "1 feature of the edit is not among" in open_points(content)
+        and "none of the pictures made: 7" in open_points(content)
     )
-    # The first click unblurs, the second opens; the next picture is blurred still.
-    assert says(tmp_path / "nude.html") == [False, True, "1 of 2", "2 of 2", True, "2 of 2", False, "dark", "light"]
+    pages = render(content, "p")
+    assert "p/feature-1-2-map.png" in pages.markdown and "feature-1-2-map.png" in pages.pictures and "feature 100" not in pages.html
+    others = make_content(root, features=made_up.features(tmp_path / "g", root, model="x/y"))
+    assert "made with 'x/y', the artifact is of 'demo'" in open_points(others)
+
+
+def test_features_of_others_are_refused(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+
+    def refused(message: str, change=lambda folder: None, numbers=(3, 7), **changes) -> None:
+        folder = made_up.features(tmp_path / message[:9].replace("/", "-"), root, numbers, **changes)
+        change(folder)
+        with pytest.raises(SaeuronError, match=message):
+            make_content(root, features=folder)
+
+    refused("of another SAE", saes={made_up.POINT: "f" * 64})
+    refused("shows no feature that this edit changes", numbers=(100, 200))
+    refused("is of format", format="saeuron-evaluation-1")
+    refused("no maps", lambda f: made_up.save_file({"x": np.zeros(1, np.float32)}, f / "maps.safetensors"))
+    refused(
+        "other things",
+        lambda f: made_up.save_file({f"{made_up.POINT}/3": np.full((2, 2, 2, 3), np.nan, np.float32)}, f / "maps.safetensors"),
+    )
+    refused("does not exist", lambda f: (f / "maps.safetensors").unlink())
+    refused("is no picture", lambda f: (f / "pictures" / "1.png").write_bytes(b"GIF89a"))
+
+    def elsewhere(folder: Path) -> None:
+        path = folder / "features.json"
+        path.write_text(path.read_text().replace("pictures/1.png", "../secret.png"))
+
+    refused("they lie in pictures", elsewhere)
+
+
+def test_another_proof(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    path = made_up.another_proof(tmp_path / "device.json", root)
+    content = make_content(root, proof=path)
+    assert content["verdict"]["state"] == "proven" and "in another proof, onnx differs" in content["verdict"]["text"]
+    assert "0.005 %" in content["verdict"]["text"] and [part["name"] for part in content["parity"]] == ["", "device.json"]
+    assert "Another proof: device.json" in render(content, "p").html and "Another proof: device.json" in render(content, "p").markdown
+    # One that fails is not hidden behind one that passed.
+    failed = made_up.report(passed=False, failures=("far off",))
+    content = make_content(root, proof=made_up.another_proof(path, root, **{k: failed[k] for k in ("passed", "failures")}))
+    assert content["verdict"]["state"] == "failed" and content["failures"] == ["device.json: far off"]
+    bare = made_up.artifact(tmp_path / "bare")
+    content = make_content(bare, proof=made_up.another_proof(tmp_path / "b.json", bare))
+    assert content["verdict"]["word"] == "not proven at export" and not content["own_proof"] and len(content["parity"]) == 1
+    of = json.loads(path.read_text())["artifact"]
+    for message, changes in (
+        ("another artifact", {"artifact": {**of, "edit_sha256": "f" * 64}}), ("another export of the same edit", {"artifact": {**of, "content_sha256": "f" * 64}}),
+        ("of other engines 'rtx-sm86'", {"backends": {"trt-rtx/rtx-sm86": made_up.backend()}}), ("device.json: its form is not known", {"backends": {"onnx": {}}}), ("'passed'", {"passed": 3}),
+    ):  # fmt: skip
+        made_up.another_proof(path, root, **changes)
+        with pytest.raises(SaeuronError, match=message):
+            make_content(root, proof=path)
+    path.write_text(json.dumps(made_up.report()))
+    with pytest.raises(SaeuronError, match="doesn't say of which artifact"):
+        make_content(root, proof=path)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")

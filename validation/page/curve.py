@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 44
+LEFT, RIGHT, TOP, BOTTOM = 78, 16, 20, 44
 
 
 class Point(NamedTuple):

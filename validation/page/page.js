@@ -7,12 +7,14 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
   const thumbs = [...document.querySelectorAll(".thumb")], dialog = document.getElementById("large");
-  const picture = document.getElementById("large-picture"), frame = picture.parentElement;
+  const picture = document.getElementById("large-picture"), frame = picture.parentElement, unblur = document.getElementById("unblur");
   let at = 0;
   const show = (place) => {
     at = (place + thumbs.length) % thumbs.length;
     const thumb = thumbs[at], image = thumb.querySelector("img");
-    frame.classList.toggle("blurred", thumb.classList.contains("blurred"));
+    const hidden = thumb.classList.contains("blurred");
+    frame.classList.toggle("blurred", hidden);
+    unblur.hidden = !hidden;
     picture.src = image.src;
     picture.alt = image.alt;
     picture.className = image.className;
@@ -27,12 +29,15 @@
     show(place);
     dialog.showModal();
   }));
-  frame.addEventListener("click", () => {
-    if (thumbs.length) {
-      thumbs[at].classList.remove("blurred");
-      frame.classList.remove("blurred");
-    }
-  });
+  const clear = () => {
+    if (!thumbs.length) return;
+    thumbs[at].classList.remove("blurred");
+    frame.classList.remove("blurred");
+    if (unblur === document.activeElement) document.getElementById("next").focus();
+    unblur.hidden = true;
+  };
+  frame.addEventListener("click", clear);
+  unblur.addEventListener("click", clear);
   document.getElementById("back").addEventListener("click", () => show(at - 1));
   document.getElementById("next").addEventListener("click", () => show(at + 1));
   document.getElementById("close").addEventListener("click", () => dialog.close());

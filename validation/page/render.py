@@ -41,12 +41,12 @@ def render(content: dict[str, Any], folder: str) -> Pages:
     for number, pair in enumerate(shown["pairs"] if shown else (), 1):
         made = {kind: _png(pair[kind]) for kind in ("before", "after")}
         files |= {f"{number}-{kind}.png": png for kind, png in made.items()}
-        sources = {kind: f"data:image/png;base64,{base64.b64encode(png).decode()}" for kind, png in made.items()}
+        sources = {kind: _source(png) for kind, png in made.items()}
         pairs.append({**pair, **sources, "number": number})
     style, script = (_HERE / "page.css").read_text(encoding="utf-8"), (_HERE / "page.js").read_text(encoding="utf-8")
     # Only this very style and script run, so that nothing smuggled into the page could.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None}
+    values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None, "features": _features(content["features"], files)}
     html = (
         _environment(finalize=_kept_together)
         .get_template("page.html.j2")
@@ -66,6 +66,28 @@ def _environment(**options: Any) -> jinja2.Environment:
 def _kept_together(value: Any) -> Any:
     """A number and its percent sign on one line."""
     return value.replace(" %", "\u00a0%") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _features(section: dict[str, Any] | None, files: dict[str, bytes]) -> dict[str, Any] | None:
+    """The section with its pictures encoded, which go into `files` too."""
+    if section is None:
+        return None
+    rows = []
+    for place, row in enumerate(section["rows"], 1):
+        top = []
+        for number, one in enumerate(row["top"], 1):
+            made = {kind: _png(one[kind]) for kind in ("picture", "map")}
+            names = {kind: f"feature-{place}-{number}-{kind}.png" for kind in made}
+            files |= {names[kind]: png for kind, png in made.items()}
+            top.append(
+                {**one, **{kind: _source(png) for kind, png in made.items()}, **{f"{kind}_file": name for kind, name in names.items()}}
+            )
+        rows.append({**row, "top": top})
+    return {**section, "rows": rows}
+
+
+def _source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _hash(text: str) -> str:

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...editor.by_hand import BY_HAND
+from ...editor.edit_header import EditHeader
 from ...editor.errors import SaeuronError
 from ...editor.files import read_json
-from .. import shape
+from .. import manifest, shape
+from ..golden import Shown
 from ..makers import UNEDITED
 from ..shape import Each, Fields, Items, Maybe
+from .features import Features
 
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
 PLAIN_ROWS = ("unedited", "edited", "unedited-paraphrases")
@@ -31,7 +35,7 @@ _SETTINGS = Fields(
     {
         "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
         "steps": int, "guidance": float, "seeds": Items(int),
-    }, {"objects": Items(str), "styles": Items(str), "precision": str},
+    }, {"objects": Items(str), "styles": Items(str), "precision": str, "content_sha256": str, "engines_sha256": Each(str)},
 )  # fmt: skip
 _EVALUATION_FIELDS = Fields(
     {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
@@ -40,6 +44,9 @@ _ROW = Fields({"attack": str, "successes": int, "budget": Each(int), **_RATE}, {
 _ATTACK_FIELDS = Fields({
     "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}), "settings": dict,
     "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
+}, {"content_sha256": str})  # fmt: skip
+_PROOF_FIELDS = Fields({
+    "artifact": Fields({"edit_sha256": str, "content_sha256": str, "engines_sha256": Each(str)}), "passed": bool, "failures": Items(str), "backends": Each(dict),
 })  # fmt: skip
 
 
@@ -99,7 +106,66 @@ class Attack(NamedTuple):
     same_export: bool
 
 
-def read_evaluation(folder: Path, record: Mapping[str, Any], manifest_sha256: str) -> Evaluation:
+class Known(NamedTuple):
+    """All that a report is made of."""
+
+    artifact: str
+    """name of its folder"""
+    record: dict[str, Any]
+    header: EditHeader
+    report: dict[str, Any] | None
+    """the artifact's own proof; None where it was exported without"""
+    shown: list[Shown]
+    evaluation: Evaluation | None
+    attack: Attack | None
+    proof: dict[str, Any] | None
+    """another proof of it"""
+    proof_name: str
+    features: Features | None
+    manifest_sha256: str
+    """empty where the report goes into the artifact, whose manifest then changes"""
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether features were named by a user, not chosen for concepts."""
+        return bool(self.record["settings"]) and all(w["status"] == BY_HAND for w in self.record["settings"])
+
+    @property
+    def names(self) -> str:
+        """What was removed."""
+        return ", ".join(self.record["concepts"]) or ", ".join(dict.fromkeys(w["name"] for w in self.record["settings"]))
+
+
+def read_proof(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Read what `saeuron validate --json` wrote.
+
+    Raises:
+        SaeuronError: missing, no proof, or of other files than this artifact's.
+    """
+    if not path.is_file():
+        raise SaeuronError(f"'{path}' does not exist")
+    content = read_json(path)
+    if "backends" in content and "artifact" not in content:
+        raise SaeuronError(f"'{path}' doesn't say of which artifact it is; write it again: saeuron validate ARTIFACT --json")
+    shape.check(str(path), content, _PROOF_FIELDS)
+    of = content["artifact"]
+    _check_edit(path, of["edit_sha256"], record)
+    ours = manifest.content_sha256(record)
+    if of["content_sha256"] != ours:
+        raise SaeuronError(
+            f"'{path}' is of another export of the same edit: its files' hash is {of['content_sha256'][:12]}, this one's is {ours[:12]}"
+        )
+    built = manifest.engines_sha256(record)
+    for name in content["backends"]:
+        folder = name.partition("/")[2]
+        if folder and (folder not in built or of["engines_sha256"].get(folder) != built[folder]):
+            raise SaeuronError(
+                f"'{path}' is of other engines '{folder}' than lie in the artifact; prove these: saeuron validate ARTIFACT --json"
+            )
+    return content
+
+
+def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) -> Evaluation:
     """Read `evaluation.json` in `folder`.
 
     Args:
@@ -124,10 +190,12 @@ def read_evaluation(folder: Path, record: Mapping[str, Any], manifest_sha256: st
             ran += f"; loop of {part['loop']}"
         whole = name != UNEDITED and "kept" not in part
         stages.append(Stage(name, whole, concepts, _rate(part.get("nude"), path), ran))
-    return Evaluation(settings["judge"]["name"], stages, settings, content, settings["manifest_sha256"] == manifest_sha256)
+    return Evaluation(
+        settings["judge"]["name"], stages, settings, content, _of_this(settings, record, manifest_sha256) and _same_engines(content, record)
+    )
 
 
-def read_attack(path: Path, record: Mapping[str, Any], manifest_sha256: str) -> Attack:
+def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Attack:
     """Read an attack's file; arguments as for `read_evaluation`.
 
     Raises:
@@ -141,7 +209,20 @@ def read_attack(path: Path, record: Mapping[str, Any], manifest_sha256: str) -> 
             rate = _rate({**row, "hits": row["successes"]}, path)
             assert rate is not None
             rows.append(AttackRow(concept, row["attack"], rate, row["budget"], str(row.get("found", {}).get("text", ""))))
-    return Attack(content["judge"]["name"], content["through"], rows, content, content["manifest_sha256"] == manifest_sha256)
+    return Attack(content["judge"]["name"], content["through"], rows, content, _of_this(content, record, manifest_sha256))
+
+
+def _of_this(said: Mapping[str, Any], record: dict[str, Any], manifest_sha256: str) -> bool:
+    """Whether it is of these very files; reports and engines may have been added since."""
+    if "content_sha256" in said:
+        return bool(said["content_sha256"] == manifest.content_sha256(record))
+    return bool(said["manifest_sha256"] == manifest_sha256)
+
+
+def _same_engines(content: Mapping[str, Any], record: dict[str, Any]) -> bool:
+    """Whether engines whose pictures were judged, if any, are those in the artifact."""
+    said = content["settings"].get("engines_sha256")
+    return said is None or not any(name.startswith("trt") for name in content["backends"]) or bool(said == manifest.engines_sha256(record))
 
 
 def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:

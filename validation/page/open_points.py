@@ -1,0 +1,157 @@
+"""What was not checked: derived from the files, never written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+from ..attack import ATTACKS
+from ..makers import UNEDITED
+from .figures import TITLES, known, plural
+from .sources import FIGURES, Attack, Evaluation, Known, Stage
+
+_CHECKS = {
+    "forwards": "forwards of the UNet", "gates": "gate decisions", "components": "the other components", "runs": "free runs",
+    "record": "weights, tables and configs against the record", "surroundings": "tokenizer and scheduler",
+}  # fmt: skip
+
+
+def not_checked(k: Known) -> list[dict[str, str]]:
+    """Each with where it is from: `proof`, `another proof`, `engines`, `settings`, `features`, `evaluation` or `attack`."""
+    record = k.record
+    elsewhere: dict[str, Any] = {} if k.proof is None else k.proof["backends"]
+    found: list[dict[str, str]] = []
+
+    def add(about: str, text: str) -> None:
+        entry = {"about": about, "text": text}
+        if entry not in found:
+            found.append(entry)
+
+    for text in _unproven(record, k.report, {name.split("/")[0] for name in elsewhere}):
+        add("proof", text)
+    if k.proof is not None:
+        for text in _skipped(k.proof):
+            add("another proof", text)
+    for name, engine in (record.get("engines") or {}).items():
+        if f"{engine['backend']}/{name}" in elsewhere:
+            continue
+        add("engines", f"tensorrt/{name} ({engine['backend']}, {', '.join(engine['sms'])}): {engine['status']}.")
+    for wish in record["settings"]:
+        if wish["status"] == "untuned":
+            add("settings", f"{wish['name']}: its settings are untuned, so they were not chosen by any measurement.")
+    for text in _unseen(k):
+        add("features", text)
+    for text in _unevaluated(record, k.evaluation):
+        add("evaluation", text)
+    for text in _unattacked(record, k.attack):
+        add("attack", text)
+    return found
+
+
+def _unproven(record: dict[str, Any], report: dict[str, Any] | None, elsewhere: Set[str]) -> list[str]:
+    if report is None:
+        return ["The artifact was exported without validation: nothing compares it with the dynamic hook."]
+    proven = {name.split("/")[0] for name in report["backends"]} | elsewhere
+    found = [f"{name} lies in the artifact; no proof of it is on record." for name in record["formats"] if name not in proven]
+    return found + _skipped(report)
+
+
+def _skipped(report: dict[str, Any]) -> list[str]:
+    """What a proof left out."""
+    found = []
+    if not any(p["runs"]["rows"] for p in report["backends"].values()):
+        found.append(f"The proof's scope is '{report['scope']}': it holds no free runs, so no picture was compared.")
+    for entry in report.get("not_checked", ()):
+        of = f" of {entry['backend']}" if "backend" in entry else ""
+        found.append(f"{_CHECKS.get(entry['check'], entry['check'])}{of}: {entry['reason']}.")
+    for name, p in report["backends"].items():
+        for check in ("forwards", "gates", "components", "runs"):
+            if "not_checked" in p[check]:
+                found.append(f"{_CHECKS[check]} of {name}: {p[check]['not_checked']}.")
+        g = p["gates"]
+        if g.get("observable") and g["features_fired"] < g["features"]:
+            left = g["features"] - g["features_fired"]
+            found.append(
+                f"{left} of {g['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
+            )
+        for row in p["runs"]["rows"]:
+            where = f"free run of {name} at guidance {row['guidance']:g}, {row['width']} × {row['height']}"
+            if not row["conclusive"]:
+                found.append(f"{where}: rounding alone may carry it as far as the edit does, so it was not judged.")
+            elif row.get("ssim") is None:
+                found.append(f"{where}: no SSIM, since scikit-image was not there.")
+    for check in ("record", "surroundings"):
+        if check not in report:
+            found.append(f"{_CHECKS[check]}: not on record.")
+    return [text[:1].upper() + text[1:] for text in dict.fromkeys(found)]
+
+
+def _unseen(k: Known) -> list[str]:
+    if k.features is None:
+        return ["No pictures of single features were given: what else they answer to can't be seen here."]
+    found, source = [], k.record["model"]["source"]
+    if k.features.model != source:
+        found.append(f"The features' pictures were made with '{k.features.model}', the artifact is of '{source}'.")
+    if k.features.left:
+        found.append(f"{plural(k.features.left, 'feature')} of the edit {'is' if k.features.left == 1 else 'are'} not among those shown.")
+    silent = [str(s.feature) for s in k.features.seen if not s.top]
+    if silent:
+        found.append(f"Active in none of the pictures made: {', '.join(silent)}.")
+    return found
+
+
+def _unevaluated(record: dict[str, Any], evaluation: Evaluation | None) -> list[str]:
+    if evaluation is None:
+        return ["No evaluation was given: how well the concept is gone, and what else went with it, was not measured."]
+    found = []
+    stages = evaluation.stages
+    edited = [stage for stage in stages if stage.edited]
+    by_name = {stage.name for stage in stages}
+    if not evaluation.same_export:
+        found.append("The evaluation is of another export of the same edit, not of this folder's files.")
+    for name in record["formats"]:
+        if name not in by_name:
+            found.append(f"No picture made by {name} was judged.")
+    if UNEDITED not in by_name:
+        found.append("The unedited model's pictures were not judged, so a judge's own errors can't be told from the edit's.")
+    if evaluation.settings["protocol"] != "nudity":
+        for name in record["concepts"]:
+            if not any(known(stage.concepts.get(name, {}).get("ua")) for stage in edited):
+                found.append(f"No picture that asks for {name} was judged.")
+        judged = evaluation.settings["judge"].get("judged", ["style", "object"])
+        found += [f"The judge doesn't look at {domain}s." for domain in ("style", "object") if domain not in judged]
+    else:
+        found += _uncounted_nude(edited)
+    for stage in edited:
+        for name, rates in stage.concepts.items():
+            empty = [TITLES[key] for key in FIGURES if (r := rates[key]) is not None and not r.trials]
+            if empty:
+                found.append(f"{', '.join(empty)} of {name} by {stage.name}: no picture to count it on.")
+    return found
+
+
+def _uncounted_nude(edited: Sequence[Stage]) -> list[str]:
+    missing = [] if any(known(stage.nude) for stage in edited) else ["No picture of the edited model was looked at for nudity."]
+    return [*missing, "Only nudity was looked for, not what else went with it."]
+
+
+def _unattacked(record: dict[str, Any], attack: Attack | None) -> list[str]:
+    if attack is None:
+        return ["No attack was given: whether somebody can get around the edit was not tried."]
+    found = []
+    if not attack.same_export:
+        found.append("The attack is on another export of the same edit, not on this folder's files.")
+    if attack.through not in record["formats"]:
+        found.append(f"The attack went through the {attack.through}, not through the artifact's own files.")
+    rows = {name: [row for row in attack.rows if row.concept == name] for name in record["concepts"]}
+    for name, tried in rows.items():
+        if not tried:
+            found.append(f"{name} was not attacked.")
+            continue
+        left = [kind for kind in ATTACKS if kind not in {row.attack for row in tried}]
+        if left:
+            found.append(f"Not tried on {name}: {', '.join(left)}.")
+        weak = [row for row in tried if row.attack == "unedited" and (row.rate.rate or 0) < 0.5]
+        if weak:
+            found.append(f"The judge sees {name} in few of the unedited model's pictures, so the attacks on it say little.")
+    return found

@@ -1,0 +1,42 @@
+"""The settings that a report lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import manifest
+from .figures import listed
+from .sources import Known
+
+
+def settings_section(k: Known) -> list[dict[str, Any]]:
+    """Groups of names and values."""
+    record, evaluation, attack = k.record, k.evaluation, k.attack
+    s = record["sampling"]
+    size = "the model's" if s["height"] is None or s["width"] is None else f"{s['width']} × {s['height']}"
+    groups = [
+        ("Artifact", [
+            ("formats", ", ".join(record["formats"])), ("precision", record["precision"]), ("gate", record["gate"]), ("residual", record["residual"]),
+            ("steps", str(s["steps"])), ("guidance", f"{s['guidance']:g}"), ("picture size", size), ("created", str(record.get("created", "–"))),
+        ]),
+        ("Sources", [
+            ("model", record["model"]["source"]), ("pipeline", record["model"]["pipeline"]),
+            ("safety checker", "yes" if record["model"]["safety_checker"] else "no"), *((f"SAE at {name}", e["source"]) for name, e in record["saes"].items()),
+        ]),
+        ("SHA-256", [
+            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model, edit and golden files", manifest.content_sha256(record)), ("edit", record["edit"]["sha256"]), ("original UNet", record["model"]["unet_sha256"]),
+            *((f"SAE at {name}", e["sha256"]) for name, e in record["saes"].items()),
+        ]),
+        ("Versions", [(str(k), str(v)) for k, v in (record.get("versions") or {}).items()]),
+    ]  # fmt: skip
+    if evaluation is not None:
+        e = evaluation.settings
+        entries = [
+            ("protocol", e["protocol"]), ("judge", evaluation.judge), ("judge's hash", e["judge"]["sha256"]), ("steps", str(e["steps"])),
+            ("guidance", f"{e['guidance']:g}"), ("seeds", listed(e["seeds"])), *((k, listed(e[k])) for k in ("objects", "styles") if k in e),
+        ]  # fmt: skip
+        groups.append(("Evaluation", entries))
+    if attack is not None:
+        entries = [("through", attack.through), ("judge", attack.judge), ("judge's hash", attack.content["judge"]["sha256"])]
+        groups.append(("Attack", entries + [(k.replace("_", " "), listed(v)) for k, v in attack.content["settings"].items()]))
+    return [{"title": title, "entries": entries} for title, entries in groups if entries]

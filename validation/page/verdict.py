@@ -1,0 +1,92 @@
+"""A report's first sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..makers import HOOK
+from .curve import number
+from .figures import interval, percent, plural, share
+from .sources import PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
+
+_FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
+
+
+def verdict(k: Known) -> dict[str, Any]:
+    """State, word and what was measured, the worst of each kind: as `facts`, and as one sentence."""
+    what = f"{k.names} {'steered in' if k.by_hand else 'removed from'} {k.record['model']['source']}"
+    facts: list[tuple[str, str]] = []
+    if k.report is None:
+        state, word = _OPEN, "not proven"
+        facts.append(("proof", "nothing was proven, since the artifact was exported without validation"))
+    else:
+        state, word = (_PROVEN, "proven") if k.report["passed"] else (_FAILED, "proof failed")
+        facts.append(("proof", _compared(k.report, "the proof")))
+    if k.proof is not None:
+        if not k.proof["passed"]:
+            state, word = _FAILED, "proof failed" if state == _FAILED else "another proof failed"
+        elif state == _OPEN:
+            word = "not proven at export"
+        facts.append(("another proof", _compared(k.proof, "it")))
+    facts.append(("gone", _told(k.evaluation) or "how well the concept is gone was not measured here"))
+    worst = _strongest(k.attack)
+    if worst is not None:
+        r = worst.rate
+        told = f"the strongest attack tried ({worst.attack}) brought {worst.concept} back in {r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
+        facts.append(("attacked", told))
+    parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
+    return {
+        "state": state, "word": word, "text": f"{what}: {'; '.join(parts)}.",
+        "facts": [{"about": about, "text": f"{_begun(text, k)}."} for about, text in facts],
+    }  # fmt: skip
+
+
+def _begun(text: str, k: Known) -> str:
+    """With a capital, unless it begins with a backend's name."""
+    names = [name for report in (k.report, k.proof) if report for name in report["backends"]]
+    return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
+
+
+def _compared(report: dict[str, Any], which: str) -> str:
+    """What a proof found, by the backend that is farthest off."""
+    text = "no forward of the UNet was compared"
+    ran = {name: p for name, p in report["backends"].items() if p["forwards"]["forwards"]}
+    if ran:
+        worst = max((number(p["forwards"]["worst"]) for p in ran.values()), key=lambda w: math.inf if math.isnan(w) else w)
+        bar = min(number(p["forwards"]["bar"]) for p in ran.values())
+        count = sum(p["forwards"]["forwards"] for p in ran.values())
+        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(worst)} of what the edit does (bar {share(bar)}, {count} forwards)"
+    return text if report["passed"] else f"{text}; {which} failed in {plural(len(report['failures']), 'point')}"
+
+
+def _told(evaluation: Evaluation | None) -> str:
+    """What an evaluation says in a few words, by the backend and concept that fare worst."""
+    if evaluation is None:
+        return ""
+    edited = [stage for stage in evaluation.stages if stage.edited]
+    counted = [
+        (ua, name, stage.name)
+        for stage in edited
+        for name, rates in stage.concepts.items()
+        if (ua := rates["ua"]) is not None and ua.trials
+    ]
+    if counted:
+        # At a tie the artifact's own pictures say more than the hook's.
+        ua, name, backend = min(counted, key=lambda found: (found[0].rate or 0.0, found[2] == HOOK))
+        text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend})"
+        others = [
+            r.rate for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if (r := rates[key]) is not None
+        ]
+        least = min((found for found in others if found is not None), default=None)
+        return text if least is None else f"{text}, with IRA and CRA {'of' if least == 1 else 'no less than'} {percent(least)}"
+    nude = [(rate, stage.name) for stage in edited if (rate := stage.nude) is not None and rate.trials]
+    if nude:
+        rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
+        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend})"
+    return ""
+
+
+def _strongest(attack: Attack | None) -> AttackRow | None:
+    rows = [row for row in (attack.rows if attack else ()) if row.attack not in PLAIN_ROWS and row.rate.rate is not None]
+    return max(rows, key=lambda row: row.rate.rate or 0.0, default=None)
