@@ -227,7 +227,7 @@ class FeatureAblation(nn.Module):
         """
         assert self.k is not None
         info, width = torch.finfo(tokens.dtype), tokens.shape[-1]
-        # Rows of zeros in front, of which nothing may fire: no product is a thin one, and none is empty, which CUDA's reductions refuse.
+        # Rows of zeros in front, which decide nothing: no product is a thin one, and nothing is empty, which CUDA's reductions refuse.
         tokens = torch.cat([tokens.new_zeros(_FEWEST_ROWS, width), tokens])
         thresholds = F.pad(thresholds, (0, 0, _FEWEST_ROWS, 0), value=float("inf"))
         z = self.latents(tokens[None])[0]
@@ -244,7 +244,9 @@ class FeatureAblation(nn.Module):
             fires = fires & (c - room > top[:, self.k :].float() + room)
         not_fires = (c + room <= thresholds) | (c + room < kth.float() - room)
         usual = (norm < LARGEST_NORM) & (largest < info.max / 2)
-        return chosen[_FEWEST_ROWS:], kth[_FEWEST_ROWS:], ((fires | not_fires) & usual).all()
+        holds = (fires | not_fires) & usual
+        holds = torch.cat([torch.ones_like(holds[:_FEWEST_ROWS]), holds[_FEWEST_ROWS:]])
+        return chosen[_FEWEST_ROWS:], kth[_FEWEST_ROWS:], holds.all()
 
     def screened(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`; zeros and infinity where nothing can fire."""
