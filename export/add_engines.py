@@ -55,7 +55,7 @@ def add_engines(
             added["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
             record["files"] = dict(sorted({**record["files"], **added}.items()))
             (place / "README.md").write_bytes(card)
-            (place / manifest.NAME).write_text(manifest.strict_json(record) + "\n")
+            (place / manifest.NAME).write_bytes(manifest.encode(record))
             _switch(root, place, names)
         finally:
             shutil.rmtree(place, ignore_errors=True)
