@@ -75,8 +75,8 @@ def _asking(what: str) -> Iterator[None]:
         raise SaeuronError(f"{what}: {hub_reason(cause)}") from None
 
 
-def base_model(source: str, public: bool) -> dict[str, Any]:
-    """The metadata in a base model's card on the Hub; empty if it can't be seen.
+def base_model(source: str, public: bool) -> dict[str, Any] | None:
+    """The metadata in a base model's card on the Hub; None if it can't be seen.
 
     Raises:
         SaeuronError: the base is gated, and everybody would see the artifact; or the Hub can't be asked.
@@ -88,7 +88,7 @@ def base_model(source: str, public: bool) -> dict[str, Any]:
         try:
             info = HfApi().model_info(source)
         except RepositoryNotFoundError:
-            return {}
+            return None
     if info.gated and public:
         raise SaeuronError(
             f"the base model '{source}' is gated ({info.gated}): who downloads it accepts its terms first, which a public copy would go around; publish without --public, and gate the repository in its settings"

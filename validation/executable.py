@@ -83,7 +83,9 @@ def _index(index: dict[str, Any], record: dict[str, Any]) -> list[str]:
     for name, entry in index.items():
         if not isinstance(entry, list) or entry == [None, None]:
             continue
-        own = name == "unet" and len(entry) == 2 and (entry[0] in _modules(record) or "checkpoint" not in record["formats"])
+        # Without a checkpoint there is no such file, and the index still names it.
+        modules = _modules(record) or [e for e in entry[:1] if isinstance(e, str) and re.fullmatch(r"saeuron_unet_[0-9a-f]{12}", e)]
+        own = name == "unet" and len(entry) == 2 and entry[0] in modules and isinstance(entry[1], str)
         if not own and (len(entry) != 2 or entry[0] not in _LIBRARIES or not isinstance(entry[1], str)):
             found.append(f"model_index.json: '{name}' is opened by {entry}, which is no class of {' or '.join(_LIBRARIES)}")
     return found

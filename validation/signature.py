@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import io
 import json
 import os
 import re
@@ -146,14 +148,15 @@ def fault(root: Path, key: Path) -> str | None:
     config = verifying.Config().use_elliptic_key_verifier(public_key=key)
     config.set_hashing_config(hashing.Config().set_allow_symlinks(True)).set_ignore_unsigned_files(True)
     try:
-        config.verify(root, path)
+        with contextlib.redirect_stdout(io.StringIO()):  # the library prints notes
+            config.verify(root, path)
     except InvalidSignature:
         return "the signature is not valid: the file was changed, or it was made with another key"
     except Exception as error:  # of a damaged file, the library raises many types
         text = _line(error)
         if "key" in text.lower() and "mismatch" in text.lower():
             return f"the signature was made with another key than '{key}'"
-        changed = re.findall(r"Hash mismatch for '([^']+)'", str(error))
+        changed = re.findall(r"Hash mismatch for \\?'([^'\\]+)", str(error))
         if changed:
             return f"the signature doesn't fit: {_some(changed)} changed since it was made"
         return f"the signature doesn't fit: {text}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,25 @@ def read_edit(path: Path) -> EditFile:
     header = read_edit_header(path)
     wanted = [f"{hookpoint}/{key}" for hookpoint in header.latents for key in TENSORS]
     tensors = read_tensors(path, lambda name: name in wanted)
-    for name in wanted:
-        if name not in tensors and not name.endswith("/often"):
-            raise SaeuronError(f"{path}: damaged edit (no tensor '{name}')")
+    for hookpoint in header.latents:
+        _check_shapes(path, hookpoint, {key: tensors.get(f"{hookpoint}/{key}") for key in TENSORS[:-1]})
     return EditFile(header, tensors)
 
 
-def read_tensors(path: Path, wanted: Any) -> Tables:
+def _check_shapes(path: Path, hookpoint: str, held: Mapping[str, np.ndarray | None]) -> None:
+    """Raise `SaeuronError` unless the tables are `[T, U]` float32 for `[T]` timesteps and `[U]` features."""
+    lengths = {}
+    for key, value in held.items():
+        indices = key in ("features", "timesteps")
+        if value is None or value.dtype.str != ("<i8" if indices else "<f4") or value.ndim != (1 if indices else 2):
+            raise SaeuronError(f"{path}: damaged edit (no table '{hookpoint}/{key}', or one of another form)")
+        if indices:
+            lengths[key] = len(value)
+        elif value.shape != (lengths["timesteps"], lengths["features"]):
+            raise SaeuronError(f"{path}: damaged edit ('{hookpoint}/{key}' has shape {list(value.shape)})")
+
+
+def read_tensors(path: Path, wanted: Callable[[str], bool]) -> Tables:
     """Tensors of a safetensors file as numpy has them, bfloat16 (which it lacks) widened to float32.
 
     Args:
@@ -172,7 +184,6 @@ def _read(graph: Any) -> set[str]:
 def _initializers(path: Path, sizes: set[int]) -> list[np.ndarray]:
     """Initializers of these numbers of elements that a node reads (one that nothing reads proves nothing)."""
     import onnx
-    from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     try:
@@ -183,5 +194,5 @@ def _initializers(path: Path, sizes: set[int]) -> list[np.ndarray]:
             for tensor in graph.initializer
             if tensor.name in read and int(np.prod(tensor.dims)) in sizes
         ]
-    except (DecodeError, ValueError, OSError) as error:
-        raise SaeuronError(f"{path} can't be read as an ONNX graph: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:  # onnx and protobuf raise many types
+        raise SaeuronError(f"{path} can't be read as an ONNX graph: {(str(error).splitlines() or [''])[0][:200]}") from None

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from ..editor.files import read_json
-from . import engines, executable, manifest, shipped_class, signature, tables
+from ..editor.files import file_sha256, read_json
+from . import engines, executable, manifest, shape, shipped_class, signature, tables
 from .golden import Golden
 from .installed import missing
 from .said import check_said
@@ -51,7 +51,7 @@ def verify(
         "bytes": 0,
         "manifest_sha256": None,
     }
-    found["manifest_sha256"] = manifest.file_sha256(root / manifest.NAME)
+    found["manifest_sha256"] = file_sha256(root / manifest.NAME)
     try:
         record = manifest.read(root, formats=False)
         progress("comparing file hashes")
@@ -89,6 +89,8 @@ def _own_hash(root: Path, record: dict[str, Any]) -> list[str]:
 def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None:
     """Files that are what the manifest says, against one another."""
     edit = tables.read_edit(root / EDIT)
+    config = read_json(root / "unet" / "config.json")
+    shape.check("unet/config.json", config, shape.Fields({"ablation": shape.Fields({"hookpoints": dict})}))
     failures = found["failures"]
     if edit.sha256() != record["edit"]["sha256"]:
         failures.append(f"{EDIT} is not the edit on record (hashes differ)")
@@ -101,8 +103,7 @@ def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None
         failures += shipped_class.check(root)
         held = tables.edit_tensors(root / "unet")
         failures += tables.in_checkpoint(held, edit, record["gate"])
-        settings = read_json(root / "unet" / "config.json").get("ablation") or {}
-        if tables.ablation_sha256(settings, held) != record["edit"]["tensors_sha256"]:
+        if tables.ablation_sha256(config["ablation"], held) != record["edit"]["tensors_sha256"]:
             failures.append("checkpoint: the edit's tensors are not those on record (hashes differ)")
     if "onnx" in record["formats"]:
         lacking = missing(("onnx",))

@@ -56,15 +56,18 @@ def publish(
     wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
     with progress_line("verifying") as say:
         record = publishing.check(wish, say)
-        base, known = record["model"]["source"], record.get("license")
+        base, known, on_hub = record["model"]["source"], record.get("license"), None
         if not dry_run:
             hub.check_token()
             if hub_id(base):
-                known = licences.of_metadata(hub.base_model(base, public)) or known
+                on_hub = hub.base_model(base, public)
+                known = licences.of_metadata(on_hub or {}) or known
         unknown = dry_run and known is None and licence is None and hub_id(base)
         settled = None if unknown else licences.settle(known, licence, base, public)
         with publishing.staged(wish, record, settled, say) as staged:
             done = None if dry_run else hub.upload(staged, wish, say)
+    if not dry_run and hub_id(base) and on_hub is None:
+        staged.warnings.append(f"the base model '{base}' can't be seen on the Hub with this token, so nobody checked whether it is gated")
     if unknown:
         staged.warnings.append(
             f"the licence of '{base}' is not known here; its card on the Hub is asked when publishing, or state it with --license"

@@ -265,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server.objects:
                     raise _Refusal(400, f"no object {value['oid']}")
                 files[value["path"]] = self.server.objects[value["oid"]]
-            elif line["key"] == "deletedEntry":
+            elif line["key"] == "deletedFile":
                 del files[value["path"]]
         if self.server.corrupts in files:
             files[self.server.corrupts] = files[self.server.corrupts] + b"!"
