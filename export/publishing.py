@@ -49,12 +49,12 @@ class Staged:
     warnings: list[str] = field(default_factory=list)
 
 
-def check(wish: Wish, progress: Progress) -> dict[str, Any]:
-    """The artifact's manifest, once it is known that it may be published.
+def check(wish: Wish) -> dict[str, Any]:
+    """The artifact's manifest, if what it says may be published. Reads no other file, so it is asked first.
 
     Raises:
-        SaeuronError: a repository's name that the Hub doesn't take; an artifact that doesn't verify, or isn't proven; golden vectors that
-            nobody decided on; a key that can't sign.
+        SaeuronError: a repository's name that the Hub doesn't take; an artifact that isn't proven; golden vectors that nobody decided on; a
+            key that can't sign.
     """
     check_repo(wish.repo)
     record = manifest.read(wish.artifact)
@@ -69,13 +69,17 @@ def check(wish: Wish, progress: Progress) -> dict[str, Any]:
         raise SaeuronError(
             f"{GOLDEN} holds pictures and latents of the unedited model for prompts that show {', '.join(record['concepts'])}; say --with-golden to make them public, or --without-golden to leave them out"
         )
+    return record
+
+
+def check_files(wish: Wish, progress: Progress) -> None:
+    """Raise `SaeuronError` unless the artifact verifies."""
     found = verify(wish.artifact, progress=progress)
     if not found["verified"]:
         more = len(found["failures"]) - 1
         raise SaeuronError(
             f"'{wish.artifact}' doesn't verify, so it isn't published: {found['failures'][0]}{f' (and {more} more)' if more else ''}"
         )
-    return record
 
 
 def check_repo(repo: str) -> None:

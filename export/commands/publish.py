@@ -54,8 +54,8 @@ def publish(
     from ..card import hub_id
 
     wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
-    with progress_line("verifying") as say:
-        record = publishing.check(wish, say)
+    with progress_line("reading the manifest") as say:
+        record = publishing.check(wish)
         base, known, on_hub = record["model"]["source"], record.get("license"), None
         if not dry_run:
             hub.check_token()
@@ -64,16 +64,19 @@ def publish(
                 known = licences.of_metadata(on_hub or {}) or known
         unknown = dry_run and known is None and licence is None and hub_id(base)
         settled = None if unknown else licences.settle(known, licence, base, public)
+        publishing.check_files(wish, say)
         with publishing.staged(wish, record, settled, say) as staged:
+            if not dry_run and hub_id(base) and on_hub is None:
+                staged.warnings.append(
+                    f"the base model '{base}' can't be seen on the Hub with this token, so nobody checked whether it is gated"
+                )
+            if unknown:
+                staged.warnings.append(
+                    f"the licence of '{base}' is not known here; its card on the Hub is asked when publishing, or state it with --license"
+                )
+            for line in staged.warnings:
+                print_warning(line)
             done = None if dry_run else hub.upload(staged, wish, say)
-    if not dry_run and hub_id(base) and on_hub is None:
-        staged.warnings.append(f"the base model '{base}' can't be seen on the Hub with this token, so nobody checked whether it is gated")
-    if unknown:
-        staged.warnings.append(
-            f"the licence of '{base}' is not known here; its card on the Hub is asked when publishing, or state it with --license"
-        )
-    for line in staged.warnings:
-        print_warning(line)
     _print(wish, staged, done, settled, as_json)
 
 

@@ -1,5 +1,6 @@
 """Publishing through the real client to a local server, and back: what was sent is what verifies and validates on the other side."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -105,12 +106,8 @@ def test_there_and_back(whole, hub, client, keys, tmp_path):  # noqa: F811
     # Swapped on the server, by whoever can write there but has no key: the manifest is made to fit.
     files = dict(repo.commits[commit])
     record = json.loads(files[manifest.NAME])
-    record["concepts"] = ["other"]
     files["README.md"] += b"more"
-    import hashlib
-
     record["files"]["README.md"] = {"sha256": hashlib.sha256(files["README.md"]).hexdigest(), "bytes": len(files["README.md"])}
-    record["concepts"] = json.loads(files[manifest.NAME])["concepts"]
     files[manifest.NAME] = manifest.encode(record)
     swapped = repo.commit("main", files, "swapped")
     assert "verified" in client("verify", f"me/hardened@{swapped}").stdout
@@ -138,7 +135,7 @@ def test_card_and_manifest_of_what_is_published(whole, hub, client):  # noqa: F8
         and data["pipeline_tag"] == "text-to-image"
     )
     assert 'from_pretrained("me/open", revision="COMMIT", trust_remote_code=True)' in text and "saeuron verify me/open@COMMIT" in text
-    assert "were\nleft out" in text.replace("was left", "were left") or "left out" in text
+    assert "were left out" in text
     assert "no GPU has run this artifact" in text and "THIS_FOLDER --model BASE_MODEL" in text
     checked = client("verify", "me/open@v1", "--json")
     assert json.loads(checked.stdout)["verified"] and not json.loads(checked.stdout)["pinned"]

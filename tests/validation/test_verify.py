@@ -1,5 +1,6 @@
 """Every change to an artifact's files is found, by a check that runs no model; what an artifact says of itself is not believed."""
 
+import hashlib
 import json
 import os
 import random
@@ -251,8 +252,6 @@ def test_paths_that_leave_the_folder(copy, name):
     (copy.parent / "outside.json").write_text("{}")
     record = json.loads((copy / manifest.NAME).read_text())
     content = (copy.parent / "outside.json").read_bytes()
-    import hashlib
-
     record["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (copy / manifest.NAME).write_bytes(manifest.encode(record))
     assert any("outside the artifact" in line for line in failures(copy))
