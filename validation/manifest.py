@@ -214,7 +214,7 @@ def faults(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] 
 def inside(root: Path, name: str) -> bool:
     """Whether a path of a manifest stays in its folder, links followed. A download's cache links to its `blobs`, which count as inside."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
         return False
     folder = root.resolve()
     homes = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
