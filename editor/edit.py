@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from .activations import ConceptActivations
-from .edit_header import FORMAT, RESIDUALS, read_edit_header
+from .edit_header import FORMAT, RESIDUALS, TENSORS, edit_sha256, read_edit_header
 from .errors import SaeuronError
 from .files import open_safetensors
 from .names import normalise
@@ -23,7 +22,7 @@ from .selection import scores, select
 # Of the often-active latents, how many an edit keeps, and how many times k the gate `screened` compares with.
 _OFTEN = 4096
 _SCREEN = 32
-_TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
+_TENSORS = TENSORS[:-1]
 
 
 @dataclass
@@ -137,12 +136,10 @@ class Edit:
 
     def sha256(self) -> str:
         """Hash of what the edit does (not of its provenance)."""
-        digest = hashlib.sha256(self.residual.encode())
-        for name, part in sorted(self.hookpoints.items()):
-            digest.update(f"{name}:{part.latents}".encode())
-            for key, value in part.tensors().items():
-                digest.update(key.encode() + value.numpy().tobytes())
-        return digest.hexdigest()
+        tensors = {
+            f"{name}/{key}": value.numpy().tobytes() for name, part in self.hookpoints.items() for key, value in part.tensors().items()
+        }
+        return edit_sha256(self.residual, {name: part.latents for name, part in self.hookpoints.items()}, tensors)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, provenance in its header."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from .files import read_header
 
 FORMAT = "saeuron-edit-1"
 RESIDUALS = ("keep", "upstream", "drop")
+TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds", "often")
+"""what a file holds of each hookpoint, in the order of the hash; edits by hand have no `often`"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,23 @@ class EditHeader:
         table = self.provenance.get("saes")
         entry = table.get(hookpoint) if isinstance(table, dict) else None
         return entry if isinstance(entry, dict) else {}
+
+
+def edit_sha256(residual: str, latents: Mapping[str, int], tensors: Mapping[str, bytes]) -> str:
+    """Hash of what an edit does (not of its provenance).
+
+    Args:
+        residual: its treatment of the reconstruction error.
+        latents: hookpoint → latents n of its SAE.
+        tensors: `HOOKPOINT/NAME` → raw little-endian elements.
+    """
+    digest = hashlib.sha256(residual.encode())
+    for hookpoint, n in sorted(latents.items()):
+        digest.update(f"{hookpoint}:{n}".encode())
+        for key in TENSORS:
+            if f"{hookpoint}/{key}" in tensors:
+                digest.update(key.encode() + tensors[f"{hookpoint}/{key}"])
+    return digest.hexdigest()
 
 
 def _findable(source: Any) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SaeuronError
+from .hub_errors import hub_reason
 
 if TYPE_CHECKING:
     import torch
@@ -95,5 +96,4 @@ def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: st
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SaeuronError(f"{what}: '{repo_id}' is no folder here and could not be fetched from the Hub: {reason}") from None
+        raise SaeuronError(f"{what}: '{repo_id}' is no folder here and could not be fetched from the Hub: {hub_reason(error)}") from None

@@ -17,6 +17,7 @@ _NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
 _TOKENIZERS = sorted({t.tokenizer for f in FAMILIES for t in f.text_encoders})
 _HUB_FILES = [
     "model_index.json",
+    "README.md",  # tells the licence
     *(f"{folder}/*" for folder in ("scheduler", "feature_extractor", *_TOKENIZERS)),
     *(f"{network}/*.{ending}" for network in _NETWORKS for ending in ("json", "safetensors")),
 ]

@@ -54,7 +54,7 @@ def add_engines(
             added["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
             record["files"] = dict(sorted({**record["files"], **added}.items()))
             (place / "README.md").write_bytes(card)
-            (place / manifest.NAME).write_text(manifest.strict_json(record) + "\n")
+            (place / manifest.NAME).write_bytes(manifest.encode(record))
             switch(root, place, [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"])
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -14,11 +14,11 @@ from ..editor.bake import bake, refuse_edited
 from ..editor.families import family_of
 from ..editor.files import read_json
 from ..editor.pipelines import load_pipeline, unet_sha256
-from ..validation import manifest, report
+from ..validation import manifest, report, signature
 from ..validation.engines import Target
 from ..validation.reference import PRECISIONS, make_golden
 from ..validation.validate import GOLDEN, validate
-from . import checkpoint, onnx, tensorrt
+from . import checkpoint, licence, onnx, tensorrt
 from .card import model_card
 from .folder import building, check_output, check_space
 from .prepare import Prepared, check_engine_shapes, estimate, prepare
@@ -53,6 +53,8 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     settings = plan.settings
     targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)
+    if settings.sign is not None:
+        signature.check_private_key(settings.sign)
     check_engine_shapes(plan)
     progress("opening SAE and activations, choosing features")
     prepared = prepare(plan, progress)
@@ -69,11 +71,14 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
             manifest.write(folder, record)
             proof = validate(folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"))
             report.write(proof, folder / "validation")
-        record["validation"] = _summary(proof)
+        record["validation"] = _summary(proof, settings.device)
         if settings.engines and (proof is None or proof["passed"]):
             _add_engines(folder, record, settings.engines, targets, progress)
         (folder / "README.md").write_text(model_card(record), encoding="utf-8")
         manifest.write(folder, record)
+        if settings.sign is not None and (proof is None or proof["passed"]):
+            progress("signing")
+            signature.sign(folder, settings.sign)
     return Result(settings.output, manifest.read(settings.output), proof)
 
 
@@ -135,6 +140,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "sampling": {"steps": plan.steps, "guidance": plan.guidance, "height": s.height, "width": s.width},
         "onnx": {"opset": onnx.OPSET, "gates": gates},
         "device": s.device,
+        "license": licence.of_model(prepared.model_folder),
         "warnings": prepared.warnings,
     }  # fmt: skip
 
@@ -146,7 +152,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _summary(proof: dict[str, Any] | None) -> dict[str, Any] | None:
+def _gpu(device: str) -> str | None:
+    """Name of the GPU that the reference and the checkpoint ran on; None on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+
+
+def _summary(proof: dict[str, Any] | None, device: str) -> dict[str, Any] | None:
     if proof is None:
         return None
     worst = {name: parts["forwards"]["worst"] for name, parts in proof["backends"].items()}
@@ -156,4 +169,5 @@ def _summary(proof: dict[str, Any] | None) -> dict[str, Any] | None:
         "precision": proof["precision"],
         "worst_share_of_effect": worst,
         "failures": proof["failures"],
+        "gpu": _gpu(device),
     }

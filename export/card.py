@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..editor.by_hand import BY_HAND
+from ..validation.verify import GOLDEN
 
 REPORT, REPORT_PICTURES = "validation/report.md", "report-pictures"
 """where `saeuron report --into-artifact` puts the Markdown, and the folder of its pictures beside it"""
@@ -20,11 +22,6 @@ def model_card(record: dict[str, Any], report: str = "") -> str:
         report: Markdown of the report that lies in the artifact, if there is one.
     """
     model = record["model"]
-    tag = "feature-steering" if _by_hand(record) else "concept-removal"
-    head = ["---", "library_name: diffusers", "tags:", "- saeuron", f"- {tag}", "- text-to-image"]
-    if model["source"].count("/") == 1 and not model["source"].startswith((".", "/")):
-        head.append(f"base_model: {model['source']}")
-    head.append("---")
     settings = "\n".join(
         f"| {w['name']} | {w['hookpoint']} | {w['select']} | {'–' if w['multiplier'] is None else format(w['multiplier'], 'g')} | {w['status']} |"
         for w in record["settings"]
@@ -32,11 +29,11 @@ def model_card(record: dict[str, Any], report: str = "") -> str:
     title, what = _what(record)
     warnings = "\n".join(f"- {w}" for w in record["warnings"]) or "- none"
     return (
-        "\n".join(head)
+        _head(record)
         + f"""
 
 # {model["pipeline"]} {title}
-
+{_unproven(record["validation"])}
 {what} while the
 model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
 
@@ -48,21 +45,24 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 ## Open it
 
-{_opening(record["formats"], model["pipeline"])}
+{_opening(record["formats"], model["pipeline"], _repo(record))}
 
 ## Proof
 
 {_proof(record["validation"])}
 
-{_evidence(record["validation"])}
+{_evidence(record)}
 
 ## Notes
 
 {warnings}
 - Equality with the dynamic hook says that the edit was shipped as designed. It does not say that nobody can get around
   the edit, nor how well it removes the concept.
-- Check it yourself, from this folder alone: `pip install 'saeuron-export[export,cpu]'`, then `saeuron validate THIS_FOLDER`.
-- Whoever edits the tensors on purpose can undo the edit; compare the files with `saeuron.json`.
+- Check it yourself: `pip install 'saeuron-export[export,cpu]'`, then `saeuron verify {_place(record)}` (files, edit, signature) and
+  `saeuron validate {_validated(record)}` (does it what it should).
+- Whoever edits the tensors on purpose can undo the edit. `verify --public-key` tells whether the files are still the publisher's, where the
+  artifact is signed.
+- {_licence(record)}
 """
         + _reported(report)
     )
@@ -83,6 +83,61 @@ def _reported(report: str) -> str:
     return f"\n## Evidence\n\nAs `saeuron report` wrote it; `validation/report.html` is the same as a page.\n\n{text.strip()}\n"
 
 
+def _head(record: dict[str, Any]) -> str:
+    """The YAML that the Hub reads. Values are JSON texts, which YAML takes as they are."""
+    model, licence = record["model"], record.get("license")
+    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if licence:
+        lines += [f"{key}: {json.dumps(value)}" for key, value in _licence_fields(licence).items() if value]
+    if hub_id(model["source"]):
+        lines += [f"base_model: {json.dumps(model['source'])}", "base_model_relation: finetune"]
+    tags = ["saeuron", "feature-steering" if _by_hand(record) else "concept-removal", "sparse-autoencoder", "text-to-image"]
+    kinds = {"onnx": "onnx", "trt": "tensorrt", "trt-rtx": "tensorrt"}
+    tags += dict.fromkeys(kinds[name] for name in record["formats"] if name in kinds)
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _licence_fields(licence: dict[str, Any]) -> dict[str, Any]:
+    return {"license": licence["id"], "license_name": licence["name"], "license_link": licence["link"]}
+
+
+def hub_id(source: str) -> bool:
+    """Whether a source on record is a Hub id; of a local folder only its name is on record."""
+    return source.count("/") == 1 and not source.startswith((".", "/"))
+
+
+def _licence(record: dict[str, Any]) -> str:
+    licence = record.get("license")
+    if not licence:
+        return "An edited model stays under the licences of its base model and its SAE; the base model's was not found."
+    return f"Licence: `{licence['id']}`, as {licence['source']} says. The SAE's licence applies too."
+
+
+def _repo(record: dict[str, Any]) -> str | None:
+    return (record.get("published") or {}).get("repo")
+
+
+def _place(record: dict[str, Any]) -> str:
+    repo = _repo(record)
+    return f"{repo}@COMMIT" if repo else "THIS_FOLDER"
+
+
+def _validated(record: dict[str, Any]) -> str:
+    """What `validate` needs to be told."""
+    return "THIS_FOLDER" if _has_golden(record) else "THIS_FOLDER --model BASE_MODEL"
+
+
+def _has_golden(record: dict[str, Any]) -> bool:
+    # Before the manifest is finished it lists no files; the export always writes golden vectors.
+    return "files" not in record or GOLDEN in record["files"]
+
+
+def _unproven(summary: dict[str, Any] | None) -> str:
+    if summary is not None and summary["passed"]:
+        return ""
+    return "\n> **Unproven.** Nobody has shown that this model does what the edit says; see Proof below.\n"
+
+
 def _by_hand(record: dict[str, Any]) -> bool:
     return all(w["status"] == BY_HAND for w in record["settings"])
 
@@ -96,29 +151,40 @@ def _what(record: dict[str, Any]) -> tuple[str, str]:
     return f"steered: {names}", f"Steered in `{source}`: **{said}**. Each feature of a sparse autoencoder is multiplied where it is active"
 
 
-def _evidence(summary: dict[str, Any] | None) -> str:
-    edit = (
-        "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "
-        "and of the unedited model, so that anyone can compare again without the original model."
-    )
+def _evidence(record: dict[str, Any]) -> str:
+    summary = record["validation"]
+    if _has_golden(record):
+        edit = (
+            "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "
+            "and of the unedited model, so that anyone can compare again without the original model."
+        )
+    else:
+        edit = (
+            "`edit/` holds the edit itself (chosen features and their tables). The golden vectors, which hold pictures of the unedited model, were "
+            "left out, so `saeuron validate` needs the original model."
+        )
     return edit if summary is None else f"{edit} `validation/report.json` holds every figure of the proof."
 
 
-def _opening(formats: list[str], pipeline: str) -> str:
+def _opening(formats: list[str], pipeline: str, repo: str | None) -> str:
     parts = []
+    place = f'"{repo}", revision="COMMIT"' if repo else '"THIS_FOLDER"'
+    if repo:
+        parts.append(f"""Pin the revision: `COMMIT` stands for a commit's 40 digits, from this repository's history; a branch can move.
+`THIS_FOLDER` is what `hf download {repo} --revision COMMIT --local-dir THIS_FOLDER` writes.""")
     if "checkpoint" in formats:
-        parts.append("""`pip install diffusers transformers accelerate`, then:
+        parts.append(f"""`pip install diffusers transformers accelerate`, then:
 
 ```python
 from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)   # runs unet/saeuron_unet_*.py
+pipeline = DiffusionPipeline.from_pretrained({place}, trust_remote_code=True)   # runs unet/saeuron_unet_*.py
 ```""")
     if "onnx" in formats:
         parts.append(f"""The ONNX graphs hold no safety checker, and optimum loads none from a folder.
 
 ```python
 from optimum.onnxruntime import ORT{pipeline}
-pipeline = ORT{pipeline}.from_pretrained("THIS_FOLDER")
+pipeline = ORT{pipeline}.from_pretrained({place})
 ```
 
 Without torch and diffusers: `saeuron generate THIS_FOLDER --prompt "TEXT" --output picture.png` (`saeuron-export[cpu]`).""")
@@ -132,8 +198,9 @@ def _proof(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary["passed"] else "**FAILED**"
+    ran = f" It ran on a GPU ({summary['gpu']})." if summary.get("gpu") else " It ran on a CPU; no GPU has run this artifact."
     shares = "; ".join(f"{name}: {100 * worst:.2g} %" for name, worst in summary["worst_share_of_effect"].items())
     lines = [
-        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}."
+        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}.{ran}"
     ]
     return "\n".join(lines + [f"- {line}" for line in summary["failures"]])

@@ -21,11 +21,14 @@ from .commands.collect import collect
 from .commands.evaluate import evaluate
 from .commands.features import features
 from .commands.generate import generate
+from .commands.publish import publish
 from .commands.report import report as report_command
 from .commands.select import select
+from .commands.sign import sign as sign_command
 from .commands.steer import steer
 from .commands.sweep import sweep
 from .commands.train import train
+from .commands.verify import verify
 from .console import clean, err, escaped, names, out, print_error, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
@@ -191,6 +194,14 @@ def export(
     optimization_level: o.OptimizationLevel = None,
     hardware_compatible: o.HardwareCompatible = False,
     version_compatible: o.VersionCompatible = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=_OUTPUT)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.", rich_help_panel=_OUTPUT)] = False,
     version: _Version = False,
@@ -201,6 +212,7 @@ def export(
 
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
+    from ..validation import signature
     from .folder import check_output
     from .settings import Settings, resolve, to_fetch
     from .tensorrt import ready
@@ -213,11 +225,13 @@ def export(
         steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, preset_files=tuple(preset_file or ()), validate=validate, proof=proof,
         proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite, edit=edit,
         target=tuple(target or ()), shapes=shapes, optimization_level=optimization_level, hardware_compatible=hardware_compatible,
-        version_compatible=version_compatible,
+        version_compatible=version_compatible, sign=sign,
     )  # fmt: skip
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
     check_output(wanted.output, wanted.overwrite)
+    if sign is not None:
+        signature.check_private_key(sign)
     to_fetch(plan)
     if plan.settings.engines:
         ready(plan.settings.engines)
@@ -392,6 +406,7 @@ def validate(
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
     "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
+    "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
     app.command(_name)(_command)
 

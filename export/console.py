@@ -27,7 +27,7 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
         except SaeuronError as error:
             print_error(str(error))
         except ModuleNotFoundError as error:
-            extra = "cpu" if error.name == "onnxruntime" else "export"
+            extra = {"onnxruntime": "cpu", "model_signing": "sign"}.get(error.name or "", "export")
             print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
         except RuntimeError as error:
             # Known by name and text, since neither torch nor the editor is imported for the sake of an error.

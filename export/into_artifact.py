@@ -76,4 +76,4 @@ def _write(root: Path, place: Path, record: dict[str, Any], made: Pages) -> None
     kept = {name: entry for name, entry in record["files"].items() if name not in files and not name.startswith(f"{_PICTURES}/")}
     entries = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     said = {**record, "files": dict(sorted({**kept, **entries}.items()))}
-    (place / manifest.NAME).write_text(manifest.strict_json(said) + "\n")
+    (place / manifest.NAME).write_bytes(manifest.encode(said))

@@ -113,6 +113,8 @@ def _files(s: Settings, prepared: Prepared | None) -> list[str]:
         files += [f"tensorrt/{t.folder}/{name}.engine" for t in s.engines.targets for name in components(family)]
     if s.validate:
         files.append("validation/report.json")
+    if s.sign is not None:
+        files.append("model.sig")
     return sorted(
         files + (_files_of_model(s, prepared) if prepared else ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/"])
     )

@@ -66,6 +66,8 @@ class Settings:
     hardware_compatible: bool = False
     version_compatible: bool = False
     edit: Path | None = None
+    sign: Path | None = None
+    """ECDSA private key, in PEM"""
     """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
 
     def __post_init__(self) -> None:

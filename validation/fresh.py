@@ -83,6 +83,18 @@ def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[s
     return Original(open_original(model, record, device), edit, opened)
 
 
+def _proof_of(root: Path, record: dict[str, Any], edit: Edit) -> tuple[list[str], str]:
+    """Prompts and scope of the export's proof; of an artifact that was published without golden vectors, as its other files have them."""
+    path = root / "edit" / "golden.safetensors"
+    if path.is_file():
+        notes = Golden.load(path).notes
+        return notes["prompts"], notes["scope"]
+    prompts = edit.provenance.get("prompts")
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+        raise SaeuronError(f"'{root}' holds neither golden vectors nor the prompts of its proof, so it can't be proven")
+    return prompts, (record.get("validation") or {}).get("scope", "full")
+
+
 def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu") -> Golden:
     """Run the reference for `artifact` on the original model.
 
@@ -99,9 +111,9 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
     root = Path(artifact)
     record = manifest.read(root)
     pipeline, edit, opened = open_reference(root, record, model, saes, device)
-    kept = Golden.load(root / "edit" / "golden.safetensors").notes
+    prompts, scope = _proof_of(root, record, edit)
     sampling = record["sampling"]
     return make_golden(
-        pipeline, edit, opened, kept["prompts"], sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
-        sampling["height"], sampling["width"], seed, kept["scope"],
+        pipeline, edit, opened, prompts, sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
+        sampling["height"], sampling["width"], seed, scope,
     )  # fmt: skip

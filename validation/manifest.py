@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,9 @@ from .shape import Choice, Each, Either, Fields, Items, Maybe
 
 NAME = "saeuron.json"
 FORMAT = "saeuron-artifact-1"
+SIGNATURE = "model.sig"
+"""at the top of an artifact, on no record: it covers the manifest too"""
+OWN_HASH = "manifest_sha256"
 BACKENDS = {
     "checkpoint": "unet/diffusion_pytorch_model*.safetensors", "onnx": "unet/model.onnx", "trt": "tensorrt/local-*/unet.engine",
     "trt-rtx": "tensorrt/rtx*/unet.engine",
@@ -55,8 +58,10 @@ _FIELDS = Fields(
         # Not there yet while an export proves what it wrote.
         "validation": Maybe(Fields({
             "passed": bool, "scope": str, "precision": str, "worst_share_of_effect": Each(Either((float, str))), "failures": Items(str),
-        })),
+        }, {"gpu": Maybe(str)})),
         "engines": ENGINES,
+        "license": Maybe(Fields({"id": str, "name": Maybe(str), "link": Maybe(str), "source": str})),
+        "published": Maybe(Fields({"repo": str})),
     },
 )  # fmt: skip
 
@@ -80,8 +85,8 @@ def strict_json(value: Any) -> str:
 
 
 def hash_files(root: Path) -> dict[str, dict[str, Any]]:
-    """`{path: {"sha256", "bytes"}}` of every file below `root`, except the manifest itself."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.relative_to(root).as_posix() != NAME)
+    """`{path: {"sha256", "bytes"}}` of every file below `root`, except the manifest itself and a signature."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.relative_to(root).as_posix() not in (NAME, SIGNATURE))
     return {p.relative_to(root).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
 
 
@@ -107,16 +112,24 @@ def _digest(files: dict[str, dict[str, Any]]) -> str:
 
 def write(root: Path, manifest: dict[str, Any]) -> None:
     """Hash every file and write the manifest last."""
-    (root / NAME).write_text(strict_json({"format": FORMAT, **manifest, "files": hash_files(root)}) + "\n")
+    (root / NAME).write_bytes(encode({"format": FORMAT, **manifest, "files": hash_files(root)}))
 
 
-def read(root: str | Path, replacing: Sequence[str] = ()) -> dict[str, Any]:
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The bytes of `saeuron.json`. They hold a hash of the rest, so that damage to the manifest itself shows; it is no signature."""
+    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
+    digest = hashlib.sha256(strict_json(content).encode()).hexdigest()
+    return (strict_json({**content, OWN_HASH: digest}) + "\n").encode()
+
+
+def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> dict[str, Any]:
     """The manifest of an artifact folder.
 
     Args:
         root: the folder.
         replacing: patterns of folders below `tensorrt/` that are about to be written anew. What lies there, or is said of them, is passed
             over and left out, so that damaged engines can be replaced.
+        formats: whether to compare `formats` with the files that are there.
 
     Raises:
         SaeuronError: no artifact there, of another format, or a field that is missing or holds something else.
@@ -131,6 +144,8 @@ def read(root: str | Path, replacing: Sequence[str] = ()) -> dict[str, Any]:
     if replacing:
         manifest = _without(manifest, replacing)
     shape.check(str(root / NAME), manifest, _FIELDS)
+    if not formats:
+        return manifest
     held = [
         name for name, pattern in BACKENDS.items()
         if any(not _matches(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
@@ -189,25 +204,48 @@ def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[
         rewriting: patterns of other files that are about to be written anew, and don't count either.
 
     Raises:
-        SaeuronError: a file is missing, changed, or outside the folder; or one lies there that isn't on record (hidden ones
-            at the top, such as a download's cache, apart).
+        SaeuronError: the first of `faults`.
+    """
+    for fault in faults(root, manifest, replacing, rewriting):
+        raise SaeuronError(fault)
+
+
+def faults(
+    root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = (), rewriting: Sequence[str] = ()
+) -> Iterator[str]:  # fmt: skip
+    """Compare every file with its recorded hash; arguments as of `check_files`.
+
+    Yields:
+        a line for each file that is missing, changed, or outside the folder; or that lies there and isn't on record (a signature, and hidden
+        ones at the top, such as a download's cache, apart).
     """
     root = Path(root)
-    for path in root.rglob("*"):
+    for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if _matches(name, replacing) or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
+        written_anew = _matches(name, replacing) or any(fnmatch.fnmatchcase(name, p) for p in rewriting)
+        if written_anew or name in (NAME, SIGNATURE) or name in manifest["files"] or name.startswith("."):
             continue
-        if (path.is_file() or path.is_symlink()) and name != NAME and name not in manifest["files"] and not name.startswith("."):
-            raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
+        if path.is_symlink() or not path.is_dir():
+            yield f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it"
     for name, record in manifest["files"].items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise SaeuronError(f"{root / NAME} lists '{name}', which is outside the artifact")
-        if (replacing and name == "README.md") or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
+        if not inside(root, name):
+            yield f"{root / NAME} lists '{name}', which is outside the artifact"
+        elif (replacing and name == "README.md") or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
             continue
-        path = root / name
-        if not path.is_file():
-            raise SaeuronError(f"'{name}' is missing from the artifact '{root}'; take it again from its source")
-        if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:
-            raise SaeuronError(
-                f"'{name}' in '{root}' is not the file that was written: size or SHA-256 differ; take it again from its source"
-            )
+        elif not (root / name).is_file():
+            yield f"'{name}' is missing from the artifact '{root}'; take it again from its source"
+        elif (root / name).stat().st_size != record["bytes"] or file_sha256(root / name) != record["sha256"]:
+            yield f"'{name}' in '{root}' is not the file that was written: size or SHA-256 differ; take it again from its source"
+
+
+def inside(root: Path, name: str) -> bool:
+    """Whether a path of a manifest stays in its folder, links followed. A download's cache links to its `blobs`, which count as inside."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
+        return False
+    folder = root.resolve()
+    homes = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    try:
+        return any((folder / name).resolve().is_relative_to(home) for home in homes)
+    except (OSError, RuntimeError):  # a loop of links
+        return False

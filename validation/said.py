@@ -10,13 +10,13 @@ from ..editor.files import read_json
 from .golden import Golden
 
 
-def check_said(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
+def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> list[str]:
     """Compare what the files say of one another.
 
     Args:
         root: artifact folder.
         record: its manifest.
-        golden: the reference of the proof.
+        golden: the reference of the proof; None where the artifact was published without.
 
     Returns:
         one line a disagreement; empty if all agree.
@@ -25,10 +25,10 @@ def check_said(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
     found = []
     if edit.concepts != sorted(record["concepts"]):
         found.append(f"the manifest says concepts {record['concepts']}, the edit holds {edit.concepts}")
-    if golden.precision != record["precision"]:
+    if golden and golden.precision != record["precision"]:
         found.append(f"the golden vectors are {golden.precision}, the artifact is {record['precision']}")
     proven = record.get("validation") or {}
-    if proven and proven["scope"] != golden.notes["scope"]:
+    if golden and proven and proven["scope"] != golden.notes["scope"]:
         found.append(
             f"the manifest says that a proof of scope '{proven['scope']}' was made, the golden vectors are of scope '{golden.notes['scope']}'"
         )

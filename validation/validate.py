@@ -78,6 +78,8 @@ def validate(
     if check_files:
         manifest.check_files(root, record)
     manifest.check_backends(root, record, backends)
+    if golden is None and GOLDEN not in record["files"]:
+        raise SaeuronError(f"'{root}' was published without golden vectors; prove it against the original model, with --model DIR|ID")
     check_provider(provider, backends or record["formats"])
     if device != "cpu" and not {"checkpoint", "onnx"} & set(backends or record["formats"]):
         raise SaeuronError(f"--device {device} is for backends checkpoint and onnx, not for {', '.join(backends or record['formats'])}")

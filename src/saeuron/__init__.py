@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from .export.settings import Settings as Settings
     from .validation.load import load as load
     from .validation.validate import validate as validate
+    from .validation.verify import verify as verify
 
 # Names are looked up at first use: importing `saeuron` must not need torch.
 _HOME = {
     "SaeuronError": ".editor.errors", "Settings": ".export.settings", "Result": ".export.artifact", "export_artifact": ".export.artifact",
-    "load": ".validation.load", "steer": ".editor.steering", "validate": ".validation.validate",
+    "load": ".validation.load", "steer": ".editor.steering", "validate": ".validation.validate", "verify": ".validation.verify",
 }  # fmt: skip
-__all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "steer", "validate"]
+__all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "steer", "validate", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,108 @@
+"""`saeuron publish`: puts a proven artifact on the Hub, with a card that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..console import clean, out, print_warning, progress_line, resumable, write_json
+from . import options as o
+
+_TRUST, _HUB = "What may be published", "Hub"
+
+
+@clean
+@resumable
+def publish(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; made if it isn't there.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody may see it. Default: private.", rich_help_panel=_HUB)] = False,
+    branch: Annotated[str, typer.Option("--branch", "--revision", metavar="NAME", help="Branch; made if it isn't there.", rich_help_panel=_HUB)] = "main",
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.", rich_help_panel=_HUB)] = None,
+    unproven: Annotated[bool, typer.Option("--unproven", help="Publish what failed its proof or has none; the card says so.", rich_help_panel=_TRUST)] = False,
+    golden: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-golden/--without-golden",
+            help="Golden vectors hold pictures and latents of the unedited model. Default: they go along to a private repository; --public asks for one of the two.",
+            rich_help_panel=_TRUST,
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="The base model's licence, e.g. creativeml-openrail-m, where its card doesn't tell it.", rich_help_panel=_TRUST),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="PEM", help="ECDSA private key: sign what is published; password: SAEURON_KEY_PASSWORD.", rich_help_panel=_TRUST),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; ask the Hub nothing, so no token is needed.", rich_help_panel=o.OUTPUT)] = False,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
+    """Verify an artifact and put it on the Hub in one commit, private unless --public says otherwise.
+
+    Card and manifest are completed for it; the folder itself stays as it is. Prints the commit, by which others should load it.
+
+    Example: `saeuron publish sd14-without-nudity me/sd14-without-nudity --sign publisher.key --without-golden`
+
+    Exit code 0: published; 2: can't be done. A repeated command sends only what isn't on the Hub yet.
+    """
+    from .. import hub, publishing
+    from .. import licence as licences
+    from ..card import hub_id
+
+    wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
+    with progress_line("reading the manifest") as say:
+        record = publishing.check(wish)
+        base, known, on_hub = record["model"]["source"], record.get("license"), None
+        if not dry_run:
+            hub.check_token()
+            if hub_id(base):
+                on_hub = hub.base_model(base, public)
+                known = licences.of_metadata(on_hub or {}) or known
+        unknown = dry_run and known is None and licence is None and hub_id(base)
+        settled = None if unknown else licences.settle(known, licence, base, public)
+        publishing.check_files(wish, say)
+        with publishing.staged(wish, record, settled, say) as staged:
+            if not dry_run and hub_id(base) and on_hub is None:
+                staged.warnings.append(
+                    f"the base model '{base}' can't be seen on the Hub with this token, so nobody checked whether it is gated"
+                )
+            if unknown:
+                staged.warnings.append(
+                    f"the licence of '{base}' is not known here; its card on the Hub is asked when publishing, or state it with --license"
+                )
+            for line in staged.warnings:
+                print_warning(line)
+            done = None if dry_run else hub.upload(staged, wish, say)
+    _print(wish, staged, done, settled, as_json)
+
+
+def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> None:
+    total = sum(staged.files.values())
+    if as_json:
+        where = {} if done is None else {"commit": done.commit, "url": done.url, "created": done.created}
+        write_json({
+            "repo": wish.repo, "branch": wish.branch, "private": not wish.public, "dry_run": done is None, **where, "license": settled and settled["id"],
+            "signed": staged.signed, "proven": bool((staged.record["validation"] or {}).get("passed")), "files": staged.files, "bytes": total,
+            "warnings": staged.warnings,
+        })  # fmt: skip
+        return
+    if done is None:
+        for name, size in staged.files.items():
+            out.print(f"{size:>14,}  {name}", highlight=False, soft_wrap=True, markup=False)
+    seen = "public" if wish.public else "private"
+    signed = "signed" if staged.signed else "not signed"
+    head = "would be published" if done is None else "published"
+    out.print(
+        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wish.repo} ({seen}, {signed}, licence {settled['id'] if settled else 'not known'})",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+    if done is not None:
+        out.print(
+            f"commit {done.commit}\n{done.url}\n\nverify it:  saeuron verify {done.pinned}\n"
+            f'load it:    DiffusionPipeline.from_pretrained("{done.repo}", revision="{done.commit}", trust_remote_code=True)',
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip

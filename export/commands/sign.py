@@ -1,0 +1,42 @@
+"""`saeuron sign`: signs a finished artifact with a key file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...editor.errors import SaeuronError
+from ..console import clean, out, progress_line, write_json
+from . import options as o
+
+
+@clean
+def sign(
+    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    key: Annotated[
+        Path, typer.Option("--key", metavar="PEM", help="ECDSA private key; password: SAEURON_KEY_PASSWORD.", show_default=False)
+    ],
+    as_json: o.Json = False,
+) -> None:
+    """Verify an artifact, and sign every file of it. The signature goes into `model.sig`, and replaces an older one.
+
+    Sign last: engines that are built afterwards, and a card that `publish` completes, need a new signature.
+
+    Example: `saeuron sign without-neon --key publisher.key`
+    """
+    from ...validation import signature
+    from ...validation.verify import verify
+
+    signature.check_private_key(key)
+    with progress_line("verifying") as say:
+        found = verify(artifact, progress=say)
+        if not found["verified"]:
+            raise SaeuronError(f"'{artifact}' doesn't verify, so it isn't signed: {found['failures'][0]}")
+        say("signing")
+        made = signature.sign(artifact, key)
+    if as_json:
+        write_json({"artifact": str(artifact), "signature": str(made), "files": found["files"] + 1})
+    else:
+        out.print(f"{artifact}: {found['files'] + 1} files signed, in {made}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,432 @@
+"""Every change to an artifact's files is found, by a check that runs no model; what an artifact says of itself is not believed."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.conftest import made_once, refused, run
+from tests.export.test_artifact import settings
+from tests.export.test_without_torch import bare
+
+from saeuron.editor.ablated_unet import AblatedUNet2DConditionModel
+from saeuron.editor.edit import Edit
+from saeuron.editor.files import file_sha256
+from saeuron.validation import manifest, signature, tables
+from saeuron.validation.verify import EDIT, GOLDEN, verify
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory):
+    """A tiny artifact, checkpoint and ONNX, proven."""
+    from saeuron.export.artifact import export_artifact
+
+    made = made_once(
+        tmp_path_factory, "verify", lambda path: export_artifact(settings(tiny, path, formats=("checkpoint", "onnx"), proof_prompts=("a",)))
+    )
+    assert made.proven, made.report["failures"]
+    return made.path
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def files_of(root):
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+
+
+def failures(root, **options):
+    found = verify(root, **options)
+    assert found["verified"] == (not found["failures"])
+    assert all("\n" not in line for line in found["failures"])
+    return found["failures"]
+
+
+def rewrite(root, **changes):
+    """Say in the manifest what is there now, as whoever tampers would."""
+    record = json.loads((root / manifest.NAME).read_text())
+    manifest.write(root, {k: v for k, v in {**record, **changes}.items() if k not in ("format", "files", manifest.OWN_HASH)})
+
+
+def test_a_whole_artifact_verifies(whole):
+    found = verify(whole)
+    assert found["verified"] and found["failures"] == [] and found["not_checked"] == [] and found["signature"] == "none"
+    assert found["files"] == len(files_of(whole)) - 1 and found["manifest_sha256"] == file_sha256(whole / manifest.NAME)
+
+
+def test_one_flipped_bit_in_any_file(whole, copy):
+    """Also in the manifest, in whatever field: it holds a hash of itself."""
+    seed = random.SystemRandom().randrange(2**32)
+    draw = random.Random(seed)
+    flips = 0
+    for name in files_of(whole):
+        original = (whole / name).read_bytes()
+        for _ in range(60 if name == manifest.NAME else 2):
+            bit = draw.randrange(8 * len(original))
+            changed = bytearray(original)
+            changed[bit // 8] ^= 1 << bit % 8
+            (copy / name).write_bytes(changed)
+            lines = failures(copy)
+            assert lines and any(name in line for line in lines), (seed, name, bit, lines)
+            flips += 1
+        (copy / name).write_bytes(original)
+    assert flips > 100 and failures(copy) == []
+
+
+def test_truncated_missing_renamed_and_extra_files(whole, copy):
+    for name in files_of(whole):
+        if name == manifest.NAME:
+            continue
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[: len(content) // 2])
+        assert any(f"'{name}' is not the file" in line for line in failures(copy)), name
+        (copy / name).rename(copy / f"{name}.old")
+        lines = failures(copy)
+        assert any(f"'{name}' is missing" in line for line in lines) and any(f"'{name}.old' is not on record" in line for line in lines)
+        (copy / f"{name}.old").unlink()
+        (copy / name).write_bytes(content)
+    extra = copy / "unet" / "notes.txt"
+    extra.write_text("hello")
+    assert failures(copy) == ["'unet/notes.txt' is not on record in saeuron.json; a loader could take it for part of the model: remove it"]
+
+
+def test_every_failure_has_its_own_line(copy):
+    for name in ("README.md", "vae/config.json"):
+        (copy / name).write_text("{}")
+    (copy / EDIT).unlink()
+    assert len(failures(copy)) == 3
+
+
+@pytest.mark.parametrize("name", [".hidden.py", ".cache/other", ".vscode/tasks.json"])
+def test_hidden_files_are_refused(copy, name):
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text("x")
+    assert any(name in line for line in failures(copy))
+
+
+def test_what_git_and_a_download_leave_is_passed_over(copy):
+    for name in (".gitattributes", ".git/HEAD", ".cache/huggingface/download/a.metadata"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("x")
+    assert failures(copy) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/pipeline.py", "unet/saeuron_unet_0123456789ab.py", "vae/diffusion_pytorch_model.bin", "text_encoder/x.pt", "scheduler/a.so", "a.ckpt", "unet/x.pkl"]
+)  # fmt: skip
+def test_code_is_refused_even_on_record(copy, name):
+    (copy / name).write_bytes(b"x")
+    rewrite(copy)
+    assert any(name.rpartition("/")[2] in line for line in failures(copy))
+
+
+def test_an_adapter_is_refused_even_on_record(copy):
+    (copy / "text_encoder" / "adapter_config.json").write_text("{}")
+    rewrite(copy)
+    assert any("adapter" in line for line in failures(copy))
+
+
+def change(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "file, edit, said",
+    [
+        ("model_index.json", lambda c: c.update(_class_name=["pipeline", "Mine"]), "the pipeline is"),
+        ("model_index.json", lambda c: c.update(_class_name="KolorsPipeline"), "the pipeline is 'KolorsPipeline'"),
+        ("model_index.json", lambda c: c.update(scheduler=["my_scheduler", "Mine"]), "'scheduler' is opened by"),
+        ("model_index.json", lambda c: c.update(unet=["diffusers", "UNet2DConditionModel"]), "opens the UNet as"),
+        ("model_index.json", lambda c: c.update(unet=["other_unet", "Mine"]), "'unet' is opened by"),
+        ("unet/config.json", lambda c: c.update(auto_map={"AutoModel": "evil.Mine"}), "'auto_map' takes AutoModel from 'evil.Mine'"),
+        ("text_encoder/config.json", lambda c: c.update(inner={"auto_map": {"AutoModel": "you/repo--evil.Mine"}}), "you/repo--evil.Mine"),
+        ("tokenizer/tokenizer_config.json", lambda c: c.update(auto_map={"AutoTokenizer": ["a.Slow", None]}), "a.Slow"),
+        ("vae/config.json", lambda c: c.update(_class_name=["m", "C"]), "names a module of its own"),
+    ],
+)
+def test_configs_that_name_other_code(copy, file, edit, said):
+    change(copy / file, edit)
+    rewrite(copy)
+    assert any(said in line for line in failures(copy)), failures(copy)
+
+
+def test_an_auto_map_to_the_shipped_class_is_fine(copy):
+    name = next((copy / "unet").glob("*.py")).stem
+    change(copy / "unet" / "config.json", lambda c: c.update(auto_map={"AutoModel": f"{name}.AblatedUNet2DConditionModel"}))
+    rewrite(copy)
+    assert failures(copy) == []
+
+
+def test_another_class_of_the_same_name(copy):
+    path = next((copy / "unet").glob("*.py"))
+    path.write_text(path.read_text() + "\nimport os\n")
+    rewrite(copy)
+    assert any("its text differs" in line for line in failures(copy))
+
+
+def weaken(root, name, edit):
+    path = root / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    key = next(k for k in tensors if k.startswith("ablations.") and k.endswith(name))
+    edit(tensors[key])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["gains", "thresholds", "encoder_weight", "decoder_weight", "encoder_bias"])
+def test_a_weakened_edit_in_the_tensors(copy, name):
+    """The manifest is made to fit: only the edit on record tells."""
+    weaken(copy, name, lambda t: t.view(-1)[3].fill_(7))
+    rewrite(copy)
+    assert any(line.startswith("checkpoint: ") for line in failures(copy))
+
+
+def test_a_removed_edit_tensor(copy):
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if not k.endswith("gains")}, path)
+    rewrite(copy)
+    assert any("'gains'" in line for line in failures(copy))
+
+
+def test_weakened_tables_whose_hashes_were_made_to_fit(copy):
+    """Whoever changes the tensors, their hash in the config and in the manifest still disagrees with the edit's own file."""
+    weaken(copy, "gains", lambda t: t.fill_(1))
+    held = tables.edit_tensors(copy / "unet")
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    config["ablation"]["sha256"] = tables.ablation_sha256(config["ablation"], held)
+    (copy / "unet" / "config.json").write_text(json.dumps(config))
+    record = json.loads((copy / manifest.NAME).read_text())
+    rewrite(copy, edit={**record["edit"], "tensors_sha256": config["ablation"]["sha256"]})
+    assert any("the table 'gains'" in line for line in failures(copy))
+
+
+def test_a_weakened_edit_in_the_graph(copy):
+    import onnx
+    from onnx import numpy_helper
+
+    path = copy / "unet" / "model.onnx"
+    model = onnx.load(path)
+    (part,) = Edit.load(copy / EDIT).hookpoints.values()
+    gains = part.gains.numpy()
+    for tensor in model.graph.initializer:
+        if list(tensor.dims) == list(gains.shape) and np.array_equal(numpy_helper.to_array(tensor), gains):
+            tensor.CopyFrom(numpy_helper.from_array(np.ones_like(gains), tensor.name))
+    onnx.save(model, path)
+    rewrite(copy)
+    assert any("onnx: the table 'gains'" in line for line in failures(copy))
+
+
+def test_another_edit_file(copy):
+    edit = Edit.load(copy / EDIT)
+    for part in edit.hookpoints.values():
+        part.gains[0, 0] -= 1
+    edit.save(copy / EDIT)
+    rewrite(copy)
+    assert any("is not the edit on record" in line for line in failures(copy))
+
+
+def test_other_concepts_in_the_manifest(copy):
+    rewrite(copy, concepts=["nudity"])
+    assert any("nudity" in line for line in failures(copy))
+
+
+def test_without_golden_vectors(copy):
+    (copy / GOLDEN).unlink()
+    rewrite(copy)
+    found = verify(copy)
+    assert found["verified"] and [e["check"] for e in found["not_checked"]] == ["golden vectors"]
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname", "unet/../../outside.json", "unet\\..\\x"])
+def test_paths_that_leave_the_folder(copy, name):
+    (copy.parent / "outside.json").write_text("{}")
+    record = json.loads((copy / manifest.NAME).read_text())
+    content = (copy.parent / "outside.json").read_bytes()
+    record["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (copy / manifest.NAME).write_bytes(manifest.encode(record))
+    assert any("outside the artifact" in line for line in failures(copy))
+
+
+def test_links_that_leave_the_folder(copy, tmp_path):
+    for name in ("README.md", "vae"):
+        (copy / name).rename(tmp_path / name)
+        (copy / name).symlink_to(tmp_path / name)
+        assert any("outside the artifact" in line for line in failures(copy)), name
+        (copy / name).unlink()
+        (tmp_path / name).rename(copy / name)
+    (copy / "vae" / "config.json").rename(copy / "vae" / "c")
+    (copy / "vae" / "config.json").symlink_to("config.json")
+    assert any("'vae/config.json'" in line for line in failures(copy))
+
+
+def test_a_link_inside_a_downloads_cache_is_fine(whole, tmp_path):
+    """huggingface_hub keeps a snapshot's files as links to `blobs`."""
+    snapshot = tmp_path / "models--me--x" / "snapshots" / ("a" * 40)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for name in files_of(whole):
+        blob = blobs / name.replace("/", "-")
+        shutil.copyfile(whole / name, blob)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    assert failures(snapshot) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}', '{"format": "saeuron-artifact-1"}', "\0\xff"])
+def test_a_damaged_manifest_is_a_failed_verification(copy, content):
+    (copy / manifest.NAME).write_text(content)
+    assert len(failures(copy)) == 1
+    assert "not verified:" in run("verify", copy, code=1).stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_hashes_equal_those_of_the_class_and_the_edit(whole, tmp_path, dtype):
+    unet = AblatedUNet2DConditionModel.from_pretrained(whole / "unet", torch_dtype=dtype)
+    unet.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())["ablation"]
+    assert tables.ablation_sha256(settings, tables.edit_tensors(tmp_path)) == settings["sha256"] == unet.edit_sha256()
+    assert tables.read_edit(whole / EDIT).sha256() == Edit.load(whole / EDIT).sha256()
+
+
+def test_the_command(whole, copy):
+    assert run("verify", whole).stdout == f"{whole}: verified ({len(files_of(whole)) - 1} files, not signed)\n"
+    said = json.loads(run("verify", copy, "--json").stdout)
+    assert said["verified"] and said["pinned"] and said["folder"] == str(copy)
+    (copy / "README.md").write_text("other")
+    found = run("verify", copy, code=1)
+    assert "NOT VERIFIED" in found.stdout and "not verified: 'README.md' is not the file that was written" in found.stderr
+    refused("is no artifact", "verify", copy / "unet")
+    refused("is no folder, and no Hub id", "verify", copy / "nothing")
+    refused("is no folder, and no Hub id", "verify", copy / "README.md")
+    refused("could not be fetched from the Hub", "verify", "me/nothing@main")
+
+
+def test_in_the_base_install(whole, copy):
+    """numpy, safetensors and what the command line needs; the graph's tables are then left out, and said to be."""
+    blocked = "torch,diffusers,transformers,onnx,onnx_ir,onnxruntime,skimage,scipy,accelerate,onnxscript,model_signing,OpenSSL"
+    code, stdout, stderr = bare("verify", whole, "--json", blocked=blocked)
+    assert code == 0, stderr
+    assert [e["check"] for e in json.loads(stdout)["not_checked"]] == ["the edit's tables in the ONNX graph"]
+    weaken(copy, "gains", lambda t: t.fill_(1))
+    rewrite(copy)
+    code, stdout, stderr = bare("verify", copy, blocked=blocked)
+    assert code == 1 and "the table 'gains'" in stderr
+    code, _, stderr = bare("verify", whole, "--public-key", "x.pem", blocked=blocked)
+    assert code == 2 and "saeuron-export[sign]" in stderr and len(stderr.splitlines()) == 1 + stderr.count("verifying"), stderr
+
+
+def test_imports_no_torch(whole):
+    code = "import sys\nfrom saeuron.export import cli\ntry:\n    cli.main()\nfinally:\n    print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code, "verify", whole], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Private and public PEM files, by name."""
+    pytest.importorskip("model_signing.signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    def save(name, key, password=None):
+        cipher = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, cipher))
+        public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+        return private, public
+
+    return {
+        "mine": save("mine", ec.generate_private_key(ec.SECP256R1())), "other": save("other", ec.generate_private_key(ec.SECP384R1())),
+        "rsa": save("rsa", rsa.generate_private_key(65537, 2048)), "locked": save("locked", ec.generate_private_key(ec.SECP256R1()), b"word"),
+    }  # fmt: skip
+
+
+def test_signatures(copy, keys):
+    private, public = keys["mine"]
+    assert failures(copy, public_key=public) == ["the artifact is not signed: it has no model.sig"]
+    run("sign", copy, "--key", private)
+    found = verify(copy, public)
+    assert found["verified"] and found["signature"] == "valid"
+    assert failures(copy, public_key=keys["other"][1]) == [f"the signature was made with another key than '{keys['other'][1]}'"]
+    unchecked = run("verify", copy)
+    assert "not checked: signature (no public key given)" in unchecked.stderr and "signature not checked" in unchecked.stdout
+    # A loader takes a signed artifact as any other.
+    manifest.check_files(copy, manifest.read(copy))
+    manifest.write(copy, {k: v for k, v in manifest.read(copy).items() if k not in ("format", "files", manifest.OWN_HASH)})
+    assert manifest.SIGNATURE not in manifest.read(copy)["files"]
+
+
+def test_a_signature_finds_what_the_manifest_was_made_to_fit(whole, copy, keys):
+    private, public = keys["mine"]
+    signature.sign(copy, private)
+    for name in ("README.md", "tokenizer/vocab.json"):
+        (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+        rewrite(copy)
+        lines = failures(copy, public_key=public)
+        assert len(lines) == 1 and "the signature doesn't fit" in lines[0] and name in lines[0]
+        assert failures(copy) == []
+        shutil.copyfile(whole / name, copy / name)
+    shutil.copyfile(whole / manifest.NAME, copy / manifest.NAME)
+    assert failures(copy, public_key=public) == []
+    (copy / "more.json").write_text("{}")
+    rewrite(copy)
+    assert failures(copy, public_key=public)
+
+
+def test_a_signature_that_leaves_files_out(whole, copy, keys, tmp_path):
+    """Over two files only, by the right key."""
+    part = tmp_path / "part"
+    part.mkdir()
+    for name in (manifest.NAME, "README.md"):
+        shutil.copyfile(whole / name, part / name)
+    shutil.copyfile(signature.sign(part, keys["mine"][0]), copy / manifest.SIGNATURE)
+    (line,) = failures(copy, public_key=keys["mine"][1])
+    assert "doesn't cover" in line
+
+
+def test_a_damaged_signature(copy, keys):
+    private, public = keys["mine"]
+    content = signature.sign(copy, private).read_bytes()
+    draw = random.Random(random.SystemRandom().randrange(2**32))
+    damaged = [b"", b"{}", b"\xff", b"[]", b'{"dsseEnvelope": {"payload": ""}}', content[: len(content) // 2]]
+    for _ in range(40):
+        bit = draw.randrange(8 * len(content))
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(changed))
+    kept = 0
+    for bad in damaged:
+        (copy / manifest.SIGNATURE).write_bytes(bad)
+        lines = failures(copy, public_key=public)
+        # A bit of JSON's own spelling, of a hint or of base64's padding may change nothing that is signed.
+        kept += not lines
+        assert len(lines) <= 1
+    assert kept <= 4
+
+
+def test_keys_that_cannot_be_used(copy, keys, monkeypatch):
+    refused("is of another kind", "sign", copy, "--key", keys["rsa"][0])
+    refused("is of another kind", "verify", copy, "--public-key", keys["rsa"][1])
+    refused("is no private key", "sign", copy, "--key", keys["mine"][1])
+    refused("is no public key", "verify", copy, "--public-key", keys["mine"][0])
+    refused("no file", "sign", copy, "--key", copy / "nothing")
+    refused("SAEURON_KEY_PASSWORD", "sign", copy, "--key", keys["locked"][0])
+    monkeypatch.setenv("SAEURON_KEY_PASSWORD", "word")
+    run("sign", copy, "--key", keys["locked"][0])
+    assert failures(copy, public_key=keys["locked"][1]) == []
+
+
+def test_what_does_not_verify_is_not_signed(copy, keys):
+    (copy / "README.md").write_text("other")
+    refused("doesn't verify, so it isn't signed", "sign", copy, "--key", keys["mine"][0])
+    assert not (copy / manifest.SIGNATURE).exists()
