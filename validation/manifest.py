@@ -107,6 +107,11 @@ def read(root: str | Path, replacing: Sequence[str] = ()) -> dict[str, Any]:
     if replacing:
         manifest = _without(manifest, replacing)
     shape.check(str(root / NAME), manifest, _FIELDS)
+    for name, entry in manifest.get("engines", {}).items():
+        for part in (name, *entry["components"]):
+            # They become names of folders and files.
+            if not shape.is_plain(part):
+                raise SaeuronError(f"{root / NAME}: 'engines' names {part[:60]!r}, which is no plain name")
     held = [
         name for name, pattern in BACKENDS.items()
         if any(not _matches(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
@@ -123,7 +128,10 @@ def read(root: str | Path, replacing: Sequence[str] = ()) -> dict[str, Any]:
 def said_engines(root: Path) -> list[str]:
     """Folders below `tensorrt/` that the manifest speaks of, whatever it says."""
     said = read_json(root / NAME)
-    names = {file.split("/")[1] for file in said.get("files") or () if file.startswith("tensorrt/") and file.count("/") > 1}
+    files = said.get("files")
+    names = {
+        file.split("/")[1] for file in (files if isinstance(files, dict) else ()) if file.startswith("tensorrt/") and file.count("/") > 1
+    }
     return sorted({*names, *(said["engines"] if isinstance(said.get("engines"), dict) else ())})
 
 
@@ -154,6 +162,12 @@ def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequenc
             raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest['formats'])})")
 
 
+def _inside(name: str) -> bool:
+    """Whether a path names something below the folder that it is relative to, on any system."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not any(c in name for c in "\\:\0")
+
+
 def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = ()) -> None:
     """Compare every file with its recorded hash.
 
@@ -168,6 +182,9 @@ def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[
             at the top, such as a download's cache, apart).
     """
     root = Path(root)
+    home = root.resolve()
+    # In a download's cache a snapshot's files are links to blobs beside the snapshots.
+    home = home.parents[1] if home.parent.name == "snapshots" else home
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
         if _matches(name, replacing):
@@ -175,11 +192,13 @@ def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[
         if (path.is_file() or path.is_symlink()) and name != NAME and name not in manifest["files"] and not name.startswith("."):
             raise SaeuronError(f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it")
     for name, record in manifest["files"].items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if not _inside(name):
             raise SaeuronError(f"{root / NAME} lists '{name}', which is outside the artifact")
         if replacing and name == "README.md":
             continue
         path = root / name
+        if not path.resolve().is_relative_to(home):
+            raise SaeuronError(f"'{name}' in '{root}' is a link that leads out of the artifact; take it again from its source")
         if not path.is_file():
             raise SaeuronError(f"'{name}' is missing from the artifact '{root}'; take it again from its source")
         if path.stat().st_size != record["bytes"] or file_sha256(path) != record["sha256"]:

@@ -13,7 +13,7 @@ import torch
 
 from ..editor.edit import Edit, HookpointEdit
 from ..editor.families import family_of
-from ..editor.files import read_header, read_json
+from ..editor.files import read_header, read_json, reading
 from . import graphs, weights
 from .configs import compare_configs, compare_copies
 from .golden import Golden
@@ -111,7 +111,7 @@ def _checkpoint_tables(folder: Path, edit: Edit) -> dict[str, dict[str, np.ndarr
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in edit.hookpoints}
     for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
         names = set(read_header(file)[1])
-        with safe_open(file, "np") as handle:
+        with reading(file, "safetensors"), safe_open(file, "np") as handle:
             for hookpoint, values in found.items():
                 for key in ("features", "timesteps", "thresholds", "gains"):
                     name = f"ablations.{hookpoint.replace('.', '-')}.{key}"
@@ -147,11 +147,12 @@ def _check_onnx(path: Path, edit: Edit, gate: str) -> list[str]:
     wanted = {(h, k): v for h, p in edit.hookpoints.items() for k, v in _graph_tables(p, gate).items()}
     sizes = {v.size for v in wanted.values()}
     held = []
-    for value in ir.load(path).graph.initializers.values():
-        tensor = value.const_value
-        # An initializer that nothing reads proves nothing.
-        if tensor is not None and value.uses() and tensor.size in sizes:
-            held.append(tensor.numpy())
+    with reading(path, "an ONNX graph"):
+        for value in ir.load(path).graph.initializers.values():
+            tensor = value.const_value
+            # An initializer that nothing reads proves nothing.
+            if tensor is not None and value.uses() and tensor.size in sizes:
+                held.append(tensor.numpy())
     return [
         f"onnx: the table '{key}' of '{h}' is not in the graph"
         for (h, key), expected in wanted.items()
