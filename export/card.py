@@ -42,9 +42,9 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 ## Proof
 
-{_proof(record["validation"])}
+{_proof(record.get("validation"))}
 
-{_evidence(record["validation"])}
+{_evidence(record.get("validation"))}
 
 ## Notes
 

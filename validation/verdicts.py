@@ -61,7 +61,9 @@ def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     known = read_json(folder / RESULT)
     if known.get("format") != FORMAT:
         raise SaeuronError(f"'{folder / RESULT}': format {known.get('format')!r} is not known; --overwrite begins anew")
-    held = known.get("settings") or {}
+    held = known.get("settings")
+    if not isinstance(held, dict):
+        raise SaeuronError(f"'{folder / RESULT}' says no settings; --overwrite begins anew")
     for key in {**held, **settings}:
         if held.get(key) != settings.get(key):
             raise SaeuronError(

@@ -221,7 +221,7 @@ def _read_latents(path: Path) -> np.ndarray:
     elif path.suffix == ".npy":
         try:
             found = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # its header is parsed as Python's literals, which can fail in any way
             raise SaeuronError(f"--latents '{path}' is no array that can be read: {first_line(error, 200)}") from None
     else:
         raise SaeuronError(f"--latents '{path}': the file must be .npy or .safetensors")

@@ -32,8 +32,8 @@ from .readers import Reader, damaged
 
 MEMORY = 1 << 30
 """bytes that a reader may take beyond what the process has at its start"""
-SECONDS, PATIENCE = 5.0, 30.0
-"""of one input; until a process that doesn't hear the first alarm is killed"""
+SECONDS, PATIENCE = 5.0, 120.0
+"""of the processor's time for one input, so that a busy machine is no fault; of the clock until a process that hears no alarm is killed"""
 
 
 class _TooLong(BaseException):
@@ -155,7 +155,7 @@ def _work(one: Reader, folder: Path, seed: int, first: int, end: int, shared: mm
     def alarm(*_: Any) -> None:
         raise _TooLong
 
-    signal.signal(signal.SIGALRM, alarm)
+    signal.signal(signal.SIGPROF, alarm)
     accepted = refused = 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, end):
@@ -163,7 +163,7 @@ def _work(one: Reader, folder: Path, seed: int, first: int, end: int, shared: mm
         name, content = damaged(one, folder, seed, number)
         (folder / name).write_bytes(content)
         fault = text = None
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             one.read(folder)
             accepted += 1
@@ -176,7 +176,7 @@ def _work(one: Reader, folder: Path, seed: int, first: int, end: int, shared: mm
             fault, text = f"longer than {SECONDS:g} s in {_where(error)}", ""
         except BaseException as error:  # what a user would see as a traceback, or worse
             fault, text = f"{type(error).__name__} in {_where(error)}", str(error)[:200]
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         (folder / name).write_bytes(one.held[name])
         now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if fault is None and now - peak > MEMORY >> 11:  # KiB: half of the limit

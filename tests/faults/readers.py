@@ -92,7 +92,7 @@ def _edit() -> Edit:
         "prompts": ["a"],
         "sampling": {"steps": 4, "guidance": 3.0},
         "model": "demo",
-        "concepts": [],
+        "concepts": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}],
         "activations": [],
         "unet_sha256": "0",
     }
@@ -500,7 +500,7 @@ def _evidence(folder: Path) -> None:
     _put(folder, "attack.json", json.dumps(attack))
 
 
-@reader(_evidence, {"e/evaluation.json": m.as_json, "attack.json": m.as_json, "validation/report.json": m.as_json}, 0.5)
+@reader(_evidence, {"e/evaluation.json": m.as_json, "attack.json": m.as_json, "validation/report.json": m.as_json}, 0.2)
 def _evidence_of_a_report(folder: Path) -> None:
     from saeuron.validation.page.content import make_content
     from saeuron.validation.page.render import render
