@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .errors import SaeuronError
-from .files import file_sha256, open_safetensors, read_header
+from .errors import SaeuronError, first_line
+from .files import file_sha256, open_safetensors, parse_json, read_header
 
 _FORMAT = "saeuron-activations-1"
 
@@ -101,8 +101,8 @@ class ConceptActivations:
         if header.get("format") != _FORMAT:
             raise SaeuronError(f"{path} is no concept-activations file (format {header.get('format')!r}, expected {_FORMAT!r})")
         try:
-            concepts, prompts = json.loads(header["concepts"]), json.loads(header["prompts"])
-            provenance = json.loads(header["provenance"])
+            concepts, prompts = parse_json(header["concepts"]), parse_json(header["prompts"])
+            provenance = parse_json(header["provenance"])
         except (KeyError, ValueError, RecursionError) as error:
             raise SaeuronError(f"{path}: damaged header ({error})") from None
         if "means" not in shapes or len(shapes["means"][1]) != 3 or "timesteps" not in shapes:
@@ -157,7 +157,7 @@ def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) ->
     except SaeuronError as error:
         raise SaeuronError(f"{path}: {error}") from None
     except Exception as error:  # a hostile stream can raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise SaeuronError(
             f"{path} is no concept-activations file: neither .safetensors nor a pickle of plain tensors ({reason[:160]})"
         ) from None

@@ -7,7 +7,6 @@ integer addition doesn't care for order: one process or many, in one go or after
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from .process import Process
 from .prompt_sets import check_sets
 from .sae import SparseAutoencoder
 from .sampling import generate, observe
+from .writing import whole_file
 
 _SCALE = float(2**40)
 # |sum| stays below 2^22 · 2^40; a mean latent of 1000 over four thousand prompts.
@@ -89,7 +89,8 @@ def collect(
         sampling: how the pipeline is run.
         provenance: recorded in the file's header.
         state: folder for unfinished work; give the same one after a kill and finished prompts are not run again. It must be
-            a folder of this very job (name it by a hash of model, SAEs, prompts and sampling).
+            a folder of this very job (name it by a hash of model, SAEs, prompts and sampling). Remove it once the result is
+            written: a kill in between then costs nothing.
         process: this process's share, for several under `torchrun` or `accelerate launch`; all need the same `state`.
         progress: told prompts done, prompts in all and the concept, by this process; finished ones are done at the first call.
 
@@ -131,10 +132,7 @@ def collect(
     if process.rank:
         return None
     everything = _stored(state) if state is not None else list(kept.items())
-    found = _merge(everything, units, names, prompts, saes, sampling, dict(provenance or {}))
-    if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
-    return found
+    return _merge(everything, units, names, prompts, saes, sampling, dict(provenance or {}))
 
 
 def _check_timesteps(scheduler: Any, steps: int) -> None:
@@ -232,11 +230,14 @@ def _read(path: Path) -> _Sums:
 
 def _store(state: Path, rank: int, concept: int, sums: _Sums) -> None:
     """Sums and the list of what is in them, in one file that is there whole or not at all."""
-    state.mkdir(parents=True, exist_ok=True)
-    path = _file(state, rank, concept)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.cpu().contiguous() for k, v in sums.tensors.items()}, partial, metadata={"done": json.dumps(sums.done)})
-    os.replace(partial, path)
+    with whole_file(_file(state, rank, concept)) as made:
+        save_file({k: v.cpu().contiguous() for k, v in sums.tensors.items()}, made, metadata={"done": json.dumps(sums.done)})
+
+
+def clear(state: Path) -> None:
+    """Remove finished work, once its result is written."""
+    for path in state.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _stored(state: Path | None) -> list[tuple[int, _Sums]]:

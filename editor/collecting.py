@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import cache
-from .collect import Process, Sampling, collect
+from .collect import Process, Sampling, clear, collect
 from .sae import SparseAutoencoder
+from .writing import alone, whole_file
 
 Prompts = Mapping[str, tuple[str, ...]]
 
@@ -55,18 +55,19 @@ def ensure(
     missing = {h: saes[h] for h, path in files.items() if not path.is_file()}
     if missing:
         state = cache.root() / "collecting" / cache.key(files=sorted(files[h].name for h in missing))
-        found = collect(pipeline(), missing, prompts, sampling, {"domain": domain, "model_sha256": model}, state, Process(), progress)
-        for hookpoint, activations in (found or {}).items():
-            put(activations, files[hookpoint])
+        # Two exports may share the cache: the second waits here, and takes what the first has collected.
+        with alone(state):
+            if not all(files[h].is_file() for h in missing):
+                found = collect(
+                    pipeline(), missing, prompts, sampling, {"domain": domain, "model_sha256": model}, state, Process(), progress
+                )
+                for hookpoint, activations in (found or {}).items():
+                    put(activations, files[hookpoint])
+            clear(state)
     return files
 
 
 def put(activations: Any, path: Path) -> None:
     """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        activations.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as made:
+        activations.save(made)

@@ -10,6 +10,7 @@ from .errors import SaeuronError
 _ADDED = ("text_embeds", "time_ids")
 # Original size, crop and target size, two numbers each; the refiner, which is not supported, has five.
 _TIME_IDS = 6
+_WIDEST = 1 << 20
 
 
 def conditions_of(config: Mapping[str, Any]) -> dict[str, int]:
@@ -23,18 +24,25 @@ def conditions_of(config: Mapping[str, Any]) -> dict[str, int]:
     """
     found = {}
     if config.get("addition_embed_type") == "text_time":
-        total, each = int(config["projection_class_embeddings_input_dim"]), int(config["addition_time_embed_dim"])
+        total, each = (_width(config, key) for key in ("projection_class_embeddings_input_dim", "addition_time_embed_dim"))
         found = {"text_embeds": total - _TIME_IDS * each, "time_ids": _TIME_IDS}
     elif config.get("addition_embed_type") is not None:
         raise SaeuronError(
             f"this UNet takes added conditions of type '{config['addition_embed_type']}'; only 'text_time' (SDXL) is supported"
         )
     if config.get("time_cond_proj_dim") is not None:
-        found["timestep_cond"] = int(config["time_cond_proj_dim"])
+        found["timestep_cond"] = _width(config, "time_cond_proj_dim")
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
         if config.get(key) is not None:
             raise SaeuronError(f"this UNet's config has '{key}' = {config[key]!r}: it takes inputs that are not supported")
     return found
+
+
+def _width(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 1 <= value <= _WIDEST:
+        raise SaeuronError(f"this UNet's config has '{key}' = {str(value)[:60]}; it must be a whole number from 1 to {_WIDEST}")
+    return value
 
 
 def unet_arguments(conditions: Mapping[str, Any]) -> dict[str, Any]:

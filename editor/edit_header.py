@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import SaeuronError
-from .files import read_header
+from .files import parse_json, read_header
 
 FORMAT = "saeuron-edit-1"
 RESIDUALS = ("keep", "upstream", "drop")
@@ -100,7 +99,7 @@ def read_edit_header(path: Path) -> EditHeader:
         raise SaeuronError(f"{path} is no edit file (format {header.get('format')!r}, expected {FORMAT!r})")
     try:
         residual = header["residual"]
-        latents, chosen, provenance = (json.loads(header[key]) for key in ("latents", "chosen", "provenance"))
+        latents, chosen, provenance = (parse_json(header[key]) for key in ("latents", "chosen", "provenance"))
         whole = (
             residual in RESIDUALS and isinstance(provenance, dict) and isinstance(latents, dict) and isinstance(chosen, dict)
             and bool(latents) and set(latents) == set(chosen) and all(isinstance(n, int) for n in latents.values())

@@ -2,37 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import SaeuronError
+from .errors import SaeuronError, first_line
 from .hub_errors import hub_reason
 
 if TYPE_CHECKING:
     import torch
 
-_JSON_LIMIT = 64 * 2**20
+_JSON_LIMIT = 16 * 2**20
+"""bytes of JSON that are parsed: Python's objects take some twenty times as many"""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        SaeuronError: missing, larger than 64 MiB, not JSON, or not an object.
+        SaeuronError: missing, larger than 16 MiB, not JSON, or not an object.
     """
     try:
         if path.stat().st_size > _JSON_LIMIT:
-            raise SaeuronError(f"{path} is larger than 64 MiB; that is no settings file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+            raise SaeuronError(f"{path} is larger than {_JSON_LIMIT >> 20} MiB; that is no settings file")
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaeuronError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except SaeuronError:
+        raise
+    except (OSError, ValueError) as error:
         raise SaeuronError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise SaeuronError(f"{path} holds {type(value).__name__}, expected an object")
     return value
+
+
+def parse_json(text: str) -> Any:
+    """A value from JSON that somebody else wrote.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, numbers of thousands of digits, a key twice, or half a character (a lone surrogate), which
+            nothing could write or print.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        # Readers differ in which one they take, so a check by one says nothing of what another will see.
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
@@ -40,6 +73,10 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if _JSON_LIMIT < size <= path.stat().st_size:
+            raise SaeuronError(f"{path}: its header is larger than {_JSON_LIMIT >> 20} MiB")
         with safe_open(path, "np") as handle:
             shapes = {}
             for name in handle.keys():  # noqa: SIM118 - not a dict
@@ -48,6 +85,8 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
             return handle.metadata() or {}, shapes
     except FileNotFoundError:
         raise SaeuronError(f"{path} does not exist") from None
+    except SaeuronError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise SaeuronError(
             f"{path} is no whole safetensors file ({error}); it may be truncated (download it again) or another kind of file"
@@ -74,6 +113,21 @@ def open_safetensors(path: Path, expected: dict[str, tuple[int, ...]] | None = N
     except (SafetensorError, OSError, KeyError) as error:
         raise SaeuronError(f"{path} can't be read: {error}") from None
     return {name: tensors[name] for name in (expected or tensors)}
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Whatever a library says against a file, as one line: a damaged or hostile one makes it raise anything.
+
+    Raises:
+        SaeuronError: the block raised something.
+    """
+    try:
+        yield
+    except (SaeuronError, ImportError):
+        raise
+    except Exception as error:
+        raise SaeuronError(f"{path} can't be read as {what}: {first_line(error)}") from None
 
 
 def file_sha256(path: Path) -> str:

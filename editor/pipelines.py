@@ -8,7 +8,7 @@ from typing import Any
 from . import demo
 from .ablated_unet import SENTINEL
 from .conditions import conditions_of
-from .errors import SaeuronError
+from .errors import SaeuronError, first_line
 from .families import FAMILIES, family_of
 from .files import hub_folder, read_header, read_json
 from .quiet import quiet_loading
@@ -98,8 +98,7 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
         with quiet_loading():
             pipeline = family.cls.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True, **family.fixed)
     except Exception as error:  # diffusers and transformers raise many types
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {lines[0][:300]}") from None
+        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
 
@@ -112,7 +111,7 @@ def check_device(device: str) -> Any:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise SaeuronError(f"device '{device}' can't be used: {str(error).splitlines()[0]}") from None
+        raise SaeuronError(f"device '{device}' can't be used: {first_line(error)}") from None
     return target
 
 

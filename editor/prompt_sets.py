@@ -46,7 +46,7 @@ def lines_of(path: Path) -> tuple[str, ...]:
 def _table(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
     table = content.get("prompts")
     if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):

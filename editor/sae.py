@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .errors import SaeuronError
+from .writing import whole_file
 
 
 class TopLatents(NamedTuple):
@@ -137,9 +138,10 @@ class SparseAutoencoder(nn.Module):
             "expansion_factor": c.num_latents // c.d_in, "normalize_decoder": True, "num_latents": c.num_latents, "k": c.k,
             "batch_topk": batch_topk, "sample_topk": False, "input_unit_norm": c.input_unit_norm, "multi_topk": False, "d_in": c.d_in,
         }  # fmt: skip
-        (folder / "cfg.json").write_text(json.dumps(settings))
         tensors = {"encoder.weight": self.W_enc, "encoder.bias": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / "sae.safetensors")
+        with whole_file(folder / "cfg.json") as config, whole_file(folder / "sae.safetensors") as weights:
+            config.write_text(json.dumps(settings))
+            save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, weights)
 
     @classmethod
     def load(cls, source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SparseAutoencoder:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .errors import SaeuronError
+from .errors import SaeuronError, first_line
 from .files import hub_folder, open_safetensors, read_json
 from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
@@ -85,7 +85,7 @@ def read_saelens(folder: Path) -> SparseAutoencoder:
     where = folder / "cfg.json"
     settings = read_json(where)
     kind = settings.get("architecture", "standard")
-    if kind not in _SAELENS_KINDS:
+    if not isinstance(kind, str) or kind not in _SAELENS_KINDS:
         raise SaeuronError(f"{where}: architecture {json.dumps(kind)} is not supported; supported are {', '.join(_SAELENS_KINDS)}")
     for key, allowed in {
         "normalize_activations": ("none", "layer_norm", None),
@@ -137,7 +137,7 @@ def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise SaeuronError(f"{path} can't be opened as tensors alone: {str(error).strip().splitlines()[0][:200]}") from None
+        raise SaeuronError(f"{path} can't be opened as tensors alone: {first_line(error, 200)}") from None
     held = content.get("state_dict", content) if isinstance(content, dict) else {}
     shapes = {"encoder.weight": (latents, width), "decoder.weight": (width, latents), "latent_bias": (latents,), "pre_bias": (width,)}
     for name, shape in shapes.items():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import SaeuronError
 from .files import read_json
+
+_MOST, _MOST_LEVELS = 8192, 16
 
 
 def multiple_of(factor: int, levels: int) -> int:
@@ -20,6 +23,13 @@ def multiple_of(factor: int, levels: int) -> int:
         levels: of the UNet.
     """
     return math.lcm(8, factor * 2 ** (levels - 1))
+
+
+def _levels(config: dict[str, Any]) -> int:
+    channels = config["block_out_channels"]
+    if not isinstance(channels, list) or len(channels) > _MOST_LEVELS:
+        raise ValueError(f"'block_out_channels', a list of at most {_MOST_LEVELS}")
+    return len(channels)
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,15 @@ class Sizes:
         try:
             size = unet["sample_size"]
             rows, columns = size if isinstance(size, list) else (size, size)
-            factor = 2 ** (len(vae["block_out_channels"]) - 1)
-            return cls(int(unet["in_channels"]), (int(rows), int(columns)), factor, multiple_of(factor, len(unet["block_out_channels"])))
+            numbers = (unet["in_channels"], rows, columns, _levels(unet), _levels(vae))
+            # Arrays are made of these sizes: what no model has is refused before.
+            if not all(type(n) is int and 1 <= n <= _MOST for n in numbers):
+                raise ValueError(f"sizes from 1 to {_MOST}")
         except (KeyError, TypeError, ValueError) as error:
             raise SaeuronError(f"'{root}': the UNet's or the autoencoder's config lacks {error}, or holds something else there") from None
+        channels, rows, columns, levels, vae_levels = numbers
+        factor = 2 ** (vae_levels - 1)
+        return cls(channels, (rows, columns), factor, multiple_of(factor, levels))
 
     def check_side(self, pixels: int, name: str) -> None:
         """Raise `SaeuronError` unless a picture can have this side."""

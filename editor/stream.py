@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .files import read_header
 from .hookpoints import to_tokens
 from .names import normalise
 from .sampling import generate, observe
+from .writing import whole_file
 
 
 class Buffer(NamedTuple):
@@ -161,10 +161,8 @@ class ActivationStream:
     def _keep(self, number: int, made: Buffer) -> None:
         if self.cache is None or self.share.rank:
             return
-        self.cache.mkdir(parents=True, exist_ok=True)
-        partial = self._path(number).with_suffix(".partial")
-        save_file({**made.tokens, "steps": made.steps, "timesteps": made.timesteps}, partial, metadata={"content": self._content()})
-        os.replace(partial, self._path(number))
+        with whole_file(self._path(number)) as file:
+            save_file({**made.tokens, "steps": made.steps, "timesteps": made.timesteps}, file, metadata={"content": self._content()})
 
 
 def buffer_bytes(width: int, positions: int, steps: int, pictures: int) -> int:

@@ -8,7 +8,6 @@ step is shared out in fixed micro-batches, and both are put together in one orde
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from .sae import SaeConfig, SparseAutoencoder
 from .sae_step import DeadLatents, SaeStep, constrain_gradient, initialise, normalise_decoder
 from .stream import ActivationStream, Buffer, Share
 from .train_settings import TrainSettings
+from .writing import put_back, whole_file, whole_folder
 
 
 class TrainEvent(NamedTuple):
@@ -201,34 +201,25 @@ class Trainer:
         accelerator = self.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            partial = self.state.with_name(f"{self.state.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name in self.hookpoints:
-                held = {
-                    "sae": self._sae(name).state_dict(),
-                    "optimizer": self._optimizers[name].state_dict(),
-                    "dead": self._dead[name].state_dict(),
-                }
-                torch.save(held, partial / f"{name}.pt")
-            if accelerator.scaler is not None:
-                torch.save(accelerator.scaler.state_dict(), partial / "scaler.pt")
-            (partial / "state.json").write_text(json.dumps({**self._record, "step": self.step}))
-            old = self.state.with_name(f"{self.state.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.state.exists():
-                os.rename(self.state, old)
-            os.rename(partial, self.state)
-            shutil.rmtree(old, ignore_errors=True)
+            with whole_folder(self.state) as made:
+                for name in self.hookpoints:
+                    held = {
+                        "sae": self._sae(name).state_dict(),
+                        "optimizer": self._optimizers[name].state_dict(),
+                        "dead": self._dead[name].state_dict(),
+                    }
+                    torch.save(held, made / f"{name}.pt")
+                if accelerator.scaler is not None:
+                    torch.save(accelerator.scaler.state_dict(), made / "scaler.pt")
+                (made / "state.json").write_text(json.dumps({**self._record, "step": self.step}))
         accelerator.wait_for_everyone()
-
-    @property
-    def _place(self) -> Path:
-        return self.state if self.state.is_dir() else self.state.with_name(f"{self.state.name}.old")
 
     def _unfinished(self) -> dict[str, Any] | None:
         """What a checkpoint says of itself; refused, before anything is generated, where it belongs to another training."""
-        place = self._place
+        if self.accelerator.is_main_process:
+            put_back(self.state)
+        self.accelerator.wait_for_everyone()
+        place = self.state
         if not (place / "state.json").is_file():
             return None
         kept = json.loads((place / "state.json").read_text())
@@ -243,7 +234,7 @@ class Trainer:
     def _resume(self, kept: dict[str, Any] | None) -> None:
         if kept is None:
             return
-        place = self._place
+        place = self.state
         for name in self.hookpoints:
             held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
             self._sae(name).load_state_dict(held["sae"])
@@ -264,7 +255,9 @@ class Trainer:
                 "silent": int(self._dead[name].dead.sum()),
                 **quality(sae, held.tokens[name], held),
             }
-        (self.output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+        # The mark of a finished training comes last; what a kill leaves of the state after it is read by nobody.
+        with whole_file(self.output / "training.json") as made:
+            made.write_text(json.dumps(report, indent=1) + "\n")
         shutil.rmtree(self.state, ignore_errors=True)
         return report
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import locked, scratch, written
 from ..validation import engines, manifest
 from ..validation.engines import Target
 from .card import evidence_in, model_card
-from .folder import locked, sweep, switch
-from .tensorrt import PARTIAL, EngineSettings, build_targets
+from .switch import switch
+from .tensorrt import PLACE, EngineSettings, build_targets
 
 
 def add_engines(
@@ -37,15 +36,13 @@ def add_engines(
             as it was.
     """
     names = [t.folder for t in targets]
-    with locked(root):
+    with locked(root, f"another build is writing into '{root}'; wait until it has ended"):
         # Read under the lock: what another build has just added stays.
         record = manifest.read(root, replacing=names)
         check_free(root, names, overwrite)
         progress("checking files")
         manifest.check_files(root, record, replacing=names)
-        sweep(root, PARTIAL)
-        place = root / f"{PARTIAL}{os.getpid()}"
-        try:
+        with written(root), scratch(root, PLACE) as place:
             made = build_targets(root, record, settings, targets, place, progress)
             formats = sorted({*record["formats"], *(entry["backend"] for entry in made.values())})
             record |= {"engines": {**record.get("engines", {}), **made}, "formats": formats}
@@ -56,8 +53,6 @@ def add_engines(
             (place / "README.md").write_bytes(card)
             (place / manifest.NAME).write_bytes(manifest.encode(record))
             switch(root, place, [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"])
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
     return record, names
 
 

@@ -49,7 +49,7 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 
 ## Proof
 
-{_proof(record["validation"])}
+{_proof(record.get("validation"))}
 
 {_evidence(record)}
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.families import family_of, rebuilt
 from ..editor.files import read_json
+from ..editor.writing import whole_file
 
 
 def edited_pipeline(pipeline: Any, unet: Any) -> Any:
@@ -68,8 +68,7 @@ def small_files(model: Path) -> list[str]:
                 _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), Path(trial) / text.tokenizer)
             return [path.relative_to(trial).as_posix() for path in Path(trial).rglob("*") if path.is_file()]
     except Exception as error:  # diffusers and transformers raise many types
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise SaeuronError(f"'{model}' can't be loaded by diffusers: {lines[0][:300]}") from None
+        raise SaeuronError(f"'{model}' can't be loaded by diffusers: {first_line(error)}") from None
 
 
 def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:
@@ -108,6 +107,5 @@ def _write_older_text_encoder_names(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
         if not any(name.startswith("text_model.") for name in tensors):
-            partial = path.with_suffix(".partial")
-            save_file({f"text_model.{n}": t for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-            os.replace(partial, path)
+            with whole_file(path) as made:
+                save_file({f"text_model.{n}": t for n, t in tensors.items()}, made, metadata={"format": "pt"})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import whole_file
 
 
 def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -27,10 +28,8 @@ def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, 
             if value in ("", (), [], None):
                 continue
             lines.append(f"{key} = {_toml(value)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as made:
+        made.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str]) -> dict[str, str]:

@@ -11,8 +11,9 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 
+_LONGEST = 2000
 out = Console()
 err = Console(stderr=True)
 
@@ -32,7 +33,7 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             # Known by name and text, since neither torch nor the editor is imported for the sake of an error.
             if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
-                print_error(f"not enough memory ({str(error).splitlines()[0]}); take smaller batches, or a machine with more")
+                print_error(f"not enough memory ({first_line(error)}); take smaller batches, or a machine with more")
             elif type(error).__name__ != "AblationIntegrityError":
                 raise
             else:
@@ -71,10 +72,16 @@ def print_error(text: str) -> None:
 
 
 def escaped(text: str) -> str:
-    """Text on one line, with rich's markup taken literally."""
+    """Text on one line of a sane length, with rich's markup taken literally.
+
+    It may come from a file that somebody else wrote, so what would steer a terminal is shown, not sent.
+    """
     from rich.markup import escape
 
-    return escape(text.replace("\n", " "))
+    text = text.replace("\n", " ")
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def names(text: str) -> tuple[str, ...]:

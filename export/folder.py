@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import whole_folder
 from ..validation import manifest
 
 
@@ -70,85 +71,23 @@ def check_space(output: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def building(output: Path, overwrite: bool, marker: str = manifest.NAME, what: str = "artifact") -> Iterator[Path]:
-    """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise."""
-    output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(output)
-        partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise SaeuronError(f"'{output}' can't be written: {error.strerror}") from None
-    try:
-        yield partial
-        _open_to_readers(partial)
-        if output.exists():
-            check_output(output, overwrite, marker, what)
-            old = output.with_name(f".{output.name}.old-{os.getpid()}")
-            output.rename(old)
-            partial.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(output)
-    except OSError as error:
-        raise SaeuronError(f"'{output}' can't be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time changes a folder. The folder itself is locked, so no file is left in it, and a kill frees it.
+    """A folder beside `output` that becomes `output` if the block ends without an error, and vanishes otherwise.
 
     Raises:
-        SaeuronError: another process holds it.
+        SaeuronError: another process is making the same, or it can't be written.
     """
-    import fcntl
+    output = output.absolute()
 
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SaeuronError(f"another build is writing into '{folder}'; wait until it has ended") from None
-        except OSError as error:
-            raise SaeuronError(f"'{folder}' can't be locked against other builds: {error.strerror}") from None
-        yield
-    finally:
-        os.close(handle)
+    def check(folder: Path) -> None:
+        if output.exists() or output.is_symlink():
+            check_output(output, overwrite, marker, what)
+        _open_to_readers(folder)
 
-
-def switch(root: Path, place: Path, names: Sequence[str]) -> None:
-    """Put new files and folders into an artifact, its manifest last. Nothing but renames; if one fails the others are taken back.
-
-    A file is replaced by name, never written into: in a download's cache it is a link to one that other snapshots share.
-
-    Args:
-        root: artifact folder.
-        place: folder on the same disk that holds the new manifest, and for each name its last part; where that is missing, what lies under
-            the name goes. What was replaced ends up in it.
-        names: paths within the artifact.
-    """
-    with contextlib.ExitStack() as undo:
-        for name in names:
-            old, new, there = place / f"old-{Path(name).name}", place / Path(name).name, root / name
-            if not there.parent.is_dir():
-                there.parent.mkdir()
-                undo.callback(_remove_if_empty, there.parent)
-            if there.exists() or there.is_symlink():
-                os.rename(there, old)
-                undo.callback(os.rename, old, there)
-            if new.exists():
-                os.rename(new, there)
-                undo.callback(os.rename, there, new)
-        os.replace(place / manifest.NAME, root / manifest.NAME)
-        undo.pop_all()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    busy = f"another process is making '{output}' just now; wait until it has ended, or choose another --output"
+    with whole_folder(output, check, busy) as folder:
+        if output.exists():  # put back after a kill
+            check_output(output, overwrite, marker, what)
+        yield folder
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -157,27 +96,3 @@ def _open_to_readers(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
-
-
-def _sweep(output: Path) -> None:
-    """Remove what killed exports of the same name left behind."""
-    for kind in ("partial", "old"):
-        sweep(output.parent, f".{output.name}.{kind}-")
-
-
-def sweep(folder: Path, prefix: str) -> None:
-    """Remove folders `<prefix><process id>` whose process has ended."""
-    for leftover in folder.iterdir():
-        pid = leftover.name.removeprefix(prefix)
-        if leftover.name.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

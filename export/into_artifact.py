@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import locked, scratch, written
 from ..validation import manifest
 from ..validation.page.render import Pages
 from .card import REPORT, REPORT_PICTURES, model_card
-from .folder import locked, sweep, switch
+from .switch import switch
 
 HTML, CARD = "validation/report.html", "README.md"
 _PICTURES = f"validation/{REPORT_PICTURES}"
 _REWRITTEN = (CARD, HTML, REPORT, f"{_PICTURES}/*")
-_PARTIAL = ".saeuron-report-"
+_PLACE = "saeuron-report"
 
 
 def check_unsigned(root: Path) -> None:
@@ -42,7 +41,7 @@ def put_report(root: Path, overwrite: bool, make: Callable[[], Pages], progress:
     Raises:
         SaeuronError: signed, changed files, a report that is there already, another process at work, no room. Then the artifact is as it was.
     """
-    with locked(root):
+    with locked(root, f"another process is writing into '{root}'; wait until it has ended"):
         check_unsigned(root)
         record = manifest.read(root)
         for name in (HTML, REPORT, _PICTURES):
@@ -52,17 +51,9 @@ def put_report(root: Path, overwrite: bool, make: Callable[[], Pages], progress:
         manifest.check_files(root, record, rewriting=_REWRITTEN if overwrite else ())
         progress("writing the report")
         made = make()
-        place = root / f"{_PARTIAL}{os.getpid()}"
-        try:
-            sweep(root, _PARTIAL)
-            place.mkdir()
+        with written(root), scratch(root, _PLACE) as place:
             _write(root, place, record, made)
-
             switch(root, place, [HTML, REPORT, _PICTURES, CARD])
-        except OSError as error:
-            raise SaeuronError(f"'{root}' can't be written: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(root: Path, place: Path, record: dict[str, Any], made: Pages) -> None:

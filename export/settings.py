@@ -281,7 +281,7 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaeuronError(f"settings file '{path}' does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SaeuronError(f"settings file '{path}' is not valid TOML: {error}") from None
     except OSError as error:
         raise SaeuronError(f"settings file '{path}' can't be read: {error.strerror}") from None

@@ -24,16 +24,16 @@ from ..editor.errors import SaeuronError
 from ..editor.families import Family, family_of
 from ..editor.files import file_sha256, read_json
 from ..editor.sizes import Sizes
+from ..editor.writing import scratch
 from ..validation import engines, graphs
 from ..validation.engines import Target, gpu, module_name, tensorrt_module
-from .folder import sweep
 
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]
 """smallest, usual and largest size"""
 _LARGEST_VOLUME = 2**31 - 1
 GATES_OF_DYNAMIC_SHAPE = ("screened",)
-PARTIAL = ".saeuron-build-"
+PLACE = "saeuron-build"
 _NAMES = ("batch", "height", "width")
 _PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
@@ -259,16 +259,12 @@ def write(
     """
     # An engine that isn't on record makes the artifact one that nobody opens. So all of them are built in a hidden folder, which
     # every check passes over, and are put in place at the end.
-    sweep(root, PARTIAL)
-    partial = root / f"{PARTIAL}{os.getpid()}"
-    try:
+    with scratch(root, PLACE) as partial:
         made = build_targets(root, record, settings, targets, partial, progress)
         (root / engines.FOLDER).mkdir(exist_ok=True)
         for name in made:
             shutil.rmtree(root / engines.FOLDER / name, ignore_errors=True)
             os.replace(partial / name, root / engines.FOLDER / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return made
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.families import family_of
 from ..editor.files import read_json
 from ..editor.suggest import unknown
@@ -83,7 +83,7 @@ def tensorrt_module(backend: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        reason = "" if isinstance(error, ModuleNotFoundError) and error.name == name else f" ({str(error).splitlines()[0]})"
+        reason = "" if isinstance(error, ModuleNotFoundError) and error.name == name else f" ({first_line(error)})"
         raise SaeuronError(f"'{name}' can't be imported{reason}; pip install 'saeuron-export[{extra}]'") from None
 
 
@@ -137,7 +137,7 @@ def gpu() -> Gpu:
     try:
         status, count = runtime.cudaGetDeviceCount()
     except RuntimeError as error:  # no CUDA libraries to load
-        raise SaeuronError(f"no GPU can be used here: {str(error).splitlines()[0]}") from None
+        raise SaeuronError(f"no GPU can be used here: {first_line(error)}") from None
     if int(status) or not count:
         # What CUDA calls an insufficient driver is most often none.
         known = {0: "no CUDA device", 100: "no CUDA device", 35: "no NVIDIA driver, or one that is too old"}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ..editor.errors import SaeuronError
-from ..editor.files import read_header
+from ..editor.errors import SaeuronError, first_line
+from ..editor.files import parse_json, read_header
 from . import shape
 from .shape import Choice, Each, Fields, Items
 from .weights import Digest
@@ -157,8 +157,10 @@ class Golden:
             around = {k: tensors[n] for k, n in content["surroundings"].items()}
             weights = {c: {k: Digest(*d) for k, d in found.items()} for c, found in content["weights"].items()}
             return cls(content["precision"], cases, runs, parts, content["notes"], around, weights)
-        except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None
+        except SaeuronError:
+            raise
+        except Exception as error:  # numpy and safetensors raise many types, e.g. for a type of numbers that numpy lacks
+            raise SaeuronError(f"{path}: damaged golden vectors ({first_line(error)})") from None
 
 
 @dataclass
@@ -180,10 +182,13 @@ def _content_of(path: Path) -> dict[str, Any]:
     if header.get("format") != _FORMAT:
         raise SaeuronError(f"{path} holds no golden vectors (format {header.get('format')!r}, expected {_FORMAT!r})")
     try:
-        content = json.loads(header["content"])
+        content = parse_json(header["content"])
     except (KeyError, ValueError, RecursionError) as error:
         raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None
     shape.check(str(path), content, _CONTENT)
+    for name in (*content["components"], *content["weights"]):
+        if not shape.is_plain(name):  # they become names of folders
+            raise SaeuronError(f"{path}: damaged golden vectors (a component of the name {name[:60]!r})")
     return content
 
 
@@ -204,5 +209,7 @@ def read_pictures(path: Path) -> list[Shown]:
                         raise SaeuronError(f"{path}: damaged golden vectors (pictures of shape {list(pictures.shape)})")
                 found.append(Shown(run["prompts"], run["guidance"], run["steps"], unedited, hook))
         return found
-    except (KeyError, ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise SaeuronError(f"{path}: damaged golden vectors ({error})") from None
+    except SaeuronError:
+        raise
+    except Exception as error:
+        raise SaeuronError(f"{path}: damaged golden vectors ({first_line(error)})") from None

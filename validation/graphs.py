@@ -13,12 +13,25 @@ from typing import Any
 from ..editor.conditions import conditions_of
 from ..editor.errors import SaeuronError
 from ..editor.families import Family
-from ..editor.files import read_json
+from ..editor.files import read_json, reading
 
+_MOST_LAYERS = 1000
 _LATENTS: tuple[str | None, ...] = ("batch_size", None, "latent_height", "latent_width")
 _PICTURE: tuple[str | None, ...] = ("batch_size", None, "height", "width")
 Tensors = dict[str, tuple[str, tuple[str | None, ...]]]
 """tensor → element type, axes: a name where it must be dynamic, None where it is fixed"""
+
+
+def layers_of(path: Path) -> int:
+    """Layers of a text encoder, from its config.
+
+    Raises:
+        SaeuronError: it holds no number of layers.
+    """
+    layers = read_json(path).get("num_hidden_layers", 12)  # the class's own default
+    if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= _MOST_LAYERS:
+        raise SaeuronError(f"{path}: 'num_hidden_layers' is {str(layers)[:60]}; it must be a whole number from 1 to {_MOST_LAYERS}")
+    return layers
 
 
 def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tensors, Tensors]]:
@@ -33,10 +46,7 @@ def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tens
     vae = "FLOAT" if upcast else kind
     found: dict[str, tuple[Tensors, Tensors]] = {}
     for text in family.text_encoders:
-        path = root / text.name / "config.json"
-        layers = read_json(path).get("num_hidden_layers")
-        if not isinstance(layers, int):
-            raise SaeuronError(f"{path}: 'num_hidden_layers' is {layers!r}; it must be a whole number")
+        layers = layers_of(root / text.name / "config.json")
         # Pooled outputs have no axis of tokens.
         outputs: Tensors = {n: (kind, ("batch_size", None) if n in ("pooler_output", "text_embeds") else ("batch_size", None, None)) for n in text.names(layers)}  # fmt: skip
         found[text.name] = {"input_ids": ("INT64", ("batch_size", None))}, outputs
@@ -60,7 +70,9 @@ def check(root: Path, family: Family, precision: str) -> list[str]:
 
     found = []
     for name, (inputs, outputs) in contract(root, family, precision).items():
-        graph = ir.load(root / name / "model.onnx").graph
+        path = root / name / "model.onnx"
+        with reading(path, "an ONNX graph"):
+            graph = ir.load(path).graph
         for what, values, wanted in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, outputs)):
             names = [str(v.name) for v in values]
             if names != list(wanted):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.files import file_sha256
 from ..editor.suggest import unknown
 from .unlearning import DOMAINS, Job, Picture
@@ -64,7 +64,7 @@ class DemoJudge:
         try:
             self._classifier = DemoClassifier.load(path)
         except Exception as error:  # a damaged file can raise anything
-            raise SaeuronError(f"judge demo: '{path}' can't be read: {str(error).splitlines()[0][:200]}") from None
+            raise SaeuronError(f"judge demo: '{path}' can't be read: {first_line(error, 200)}") from None
         self.sha256 = file_sha256(path)
         self.objects, self.styles = self._classifier.objects, self._classifier.styles
 
@@ -155,7 +155,7 @@ def _vit(path: Path, labels: int) -> Any:
         model = timm.create_model("vit_large_patch16_224.augreg_in21k", pretrained=False, num_classes=labels)
         model.load_state_dict(weights)
     except Exception as error:  # a damaged file can raise anything
-        raise SaeuronError(f"judge unlearncanvas: '{path}' can't be read: {str(error).splitlines()[0][:200]}") from None
+        raise SaeuronError(f"judge unlearncanvas: '{path}' can't be read: {first_line(error, 200)}") from None
     return model.eval()
 
 
@@ -233,7 +233,7 @@ class OnnxJudge:
         try:
             scores = np.concatenate([session.run(None, {given.name: batch.astype(kinds[given.type])})[0] for batch in batches])
         except Exception as error:  # onnxruntime raises many private types
-            raise SaeuronError(f"judge onnx: {kind}.onnx can't be run: {str(error).splitlines()[0][:200]}") from None
+            raise SaeuronError(f"judge onnx: {kind}.onnx can't be run: {first_line(error, 200)}") from None
         if scores.ndim != 2 or scores.shape[1] != len(labels):
             raise SaeuronError(f"judge onnx: {kind}.onnx gives scores of shape {list(scores.shape)}, {kind}.txt has {len(labels)} labels")
         return [labels[i] for i in scores.argmax(1)]

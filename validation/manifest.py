@@ -144,6 +144,11 @@ def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) 
     if replacing:
         manifest = _without(manifest, replacing)
     shape.check(str(root / NAME), manifest, _FIELDS)
+    for name, entry in manifest.get("engines", {}).items():
+        for part in (name, *entry["components"]):
+            # They become names of folders and files.
+            if not shape.is_plain(part):
+                raise SaeuronError(f"{root / NAME}: 'engines' names {part[:60]!r}, which is no plain name")
     if not formats:
         return manifest
     held = [
@@ -162,7 +167,10 @@ def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) 
 def said_engines(root: Path) -> list[str]:
     """Folders below `tensorrt/` that the manifest speaks of, whatever it says."""
     said = read_json(root / NAME)
-    names = {file.split("/")[1] for file in said.get("files") or () if file.startswith("tensorrt/") and file.count("/") > 1}
+    files = said.get("files")
+    names = {
+        file.split("/")[1] for file in (files if isinstance(files, dict) else ()) if file.startswith("tensorrt/") and file.count("/") > 1
+    }
     return sorted({*names, *(said["engines"] if isinstance(said.get("engines"), dict) else ())})
 
 

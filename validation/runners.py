@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..editor.conditions import unet_arguments
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.families import family_of
 from ..editor.suggest import unknown
 from . import engines, manifest
@@ -179,7 +179,7 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider, *_NEXT.get(provider, ())])
     except Exception as error:  # onnxruntime raises many private types
-        raise SaeuronError(f"{path} can't be run by ONNX Runtime: {str(error).splitlines()[0][:300]}") from None
+        raise SaeuronError(f"{path} can't be run by ONNX Runtime: {first_line(error)}") from None
     if session.get_providers()[0] != provider:
         raise SaeuronError(f"ONNX Runtime runs {path} on {', '.join(session.get_providers())}, not on {provider} as asked")
     return session

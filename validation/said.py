@@ -7,7 +7,12 @@ from typing import Any
 
 from ..editor.edit_header import EditHeader, read_edit_header
 from ..editor.files import read_json
+from . import shape
 from .golden import Golden
+from .shape import Each, Fields
+
+# What is compared, where it is there; what is missing disagrees.
+_ABLATION = Fields({}, {"residual": str, "gate": str, "sha256": str, "hookpoints": Each(dict)})
 
 
 def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> list[str]:
@@ -32,7 +37,10 @@ def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> lis
         found.append(
             f"the manifest says that a proof of scope '{proven['scope']}' was made, the golden vectors are of scope '{golden.notes['scope']}'"
         )
-    found += _check_config(read_json(root / "unet" / "config.json").get("ablation") or {}, record, edit)
+    path = root / "unet" / "config.json"
+    ablation = read_json(path).get("ablation") or {}
+    shape.check(f"{path}, 'ablation'", ablation, _ABLATION)
+    found += _check_config(ablation, record, edit)
     return found + _check_manifest(root, record, edit)
 
 

@@ -5,6 +5,7 @@ A shape is a type, or one of the classes below. `float` takes whole numbers too;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,11 @@ class Either:
     """Of one of some types."""
 
     types: tuple[type, ...]
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be that of a file or folder and of nothing elsewhere."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) is not None
 
 
 def check(where: str, value: Any, shape: Any, name: str = "") -> None:

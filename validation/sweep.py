@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..editor.hook import AblationHook
 from ..editor.rule import Rule
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import generate
+from ..editor.writing import whole_file
 from .judges import Judge, look
 from .unlearning import DOMAINS, Job, Picture, Unlearning, accuracy, all_jobs, unlearning
 
@@ -191,10 +191,8 @@ class Sweep:
             raise SaeuronError(f"stored result '{path}' is damaged; remove it to measure it again") from None
 
     def _keep(self, key: str, found: dict[str, Any]) -> None:
-        self.store.mkdir(parents=True, exist_ok=True)
-        partial = self.store / f"{key}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(partial, self.store / f"{key}.json")
+        with whole_file(self.store / f"{key}.json") as made:
+            made.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def grid(

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.files import file_sha256, read_json
 from ..editor.process import Process
+from ..editor.writing import scratch, whole_file
 from .makers import Draw
 from .manifest import strict_json
 
@@ -51,7 +51,8 @@ def plain_name(text: str) -> str:
 
 def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Raise `SaeuronError` unless the folder is new, of these very settings, or an evaluation to be replaced."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    # What a kill left of a first file is hidden.
+    if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
         return
     if not (folder / RESULT).is_file():
         raise SaeuronError(f"'{folder}' is no evaluation ({RESULT} is missing), so it is left alone; choose another --output")
@@ -60,7 +61,9 @@ def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     known = read_json(folder / RESULT)
     if known.get("format") != FORMAT:
         raise SaeuronError(f"'{folder / RESULT}': format {known.get('format')!r} is not known; --overwrite begins anew")
-    held = known.get("settings") or {}
+    held = known.get("settings")
+    if not isinstance(held, dict):
+        raise SaeuronError(f"'{folder / RESULT}' says no settings; --overwrite begins anew")
     for key in {**held, **settings}:
         if held.get(key) != settings.get(key):
             raise SaeuronError(
@@ -109,7 +112,7 @@ class Store:
         self.folder, self.columns, self.process = folder, list(columns), process
         if process.rank == 0:
             if overwrite and folder.exists():
-                shutil.rmtree(folder)
+                _empty(folder)
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / RESULT).is_file():
                 self.write({"format": FORMAT, "finished": False, "settings": settings})
@@ -190,7 +193,7 @@ class Store:
         except Exception as error:
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
-            raise SaeuronError(f"ONNX Runtime can't run the networks: {str(error).splitlines()[0][:300]}") from None
+            raise SaeuronError(f"ONNX Runtime can't run the networks: {first_line(error)}") from None
         files = [self.folder / self._file(backend, w) for w in unit]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, array in zip(files, arrays, strict=True):
@@ -223,6 +226,13 @@ class Store:
         _replace(path, self._text(rows, header=True))
 
 
+def _empty(folder: Path) -> None:
+    """Its result last: without it nobody would know what a kill had left of the folder."""
+    with scratch(folder.parent, folder.name) as apart:
+        for path in sorted(folder.iterdir(), key=lambda p: p.name == RESULT):
+            os.rename(path, apart / path.name)
+
+
 def _units(wanted: Sequence[Wanted], batch_size: int) -> list[list[Wanted]]:
     """Batches of one guidance scale, the same ones whatever is there already."""
     by_guidance: dict[float, list[Wanted]] = {}
@@ -233,6 +243,5 @@ def _units(wanted: Sequence[Wanted], batch_size: int) -> list[list[Wanted]]:
 
 def _replace(path: Path, content: str | bytes) -> None:
     """Write a file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+    with whole_file(path) as made:
+        made.write_bytes(content.encode() if isinstance(content, str) else content)

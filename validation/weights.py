@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..editor.families import Family, family_of
+from ..editor.files import reading
 
 if TYPE_CHECKING:
     from ..editor.edit import Edit
@@ -141,7 +142,7 @@ def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> lis
         folder = "unet" if component == "edit" else component
         held: dict[str, str] = {}
         for file in sorted((root / folder).glob("*.safetensors")):
-            with safe_open(file, "pt") as handle:
+            with reading(file, "safetensors"), safe_open(file, "pt") as handle:
                 for name in handle.keys():  # noqa: SIM118
                     key = _of_edit(name) if component == "edit" else plain(name)
                     if key in tensors:
@@ -175,9 +176,10 @@ def in_graphs(root: Path, wanted: Mapping[str, Mapping[str, Digest]], family: Fa
 def _used(path: Path) -> Iterable[str]:
     import onnx_ir as ir
 
-    for value in ir.load(path).graph.initializers.values():
-        if value.const_value is not None and (value.uses() or value.is_graph_output()):
-            yield unordered(value.const_value.numpy())
+    with reading(path, "an ONNX graph"):
+        for value in ir.load(path).graph.initializers.values():
+            if value.const_value is not None and (value.uses() or value.is_graph_output()):
+                yield unordered(value.const_value.numpy())
 
 
 def _differences(where: str, component: str, names: list[str], total: int) -> list[str]:

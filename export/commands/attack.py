@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
+from ...editor.writing import whole_file, whole_folder
 from ..checks import check_guidance, check_seed, check_steps
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import check_with_pictures
@@ -238,25 +237,16 @@ def _run(
 def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
     from ...validation.manifest import strict_json
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = pictures.with_name(f".{pictures.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir()
+    # The report gets its name last: it names the pictures.
+    with whole_file(output) as text, whole_folder(pictures) as folder:
         for concept, made in shown.items():
             count: dict[str, int] = {}
             for row, hit, picture in made:
                 count[row] = count.get(row, 0) + 1
                 name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{row}-{count[row]}") + ".png"
-                picture.save(partial / name)
+                picture.save(folder / name)
                 report["concepts"][concept]["pictures"].append({"file": f"{pictures.name}/{name}", "row": row, "shows_concept": hit})
-        text = output.with_name(f".{output.name}.partial-{os.getpid()}")
         text.write_text(strict_json(report) + "\n")
-        if pictures.exists():
-            shutil.rmtree(pictures)
-        partial.rename(pictures)
-        os.replace(text, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:

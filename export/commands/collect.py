@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,10 +212,11 @@ def _run(
 
     from ...editor import cache
     from ...editor.bake import refuse_edited
-    from ...editor.collect import Process
+    from ...editor.collect import Process, clear
     from ...editor.collect import collect as run
     from ...editor.collecting import put
     from ...editor.pipelines import check_device, load_pipeline
+    from ...editor.writing import alone
     from ...validation.reference import PRECISIONS as DTYPES
     from ..progress import Remaining
 
@@ -240,9 +242,13 @@ def _run(
 
     process = Process(everyone.process_index, everyone.num_processes, everyone.wait_for_everyone)
     record = {"domain": domain, "model": model, "model_sha256": identity, "precision": precision}
-    found = run(pipeline, opened, sets, sampling, record, state, process, progress)
-    for hookpoint, activations in (found or {}).items():
-        put(activations, files[hookpoint])
+    busy = f"another process is collecting the same into '{first}'; wait until it has ended"
+    with alone(state, busy) if process.rank == 0 else contextlib.nullcontext():
+        found = run(pipeline, opened, sets, sampling, record, state, process, progress)
+        for hookpoint, activations in (found or {}).items():
+            put(activations, files[hookpoint])
+        if process.rank == 0:
+            clear(state)
     return found is not None
 
 

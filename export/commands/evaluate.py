@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,6 +103,7 @@ def evaluate(
         return
     process = _process(device)
     with progress_line("checking files") as say:
+        from ...editor.writing import alone
         from ...validation.evaluate import evaluate as run
         from ..progress import Remaining
 
@@ -111,7 +113,9 @@ def evaluate(
             if process.rank == 0:
                 say(f"{name}: {done} of {total} pictures{clocks[name].text(done, total)}")
 
-        found = run(plan, folder, overwrite, process, progress)
+        busy = f"another evaluation writes into '{folder}'; wait until it has ended"
+        with alone(folder, busy) if process.rank == 0 else contextlib.nullcontext():
+            found = run(plan, folder, overwrite, process, progress)
     if found is None:
         return
     if as_json:

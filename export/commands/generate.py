@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError
+from ...editor.errors import SaeuronError, first_line
+from ...editor.writing import scratch, written
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, err, escaped, out, print_warning, progress_line, write_json
-from ..folder import check_parent, sweep
+from ..folder import check_parent
 from . import options as o
 
 if TYPE_CHECKING:
@@ -221,8 +221,8 @@ def _read_latents(path: Path) -> np.ndarray:
     elif path.suffix == ".npy":
         try:
             found = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise SaeuronError(f"--latents '{path}' is no array that can be read: {str(error).splitlines()[0][:200]}") from None
+        except Exception as error:  # its header is parsed as Python's literals, which can fail in any way
+            raise SaeuronError(f"--latents '{path}' is no array that can be read: {first_line(error, 200)}") from None
     else:
         raise SaeuronError(f"--latents '{path}': the file must be .npy or .safetensors")
     if found.dtype.kind != "f":
@@ -256,17 +256,12 @@ def _all_or_none(files: list[Path]) -> Iterator[list[Path]]:
     folder = files[0].absolute().parent
     # On the same disk, so that nothing but names change at the end.
     existing = next(p for p in (folder, *folder.parents) if p.exists())
-    sweep(existing, _PARTIAL)
-    partial = existing / f"{_PARTIAL}{os.getpid()}"
-    partial.mkdir()
-    try:
-        found = [partial / str(i) for i in range(len(files))]
+    with written(folder), scratch(existing, "saeuron-generate") as apart:
+        found = [apart / str(i) for i in range(len(files))]
         yield found
         folder.mkdir(parents=True, exist_ok=True)
         for made, file in zip(found, files, strict=True):
             os.replace(made, file)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _draw(
@@ -281,7 +276,7 @@ def _draw(
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):
             raise
-        raise SaeuronError(f"ONNX Runtime can't run the networks: {str(error).splitlines()[0][:300]}") from None
+        raise SaeuronError(f"ONNX Runtime can't run the networks: {first_line(error)}") from None
 
 
 def _save(path: Path, array: np.ndarray, made: dict[str, Any]) -> None:

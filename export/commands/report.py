@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.errors import SaeuronError
+from ...editor.writing import whole_file, whole_folder
 from ..console import clean, out, progress_line, write_json
 from ..folder import check_with_pictures
 from . import options as o
@@ -117,21 +116,9 @@ def _check_output(page: Path, overwrite: bool) -> dict[str, Path]:
 
 
 def _write(files: Mapping[str, Path], html: str, markdown: str, pictures: Mapping[str, bytes]) -> None:
-    files["html"].parent.mkdir(parents=True, exist_ok=True)
-    partial = {kind: path.with_name(f".{path.name}.partial-{os.getpid()}") for kind, path in files.items()}
-    try:
-        partial["html"].write_text(html, encoding="utf-8")
-        partial["markdown"].write_text(markdown, encoding="utf-8")
-        partial["pictures"].mkdir()
+    # Closed in the reverse order: the page, which stands alone, gets its name last.
+    with whole_file(files["html"]) as page, whole_file(files["markdown"]) as text, whole_folder(files["pictures"]) as folder:
+        page.write_text(html, encoding="utf-8")
+        text.write_text(markdown, encoding="utf-8")
         for name, png in pictures.items():
-            (partial["pictures"] / name).write_bytes(png)
-        if files["pictures"].exists():
-            shutil.rmtree(files["pictures"])
-        if pictures:
-            partial["pictures"].rename(files["pictures"])
-        for kind in ("markdown", "html"):
-            os.replace(partial[kind], files[kind])
-    finally:
-        shutil.rmtree(partial["pictures"], ignore_errors=True)
-        for kind in ("html", "markdown"):
-            partial[kind].unlink(missing_ok=True)
+            (folder / name).write_bytes(png)

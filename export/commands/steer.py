@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from ...editor.by_hand import check_gain
 from ...editor.edit_header import RESIDUALS
 from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
+from ...editor.writing import whole_file
 from ..checks import check_pixels, check_seed
 from ..console import clean, out, print_warning, progress_line, write_json
 from ..folder import check_parent
@@ -217,20 +218,12 @@ def _preview(
 
 
 def _write(edit: Any, sheet: Image.Image | None, files: list[Path]) -> None:
-    """Both files whole, or neither."""
-    partial = [path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}") for path in files]
-    try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        edit.save(partial[0])
+    """Both files whole, or neither: the sheet gets its name first, the edit, which needs no sheet, last."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(whole_file(path)) for path in files]
+        edit.save(made[0])
         if sheet is not None:
-            sheet.save(partial[1])
-        for made, path in zip(partial, files, strict=True):
-            os.replace(made, path)
-    except OSError as error:
-        raise SaeuronError(f"'{files[0]}' can't be written: {error.strerror or error}") from None
-    finally:
-        for made in partial:
-            made.unlink(missing_ok=True)
+            sheet.save(made[1])
 
 
 def _print(found: dict[str, Any], fired: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError
+from ...editor.errors import SaeuronError, first_line
 from ...editor.prompt_sets import lines_of
 from ...editor.train_settings import TrainSettings, settings_help
 from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
@@ -171,6 +172,7 @@ def _run(
     from ...editor.cache import model_sha256
     from ...editor.pipelines import check_device, load_pipeline, locate
     from ...editor.training import Trainer, TrainEvent
+    from ...editor.writing import alone
     from ...validation.reference import PRECISIONS as DTYPES
     from ..prepare import maps_of
     from ..progress import Remaining
@@ -183,7 +185,7 @@ def _run(
     try:
         accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=str(output))
     except (ValueError, ImportError) as error:
-        raise SaeuronError(f"training can't start: {str(error).splitlines()[0]}") from None
+        raise SaeuronError(f"training can't start: {first_line(error)}") from None
     say(f"loading {model}")
     pipeline = load_pipeline(model, DTYPES[settings.precision], str(accelerator.device) if device == "cuda" else device)
     refuse_edited(pipeline.unet)
@@ -204,7 +206,9 @@ def _run(
                 left = ""
             say(f"step {event.step} of {event.steps}{left}: {event.hookpoint} loss {event.loss:.4f}, {event.dead} dead")
 
-    report = trainer.train(progress)
+    busy = f"another training writes into '{output}'; wait until it has ended"
+    with alone(output, busy) if accelerator.is_main_process else contextlib.nullcontext():
+        report = trainer.train(progress)
     if trackers:
         accelerator.end_training()
     return report

@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import refused, run
 
 from saeuron.editor.errors import SaeuronError
+from saeuron.editor.writing import locked
 from saeuron.export import tensorrt
 from saeuron.export.add_engines import add_engines
-from saeuron.export.folder import locked
 from saeuron.export.tensorrt import EngineSettings
 from saeuron.validation import manifest
 from saeuron.validation.engines import Target
@@ -49,7 +49,7 @@ def test_a_second_target_leaves_the_first(root):
 
 
 def test_one_build_at_a_time(root):
-    with locked(root), pytest.raises(SaeuronError, match="another build is writing into"):
+    with locked(root, "another build is writing into it"), pytest.raises(SaeuronError, match="another build is writing into"):
         add_engines(root, SETTINGS, [A])
     add_engines(root, SETTINGS, [A])
     whole(root)
@@ -68,10 +68,11 @@ def test_a_switch_that_fails_is_taken_back(root, monkeypatch, failing):
         rename(old, new)
 
     with monkeypatch.context() as patch:
+        patch.setattr("saeuron.export.add_engines.exchange", lambda *_: False)
         patch.setattr("saeuron.export.add_engines.os.rename", fails)
         if failing == 4:
             patch.setattr("saeuron.export.add_engines.os.replace", lambda *_: fails("", root / "x"))
-        with pytest.raises(OSError):
+        with pytest.raises(SaeuronError, match="No space left"):
             add_engines(root, SETTINGS, [A], overwrite=True)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
     whole(root)

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ...editor.by_hand import LARGEST
 from ...editor.conditions import conditions_of
 from ...editor.errors import SaeuronError
 from ...editor.families import family_of
 from ...editor.files import read_json
 from ...editor.sizes import Sizes
+from ..graphs import layers_of
 from .noise import initial_noise
 from .schedulers import Scheduler, make_scheduler
 from .tokenizer import ClipTokenizer
@@ -68,12 +70,13 @@ class LeanPipeline:
             raise SaeuronError(f"this UNet takes '{surplus[0]}', which needs diffusers")
         self._sizes = Sizes.of(root)
         self.channels, self.factor = self._sizes.channels, self._sizes.factor
-        try:
-            self._scaling = float(vae.get("scaling_factor", 0.18215))  # the class's own default
-        except (TypeError, ValueError) as error:
-            raise SaeuronError(f"'{root}': the autoencoder's config holds no number as 'scaling_factor' ({error})") from None
+        scaling = vae.get("scaling_factor", 0.18215)  # the class's own default
+        if not _finite(scaling) or scaling <= 0:
+            raise SaeuronError(f"'{root}': the autoencoder's config holds no number above 0 as 'scaling_factor'")
+        self._scaling = float(scaling)
         self._mean, self._std = (
-            _per_channel(vae, key) if self.family.normalises_latents else None for key in ("latents_mean", "latents_std")
+            _per_channel(root / "vae" / "config.json", vae, key, self.channels) if self.family.normalises_latents else None
+            for key in ("latents_mean", "latents_std")
         )
 
     def truncated(self, prompt: str) -> int:
@@ -225,12 +228,19 @@ def scheduler_of(root: Path, kind: str | None = None) -> Scheduler:
 
 def _layers(path: Path) -> int:
     """Layers of a text encoder."""
-    config = read_json(path)
-    if config.get("use_attention_mask"):
+    if read_json(path).get("use_attention_mask"):
         raise SaeuronError(f"{path}: 'use_attention_mask' is on, which needs diffusers: the exported graph takes no mask")
-    return int(config.get("num_hidden_layers", 12))  # the class's own default
+    return layers_of(path)
 
 
-def _per_channel(config: dict[str, Any], key: str) -> np.ndarray | None:
+def _per_channel(path: Path, config: dict[str, Any], key: str, channels: int) -> np.ndarray | None:
     value = config.get(key)
-    return None if value is None else np.array(value, np.float32).reshape(1, -1, 1, 1)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != channels or not all(_finite(v) for v in value):
+        raise SaeuronError(f"{path}: '{key}' must be a list of {channels} numbers")
+    return np.array(value, np.float32).reshape(1, -1, 1, 1)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

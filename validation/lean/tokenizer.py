@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ...editor.errors import SaeuronError
+from ...editor.errors import SaeuronError, first_line
 from ...editor.files import read_json
 
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -87,7 +87,7 @@ def _open(folder: Path, named: dict[str, str]) -> Tokenizer:
     except SaeuronError:
         raise
     except Exception as error:  # the library raises plain exceptions
-        raise SaeuronError(f"'{folder}' holds no tokenizer that can be read: {str(error).splitlines()[0][:200]}") from None
+        raise SaeuronError(f"'{folder}' holds no tokenizer that can be read: {first_line(error, 200)}") from None
 
 
 def _from_lists(folder: Path, named: dict[str, str]) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import re
@@ -56,6 +57,7 @@ def render(content: dict[str, Any], folder: str) -> Pages:
     return Pages(html, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n", files)
 
 
+@functools.cache
 def _environment(**options: Any) -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,

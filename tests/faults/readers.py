@@ -1,0 +1,580 @@
+"""Every reader of files that somebody else may have written, each with valid small files and a call that takes the content apart."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saeuron.editor import demo
+from saeuron.editor.activations import ConceptActivations
+from saeuron.editor.edit import Edit, Suppression, make_edit
+from saeuron.editor.families import family_of
+from saeuron.editor.files import file_sha256, open_safetensors, read_header, read_json
+from saeuron.editor.rule import Rule
+from saeuron.editor.sae import SaeConfig, SparseAutoencoder
+
+from . import mutations as m
+
+HOOKPOINT = "up_blocks.1.attentions.1"
+_WIDTH, _LATENTS = 8, 32
+
+
+@dataclass
+class Reader:
+    """One reader."""
+
+    name: str
+    files: dict[str, m.Mutation]
+    """files that are damaged, by their path in the folder → how"""
+    prepare: Callable[[Path], None]
+    """writes the valid files"""
+    read: Callable[[Path], Any]
+    share: float = 1.0
+    """of the inputs, relative to the others: slow readers get fewer"""
+    held: dict[str, bytes] = field(default_factory=dict)
+
+
+_READERS: list[Reader] = []
+
+
+def reader(prepare: Callable[[Path], None], files: dict[str, m.Mutation], share: float = 1.0) -> Callable[[Callable[[Path], Any]], Any]:
+    """Register a reader by its function."""
+
+    def add(read: Callable[[Path], Any]) -> Any:
+        _READERS.append(Reader(read.__name__.removeprefix("_").replace("_", " "), files, prepare, read, share))
+        return read
+
+    return add
+
+
+def readers() -> list[Reader]:
+    """All of them."""
+    return _READERS
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(_LATENTS, _WIDTH, generator=generator), dim=1)
+    return {"W_enc": rows, "b_enc": torch.zeros(_LATENTS), "W_dec": rows.clone(), "b_dec": torch.zeros(_WIDTH)}
+
+
+def _sae() -> SparseAutoencoder:
+    return SparseAutoencoder.from_tensors(SaeConfig(_WIDTH, _LATENTS, 4), _tensors(), "fuzz")
+
+
+def _activations() -> ConceptActivations:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(3, 4, _LATENTS, generator=generator)
+    return ConceptActivations(
+        ["A", "B", "C"],
+        [2, 3, 4],
+        means,
+        torch.tensor([751, 501, 251, 1]),
+        torch.full((4,), 0.5),
+        {"hookpoint": HOOKPOINT, "prompts": {"A": ["x"]}},
+    )
+
+
+def _edit() -> Edit:
+    wish = Suppression("A", HOOKPOINT, Rule.parse("count:3"), -2.0)
+    record = {
+        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}},
+        "prompts": ["a"],
+        "sampling": {"steps": 4, "guidance": 3.0},
+        "model": "demo",
+        "concepts": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}],
+        "activations": [],
+        "unet_sha256": "0",
+    }
+    return make_edit([wish], {("A", HOOKPOINT): _activations()}, provenance=record)
+
+
+def _golden(path: Path) -> None:
+    from saeuron.validation.golden import Case, Golden, Run
+    from saeuron.validation.weights import Digest
+
+    a = np.zeros((1, 2, 2, 2), np.float32)
+    fires = {HOOKPOINT: np.zeros((1, 4, 3), bool)}
+    cases = [Case("step", 1.0, a, a + 1, a + 2, a + 3, a, fires, fires)]
+    runs = [Run(["a"], 3.0, 4, a, a, a + 1, a, np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 4, 4, 3), np.uint8), 0.1, 0.1, [42])]
+    Golden(
+        "fp32", cases, runs, {"text_encoder": {"input_ids": np.zeros((1, 3), np.int64)}}, {"scope": "full", "prompts": ["a"], "steps": 4},
+        {"ids": np.zeros((1, 3))}, {"unet": {"w": Digest("0", "1:0")}},
+    ).save(path)  # fmt: skip
+
+
+@reader(lambda f: _put(f, "x.json", json.dumps({"a": {"b": [1, 2.5, "x", None]}, "c": True})), {"x.json": m.as_json})
+def _json(folder: Path) -> None:
+    read_json(folder / "x.json")
+
+
+def _put(folder: Path, name: str, content: str | bytes) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _some_tensors(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    kinds = {
+        "a": torch.zeros(2, 3),
+        "b": torch.zeros(4, dtype=torch.int64),
+        "c": torch.zeros(2, dtype=torch.bfloat16),
+        "d": torch.zeros(3, dtype=torch.uint8),
+    }
+    save_file(kinds, folder / "x.safetensors", metadata={"format": "pt"})
+
+
+@reader(_some_tensors, {"x.safetensors": m.as_safetensors})
+def _safetensors(folder: Path) -> None:
+    read_header(folder / "x.safetensors")
+    open_safetensors(folder / "x.safetensors", {"a": (2, 3)})
+    open_safetensors(folder / "x.safetensors")
+
+
+def _read_sae(folder: Path) -> None:
+    sae = SparseAutoencoder.load(folder)
+    sae.sha256()
+    sae(torch.ones(1, sae.config.d_in))
+
+
+@reader(lambda f: _sae().save(f), {"cfg.json": m.as_json, "sae.safetensors": m.as_safetensors})
+def _sae_of_saeuron(folder: Path) -> None:
+    _read_sae(folder)
+
+
+def _saelens(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    t = _tensors()
+    config = {
+        "architecture": "jumprelu",
+        "d_in": _WIDTH,
+        "d_sae": _LATENTS,
+        "k": 4,
+        "normalize_activations": "none",
+        "apply_b_dec_to_input": True,
+        "rescale_acts_by_decoder_norm": True,
+        "dtype": "float32",
+    }
+    _put(folder, "cfg.json", json.dumps(config))
+    save_file({**t, "W_enc": t["W_enc"].T.contiguous(), "threshold": torch.ones(_LATENTS)}, folder / "sae_weights.safetensors")
+
+
+@reader(_saelens, {"cfg.json": m.as_json, "sae_weights.safetensors": m.as_safetensors})
+def _sae_of_saelens(folder: Path) -> None:
+    _read_sae(folder)
+
+
+def _unbox(folder: Path) -> None:
+    t = _tensors()
+    _put(folder, "config.json", json.dumps({"d_model": _WIDTH, "n_dirs_local": _LATENTS, "k": 4}))
+    torch.save(
+        {"encoder.weight": t["W_enc"], "latent_bias": t["b_enc"], "decoder.weight": t["W_dec"].T.contiguous(), "pre_bias": t["b_dec"]},
+        folder / "state_dict.pth",
+    )
+
+
+@reader(_unbox, {"config.json": m.as_json, "state_dict.pth": m.as_torch_zip})
+def _sae_of_sdxl_unbox(folder: Path) -> None:
+    _read_sae(folder)
+
+
+def _timesteps(steps: int) -> torch.Tensor:
+    from saeuron.editor.activations import ddim_timesteps
+
+    return ddim_timesteps({"num_train_timesteps": 1000}, steps)
+
+
+@reader(lambda f: _activations().save(f / "a.safetensors"), {"a.safetensors": m.as_safetensors})
+def _activations_file(folder: Path) -> None:
+    ConceptActivations.load(folder / "a.safetensors")
+
+
+@reader(lambda f: _put(f, "a.pkl", pickle.dumps({c: torch.rand(2, 3, 16).half() for c in "AB"})), {"a.pkl": m.as_pickle})
+def _activations_pickle(folder: Path) -> None:
+    ConceptActivations.load(folder / "a.pkl", _timesteps)
+
+
+@reader(lambda f: torch.save({c: torch.rand(2, 3, 16).half() for c in "AB"}, f / "a.pth"), {"a.pth": m.as_torch_zip}, 2)
+def _activations_zip(folder: Path) -> None:
+    ConceptActivations.load(folder / "a.pth", _timesteps)
+
+
+_SETTINGS = """[export]
+model = "demo"
+hookpoint = "up_blocks.1.attentions.1"
+residual = "keep"
+steps = 20
+guidance = 3.0
+
+[[concepts]]
+name = "Neon"
+select = "count:3"
+multiplier = -2.0
+status = "tuned"
+sae = "demo:saes"
+activations = "demo:style-{hookpoint}.safetensors"
+prompts = ["a {title}", "b"]
+"""
+
+
+@reader(lambda f: _put(f, "s.toml", _SETTINGS), {"s.toml": m.as_toml}, 0.3)
+def _settings_file(folder: Path) -> None:
+    from saeuron.export.settings import Settings, resolve
+
+    resolve(Settings((), folder / "out", settings=folder / "s.toml"))
+
+
+_PRESETS = """[defaults]
+model = "a/b"
+domain = "style"
+sae = "c/d"
+hookpoint = "up_blocks.1.attentions.1"
+select = "count:3"
+multiplier = -2.0
+steps = 20
+collect_guidance = 9
+
+[[concepts]]
+name = "X_1"
+prompts = ["a {title}", "b {name}"]
+
+[[contrast]]
+name = "plain"
+domain = "style"
+prompts = ["c"]
+"""
+
+
+@reader(lambda f: _put(f, "p.toml", _PRESETS), {"p.toml": m.as_toml})
+def _preset_file(folder: Path) -> None:
+    from saeuron.editor.concepts import load_presets
+
+    load_presets(folder / "p.toml")
+
+
+@reader(
+    lambda f: (_put(f, "p.toml", '[prompts]\nA = ["a", "b"]\nB = ["c"]\n'), _put(f, "q.txt", "a\nb\n\nc, d\n"))[0],
+    {"p.toml": m.as_toml, "q.txt": m.as_lines},
+)
+def _prompt_sets(folder: Path) -> None:
+    from saeuron.editor.prompt_sets import check_sets, own_prompts
+
+    check_sets(own_prompts([str(folder / "p.toml"), f"C={folder / 'q.txt'}"]))
+
+
+def _artifact(folder: Path) -> None:
+    """An artifact in form: the demo's configs, an edit, golden vectors, files in the place of graphs and engines."""
+    from saeuron.validation import manifest
+
+    source = demo.resolve("demo")
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"):
+        _put(folder, name, (source / name).read_bytes())
+    shutil.copytree(source / "tokenizer", folder / "tokenizer")
+    unet = json.loads((folder / "unet/config.json").read_text()) | {
+        "ablation": {"residual": "keep", "gate": "exact", "sha256": "1", "hookpoints": {HOOKPOINT: {}}}
+    }
+    _put(folder, "unet/config.json", json.dumps(unet))
+    (folder / "edit").mkdir()
+    edit = _edit()
+    edit.save(folder / "edit/edit.safetensors")
+    _golden(folder / "edit/golden.safetensors")
+    for name in ("unet/model.onnx", "vae_decoder/model.onnx", "text_encoder/model.onnx", "tensorrt/rtx-sm86/unet.engine"):
+        _put(folder, name, b"x")
+    report = {
+        "passed": True, "scope": "full", "precision": "fp32", "failures": [], "not_checked": [], "record": {"passed": True, "failures": []},
+        "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "worst": 0.001, "bar": 0.01, "rows": [{"kind": "step", "timestep": 1.0, "ratio": 0.001}]},
+                              "gates": {"passed": True, "observable": True, "decisions": 3, "equal": 1.0, "flips_beyond_rounding": 0, "features": 3, "features_fired": 2}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
+                              "runs": {"passed": True, "loop": "lean", "rows": [{"conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "ssim": None, "guidance": 3.0, "width": 32, "height": 32}]}}},
+        "control": {"passed": True, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
+    }  # fmt: skip
+    _put(folder, "validation/report.json", json.dumps(report))
+    graphs = {name: {f"{name}/model.onnx": "0"} for name in ("unet",)}
+    manifest.write(folder, {
+        "concepts": ["A"], "settings": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}], "residual": "keep", "gate": "exact", "precision": "fp32",
+        "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "0", "safety_checker": False},
+        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
+        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "gates": {HOOKPOINT: "x"}}, "warnings": [], "versions": {},
+        "validation": {"passed": True, "scope": "full", "precision": "fp32", "worst_share_of_effect": {"onnx": 0.001}, "failures": []},
+        "engines": {"rtx-sm86": {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
+                                 "components": {"unet": {"precision": "fp32", "onnx": graphs["unet"], "shapes": {"sample": [[1], [2], [3]]}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}},
+                                 "status": "built, not yet run on a GPU", "built": "2026"}},
+    })  # fmt: skip
+
+
+@reader(_artifact, {"saeuron.json": m.as_json}, 3)
+def _manifest(folder: Path) -> None:
+    from saeuron.export.card import model_card
+    from saeuron.validation import engines, manifest
+
+    manifest.said_engines(folder)
+    record = manifest.read(folder)
+    manifest.read(folder, replacing=("rtx*",))
+    manifest.check_backends(folder, record, ("onnx",))
+    engines.check_target(record, None)
+    engines.check_entries(folder, record)
+    for entry in record.get("engines", {}).values():
+        engines.runs_on(entry, engines.Gpu("x", "sm86"), "1.7")
+    model_card(record)
+    manifest.check_files(folder, record)
+
+
+@reader(lambda f: _edit().save(f / "e.safetensors"), {"e.safetensors": m.as_safetensors}, 2)
+def _edit_file(folder: Path) -> None:
+    from saeuron.editor.edit_header import read_edit_header
+
+    header = read_edit_header(folder / "e.safetensors")
+    assert isinstance(header.concepts, list)
+    for name in header.latents:
+        header.sae(name), header.sae_sha256(name)
+    header.model, header.prompts, header.sampling("steps")
+    edit = Edit.load(folder / "e.safetensors")
+    edit.sha256(), edit.neutral(), edit.only(edit.concepts[:1]), edit.shared(edit.concepts[:1])
+    for part in edit.hookpoints.values():
+        part.rows(torch.tensor([1.0]))
+
+
+@reader(lambda f: _golden(f / "g.safetensors"), {"g.safetensors": m.as_safetensors}, 2)
+def _golden_file(folder: Path) -> None:
+    from saeuron.validation.golden import Golden, read_pictures
+
+    for shown in read_pictures(folder / "g.safetensors"):
+        assert len(shown.prompts) == len(shown.hook)
+    Golden.load(folder / "g.safetensors")
+
+
+_OF_ARTIFACT: dict[str, m.Mutation] = {
+    "model_index.json": m.as_json, "unet/config.json": m.as_json, "vae/config.json": m.as_json, "text_encoder/config.json": m.as_json,
+    "scheduler/scheduler_config.json": m.as_json,
+}  # fmt: skip
+
+
+@reader(_artifact, {"unet/config.json": m.as_json, "edit/edit.safetensors": m.as_safetensors}, 1)
+def _what_files_say_of_one_another(folder: Path) -> None:
+    from saeuron.validation import manifest
+    from saeuron.validation.golden import Golden
+    from saeuron.validation.said import check_said
+
+    check_said(folder, manifest.read(folder), Golden.load(folder / "edit/golden.safetensors"))
+
+
+@reader(_artifact, _OF_ARTIFACT, 1)
+def _configs(folder: Path) -> None:
+    from saeuron.export.tensorrt import Shapes, axes_of
+    from saeuron.validation import manifest
+    from saeuron.validation.configs import compare_configs
+
+    source = demo.resolve("demo")
+    reference = {
+        n: json.loads((source / f).read_text()) | {"class": "x"}
+        for n, f in (("unet", "unet/config.json"), ("vae", "vae/config.json"), ("scheduler", "scheduler/scheduler_config.json"))
+    }
+    family_of(read_json(folder / "model_index.json"))
+    compare_configs(folder, reference)
+    axes_of(folder, manifest.read(folder), Shapes.parse("height=32,width=32"))
+
+
+@reader(_artifact, {**_OF_ARTIFACT, "tokenizer/tokenizer_config.json": m.as_json}, 0.5)
+def _pipeline_without_torch(folder: Path) -> None:
+    from saeuron.validation.lean.pipeline import LeanPipeline
+
+    pipeline = LeanPipeline(folder, None)  # type: ignore[arg-type]
+    pipeline.initial_latents([1])
+    pipeline.truncated("a house")
+
+
+@reader(_artifact, {"scheduler/scheduler_config.json": m.as_json}, 2)
+def _scheduler(folder: Path) -> None:
+    from saeuron.validation.lean.pipeline import scheduler_of
+
+    for kind in (None, "ddim", "euler"):
+        made = scheduler_of(folder, kind)
+        made.set_timesteps(4)
+        sample = np.ones((1, 2, 2, 2), np.float32)
+        with np.errstate(all="ignore"):
+            made.step(made.scale_model_input(sample, 0), 0, sample)
+
+
+def _tokenizer_files(folder: Path) -> None:
+    _artifact(folder)
+
+
+@reader(_tokenizer_files, {"tokenizer/tokenizer_config.json": m.as_json, "tokenizer/tokenizer.json": m.as_json}, 0.3)
+def _tokenizer(folder: Path) -> None:
+    from saeuron.validation.lean.tokenizer import ClipTokenizer
+
+    made = ClipTokenizer(folder / "tokenizer")
+    made(["a house", ""])
+    made.tokens("a house")
+
+
+def _lists(folder: Path) -> None:
+    _artifact(folder)
+    model = (
+        json.loads((folder / "tokenizer/tokenizer.json").read_text())["model"] if (folder / "tokenizer/tokenizer.json").is_file() else None
+    )
+    if model is not None:
+        _put(folder, "tokenizer/vocab.json", json.dumps(model["vocab"]))
+        _put(
+            folder,
+            "tokenizer/merges.txt",
+            "#version: 0.2\n" + "\n".join(x if isinstance(x, str) else " ".join(x) for x in model["merges"]) + "\n",
+        )
+        (folder / "tokenizer/tokenizer.json").unlink()
+
+
+@reader(_lists, {"tokenizer/vocab.json": m.as_json, "tokenizer/merges.txt": m.as_lines}, 0.3)
+def _tokenizer_of_lists(folder: Path) -> None:
+    _tokenizer(folder)
+
+
+@reader(
+    lambda f: shutil.copytree(demo.resolve("demo"), f / "m") and None,
+    {f"m/{n}": k for n, k in _OF_ARTIFACT.items()} | {"m/vae/diffusion_pytorch_model.safetensors": m.as_safetensors},
+    0.5,
+)
+def _model_folder(folder: Path) -> None:
+    from saeuron.editor.pipelines import check_folder
+    from saeuron.editor.sizes import Sizes
+
+    check_folder(folder / "m")
+    Sizes.of(folder / "m")
+
+
+def _graphs(folder: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((4, 8), np.float32), "w")
+    known, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", s]) for n, s in (("x", 4), ("y", 8)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [known], [made], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx")
+
+
+@reader(_graphs, {"model.onnx": m.raw})
+def _onnx_graph(folder: Path) -> None:
+    from saeuron.validation.runners import open_session
+    from saeuron.validation.weights import _used
+
+    list(_used(folder / "model.onnx"))
+    open_session(folder / "model.onnx")
+
+
+_RATE = {"trials": 2, "hits": 1, "rate": 0.5, "low": 0.1, "high": 0.9}
+
+
+def _evidence(folder: Path) -> None:
+    _artifact(folder)
+    from saeuron.validation import manifest
+
+    edit, sha = manifest.read(folder)["edit"]["sha256"], file_sha256(folder / "saeuron.json")
+    judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
+    figures = {"domain": "style", **dict.fromkeys(("ua", "ira", "cra", "cra_unstyled"), _RATE), "cra_target": None}
+    evaluation = {
+        "format": "saeuron-evaluation-1", "finished": True,
+        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
+        "backends": {n: {"concepts": {"A": figures}, "runtime": "r", "device": "cpu", "loop": "lean"} for n in ("unedited", "onnx")},
+        "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
+        "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],
+    }  # fmt: skip
+    row = {
+        "attack": "prefix",
+        "successes": 1,
+        "budget": {"iterations": 2},
+        **{k: v for k, v in _RATE.items() if k != "hits"},
+        "found": {"text": "x"},
+    }
+    attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
+    _put(folder, "e/evaluation.json", json.dumps(evaluation))
+    _put(folder, "attack.json", json.dumps(attack))
+
+
+@reader(_evidence, {"e/evaluation.json": m.as_json, "attack.json": m.as_json, "validation/report.json": m.as_json}, 0.2)
+def _evidence_of_a_report(folder: Path) -> None:
+    from saeuron.validation.page.content import make_content
+    from saeuron.validation.page.render import render
+
+    render(make_content(folder, folder / "e", folder / "attack.json"), "pictures")
+
+
+_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
+
+
+def _verdict_files(folder: Path) -> None:
+    from saeuron.validation.verdicts import FORMAT, PICTURES, RESULT, VERDICTS
+
+    _put(folder, RESULT, json.dumps({"format": FORMAT, "finished": False, "settings": {"a": 1, "b": [1]}}))
+    _put(folder, f"{PICTURES}/onnx/x.png", b"x")
+    row = ("onnx", "House", "A", "1", "a house", f"{PICTURES}/onnx/x.png", file_sha256(folder / PICTURES / "onnx/x.png"), "House", "A")
+    _put(folder, VERDICTS, ",".join(_COLUMNS) + "\n" + ",".join(row) + "\n")
+
+
+@reader(_verdict_files, {"evaluation.json": m.as_json, "verdicts.csv": m.as_lines}, 1)
+def _evaluation_folder(folder: Path) -> None:
+    from saeuron.validation.verdicts import Store, Wanted, check_folder, stored
+
+    stored(folder, _COLUMNS)
+    check_folder(folder, {"a": 1, "b": [1]}, False)
+    Store(folder, _COLUMNS, {"a": 1, "b": [1]}).have("onnx", Wanted("x", "a house", 1, 3.0))
+
+
+@reader(
+    lambda f: (_put(f, "p.csv", "prompt,seed,sd_guidance_scale\na house,3,7.5\nb,4,\n"), _put(f, "p.txt", "a\nb\n"))[0],
+    {"p.csv": m.as_lines, "p.txt": m.as_lines},
+)
+def _prompts_of_nudity(folder: Path) -> None:
+    from saeuron.validation.nudity import read_prompts
+
+    read_prompts(folder / "p.csv", 1, 7.5)
+    read_prompts(folder / "p.txt", 1, 7.5)
+
+
+def _npy(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    made = io.BytesIO()
+    np.save(made, np.zeros((1, 2, 4, 4), np.float32))
+    _put(folder, "l.npy", made.getvalue())
+    save_file({"latents": np.zeros((1, 2, 4, 4), np.float32)}, folder / "l.safetensors")
+
+
+@reader(_npy, {"l.npy": m.raw, "l.safetensors": m.as_safetensors})
+def _latents(folder: Path) -> None:
+    from saeuron.export.commands.generate import _read_latents
+
+    _read_latents(folder / "l.npy")
+    _read_latents(folder / "l.safetensors")
+
+
+@reader(
+    lambda f: (
+        _put(f, "object.txt", "House\nCar\n"),
+        _put(f, "preprocess.json", json.dumps({"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": 0.5})),
+    )[0],
+    {"object.txt": m.as_lines, "preprocess.json": m.as_json},
+)
+def _judge_of_ones_own(folder: Path) -> None:
+    from saeuron.validation.judges import _label_lines, _preprocessing
+
+    _label_lines(folder / "object.txt")
+    _preprocessing(folder / "preprocess.json")
+
+
+def damaged(one: Reader, folder: Path, seed: int, number: int) -> tuple[str, bytes]:
+    """The input of this number, whatever came before it: the file that is damaged, and its content."""
+    rng = random.Random(f"{seed}/{one.name}/{number}")
+    name = rng.choice(sorted(one.files))
+    if name not in one.held:
+        one.held[name] = (folder / name).read_bytes()
+    return name, one.files[name](rng, one.held[name])
