@@ -50,6 +50,7 @@ def add_engines(
             added = {f"{engines.FOLDER}/{n}/{file}": entry for n in names for file, entry in manifest.hash_files(place / n).items()}
             added["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
             record["files"] = dict(sorted({**record["files"], **added}.items()))
+            record = manifest.sealed(record)
             (place / "README.md").write_bytes(card)
             (place / manifest.NAME).write_bytes(manifest.encode(record))
             switch(root, place, [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"])

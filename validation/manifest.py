@@ -115,11 +115,15 @@ def write(root: Path, manifest: dict[str, Any]) -> None:
     (root / NAME).write_bytes(encode({"format": FORMAT, **manifest, "files": hash_files(root)}))
 
 
-def encode(manifest: dict[str, Any]) -> bytes:
-    """The bytes of `saeuron.json`. They hold a hash of the rest, so that damage to the manifest itself shows; it is no signature."""
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same with a hash of the rest, so that damage to the manifest itself shows; it is no signature."""
     content = {key: value for key, value in manifest.items() if key != OWN_HASH}
-    digest = hashlib.sha256(strict_json(content).encode()).hexdigest()
-    return (strict_json({**content, OWN_HASH: digest}) + "\n").encode()
+    return {**content, OWN_HASH: hashlib.sha256(strict_json(content).encode()).hexdigest()}
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The bytes of `saeuron.json`."""
+    return (strict_json(sealed(manifest)) + "\n").encode()
 
 
 def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> dict[str, Any]:

@@ -116,8 +116,10 @@ def test_what_is_damaged_can_be_replaced(root, spoil):
 
 
 def test_a_link_of_a_cache_is_replaced_not_written_through(root, tmp_path):
-    blobs = tmp_path / "blobs"
-    blobs.mkdir()
+    blobs = tmp_path / "models--me--x" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs.parent / "snapshots").mkdir()
+    root = shutil.move(root, blobs.parent / "snapshots" / ("a" * 40))
     for name in ("README.md", manifest.NAME):
         shutil.move(root / name, blobs / name)
         (root / name).symlink_to(blobs / name)
