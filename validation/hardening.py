@@ -16,6 +16,7 @@ import torch
 from ..editor.activations import ConceptActivations
 from ..editor.errors import SaeuronError
 from ..editor.hook import AblationHook
+from ..editor.rule import Rule
 from ..editor.sae import SparseAutoencoder
 from .attack import LEARNED, Attacker, AttackSettings, cases
 from .attacks.victims import Hooked
@@ -118,16 +119,17 @@ class Hardening(Sweep):
     def choose(self, before: Trial, candidates: Iterable[Trial], told: Callable[[Measured], None] = lambda found: None) -> list[Measured]:
         """Compare candidates with the setting before them.
 
-        Candidates come from narrow to wide: at one multiplier, the wider ones are left out once none of the attack's pictures shows the
-        concept or the pictures without it suffer more than is allowed.
+        Candidates come from narrow to wide: at one multiplier, the wider ones are left out once no picture under attack shows the concept,
+        or once more is lost than is allowed. Where none shows it to begin with, there is nothing to compare by, and none is tried.
 
         Returns:
             all that were measured, the chosen one first.
         """
         first = self.compare(before)
         told(first)
-        found, done = [first], {before.multiplier} if not first.attack.hits else set()
-        for trial in candidates:
+        found: list[Measured] = [first]
+        done: set[float] = set()
+        for trial in dict.fromkeys(candidates) if first.attack.hits else ():
             if trial.multiplier in done or trial == before:
                 continue
             found.append(self.compare(trial))
@@ -202,7 +204,5 @@ class Hardening(Sweep):
 
 def widened(trial: Trial, factors: Sequence[float], multipliers: Sequence[float]) -> list[Trial]:
     """The trial's rule, widened by each factor, at each multiplier; from narrow to wide."""
-    from ..editor.rule import Rule
-
     rule = Rule.parse(trial.select)
     return [replace(trial, select=str(rule.widened(f)), multiplier=m) for m in multipliers for f in sorted(factors)]

@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from ...editor.by_hand import LARGEST
 from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
 from ..checks import check_guidance, check_steps
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _GRID, _BUDGET = "Candidates", "Budget"
 FORMAT = "saeuron-hardening-1"
+_WIDEST = 1000
 
 
 @clean
@@ -92,19 +94,24 @@ def harden(
 
     Example: `saeuron harden --concepts Neon --widen 2,4 --output hardened`
     """
-    from ...validation.attack import AttackSettings
-    from ...validation.hardening import HardenSettings
+    from ...validation.attack import LEARNED, AttackSettings
     from ..settings import Settings, resolve, to_fetch
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     o.check_out_folder(output)
     factors = numbers_of(widen, "--widen")
-    if min(factors) <= 1:
-        raise SaeuronError(f"--widen '{widen}': a candidate takes more features than the setting before, so give numbers above 1")
+    if not 1 < min(factors) <= max(factors) <= _WIDEST:
+        raise SaeuronError(
+            f"--widen '{widen}': a candidate takes more features than the setting before; give numbers above 1, to {_WIDEST}"
+        )
     gammas = numbers_of(multiplier, "--multiplier") if multiplier else []
-    if any(g > 0 for g in gammas):
-        raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; give negative ones")
+    if any(g > 0 or g < -LARGEST for g in gammas):
+        raise SaeuronError(
+            f"--multiplier '{multiplier}': a positive one strengthens a concept, and float32 can't hold one below {-LARGEST:g}"
+        )
+    if attack not in LEARNED:
+        raise SaeuronError(unknown("attack", attack, LEARNED))
     if not (0 <= cost < 100 and math.isfinite(cost)):
         raise SaeuronError(f"--cost is {cost:g}; it is a number of points from 0 to below 100")
     wanted = Settings(
@@ -114,15 +121,19 @@ def harden(
     plan = resolve(wanted)
     check_steps(plan.steps, "--steps")
     check_guidance(plan.guidance)
+    to_fetch(plan)
     own = AttackSettings()
     budget = AttackSettings(
         steps=plan.steps, guidance=plan.guidance, restarts=restarts, batch_size=batch_size, tune_seeds=seeds_of(tune_seeds, "--tune-seeds"),
         report_seeds=seeds_of(report_seeds, "--report-seeds"), iterations=own.iterations if iterations is None else iterations,
         embedding_iterations=own.embedding_iterations if iterations is None else iterations,
     )  # fmt: skip
-    common = HardenSettings(budget, attack, seeds_of(trial_seeds, "--trial-seeds"), cost / 100, report_searches, residual=plan.residual)
+    budget.check()
+    trials = seeds_of(trial_seeds, "--trial-seeds")
+    from ...validation.hardening import HardenSettings
+
+    common = HardenSettings(budget, attack, trials, cost / 100, report_searches, residual=plan.residual)
     common.check()
-    to_fetch(plan)
     with progress_line("opening SAE and activations") as say:
         report = _run(wanted, common, judge, factors, gammas, output, say)
     if as_json:
