@@ -37,6 +37,13 @@ class Rule:
             raise SaeuronError(f"selection '{text}': expected percentile:P or count:N")
         return cls(kind, value)
 
+    def widened(self, factor: float) -> Rule:
+        """A rule that takes `factor` (≥ 1) times as many features, as far as whole numbers and percentiles above 0 go."""
+        if self.kind == "count":
+            return Rule(self.kind, float(max(1, round(self.value * factor))))
+        # Rounded to ten digits: 100 - 0.001 is no round number in binary.
+        return Rule(self.kind, round(max(100 - (100 - self.value) * factor, 1e-9), 10))
+
     def __str__(self) -> str:
         # All digits: a rounded percentile chooses other features when it is read again.
         return f"{self.kind}:{int(self.value) if float(self.value).is_integer() else self.value!r}"

@@ -21,6 +21,7 @@ from .commands.collect import collect
 from .commands.evaluate import evaluate
 from .commands.features import features
 from .commands.generate import generate
+from .commands.harden import harden
 from .commands.publish import publish
 from .commands.report import report as report_command
 from .commands.select import select
@@ -404,7 +405,7 @@ def validate(
 
 
 for _name, _command in {
-    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "steer": steer, "features": features,
+    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "harden": harden, "steer": steer, "features": features,
     "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..editor.errors import SaeuronError
 from ..editor.writing import whole_file
+
+if TYPE_CHECKING:
+    from ..validation.sweep import Trial
+    from .prepare import Sources
 
 
 def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -54,6 +58,22 @@ def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str])
             f"concept '{concept}': an SAE of its own for each hookpoint can't be written into one settings table; put them into one folder, by hookpoint"
         )
     return {"sae": sources.pop(), "hookpoint": ",".join(files), "activations": patterns.pop()}
+
+
+def trial_table(sources: Sources, trial: Trial) -> dict[str, Any]:
+    """The table of a setting that was tried and measured.
+
+    Raises:
+        SaeuronError: as `one_for_all`.
+    """
+    plan = sources.plan
+    by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
+    files = {h: by_place[trial.concept, h].activations for h in trial.hookpoints}
+    return {
+        "name": trial.concept, "model": plan.model, "domain": by_place[trial.concept, trial.hookpoints[0]].domain,
+        **one_for_all(trial.concept, files, plan.saes), "select": trial.select, "multiplier": trial.multiplier, "residual": plan.residual,
+        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(trial.concept, ()),
+    }  # fmt: skip
 
 
 def _toml(value: Any) -> str:

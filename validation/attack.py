@@ -15,6 +15,7 @@ from ..editor.errors import SaeuronError
 from .intervals import Rate
 
 if TYPE_CHECKING:
+    from .attacks.search import Found
     from .attacks.victims import Victim
     from .judges import Judge
 
@@ -158,7 +159,7 @@ def plan(cases: Sequence[Case], settings: AttackSettings, attacks: Sequence[str]
     return {case.concept: {row: budget(kinds.get(row, row), case, settings, paraphrases) for row in rows} for case in cases}
 
 
-class _Attacker:
+class Attacker:
     """Everything that the rows of one concept share."""
 
     def __init__(
@@ -166,7 +167,8 @@ class _Attacker:
     ) -> None:
         self.victim, self.original, self.case, self.judge, self.settings, self.say = victim, original, case, judge, settings, say
         self.shown: list[Shown] = []
-        self._latents: Any = None
+        self.targets: Any = None
+        """the unedited model's latents of the tuning pictures, once they were made"""
 
     def _seen(self, pipeline: Any, contexts: Any, seeds: list[int], row: str | None) -> list[bool]:
         """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
@@ -207,15 +209,32 @@ class _Attacker:
 
     def learned(self, row: str) -> Row:
         """Learn on tuning prompts and seeds, count on the others."""
-        from .attacks.prompts import context, words
-        from .attacks.search import DiffusionLoss, Found, Targets, learn_embedding, learn_prefix, starts
+        from .attacks.prompts import words
 
         began = time.monotonic()
         s, case = self.settings, self.case
+        hits, found = min(self.searches(row), key=lambda held: (-held[0], held[1].loss))
+        self.say(f"{case.concept}: {row}, pictures")
+        seen = self.count(row, found, case.reporting, s.report_seeds)
+        told: dict[str, Any] = {"loss": found.loss, "tuning_successes": hits, "tuning_trials": len(case.tuning) * len(s.tune_seeds)}
+        if found.ids is not None:
+            tokenized = self.victim.pipeline
+            text = tokenized.tokenizer.decode(found.ids)
+            # A text that is cut otherwise when it is typed works by its ids only.
+            told |= {"ids": found.ids, "text": text, "typed": words(tokenized, text) == found.ids}
+        else:
+            told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
+        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began)
+
+    def searches(self, row: str) -> list[tuple[int, Found]]:
+        """One search from each beginning: successes on the pictures that it learned from, and what it found."""
+        from .attacks.prompts import context, words
+        from .attacks.search import DiffusionLoss, Targets, learn_embedding, learn_prefix, starts
+
+        s, case = self.settings, self.case
         tuning = [(text, seed) for text in case.tuning for seed in s.tune_seeds]
-        reporting = [(text, seed) for text in case.reporting for seed in s.report_seeds]
-        best: tuple[tuple[int, float], Found] | None = None
         latents = self._targets(tuning)
+        held = []
         with self.victim.edited(straight=row == "straight-through") as pipeline:
             templates = [self._template(pipeline, row, text) for text, _ in tuning]
             loss = DiffusionLoss(pipeline, Targets(latents, templates), s.steps, s.seed)
@@ -227,32 +246,28 @@ class _Attacker:
                 else:
                     start = starts(pipeline, name, s.tokens, s.seed, restart)
                     found = learn_embedding(loss, start, s.embedding_iterations, s.batch, s.embedding_rate)
-                hits = sum(self._seen(pipeline, context(pipeline, templates, found.vectors), [seed for _, seed in tuning], None))
-                if best is None or (-hits, found.loss) < best[0]:
-                    best = (-hits, found.loss), found
-            assert best is not None
-            self.say(f"{case.concept}: {row}, pictures")
-            (misses, value), found = best
-            contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in reporting], found.vectors)
-            seen = self._seen(pipeline, contexts, [seed for _, seed in reporting], row)
-            told: dict[str, Any] = {"loss": value, "tuning_successes": -misses, "tuning_trials": len(tuning)}
-            if found.ids is not None:
-                text = pipeline.tokenizer.decode(found.ids)
-                # A text that is cut otherwise when it is typed works by its ids only.
-                told |= {"ids": found.ids, "text": text, "typed": words(pipeline, text) == found.ids}
-            else:
-                told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
-        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began)
+                seen = self._seen(pipeline, context(pipeline, templates, found.vectors), [seed for _, seed in tuning], None)
+                held.append((sum(seen), found))
+        return held
+
+    def count(self, row: str, found: Found, prompts: Sequence[str], seeds: Sequence[int]) -> list[bool]:
+        """Whether the concept shows, for each prompt and seed, with what a search found."""
+        from .attacks.prompts import context
+
+        jobs = [(text, seed) for text in prompts for seed in seeds]
+        with self.victim.edited(straight=row == "straight-through") as pipeline:
+            contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in jobs], found.vectors)
+            return self._seen(pipeline, contexts, [seed for _, seed in jobs], row)
 
     def _targets(self, tuning: Sequence[tuple[str, int]]) -> Any:
         """The unedited model's latents of the tuning pictures; made once a concept."""
         from .attacks.prompts import context, draw, with_prefix
 
-        if self._latents is None:
+        if self.targets is None:
             s = self.settings
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in tuning], None)
-            self._latents = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
-        return self._latents
+            self.targets = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
+        return self.targets
 
     def _name(self, text: str) -> str:
         """The concept as the judge writes it in a prompt."""
@@ -304,7 +319,7 @@ def attack(
     texts = [line.replace("{name}", case.concept) for line in paraphrases]
     if "paraphrases" in attacks and not texts:
         raise SaeuronError("the attack 'paraphrases' needs prompts")
-    run = _Attacker(victim, original, case, judge, s, say)
+    run = Attacker(victim, original, case, judge, s, say)
     rows = []
     with torch.no_grad():
         for edited in (False, True):

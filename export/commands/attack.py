@@ -112,8 +112,8 @@ def attack(
         raise SaeuronError(f"--search-seeds is {search_seeds}; it must be 1 to 10000")
     settings = a.AttackSettings(
         steps=steps if steps is not None else sampling.get("steps", 50), guidance=guidance if guidance is not None else sampling.get("guidance", 7.5),
-        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=_seeds(tune_seeds, "--tune-seeds"),
-        report_seeds=_seeds(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
+        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=seeds_of(tune_seeds, "--tune-seeds"),
+        report_seeds=seeds_of(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
     )  # fmt: skip
     settings.check()
     check_steps(settings.steps, "--steps")
@@ -165,7 +165,8 @@ def _lines(path: Path | None) -> list[str]:
     return found
 
 
-def _seeds(text: str, option: str) -> tuple[int, ...]:
+def seeds_of(text: str, option: str) -> tuple[int, ...]:
+    """`A,B` → seeds, each once; `option` is named where one is none."""
     found = names(text)
     for part in found:
         if not re.fullmatch(r"[0-9]{1,19}", part):

@@ -84,12 +84,12 @@ def sweep(
         raise SaeuronError("no output folder: give --output DIR")
     o.check_out_folder(output)
     rules = [str(Rule.parse(r)) for r in names(select)]
-    gammas = _numbers(multiplier, "--multiplier")
+    gammas = numbers_of(multiplier, "--multiplier")
     if any(abs(g) > LARGEST for g in gammas):
         raise SaeuronError(f"--multiplier '{multiplier}': float32 can't hold it")
     if any(g > 0 for g in gammas):
         raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; a sweep tries negative ones")
-    shares = _numbers(weights, "--weights")
+    shares = numbers_of(weights, "--weights")
     if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
         raise SaeuronError(f"--weights '{weights}': expected three shares of UA, IRA and CRA, e.g. 0.5,0.5,0")
     if not 0 < rest <= 1 or batch_size < 1:
@@ -117,7 +117,8 @@ def sweep(
         out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def numbers_of(text: str, option: str) -> list[float]:
+    """`A,B` → numbers; `option` is named where one is none."""
     found = []
     for part in names(text):
         if not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", part):
@@ -154,6 +155,7 @@ def _run(
     from ...editor.pipelines import load_pipeline
     from ...validation.judges import open_judge
     from ...validation.sweep import Sweep, grid
+    from ..concept_tables import trial_table
     from ..prepare import open_sources
     from ..progress import Remaining
     from ..settings import resolve
@@ -202,8 +204,7 @@ def _run(
         say(f"{name}: measuring the best on the report seeds")
         final = bench.report(best.trial)
         report["concepts"][name] = _entry(bench.measured - known, best, final, scores)
-        wish = by_place[name, best.trial.hookpoints[0]]
-        tables.append(_table(sources, wish, by_place, best))
+        tables.append(trial_table(sources, best.trial))
         _store(output, report, tables)
     return report
 
@@ -213,18 +214,6 @@ def _entry(measured: int, best: Score, final: Score, scores: list[Score]) -> dic
     return {
         "domain": t.domain, "hookpoints": list(t.hookpoints), "select": t.select, "multiplier": t.multiplier, "tuning": best.figures._asdict(),
         "report": final.figures._asdict(), "pictures": final.pictures, "trials": len(scores), "measured": measured,
-    }  # fmt: skip
-
-
-def _table(sources: Any, wish: Any, by_place: dict[tuple[str, str], Any], best: Score) -> dict[str, Any]:
-    from ..concept_tables import one_for_all
-
-    plan, t = sources.plan, best.trial
-    files = {h: by_place[t.concept, h].activations for h in t.hookpoints}
-    return {
-        "name": t.concept, "model": plan.model, "domain": wish.domain, **one_for_all(t.concept, files, plan.saes), "select": t.select,
-        "multiplier": t.multiplier, "residual": plan.residual, "status": "tuned", "steps": plan.steps, "guidance": plan.guidance,
-        "prompts": plan.prompts.get(t.concept, ()),
     }  # fmt: skip
 
 

@@ -1,0 +1,247 @@
+"""`saeuron harden`: chooses how much to suppress by attacking each candidate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.by_hand import LARGEST
+from ...editor.errors import SaeuronError
+from ...editor.suggest import unknown
+from ..checks import check_guidance, check_steps
+from ..console import clean, names, out, progress_line, resumable, write_json
+from . import options as o
+from .attack import seeds_of
+from .sweep import numbers_of
+
+if TYPE_CHECKING:
+    from ...validation.hardening import HardenSettings, Measured
+    from ..prepare import Sources
+    from ..settings import Settings
+
+_GRID, _BUDGET = "Candidates", "Budget"
+FORMAT = "saeuron-hardening-1"
+_WIDEST = 1000
+
+
+@clean
+@resumable
+def harden(
+    concepts: o.Concepts = "",
+    preset_file: o.PresetFiles = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings to begin from, e.g. a sweep's. Default: the presets.", rich_help_panel=o.WHAT),
+    ] = None,
+    activations: o.Activations = None,
+    widen: Annotated[
+        str, typer.Option(metavar="A,B", help="How many times as many features a step to try.", rich_help_panel=_GRID)
+    ] = "2,4",
+    multiplier: Annotated[
+        str, typer.Option(metavar="A,B", help="Multipliers to try. Default: the setting's own.", rich_help_panel=_GRID)
+    ] = "",
+    cost: Annotated[
+        float, typer.Option(metavar="POINTS", help="Most that UA, IRA and CRA may each lose, in points.", rich_help_panel=_GRID)
+    ] = 2.0,
+    attack: Annotated[
+        str, typer.Option(metavar="NAME", help="prefix, embedding or straight-through.", rich_help_panel=_BUDGET)
+    ] = "embedding",
+    judge: Annotated[
+        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR.", rich_help_panel=o.HOW)
+    ] = "demo",
+    iterations: Annotated[
+        int | None, typer.Option(metavar="N", help="Of each search. Default: as saeuron attack.", rich_help_panel=_BUDGET)
+    ] = None,
+    restarts: Annotated[int, typer.Option(metavar="N", help="Searches from different beginnings.", rich_help_panel=_BUDGET)] = 2,
+    tune_seeds: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="Seeds that attacks learn from, and of the other pictures meanwhile.", rich_help_panel=_BUDGET),
+    ] = "42,43",
+    trial_seeds: Annotated[
+        str, typer.Option(metavar="A,B", help="Other seeds, that candidates are compared on.", rich_help_panel=_BUDGET)
+    ] = "300,301,302,303,304,305",
+    report_seeds: Annotated[
+        str, typer.Option(metavar="A,B", help="Other seeds, for the figures.", rich_help_panel=_BUDGET)
+    ] = "188,288,588,688,888,988",
+    report_searches: Annotated[int, typer.Option(metavar="N", help="Fresh attacks for the figures.", rich_help_panel=_BUDGET)] = 2,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 32,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
+    model: o.Model = None,
+    hookpoint: o.Hookpoint = None,
+    sae: o.Sae = None,
+    device: o.Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="settings.toml, report.json and stored results; used again.", rich_help_panel=o.OUTPUT
+        ),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Make an edit hold: attack each concept's setting and wider ones, and write the one under which attacks succeed least.
+
+    A candidate that costs UA, IRA or CRA more than --cost is not taken. Candidates are compared on some prompts, names and seeds; the setting
+    before and the chosen one are then attacked afresh and counted on others. Results are stored: killed, the same command goes on.
+    OUTPUT/settings.toml is read by `saeuron-export --settings`.
+
+    Example: `saeuron harden --concepts Neon --widen 2,4 --output hardened`
+    """
+    from ...validation.attack import LEARNED, AttackSettings
+    from ..settings import Settings, resolve, to_fetch
+
+    if output is None:
+        raise SaeuronError("no output folder: give --output DIR")
+    o.check_out_folder(output)
+    factors = numbers_of(widen, "--widen")
+    if not 1 < min(factors) <= max(factors) <= _WIDEST:
+        raise SaeuronError(
+            f"--widen '{widen}': a candidate takes more features than the setting before; give numbers above 1, to {_WIDEST}"
+        )
+    gammas = numbers_of(multiplier, "--multiplier") if multiplier else []
+    if any(g > 0 or g < -LARGEST for g in gammas):
+        raise SaeuronError(
+            f"--multiplier '{multiplier}': a positive one strengthens a concept, and float32 can't hold one below {-LARGEST:g}"
+        )
+    if attack not in LEARNED:
+        raise SaeuronError(unknown("attack", attack, LEARNED))
+    if not (0 <= cost < 100 and math.isfinite(cost)):
+        raise SaeuronError(f"--cost is {cost:g}; it is a number of points from 0 to below 100")
+    wanted = Settings(
+        concepts=names(concepts), output=output, model=model, sae=tuple(sae or ()), hookpoint=hookpoint, activations=tuple(activations or ()),
+        steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()), settings=settings,
+    )  # fmt: skip
+    plan = resolve(wanted)
+    check_steps(plan.steps, "--steps")
+    check_guidance(plan.guidance)
+    to_fetch(plan)
+    own = AttackSettings()
+    budget = AttackSettings(
+        steps=plan.steps, guidance=plan.guidance, restarts=restarts, batch_size=batch_size, tune_seeds=seeds_of(tune_seeds, "--tune-seeds"),
+        report_seeds=seeds_of(report_seeds, "--report-seeds"), iterations=own.iterations if iterations is None else iterations,
+        embedding_iterations=own.embedding_iterations if iterations is None else iterations,
+    )  # fmt: skip
+    budget.check()
+    trials = seeds_of(trial_seeds, "--trial-seeds")
+    from ...validation.hardening import HardenSettings
+
+    common = HardenSettings(budget, attack, trials, cost / 100, report_searches, residual=plan.residual)
+    common.check()
+    with progress_line("opening SAE and activations") as say:
+        report = _run(wanted, common, judge, factors, gammas, output, say)
+    if as_json:
+        write_json(report)
+        return
+    _print(report)
+    out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+
+
+def _run(
+    wanted: Settings, common: HardenSettings, judge_name: str, factors: Sequence[float], gammas: Sequence[float], output: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    from dataclasses import asdict
+
+    from ...editor.bake import refuse_edited
+    from ...editor.cache import model_sha256
+    from ...editor.pipelines import load_pipeline
+    from ...validation.attacks.victims import bare
+    from ...validation.hardening import Hardening, widened
+    from ...validation.judges import open_judge
+    from ..concept_tables import trial_table
+    from ..prepare import open_sources
+    from ..settings import resolve
+
+    judge = open_judge(judge_name)
+    domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
+    sources = open_sources(resolve(wanted), say)
+    concepts = list(dict.fromkeys(w.concept for w in sources.wishes))
+    for name in concepts:
+        if name not in domains:
+            raise SaeuronError(unknown("concept", name, domains, f"to the judge '{judge_name}'"))
+    say(f"loading {sources.plan.model}")
+    pipeline = load_pipeline(sources.plan.model, None, wanted.device)
+    refuse_edited(pipeline.unet)
+    if type(pipeline).__name__ != "StableDiffusionPipeline":
+        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {type(pipeline).__name__}")
+    identity = model_sha256(sources.model_folder, pictures=True)
+    activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
+    bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
+    began = time.monotonic()
+    report: dict[str, Any] = {
+        "format": FORMAT, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": asdict(common), "widen": list(factors), "confidence": 0.95,
+        "concepts": {},
+    }  # fmt: skip
+    tables = []
+    for name in concepts:
+        before = _before(sources, name, domains[name])
+
+        def told(found: Measured, name: str = name) -> None:
+            t = found.trial
+            say(
+                f"{name}: {t.select}, {t.multiplier:g}: attack {found.attack.hits} of {found.attack.trials}, UA {found.ua.value:.0%}, IRA {found.ira.value:.0%}, CRA {found.cra.value:.0%}"
+            )
+
+        compared = bench.choose(before, widened(before, factors, gammas or [before.multiplier]), told)
+        chosen = compared[0].trial
+        figures = {"before": bench.report_on(before), "chosen": bench.report_on(chosen)}
+        report["concepts"][name] = {
+            "domain": domains[name], "changed": chosen != before, "compared": [m.entry() for m in compared],
+            **{key: m.entry() for key, m in figures.items()},
+        }  # fmt: skip
+        tables.append(trial_table(sources, chosen))
+        report["seconds"] = time.monotonic() - began
+        _store(output, report, tables)
+    return report
+
+
+def _before(sources: Sources, concept: str, domain: str) -> Any:
+    """The setting that is to be hardened."""
+    from ...validation.sweep import Trial
+
+    wishes = [w for w in sources.wishes if w.concept == concept]
+    if len({(w.rule, w.multiplier) for w in wishes}) > 1:
+        raise SaeuronError(f"{concept}: its hookpoints have different rules or multipliers; candidates are tried with one for all of them")
+    return Trial(concept, domain, tuple(w.hookpoint for w in wishes), str(wishes[0].rule), wishes[0].multiplier)
+
+
+def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
+    """After every concept, so that a killed run leaves what it found."""
+    from ...validation.manifest import strict_json
+    from ..concept_tables import write_tables
+
+    write_tables(
+        output / "settings.toml", tables, "By saeuron harden; figures in report.json.\nRead by: saeuron-export --settings FILE --output DIR"
+    )
+    (output / "report.json").write_text(strict_json(report) + "\n")
+
+
+def _print(report: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA"):
+        table.add_column(name, justify="left" if name in ("concept", "", "select") else "right", overflow="fold")
+    for concept, entry in report["concepts"].items():
+        for which in ("before", "chosen"):
+            m = entry[which]
+            table.add_row(concept, which, m["select"], f"{m['multiplier']:g}", *(_rate(m[k]) for k in ("attack", "ua", "ira", "cra")))
+    out.print(table)
+    for concept, entry in report["concepts"].items():
+        if not entry["changed"]:
+            out.print(f"{concept}: no candidate held better at this cost; the setting stays as it was", highlight=False, soft_wrap=True)
+    s = report["settings"]
+    out.print(
+        f"attack {s['row']}, {s['report_searches']} fresh ones each, on prompts and seeds that nothing was chosen by; below a rate its 95 % interval (Wilson)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _rate(entry: dict[str, Any]) -> str:
+    return f"{entry['hits']} of {entry['trials']}\n{100 * entry['low']:.0f} to {100 * entry['high']:.0f} %"
