@@ -65,8 +65,8 @@ _COLLECT = (
 )  # fmt: skip
 _PROMPTS = '[prompts]\nHouse = ["a house", "An image of House.", "house"]\nplain = ["a car", "a boat", "a star"]\n'
 _TRAIN = (
-    "train", "--model", "demo", "--hookpoint", "up_blocks.1.attentions.1", "--prompts", "demo:prompts.txt", "--sampling-steps", 2, "--guidance", 3, "--tokens", 24576,
-    "--batch", 512, "--pictures", 8, "--held-out", 8, "--batch-size", 4, "--expansion", 2, "--k", 4, "--checkpoint-every", 2,
+    "train", "--model", "demo", "--hookpoint", "up_blocks.1.attentions.1", "--prompts", "demo:prompts.txt", "--sampling-steps", 2, "--guidance", 3, "--tokens", 1536,
+    "--batch", 128, "--pictures", 8, "--held-out", 8, "--batch-size", 4, "--expansion", 2, "--k", 4, "--checkpoint-every", 2,
 )  # fmt: skip
 _EVALUATE = (
     "evaluate",
