@@ -60,10 +60,13 @@ def verified(root: Path) -> dict[str, Any]:
 
 
 _EXPORT = ("export", "--concepts", "Neon", "--format", "checkpoint", "--proof", "short", "--steps", 2)
-_COLLECT = ("collect", "--concepts", "House", "--steps", 2, "--batch-size", 1)
+_COLLECT = (
+    "collect", "--model", "demo", "--sae", "demo:saes", "--hookpoint", "up_blocks.1.attentions.1", "--steps", 2, "--guidance", 3, "--batch-size", 1,
+)  # fmt: skip
+_PROMPTS = '[prompts]\nHouse = ["a house", "An image of House.", "house"]\nplain = ["a car", "a boat", "a star"]\n'
 _TRAIN = (
-    "train", "--model", "demo", "--hookpoint", "up_blocks.1.attentions.1", "--prompts", "demo:prompts.txt", "--sampling-steps", 2, "--guidance", 3, "--tokens", 24576,
-    "--batch", 512, "--pictures", 8, "--held-out", 8, "--batch-size", 4, "--expansion", 2, "--k", 4, "--checkpoint-every", 2,
+    "train", "--model", "demo", "--hookpoint", "up_blocks.1.attentions.1", "--prompts", "demo:prompts.txt", "--sampling-steps", 2, "--guidance", 3, "--tokens", 1536,
+    "--batch", 128, "--pictures", 8, "--held-out", 8, "--batch-size", 4, "--expansion", 2, "--k", 4, "--checkpoint-every", 2,
 )  # fmt: skip
 _EVALUATE = (
     "evaluate",
@@ -151,6 +154,10 @@ def _built(folder: Path) -> Any:
     return sorted(record["engines"])
 
 
+def _to_collect(folder: Path) -> None:
+    (folder / "p.toml").write_text(_PROMPTS)
+
+
 def _to_build(folder: Path) -> None:
     """An artifact in form, with engines: what is checked here are its files, not its networks."""
     from tests.faults.readers import _artifact
@@ -170,7 +177,7 @@ def stages(artifact: Path | None) -> list[Stage]:
             _replaced,
             lambda f: command(*_EXPORT, "--output", f / "out", "--no-validate"),
         ),
-        Stage("collect", lambda f: command(*_COLLECT, "--output", f / "a"), _collected),
+        Stage("collect", lambda f: command(*_COLLECT, "--prompts", f / "p.toml", "--output", f / "a"), _collected, _to_collect),
         Stage("train", lambda f: command(*_TRAIN, "--output", f / "sae"), _trained),
     ]
     found.append(Stage("build", _build, _built, _to_build))
@@ -239,6 +246,7 @@ def kill(stage: Stage, kills: int, rng: random.Random) -> dict[str, Any]:
                 if stage.name in ("export", "collect", "train"):  # they refuse to do it once more
                     shutil.rmtree(folder)
                     folder.mkdir()
+                    stage.prepare(folder)
         if stage.check(folder) is None or stage.name in ("build", "export --overwrite", "evaluate"):
             forked(lambda: stage.run(folder), None)
         if stage.check(folder) != expected:

@@ -12,6 +12,7 @@ from .errors import SaeuronError
 from .files import parse_json, read_header
 
 FORMAT = "saeuron-edit-1"
+_MOST_LATENTS = 2**31
 RESIDUALS = ("keep", "upstream", "drop")
 TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds", "often")
 """what a file holds of each hookpoint, in the order of the hash; edits by hand have no `often`"""
@@ -102,7 +103,7 @@ def read_edit_header(path: Path) -> EditHeader:
         latents, chosen, provenance = (parse_json(header[key]) for key in ("latents", "chosen", "provenance"))
         whole = (
             residual in RESIDUALS and isinstance(provenance, dict) and isinstance(latents, dict) and isinstance(chosen, dict)
-            and bool(latents) and set(latents) == set(chosen) and all(isinstance(n, int) for n in latents.values())
+            and bool(latents) and set(latents) == set(chosen) and all(_is_index(n) for n in latents.values())
             and all(_features_by_concept(by) for by in chosen.values())
         )  # fmt: skip
     except (KeyError, ValueError, TypeError, RecursionError) as error:
@@ -112,8 +113,11 @@ def read_edit_header(path: Path) -> EditHeader:
     return EditHeader(residual, latents, chosen, provenance)
 
 
+def _is_index(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_LATENTS
+
+
 def _features_by_concept(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(rows, list) and all(isinstance(row, list) and all(isinstance(f, int) for f in row) for row in rows)
-        for rows in value.values()
+        isinstance(rows, list) and all(isinstance(row, list) and all(_is_index(f) for f in row) for row in rows) for rows in value.values()
     )

@@ -199,7 +199,9 @@ def _proof(summary: dict[str, Any] | None) -> str:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary["passed"] else "**FAILED**"
     ran = f" It ran on a GPU ({summary['gpu']})." if summary.get("gpu") else " It ran on a CPU; no GPU has run this artifact."
-    shares = "; ".join(f"{name}: {100 * worst:.2g} %" for name, worst in summary["worst_share_of_effect"].items())
+    shares = "; ".join(
+        f"{name}: {worst if isinstance(worst, str) else f'{100 * worst:.2g} %'}" for name, worst in summary["worst_share_of_effect"].items()
+    )
     lines = [
         f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}.{ran}"
     ]

@@ -264,7 +264,7 @@ def _preprocessing(path: Path) -> tuple[tuple[int, int] | None, np.ndarray, np.n
         size = said.get("size")
         pair = None if size is None else (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mean, std = (np.broadcast_to(np.array(said.get(k, d), np.float32), 3) for k, d in (("mean", 0.0), ("std", 1.0)))
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         pair, mean, std = (0, 0), np.zeros(3, np.float32), np.zeros(3, np.float32)
     if (pair is not None and min(pair) < 1) or not np.isfinite(mean).all() or not (std > 0).all():
         raise SaeuronError(f"judge onnx: '{path}': expected size (pixels), mean and std (a number or three, std above 0)")

@@ -131,6 +131,9 @@ def _alphas_cumprod(c: Mapping[str, Any]) -> np.ndarray:
     elif c["beta_schedule"] == "linear":
         betas = _linspace(c["beta_start"], c["beta_end"], count)
     elif c["beta_schedule"] == "scaled_linear":
+        for key in ("beta_start", "beta_end"):
+            if c[key] < 0:
+                raise _bad(key, c[key], "at least 0 with 'scaled_linear'")
         betas = _linspace(c["beta_start"] ** 0.5, c["beta_end"] ** 0.5, count) ** 2
     else:
 

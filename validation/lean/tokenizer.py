@@ -43,6 +43,9 @@ class ClipTokenizer:
         """tokens of every row, start and end included"""
         if config.get("split_special_tokens"):
             raise SaeuronError(f"'{folder}': 'split_special_tokens' can't be run without transformers")
+        for key in ("padding_side", "truncation_side"):
+            if config.get(key, "right") not in ("left", "right"):
+                raise SaeuronError(f"'{folder}': '{key}' is neither left nor right")
         named = {key: _content(config.get(key), default) for key, default in _TOKENS.items()}
         self._tokenizer = _open(folder, named)
         pad = self._tokenizer.token_to_id(named["pad_token"])
