@@ -498,7 +498,16 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         if kwargs.get("quantization_config") is not None:
             raise AblationIntegrityError("quantising an edited UNet on load is not supported: its edit could not be checked")
         want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except ValueError as error:
+            if "expected shape" not in str(error):
+                raise
+            # diffusers goes on to advise how to load it all the same.
+            what = str(error).partition(". If you want")[0]
+            raise AblationIntegrityError(
+                f"the edited UNet's weights do not fit its config ({what}): altered or truncated; take the artifact again from its source"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])
