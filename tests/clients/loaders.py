@@ -76,7 +76,7 @@ def share(golden: Golden, unet: Any) -> float:
         sample, context = torch.from_numpy(case.sample).to(dtype), torch.from_numpy(case.context).to(dtype)
         added = {k: torch.from_numpy(v).to(dtype) for k, v in case.conditions.items()}
         with torch.no_grad():
-            found = unet(sample, case.timestep, context, added_cond_kwargs=added or None, return_dict=False)[0].float().numpy()
+            found = unet(sample, case.timestep, context, added_cond_kwargs=added or None, return_dict=False)[0].float().cpu().numpy()
         one = distance(found, case.hook) / distance(case.hook, case.neutral)
         worst = max(worst, one if one == one else float("inf"))  # noqa: PLR0124
     return worst
@@ -164,6 +164,9 @@ loads("AutoPipelineForText2Image, trust_remote_code")(lambda root: pipeline(root
 loads("AutoPipelineForImage2Image, trust_remote_code")(lambda root: pipeline(root, AutoPipelineForImage2Image))
 loads("AutoPipelineForImage2Image.from_pipe")(lambda root: AutoPipelineForImage2Image.from_pipe(pipeline(root)))
 loads("AutoModel of the folder unet/, trust_remote_code")(lambda root: unet_of(root / "unet"))
+loads('AutoModel, subfolder="vae", given to the pipeline')(
+    lambda root: pipeline(root, vae=AutoModel.from_pretrained(str(root), subfolder="vae", torch_dtype=dtype_of(root)))
+)
 loads("use_safetensors=True")(lambda root: pipeline(root, use_safetensors=True))
 loads("model_index.json right, config's _class_name rewritten to the stock class")(
     lambda root: (write_class(root, "UNet2DConditionModel"), pipeline(root))[1]

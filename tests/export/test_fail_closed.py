@@ -132,6 +132,24 @@ def test_our_loader_refuses_every_changed_file(copied, name):
     assert loaders.share(loaders.read_golden(copied), opened.unet) <= loaders.BARS["fp32"]
 
 
+def test_freeu_scales_the_edited_blocks_too(tiny, artifact):
+    unet, edit, saes = parts(tiny, artifact)
+    opened = DiffusionPipeline.from_pretrained(artifact, trust_remote_code=True)
+    for model in (unet, opened.unet):
+        model.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    equal_to_the_hook(opened.unet, unet, edit, saes, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_to_a_gpu_keeps_the_edit(artifact, way):
+    opened = DiffusionPipeline.from_pretrained(artifact, trust_remote_code=True)
+    getattr(opened, way)()
+    golden = loaders.read_golden(artifact)
+    assert loaders.share(golden, opened.unet) <= loaders.BARS[golden.precision]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_lora_is_added_to_the_edit(tiny, artifact, fused):
     """Against the hook on an original model into whose weights the same LoRA was added by hand."""
