@@ -649,7 +649,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps({a.name: a._asdict() for a in answers}, indent=1))
     failed = sum(not a.ok for a in answers)
-    print(f"{client}: {len(answers)} attempts, {sum(a.said.startswith('edited') for a in answers)} edited, {failed} wrong")
+    print(f"{client}: {len(answers) - 1} attempts, {sum(a.said.startswith('edited') for a in answers)} edited, {failed} wrong")
     return 1 if failed else 0
 
 
