@@ -16,8 +16,9 @@ that are often active: where k of these surely exceed a chosen one, it can't be 
 Only tokens that this leaves open go through the whole encoder; and the whole map does, as with `exact`, where a decision lies
 within the rounding by which a product of fewer rows may differ.
 
-It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name,
-and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN instead of the unedited model.
+It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name with
+a tensor of a wrong shape in its place, and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN
+instead of the unedited model.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 SENTINEL = "SaeuronAblatedMidBlock"
-FORMAT = 1
+FORMAT = 2
 _RENAMED = {"conv_in": "edited_conv_in"}
+BARRIER = "conv_in.bias"
 _MODULE_NAME = "saeuron_unet_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 _STATE = threading.local()
 # A token or row beyond this norm is not ruled out: its products could overflow.
@@ -51,8 +53,35 @@ _FEWEST_ROWS = 32
 _MOST_GATHERED = 0.25
 
 
+_COPIED = f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{_RENAMED['conv_in']}'"
+
+
 class AblationIntegrityError(RuntimeError):
     """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
+
+
+class _Barrier(nn.Module):
+    """Stands where the stock input convolution was.
+
+    Its bias has a shape that no UNet has, so that a loader which takes known keys and passes over the rest
+    (`load_state_dict(strict=False)` into the base model) meets a size mismatch and raises, instead of leaving the base model as
+    it was. It is NaN, should anyone broadcast it.
+    """
+
+    bias: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.full((1,), float("nan")))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise AblationIntegrityError(_COPIED)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        # By itself, and not as a part of the UNet: someone copies block by block.
+        if not args and kwargs.get("destination") is None:
+            raise AblationIntegrityError(_COPIED)
+        return super().state_dict(*args, **kwargs)
 
 
 def _copies(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -366,6 +395,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     __module__ = _MODULE_NAME
     _keep_in_fp32_modules = ["ablations"]
+    _auto_class = "AutoModel"
 
     @register_to_config
     @_explicit_signature
@@ -387,6 +417,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         self.register_to_config(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})
         for stock, stored in _RENAMED.items():
             self._modules[stored] = self._modules.pop(stock)
+            self._modules[stock] = _Barrier()
         self.ablations = nn.ModuleDict()
         for name, shape in ablation["hookpoints"].items():
             module = FeatureAblation(**shape, residual=ablation["residual"], gate=ablation["gate"])
@@ -397,17 +428,12 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
     def conv_in(self) -> nn.Module:
         """The stock input convolution, stored under another name so that no stock loader takes this file's weights.
 
-        Readable only while the UNet runs: classes that copy a UNet block by block (`UNetMotionModel.from_unet2d`) would
-        leave the edit behind.
+        It is here only while the UNet runs: classes that copy a UNet block by block (`UNetMotionModel.from_unet2d`) would
+        leave the edit behind, so they find a module that raises when it is copied or called.
         """
         stored = _RENAMED["conv_in"]
-        if stored not in self._modules:  # the parent's constructor
-            return self._modules["conv_in"]
-        if getattr(_STATE, "timestep", None) is None:
-            raise AblationIntegrityError(
-                f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{stored}'"
-            )
-        return self._modules[stored]
+        running = stored in self._modules and getattr(_STATE, "timestep", None) is not None
+        return self._modules[stored if running else "conv_in"]
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""
@@ -467,12 +493,26 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         self.register_to_config(ablation={**dict(self.config["ablation"]), "sha256": self.edit_sha256()})
 
     @classmethod
+    def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
+        """As in the parent, but `auto_map`, which is written for `AutoModel`, is no setting to warn about."""
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k != "auto_map"}, **kwargs)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in the parent, but any missing, surplus or altered tensor raises `AblationIntegrityError`."""
         if kwargs.get("quantization_config") is not None:
             raise AblationIntegrityError("quantising an edited UNet on load is not supported: its edit could not be checked")
         want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except ValueError as error:
+            if "expected shape" not in str(error):
+                raise
+            # diffusers goes on to advise how to load it all the same.
+            what = str(error).partition(". If you want")[0]
+            raise AblationIntegrityError(
+                f"the edited UNet's weights do not fit its config ({what}): altered or truncated; take the artifact again from its source"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ablated_unet import _RENAMED, FORMAT, LARGEST_NORM, SENTINEL, AblatedUNet2DConditionModel
+from .ablated_unet import _RENAMED, BARRIER, FORMAT, LARGEST_NORM, SENTINEL, AblatedUNet2DConditionModel
 from .edit import Edit, HookpointEdit
 from .errors import SaeuronError
 from .hookpoints import find_hookpoint
@@ -120,8 +120,9 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         head, _, tail = key.partition(".")
         if head in _RENAMED:
             stock[f"{_RENAMED[head]}.{tail}"] = stock.pop(key)
-    edited.load_state_dict({**stock, **tensors}, assign=True)
     parameter = next(unet.parameters())
+    stock[BARRIER] = parameter.new_full((1,), float("nan"))
+    edited.load_state_dict({**stock, **tensors}, assign=True)
     edited.ablations.to(parameter.device, parameter.dtype)
     edited.seal()
     return edited.eval().requires_grad_(False)

@@ -90,6 +90,8 @@ def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:
 
 def _write_older_tokenizer_files(tokenizer: Any, folder: Path) -> None:
     """`vocab.json` and `merges.txt`: transformers 5 writes only `tokenizer.json`, which older clients don't read."""
+    if all((folder / name).exists() for name in ("vocab.json", "merges.txt")):
+        return  # an older transformers wrote them, whose tokenizer has no backend to ask
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if not (folder / "vocab.json").exists():
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")

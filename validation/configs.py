@@ -19,7 +19,7 @@ _FILES = {"scheduler": "scheduler/scheduler_config.json", "unet": "unet/config.j
 _CLASS = "class"
 """key under which a config's class is kept beside its settings"""
 _STOCK_UNET = "UNet2DConditionModel"
-_NOTES = (_CLASS, "ablation", "dtype", "torch_dtype")
+_NOTES = (_CLASS, "ablation", "auto_map", "dtype", "torch_dtype")
 """keys of a config that are no settings of the model, like those with an underscore"""
 
 

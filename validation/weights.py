@@ -143,7 +143,8 @@ def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> lis
         held: dict[str, str] = {}
         for file in sorted((root / folder).glob("*.safetensors")):
             with reading(file, "safetensors"), safe_open(file, "pt") as handle:
-                for name in handle.keys():  # noqa: SIM118
+                names = set(handle.keys())
+                for name in names - {n.removeprefix("edited_") for n in names if n.startswith("edited_")}:
                     key = _of_edit(name) if component == "edit" else plain(name)
                     if key in tensors:
                         held[key] = exact(_numpy(handle.get_tensor(name)))

@@ -34,6 +34,8 @@ failed=0
 "$bin/python" "$here/open_in_onnxruntime.py" "$artifact" || failed=1
 "$bin/python" "$here/open_in_diffusers.py" "$artifact" || failed=1
 "$venv/bin/python" "$here/open_in_diffusers.py" "$artifact" || failed=1
+"$bin/python" "$here/loaders.py" "$artifact" || failed=1
+"$venv/bin/python" "$here/loaders.py" "$artifact" --quick || failed=1
 if "$bin/python" "$here/euler_reference.py" "$artifact" "$work/euler.npz"; then
   "$venv/bin/python" "$here/open_in_optimum.py" "$artifact" "$work/euler.npz" || failed=1
 else
