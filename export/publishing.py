@@ -14,7 +14,7 @@ from ..editor.errors import SaeuronError
 from ..validation import manifest, signature
 from ..validation.verify import GOLDEN, verify
 from . import licence as licences
-from .card import hub_id, model_card
+from .card import REPORT, REPORT_PICTURES, evidence_in, hub_id, model_card
 
 Progress = Callable[[str], None]
 
@@ -109,9 +109,9 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
         SaeuronError: a signature that the new card makes invalid, and no key to sign again.
     """
     keeps_golden = GOLDEN in record["files"] and wish.golden is not False
-    files = {name: entry for name, entry in record["files"].items() if name != GOLDEN or keeps_golden}
+    files = {name: entry for name, entry in record["files"].items() if keeps_golden or not _shows_unedited(name)}
     made = {**record, "files": files, "license": licence, "published": {"repo": wish.repo}}
-    card = model_card(made).encode()
+    card = model_card(made, evidence_in(wish.artifact, made)).encode()
     made["files"]["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
     text = manifest.encode(made)
     was_signed = (wish.artifact / manifest.SIGNATURE).is_file()
@@ -141,12 +141,20 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
         yield Staged(folder, made, sizes, kept or wish.key is not None, _warnings(wish, made, keeps_golden))
 
 
+def _shows_unedited(name: str) -> bool:
+    """Whether a file holds pictures or latents of the unedited model: golden vectors, and a report's before and after."""
+    report = REPORT.removesuffix(".md")
+    return name == GOLDEN or name in (REPORT, f"{report}.html") or name.startswith(f"validation/{REPORT_PICTURES}/")
+
+
 def _warnings(wish: Wish, record: dict[str, Any], keeps_golden: bool) -> list[str]:
     found = []
     if keeps_golden:
         found.append(
             f"{GOLDEN} goes along: it holds pictures and latents of the unedited model for prompts that show {', '.join(record['concepts'])}; --without-golden leaves it out (`validate` then needs the original model)"
         )
+    if not keeps_golden and (wish.artifact / REPORT).exists():
+        found.append("the report in the artifact stays here with the golden vectors: it shows pictures of the unedited model too")
     if not hub_id(record["model"]["source"]):
         found.append(f"the base model '{record['model']['source']}' is no Hub id, so the card names no base_model")
     return found

@@ -12,8 +12,10 @@ from ..editor.families import FAMILIES, Family
 from ..editor.files import read_json
 from . import manifest
 
-_HARMLESS = (".json", ".txt", ".md", ".safetensors", ".onnx", ".onnx_data", ".engine", ".cache", ".jinja")
-"""what an artifact consists of, beside its one .py file; `.cache` is TensorRT's timing cache"""
+_HARMLESS = (".json", ".txt", ".md", ".safetensors", ".onnx", ".onnx_data", ".engine", ".cache", ".jinja", ".png")
+"""what an artifact consists of, beside its one .py file and its report; `.cache` is TensorRT's timing cache"""
+_REPORT = "validation/report.html"
+"""a page for people, which no loader opens; its scripts are those of `validation/page`"""
 _OWN_CLASS = re.compile(r"unet/saeuron_unet_[0-9a-f]{12}\.py")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _LIBRARIES = ("diffusers", "transformers")
@@ -41,7 +43,7 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
             found.append(f"'{name}' in '{root}' is not on record in {manifest.NAME}; remove it")
         elif name in record["files"] and path.name in _ADAPTERS:
             found.append(f"'{name}' is an adapter, which loaders put on top of the edited model; an artifact holds none")
-        elif name in record["files"] and path.suffix.lower() not in _HARMLESS and not _OWN_CLASS.fullmatch(name):
+        elif name in record["files"] and path.suffix.lower() not in _HARMLESS and name != _REPORT and not _OWN_CLASS.fullmatch(name):
             found.append(f"'{name}' is of a kind that can hold code; an artifact holds no such file")
     for name in sorted(record["files"]):
         # A vocabulary or a tokenizer is no config, and large.

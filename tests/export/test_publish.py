@@ -143,6 +143,24 @@ def test_card_and_manifest_of_what_is_published(whole, hub, client):  # noqa: F8
     assert "--model" in failed
 
 
+def latest(repo):
+    """Path → content, as `main` holds it."""
+    return repo.commits[repo.branches["main"]]
+
+
+def test_a_report_in_the_artifact_goes_where_the_golden_vectors_go(whole, hub, client):  # noqa: F811
+    run("report", whole, "--into-artifact")
+    assert verify(whole)["verified"]
+    client("publish", whole, "me/with", *PUBLISH)
+    sent = latest(hub.repos["me/with"])
+    assert "validation/report.html" in sent and b"## Evidence" in sent["README.md"]
+    found = client("publish", whole, "me/without", *PUBLISH, "--without-golden")
+    sent = latest(hub.repos["me/without"])
+    assert "stays here with the golden vectors" in found.stderr
+    assert not [name for name in sent if "report.html" in name or "report.md" in name or "report-pictures" in name]
+    assert b"## Evidence" not in sent["README.md"]
+
+
 def test_a_second_time_sends_only_what_changed(whole, hub, client, tmp_path):  # noqa: F811
     client("publish", whole, "me/x", *PUBLISH)
     sent = len(hub.uploads)
