@@ -224,7 +224,7 @@ def test_axes_are_counted_in_pictures_and_pixels(graphs):
         ("batch=1:1:2", []),
         ("batch=1:1:3", [(2, 64, 64)]),
         ("batch=1:3:7,height=64:96:160", [(2, 64, 64), (5, 128, 64)]),
-        ("height=64:64:256,width=64:128:128", [(1, 160, 128)]),
+        ("height=64:64:256,width=64:128:128", [(1, 64, 96), (1, 160, 128)]),
     ],
 )
 def test_sizes_between_a_profiles_points(tiny, text, sizes):

@@ -257,3 +257,30 @@ def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message
     assert any("not on record" in line for line in engines.check_entries(device.folder, {**record, "engines": {}}))
     entry["components"]["unet"]["onnx"] = {}
     assert any("built from other ONNX graphs" in line for line in engines.check_entries(device.folder, record))
+
+
+def test_a_range_without_a_golden_vector_between_its_points_is_said(demo_artifact):
+    """An engine that is right at the points that its builder knew may be wrong between them."""
+    from saeuron.editor.sizes import Sizes
+    from saeuron.validation.validate import _between
+
+    root = demo_artifact.path
+    golden, sizes = Golden.load(root / "edit" / "golden.safetensors"), Sizes.of(root)
+    side, held = sizes.multiple // sizes.factor, {case.sample.shape for case in golden.cases}
+    channels = sizes.channels
+
+    def said(*points):
+        shapes = {"sample": [[rows, channels, height, width] for rows, height, width in points]}
+        record = {"sampling": {"guidance": 3.0}, "engines": {"T": {"components": {"unet": {"shapes": shapes}}}}}
+        return [entry["reason"] for entry in _between(root, record, golden, [("trt-rtx/T", "trt-rtx", "T"), ("onnx", "onnx", None)])]
+
+    assert said(*[(2, 8, 8)] * 3) == [], "fixed sizes"
+    assert said((2, 8, 8), (2, 8, 8), (4, 8 + side, 8)) == [], "nothing lies between"
+    high = 8 + 100 * side
+    assert said((2, 8 + 90 * side, 8), (2, 8 + 90 * side, 8), (2, high, 8)) == [
+        f"no golden vector has heights between {8 + 90 * side} and {high}"
+    ]
+    rows = max(shape[0] for shape in held)
+    assert said((rows, 8, 8), (rows, 8, 8), (rows + 40, 8, 8)) == [f"no golden vector has rows between {rows} and {rows + 40}"]
+    odd = next(shape for shape in held if shape[2] != shape[3])
+    assert said((1, odd[2] - side, odd[3] - side), (1, odd[2] - side, odd[3] - side), (rows, odd[2] + side, odd[3] + side))[1:] == []
