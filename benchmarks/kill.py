@@ -139,7 +139,7 @@ def _build(folder: Path) -> None:
         Path(job["engine"]).write_bytes(os.urandom(1 << 16))
         return {"shapes": {}, "types": {}, "bytes": 1 << 16, "seconds": 1.0, "peak_bytes": None}
 
-    tensorrt._run = built
+    tensorrt.run_worker = built
     tensorrt.tensorrt_module = lambda backend: type("Library", (), {"__version__": "1.7"})
     add_engines.add_engines(folder / "artifact", tensorrt.EngineSettings(), [Target("trt-rtx", ("sm86",))], overwrite=True)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _SEED = 42
 _MOST = 10_000
 _LATENTS = 2**30
-_PARTIAL = ".saeuron-generate-"
 _LONGEST_SIDE = 8192
 
 

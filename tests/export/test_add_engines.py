@@ -29,7 +29,7 @@ def root(demo_artifact, tmp_path, monkeypatch):
         Path(job["engine"]).write_bytes(os.urandom(8))
         return {"shapes": {}, "types": {}, "bytes": 8, "seconds": 1.0, "peak_bytes": None}
 
-    monkeypatch.setattr(tensorrt, "_run", built)
+    monkeypatch.setattr(tensorrt, "run_worker", built)
     monkeypatch.setattr(tensorrt, "tensorrt_module", lambda backend: type("Library", (), {"__version__": "1.7"}))
     return folder
 
@@ -68,10 +68,10 @@ def test_a_switch_that_fails_is_taken_back(root, monkeypatch, failing):
         rename(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.add_engines.exchange", lambda *_: False)
-        patch.setattr("saeuron.export.add_engines.os.rename", fails)
+        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.switch.os.rename", fails)
         if failing == 4:
-            patch.setattr("saeuron.export.add_engines.os.replace", lambda *_: fails("", root / "x"))
+            patch.setattr("saeuron.export.switch.os.replace", lambda *_: fails("", root / "x"))
         with pytest.raises(SaeuronError, match="No space left"):
             add_engines(root, SETTINGS, [A], overwrite=True)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before

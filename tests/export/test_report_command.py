@@ -60,7 +60,8 @@ def test_into_the_artifact(tmp_path):
     record = verified(root)
     added = {name for name in record["files"] if name not in before["files"]}
     assert {"README.md", "validation/report.html", "validation/report.md", "validation/report-pictures/1-before.png"} <= added
-    assert {k: v for k, v in record.items() if k != "files"} == {k: v for k, v in before.items() if k != "files"}
+    own = ("files", manifest.OWN_HASH)
+    assert {k: v for k, v in record.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
     card = (root / "README.md").read_text()
     assert card.startswith("---\n") and "## Evidence" in card and "### What was not checked" in card and "38 of 40" in card
     shown = re.findall(r"\]\((validation/[^)]*)\)", card)
@@ -110,18 +111,20 @@ def test_an_interrupted_write_is_taken_back_or_mended(tmp_path, monkeypatch, fai
         return stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.folder.os.rename", stops(OSError(28, "No space left on device", "x")))
+        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.switch.os.rename", stops(OSError(28, "No space left on device", "x")))
         refused("No space left on device", "report", root, "--evaluation", evaluation, "--into-artifact", "--overwrite")
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
     calls.clear()
     place = tmp_path / "place"
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.folder.os.rename", stops(Killed()))
-        patch.setattr("saeuron.export.folder.contextlib.ExitStack.callback", lambda *_: None)
-        patch.setattr("saeuron.export.into_artifact.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.switch.os.rename", stops(Killed()))
+        patch.setattr("saeuron.export.switch.contextlib.ExitStack.callback", lambda *_: None)
+        patch.setattr("saeuron.editor.writing.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             put_report(root, True, lambda: render(make_content(root, evaluation), "report-pictures"))
-    for left in root.glob(".saeuron-report-*"):
+    for left in root.glob(".saeuron-report*"):
         left.rename(place)
     run("report", root, "--evaluation", evaluation, "--into-artifact", "--overwrite")
     verified(root)

@@ -167,7 +167,7 @@ def test_all_targets_are_put_in_place_or_none(demo_artifact, tmp_path, monkeypat
             raise SaeuronError("the second target fails")
         return {}
 
-    monkeypatch.setattr(tensorrt, "_run", once)
+    monkeypatch.setattr(tensorrt, "run_worker", once)
     refused("the second target fails", "build", copy, "--target", "rtx:sm80", "--target", "rtx:sm86")
     assert built[0] != built[-1] and not (copy / "tensorrt").exists()
     manifest.check_files(copy, manifest.read(copy))

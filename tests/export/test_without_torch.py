@@ -284,7 +284,7 @@ def test_nothing_is_left_of_a_run_that_fails(root, tmp_path, monkeypatch):
         return decode(self, latents)
 
     monkeypatch.setattr(LeanPipeline, "decode", fail)
-    leftover = tmp_path / ".saeuron-generate-999999999"  # of a run that was killed
+    leftover = tmp_path / ".saeuron-generate.partial"  # of a run that was killed
     leftover.mkdir()
     refused("not enough memory", "generate", root, "--prompt", PROMPT, "--steps", 1, "--count", 2, "-o", tmp_path / "new" / "a.png")
     assert not list(tmp_path.iterdir())
