@@ -55,7 +55,7 @@ def settle(known: Licence | None, stated: str | None, base: str, public: bool) -
         raise SaeuronError("--license other says nothing; give an identifier of the Hub's list, e.g. creativeml-openrail-m")
     if known and wanted and known["id"] != wanted:
         raise SaeuronError(
-            f"licence conflict: --license says '{wanted}', {known['source']} says '{known['id']}'; an edited model stays under the licence of its base, so leave --license out"
+            f"licence conflict: --license says '{wanted}', but it is '{known['id']}' ({known['source']}); an edited model stays under the licence of its base, so leave --license out"
         )
     found = known or ({"id": wanted, "name": None, "link": None, "source": "stated by the publisher"} if wanted else None)
     if found is None:
