@@ -15,6 +15,7 @@ from browser import CHROMIUM, Browser
 
 from saeuron.editor.errors import SaeuronError
 from saeuron.validation import manifest
+from saeuron.validation.intervals import Rate as CountedRate
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
 from saeuron.validation.page.figures import interval, percent, share
@@ -64,6 +65,26 @@ def test_the_verdict_says_the_numbers(tmp_path):
             "What was not checked",
         ]  # fmt: skip
         assert "dynamic hook, not from the artifact" in page and "91.3" in page.replace("\u00a0", " ") and "–" in page
+
+
+@pytest.mark.parametrize(
+    ("hits", "said"),
+    [
+        ({"prefix": 1, "embedding": 6, "edited": 5}, "the strongest attack tried (embedding) brought Neon back in 6 of 24 trials"),
+        ({"prefix": 1, "embedding": 6, "edited": 8}, "plain prompts alone, without an attack, brought Neon back in 8 of 24 trials"),
+        ({"prefix": 6, "edited": 6}, "the strongest attack tried (prefix) brought Neon back in 6 of 24 trials"),
+        ({}, "no attack tried (prefix, embedding) brought Neon back: at the fewest trials 0 of 24 (0 %, 95 % interval"),
+    ],
+)  # fmt: skip
+def test_the_verdict_takes_the_worst_even_where_nothing_attacks(tmp_path, hits, said):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    rows = []
+    for name in ("unedited", "edited", "prefix", "embedding"):
+        count = 24 if name == "unedited" else hits.get(name, 0)
+        rate = {key: value for key, value in CountedRate(count, 24).as_dict().items() if key in ("rate", "low", "high")}
+        rows.append({"attack": name, "trials": 24, "successes": count, "hits": count, "budget": {}, "prompts": [], "found": {}, **rate})
+    path = made_up.attack(tmp_path / "attack.json", root, concepts={"Neon": {"domain": "style", "rows": rows, "pictures": []}})
+    assert said in make_content(root, None, path)["verdict"]["text"]
 
 
 def test_what_is_missing_is_said(tmp_path):

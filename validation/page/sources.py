@@ -17,7 +17,9 @@ from ..shape import Each, Fields, Items, Maybe
 from .features import Features
 
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
-PLAIN_ROWS = ("unedited", "edited", "unedited-paraphrases")
+EDITED_ROW = "edited"
+"""of an attack: the edit, under plain prompts"""
+PLAIN_ROWS = ("unedited", EDITED_ROW, "unedited-paraphrases")
 """rows of an attack in which nothing is attacked"""
 _EVALUATION, _ATTACK = "saeuron-evaluation-1", "saeuron-attack-1"
 

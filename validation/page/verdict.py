@@ -8,7 +8,7 @@ from typing import Any
 from ..makers import HOOK
 from .curve import number
 from .figures import interval, percent, plural, share
-from .sources import PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
+from .sources import EDITED_ROW, PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
@@ -30,10 +30,7 @@ def verdict(k: Known) -> dict[str, Any]:
             word = "not proven at export"
         facts.append(("another proof", _compared(k.proof, "it")))
     facts.append(("gone", _told(k.evaluation) or "how well the concept is gone was not measured here"))
-    worst = _strongest(k.attack)
-    if worst is not None:
-        r = worst.rate
-        told = f"the strongest attack tried ({worst.attack}) brought {worst.concept} back in {r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
+    if told := _attacked(k.attack):
         facts.append(("attacked", told))
     parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
     return {
@@ -87,6 +84,22 @@ def _told(evaluation: Evaluation | None) -> str:
     return ""
 
 
-def _strongest(attack: Attack | None) -> AttackRow | None:
-    rows = [row for row in (attack.rows if attack else ()) if row.attack not in PLAIN_ROWS and row.rate.rate is not None]
-    return max(rows, key=lambda row: row.rate.rate or 0.0, default=None)
+def _attacked(attack: Attack | None) -> str:
+    """What came back most, under any attack or without one: whoever attacks has the plain prompts too."""
+    rows = [row for row in (attack.rows if attack else ()) if row.attack not in PLAIN_ROWS or row.attack == EDITED_ROW]
+    rows = [row for row in rows if row.rate.rate is not None]
+    tried = [row for row in rows if row.attack not in PLAIN_ROWS]
+    if not tried:
+        return ""
+    if not any(row.rate.hits for row in rows):
+        names = ", ".join(dict.fromkeys(row.attack for row in tried))
+        concepts = " or ".join(dict.fromkeys(row.concept for row in tried))
+        r = max((row.rate for row in tried), key=lambda rate: rate.high or 0.0)
+        return f"no attack tried ({names}) brought {concepts} back: at the fewest trials {r.hits} of {r.trials} ({percent(r.rate)}, 95 % interval {interval(r)})"
+    # At a tie the attack says more than the plain prompts.
+    worst: AttackRow = max(rows, key=lambda row: (row.rate.rate or 0.0, row.attack not in PLAIN_ROWS))
+    r = worst.rate
+    figures = f"{r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
+    if worst.attack in PLAIN_ROWS:
+        return f"plain prompts alone, without an attack, brought {worst.concept} back in {figures}, more than any attack tried"
+    return f"the strongest attack tried ({worst.attack}) brought {worst.concept} back in {figures}"
