@@ -33,7 +33,7 @@ def model_card(record: dict[str, Any], report: str = "") -> str:
         + f"""
 
 # {model["pipeline"]} {title}
-{_unproven(record["validation"])}
+{_unproven(record.get("validation"))}
 {what} while the
 model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
 
@@ -152,7 +152,7 @@ def _what(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _evidence(record: dict[str, Any]) -> str:
-    summary = record["validation"]
+    summary = record.get("validation")
     if _has_golden(record):
         edit = (
             "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "

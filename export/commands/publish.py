@@ -86,7 +86,7 @@ def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> No
         where = {} if done is None else {"commit": done.commit, "url": done.url, "created": done.created}
         write_json({
             "repo": wish.repo, "branch": wish.branch, "private": not wish.public, "dry_run": done is None, **where, "license": settled and settled["id"],
-            "signed": staged.signed, "proven": bool((staged.record["validation"] or {}).get("passed")), "files": staged.files, "bytes": total,
+            "signed": staged.signed, "proven": bool((staged.record.get("validation") or {}).get("passed")), "files": staged.files, "bytes": total,
             "warnings": staged.warnings,
         })  # fmt: skip
         return

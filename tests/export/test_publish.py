@@ -115,7 +115,7 @@ def test_there_and_back(whole, hub, client, keys, tmp_path):  # noqa: F811
     assert "README.md, saeuron.json changed since it was made" in found.stderr
 
 
-def test_card_and_manifest_of_what_is_published(whole, hub, client):  # noqa: F811
+def test_card_and_manifest_of_what_is_published(whole, hub, client, tiny):  # noqa: F811
     from huggingface_hub import ModelCard
 
     client("publish", whole, "me/open", *PUBLISH, "--public", "--without-golden", "--branch", "v1")
@@ -139,8 +139,10 @@ def test_card_and_manifest_of_what_is_published(whole, hub, client):  # noqa: F8
     assert "no GPU has run this artifact" in text and "THIS_FOLDER --model BASE_MODEL" in text
     checked = client("verify", "me/open@v1", "--json")
     assert json.loads(checked.stdout)["verified"] and not json.loads(checked.stdout)["pinned"]
-    failed = client("validate", json.loads(checked.stdout)["folder"], "--backend", "onnx", code=2)
-    assert "--model" in failed
+    folder = json.loads(checked.stdout)["folder"]
+    assert "--model" in client("validate", folder, "--backend", "onnx", code=2)
+    proof = json.loads(client("validate", folder, "--model", tiny["model"], "--sae", tiny["sae"], "--seed", 5, "--json").stdout)
+    assert proof["passed"] and set(proof["backends"]) == {"checkpoint", "onnx"}
 
 
 def latest(repo):
