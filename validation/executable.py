@@ -19,6 +19,9 @@ _REPORT = "validation/report.html"
 _OWN_CLASS = re.compile(r"unet/saeuron_unet_[0-9a-f]{12}\.py")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _LIBRARIES = ("diffusers", "transformers")
+_INDEX, _MODULAR = "model_index.json", "modular_model_index.json"
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+"""entries of a config by which transformers fetches and runs a kernel from the Hub, where they hold an owner's name"""
 _UNLISTED = (".gitattributes", ".gitignore", manifest.SIGNATURE, manifest.NAME)
 _CACHES = (".git/", ".cache/huggingface/")
 """what git and a download leave at the top of a folder"""
@@ -45,11 +48,37 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
             found.append(f"'{name}' is an adapter, which loaders put on top of the edited model; an artifact holds none")
         elif name in record["files"] and path.suffix.lower() not in _HARMLESS and name != _REPORT and not _OWN_CLASS.fullmatch(name):
             found.append(f"'{name}' is of a kind that can hold code; an artifact holds no such file")
+        elif name in record["files"] and _of_a_checkpoint(name) and "checkpoint" not in record["formats"]:
+            found.append(f"'{name}' belongs to a checkpoint, and the manifest says that there is none; no check would look at it")
+        elif name in record["files"] and (path.name == _MODULAR or (path.name == _INDEX and name != _INDEX)):
+            found.append(f"'{name}' would open a pipeline of its own; an artifact holds one {_INDEX}, at the top")
     for name in sorted(record["files"]):
         # A vocabulary or a tokenizer is no config, and large.
-        if name.endswith("config.json") or name == "model_index.json":
+        if name.endswith("config.json") or name == _INDEX:
             found += _entries(root, name, record)
+        elif name.endswith(".index.json"):
+            found += _shards(root, name, record)
     return found
+
+
+def _of_a_checkpoint(name: str) -> bool:
+    """A code file, or weights that a loader of checkpoints takes; `edit/` holds safetensors of other kinds."""
+    return name.endswith(".py") or (name.endswith((".safetensors", ".safetensors.index.json")) and not name.startswith("edit/"))
+
+
+def _shards(root: Path, name: str, record: dict[str, Any]) -> list[str]:
+    """An index of shards: loaders open whatever path it names."""
+    try:
+        weights = read_json(root / name).get("weight_map")
+    except SaeuronError as error:
+        return [str(error)]
+    folder = name.rpartition("/")[0]
+    named = set(map(str, weights.values())) if isinstance(weights, dict) else {"no weight_map"}
+    return [
+        f"{name}: it names '{file}', which is no file beside it on record"
+        for file in sorted(named)
+        if "/" in file or "\\" in file or f"{folder}/{file}" not in record["files"]
+    ]
 
 
 def _entries(root: Path, name: str, record: dict[str, Any]) -> list[str]:
@@ -57,11 +86,12 @@ def _entries(root: Path, name: str, record: dict[str, Any]) -> list[str]:
         config = read_json(root / name)
     except SaeuronError as error:
         return [str(error)]
-    found = _index(config, record) if name == "model_index.json" else []
+    found = _index(config, record) if name == _INDEX else []
     modules = _modules(record)
     for key, value in _auto_map(config):
         if not any(value == f"{module}.{value.rpartition('.')[2]}" for module in modules):
             found.append(f"{name}: 'auto_map' takes {key} from '{value}', which is not the class in this artifact")
+    found += [f"{name}: '{key}' is '{value}', a kernel that would be fetched and run" for key, value in _kernels(config)]
     kind = config.get("_class_name")
     if kind is not None and not isinstance(kind, str):
         found.append(f"{name}: '_class_name' is {kind}, which names a module of its own")
@@ -91,6 +121,18 @@ def _index(index: dict[str, Any], record: dict[str, Any]) -> list[str]:
         if not own and (len(entry) != 2 or entry[0] not in _LIBRARIES or not isinstance(entry[1], str)):
             found.append(f"model_index.json: '{name}' is opened by {entry}, which is no class of {' or '.join(_LIBRARIES)}")
     return found
+
+
+def _kernels(config: Any) -> Iterator[tuple[str, str]]:
+    """Every attention implementation in a config, however deep, that lies on the Hub."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key in _ATTENTION and "/" in str(value):
+                yield key, str(value)
+            yield from _kernels(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _kernels(value)
 
 
 def _auto_map(config: Any) -> Iterator[tuple[str, str]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import safe_open
+
 from ..editor import edit_header
 from ..editor.files import file_sha256, read_json
 
 CLASS = "AblatedUNet2DConditionModel"
+SENTINEL = "SaeuronAblatedMidBlock"
+"""as in `editor/ablated_unet.py`, which needs torch; a test compares them"""
 RELEASED: tuple[str, ...] = ()
 """SHA-256 of the files that released versions wrote, besides this version's own; there is no release yet"""
 
@@ -43,4 +47,23 @@ def check(root: Path) -> list[str]:
     index = read_json(root / "model_index.json")
     if index.get("unet") != [there[0].removesuffix(".py"), CLASS]:
         found.append(f"model_index.json opens the UNet as {index.get('unet')}, not as {[there[0].removesuffix('.py'), CLASS]}")
+    return found + _measures(root, there[0].removesuffix(".py"))
+
+
+def _measures(root: Path, module: str) -> list[str]:
+    """What makes other loaders fail instead of giving the unedited model: the config's sentinel and the names of the first convolution."""
+    found = []
+    config = read_json(root / "unet" / "config.json")
+    for key, wanted in {"_class_name": CLASS, "mid_block_type": SENTINEL, "auto_map": {"AutoModel": f"{module}.{CLASS}"}}.items():
+        if config.get(key) != wanted:
+            found.append(f"unet/config.json: '{key}' is {config.get(key)!r}, not {wanted!r}: loaders could pass over the edit")
+    shapes: dict[str, list[int]] = {}
+    for file in sorted((root / "unet").glob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys() if "conv_in." in name}  # noqa: SIM118 - safe_open has no iterator
+    if "conv_in.weight" in shapes or "edited_conv_in.weight" not in shapes or shapes.get("conv_in.bias") != [1]:
+        held = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "none"
+        found.append(
+            f"checkpoint: conv_in lies under stock names, or without its barrier ({held}): stock loaders would give the unedited model"
+        )
     return found

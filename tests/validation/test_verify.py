@@ -161,6 +161,81 @@ def test_configs_that_name_other_code(copy, file, edit, said):
     assert any(said in line for line in failures(copy)), failures(copy)
 
 
+def stock_names(root):
+    """The first convolution under the names that stock loaders know."""
+    path = root / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["conv_in.bias"]
+    tensors |= {f"conv_in.{part}": tensors.pop(f"edited_conv_in.{part}") for part in ("weight", "bias")}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def stock_config(root):
+    change(
+        root / "unet" / "config.json",
+        lambda c: c.update(mid_block_type=c["ablation"]["mid_block_type"], _class_name="UNet2DConditionModel"),
+    )
+
+
+def no_auto_map(root):
+    change(root / "unet" / "config.json", lambda c: c.pop("auto_map"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [(stock_names, "conv_in lies under stock names"), (stock_config, "'mid_block_type' is"), (no_auto_map, "'auto_map' is None")],
+)
+def test_measures_against_other_loaders_that_were_taken_out(copy, tamper, said):
+    tamper(copy)
+    rewrite(copy)
+    assert any(said in line for line in failures(copy)), failures(copy)
+
+
+def test_the_sentinel_is_the_class_s():
+    from saeuron.editor.ablated_unet import SENTINEL
+    from saeuron.validation import shipped_class
+
+    assert shipped_class.SENTINEL == SENTINEL
+
+
+def test_a_checkpoint_that_the_manifest_denies(copy):
+    """Else any code could lie under the class's name, and nothing would look at it."""
+    path = next((copy / "unet").glob("*.py"))
+    path.write_text("print('not ours')")
+    rewrite(copy, formats=["onnx"])
+    found = failures(copy)
+    assert any(path.name in line and "belongs to a checkpoint" in line for line in found)
+    assert any("vae/diffusion_pytorch_model.safetensors" in line for line in found)
+
+
+@pytest.mark.parametrize("file", ["../../elsewhere.safetensors", "..\\x.safetensors", "not-there.safetensors"])
+def test_an_index_of_shards_that_reaches_elsewhere(copy, file):
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    (copy.parent / "elsewhere.safetensors").write_bytes(weights.read_bytes())
+    names = list(load_file(weights))
+    weights.rename(weights.with_name("part.safetensors"))
+    index = weights.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.safetensors")}))
+    rewrite(copy)
+    assert failures(copy) == []
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {**dict.fromkeys(names, "part.safetensors"), names[0]: file}}))
+    rewrite(copy)
+    assert any(f"it names '{file}'" in line for line in failures(copy))
+
+
+@pytest.mark.parametrize("name", ["modular_model_index.json", "unet/modular_model_index.json", "scheduler/model_index.json"])
+def test_a_second_pipeline(copy, name):
+    (copy / name).write_text("{}")
+    rewrite(copy)
+    assert any("a pipeline of its own" in line for line in failures(copy))
+
+
+def test_a_kernel_from_the_hub(copy):
+    change(copy / "text_encoder" / "config.json", lambda c: c.update(attn_implementation="you/kernel:attend"))
+    rewrite(copy)
+    assert any("you/kernel:attend" in line for line in failures(copy))
+
+
 def test_an_auto_map_to_the_shipped_class_is_fine(copy):
     name = next((copy / "unet").glob("*.py")).stem
     change(copy / "unet" / "config.json", lambda c: c.update(auto_map={"AutoModel": f"{name}.AblatedUNet2DConditionModel"}))
