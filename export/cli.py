@@ -31,6 +31,7 @@ from .commands.sweep import sweep
 from .commands.train import train
 from .commands.verify import verify
 from .console import clean, err, escaped, names, out, print_error, print_warning, progress_line, write_json
+from .once import OnceCommand
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -337,7 +338,9 @@ def validate(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="checkpoint, onnx, trt or trt-rtx; repeatable. Default: all in the artifact that can be run here."),
+        typer.Option(
+            help="checkpoint, onnx, trt or trt-rtx; several by commas, or repeated. Default: all in the artifact that can be run here."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Original model: run the hook on it afresh, instead of the artifact's golden vectors.")
@@ -366,6 +369,7 @@ def validate(
 
     # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
     record = manifest.read(artifact)
+    backend = [name.strip() for given in backend or () for name in given.split(",")]
     manifest.check_backends(artifact, record, tuple(backend or ()))
     check_provider(provider, backend or record["formats"])
     for value, option in ((seed, "--seed"), (sae, "--sae")):
@@ -409,10 +413,10 @@ for _name, _command in {
     "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
-    app.command(_name)(_command)
+    app.command(_name, cls=OnceCommand)(_command)
 
 _single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-_single.command("saeuron-export")(export)
+_single.command("saeuron-export", cls=OnceCommand)(export)
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ def command(*arguments, entry="main"):
         (["--concept", "Neon"], "error: no such option '--concept'; did you mean '--concepts'?\n"),
         (["-x"], "error: no such option '-x'; see "),
         (["--concepts"], "requires an argument"),
+        (["--concepts", "Neon", "--concepts", "House", "--output", "OUT"], "'--concepts' is given 2 times"),
+        (["--concepts", "Neon", "--output", "OUT", "-o", "HERE"], "is given 2 times"),
         (["--concepts", "Neon", "--output", "OUT", "--steps", "abc"], "invalid value for '--steps'"),
         (["surplus"], "unexpected extra argument"),
     ],
@@ -65,6 +67,7 @@ def test_mistakes_are_refused_in_one_line_without_torch(tmp_path, arguments, mes
         (["validate"], "missing argument"),
         (["validate", "nowhere"], "'nowhere' is no artifact"),
         (["concepts", "--domain", "stil"], "did you mean style"),
+        (["evaluate", "nowhere", "--backend", "hook", "--backend", "onnx"], "'--backend' is given 2 times"),
         (["concepts", "--model", "dmo"], "did you mean demo"),
     ],
 )
