@@ -98,7 +98,8 @@ def _head(record: dict[str, Any]) -> str:
 
 
 def _licence_fields(licence: dict[str, Any]) -> dict[str, Any]:
-    return {"license": licence["id"], "license_name": licence["name"], "license_link": licence["link"]}
+    ids = licence["id"].split(", ")
+    return {"license": ids if len(ids) > 1 else ids[0], "license_name": licence["name"], "license_link": licence["link"]}
 
 
 def hub_id(source: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from ..editor.files import hub_folder
+from ..editor.files import hub_folder, read_json
 from ..editor.hub_errors import hub_reason
 from ..validation import manifest
 from .publishing import Staged, Wish
@@ -107,7 +107,7 @@ def check_token() -> str:
 def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda text: None) -> Published:
     """Put a staged artifact into a repository, in one commit: nobody can fetch half of it.
 
-    Files that the repository holds and the artifact doesn't are removed by that commit. An upload that was cut off is taken up again by
+    Files of the artifact that lay there before, and that this one hasn't, are removed by that commit. An upload that was cut off is taken up again by
     the same call: what lies on the server already is not sent again.
 
     Raises:
@@ -126,7 +126,7 @@ def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda 
             before = api.repo_info(repo, revision=wish.branch)
             head = before.sha
     there = {entry.rfilename for entry in before.siblings or ()} - {".gitattributes"}
-    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(there - set(staged.files))]
+    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(_ours(repo, head, there) - set(staged.files))]
     operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=staged.folder / name) for name in staged.files]
     progress(f"uploading {len(staged.files)} files, {sum(staged.files.values()) / 1e6:.1f} MB, to {repo}")
     with _asking(f"'{repo}' could not be written"):
@@ -159,6 +159,29 @@ def _open_repo(api: Any, wish: Wish) -> tuple[Any, bool]:
     if manifest.NAME not in names and names - {".gitattributes", "README.md"}:
         raise SaeuronError(f"'{repo}' exists and holds something else ({sorted(names)[0]} …), no artifact; choose another name")
     return found, False
+
+
+def _ours(repo: str, commit: str, there: set[str]) -> set[str]:
+    """What of a branch's files came with an artifact: those that its manifest lists, the manifest and the signature.
+
+    Raises:
+        SaeuronError: it holds other files too; they are their owner's, and beside an artifact `verify` would refuse them.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if not there - {"README.md"}:
+        return there
+    listed: set[str] = set()
+    if manifest.NAME in there:
+        with _asking(f"'{repo}'"):
+            path = hf_hub_download(repo, manifest.NAME, revision=commit)
+        files = read_json(Path(path)).get("files")
+        listed = {*(files if isinstance(files, dict) else ()), manifest.NAME, manifest.SIGNATURE}
+    if others := sorted(there - listed - {"README.md"}):
+        raise SaeuronError(
+            f"'{repo}' at commit {commit[:12]} holds something else ({others[0]}{' …' if len(others) > 1 else ''}), which is no file of an artifact; move it away, or choose another name or branch"
+        )
+    return there & listed
 
 
 def _compare(api: Any, repo: str, commit: str, staged: Staged) -> None:

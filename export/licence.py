@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ..editor import demo
 from ..editor.errors import SaeuronError
 
-_NO_DERIVATIVES = "-nd-"
+_NO_DERIVATIVES = re.compile(r"\bnd\b|\bno-?deriv", re.IGNORECASE)
+_NONE = ("unknown", "")
+"""what a card says that says nothing"""
 Licence = dict[str, str | None]
-"""`id` (the Hub's identifier), `name` and `link` (of an `other` one), `source` (who says so)"""
+"""`id` (the Hub's identifier, or several with commas between), `name` and `link` (of an `other` one), `source` (who says so)"""
 
 
 def of_model(folder: Path) -> Licence | None:
@@ -29,13 +32,12 @@ def of_model(folder: Path) -> Licence | None:
 
 def of_metadata(metadata: Any) -> Licence | None:
     """The licence in the YAML head of a card."""
-    found = metadata.get("license")
-    if isinstance(found, list) and len(found) == 1:
-        found = found[0]
-    if not isinstance(found, str) or not found.strip():
+    said = metadata.get("license")
+    ids = [i.strip().lower() if isinstance(i, str) else "" for i in (said if isinstance(said, list) else [said])]
+    if not ids or any(i in _NONE for i in ids):
         return None
     name, link = (metadata.get(key) if isinstance(metadata.get(key), str) else None for key in ("license_name", "license_link"))
-    return {"id": found.strip().lower(), "name": name, "link": link, "source": "the base model's card"}
+    return {"id": ", ".join(ids), "name": name, "link": link, "source": "the base model's card"}
 
 
 def settle(known: Licence | None, stated: str | None, base: str, public: bool) -> Licence:
@@ -51,8 +53,8 @@ def settle(known: Licence | None, stated: str | None, base: str, public: bool) -
         SaeuronError: unknown, two that disagree, or one that lets nobody share what is derived.
     """
     wanted = stated.strip().lower() if stated else None
-    if wanted == "other" and not (known and known["id"] == "other"):
-        raise SaeuronError("--license other says nothing; give an identifier of the Hub's list, e.g. creativeml-openrail-m")
+    if wanted in ("other", *_NONE) and not (known and known["id"] == wanted):
+        raise SaeuronError(f"--license {wanted} says nothing; give an identifier of the Hub's list, e.g. creativeml-openrail-m")
     if known and wanted and known["id"] != wanted:
         raise SaeuronError(
             f"licence conflict: --license says '{wanted}', but it is '{known['id']}' ({known['source']}); an edited model stays under the licence of its base, so leave --license out"
@@ -60,8 +62,10 @@ def settle(known: Licence | None, stated: str | None, base: str, public: bool) -
     found = known or ({"id": wanted, "name": None, "link": None, "source": "stated by the publisher"} if wanted else None)
     if found is None:
         raise SaeuronError(f"the licence of '{base}' is not known, and an edited model stays under it; state it with --license ID")
-    if public and _NO_DERIVATIVES in f"{found['id']}-":
+    # Underscores and the like count as letters to a pattern's word bounds.
+    said = [re.sub(r"[_.\s/]+", "-", part) for part in (found["id"], found["name"], found["link"]) if part]
+    if public and any(_NO_DERIVATIVES.search(part) for part in said):
         raise SaeuronError(
-            f"licence conflict: '{found['id']}' of '{base}' lets nobody share derived works, so it can't be published with --public"
+            f"licence conflict: '{found['name'] or found['id']}' of '{base}' lets nobody share derived works, so it can't be published with --public"
         )
     return found

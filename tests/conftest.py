@@ -7,7 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,14 @@ def refused(message: str, *options: Any) -> None:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0], result.stderr
     assert result.stdout == ""
+
+
+def put(options: Sequence[Any], *given: Any) -> list[Any]:
+    """Options with some of them given another value: each option that `given` names is taken out first, with its value."""
+    kept, names = list(options), {o for o in given if str(o).startswith("--")}
+    for at in reversed([n for n, o in enumerate(kept) if o in names]):
+        del kept[at : at + 2]
+    return [*kept, *given]
 
 
 def guard(model: Path, folder: Path) -> None:

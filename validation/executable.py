@@ -42,6 +42,8 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
         name = path.relative_to(root).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
+        if path.is_symlink() and name in _UNLISTED and not manifest.inside(root, name):
+            found.append(f"'{name}' is a link that leaves the folder")
         if name.startswith(".") and name not in _UNLISTED and not name.startswith(_CACHES):
             found.append(f"'{name}' in '{root}' is not on record in {manifest.NAME}; remove it")
         elif name in record["files"] and path.name in _ADAPTERS:
@@ -56,6 +58,8 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
         # A vocabulary or a tokenizer is no config, and large.
         if name.endswith("config.json") or name == _INDEX:
             found += _entries(root, name, record)
+        elif name.endswith(".index.json") and not name.endswith(".safetensors.index.json"):
+            found.append(f"'{name}' is an index of weights that are no safetensors; loaders would open them as pickles")
         elif name.endswith(".index.json"):
             found += _shards(root, name, record)
     return found
@@ -75,9 +79,9 @@ def _shards(root: Path, name: str, record: dict[str, Any]) -> list[str]:
     folder = name.rpartition("/")[0]
     named = set(map(str, weights.values())) if isinstance(weights, dict) else {"no weight_map"}
     return [
-        f"{name}: it names '{file}', which is no file beside it on record"
+        f"{name}: it names '{file}', which is no safetensors file beside it on record"
         for file in sorted(named)
-        if "/" in file or "\\" in file or f"{folder}/{file}" not in record["files"]
+        if "/" in file or "\\" in file or not file.endswith(".safetensors") or f"{folder}/{file}" not in record["files"]
     ]
 
 

@@ -241,7 +241,7 @@ def faults(
             yield f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it"
     for name, record in manifest["files"].items():
         if not inside(root, name):
-            yield f"{root / NAME} lists '{name}', which is outside the artifact"
+            yield f"{root / NAME} lists '{name}', which is outside the artifact, or no plain path"
         elif (replacing and name == "README.md") or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
             continue
         elif not (root / name).is_file():
@@ -253,7 +253,8 @@ def faults(
 def inside(root: Path, name: str) -> bool:
     """Whether a path of a manifest stays in its folder, links followed. A download's cache links to its `blobs`, which count as inside."""
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
+    # A name like `unet/./config.json` would be hashed, and passed over by checks that look for `unet/config.json`.
+    if str(path) != name or not path.parts or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
         return False
     folder = root.resolve()
     homes = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]

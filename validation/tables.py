@@ -155,44 +155,70 @@ def _of_graph(tables: Tables) -> Tables:
     return found | ({"bars between timesteps": (steps[:-1] + steps[1:]) / 2} if len(steps) > 1 else {})
 
 
-def in_graph(path: Path, edit: EditFile, gate: str) -> list[str]:
+def in_graph(path: Path, edit: EditFile, gate: str, fires: Mapping[str, str]) -> list[str]:
     """Compare the UNet's graph with the edit. The exporter names initializers as it likes, so the tables are looked for by content.
 
+    What the graph's output doesn't depend on doesn't count. That it depends on the tables as the method says is for a run to show.
+
+    Args:
+        path: of the graph.
+        edit: that it should hold.
+        gate: of the artifact.
+        fires: hookpoint → tensor with the gate's decisions.
+
     Returns:
-        one line a table that isn't there.
+        one line a table, or a gate, that isn't there.
     """
     wanted = {(h, k): v for h in edit.header.latents for k, v in _of_graph(edit.of(h, gate)).items()}
-    held = _initializers(path, {v.size for v in wanted.values()})
-    return [
-        f"onnx: the table '{key}' of '{h}' is not in the graph"
+    names, held = _live(path, {v.size for v in wanted.values()})
+    found = [
+        f"onnx: no output of the graph depends on the gate of '{h}' ('{fires.get(h)}')"
+        for h in edit.header.latents
+        if fires.get(h) not in names
+    ]
+    return found + [
+        f"onnx: the table '{key}' of '{h}' is not in the graph, or no output depends on it"
         for (h, key), expected in wanted.items()
         if not any(_same(v, expected) for v in held)
     ]
 
 
-def _read(graph: Any) -> set[str]:
-    """Names that nodes read, those of branches and loops too."""
-    found: set[str] = set()
-    for node in graph.node:
-        found |= set(node.input)
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                found |= _read(inner)
+def _inputs(node: Any) -> set[str]:
+    """Names that a node reads, its branches and loops included, with all that these read and give."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            found |= {value.name for value in inner.output}
+            for each in inner.node:
+                found |= _inputs(each)
     return found
 
 
-def _initializers(path: Path, sizes: set[int]) -> list[np.ndarray]:
-    """Initializers of these numbers of elements that a node reads (one that nothing reads proves nothing)."""
+def _reaching(graph: Any) -> set[str]:
+    """Names of tensors that an output of a graph depends on, the outputs included."""
+    found, open_ = set(), [value.name for value in graph.output]
+    maker = {name: node for node in graph.node for name in node.output if name}
+    while open_:
+        name = open_.pop()
+        if name and name not in found:
+            found.add(name)
+            if name in maker:
+                open_ += _inputs(maker[name])
+    return found
+
+
+def _live(path: Path, sizes: set[int]) -> tuple[set[str], list[np.ndarray]]:
+    """Tensors that an output depends on, and of these the initializers of such numbers of elements."""
     import onnx
     from onnx import numpy_helper
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-        read = _read(graph)
-        return [
+        names = _reaching(graph)
+        return names, [
             numpy_helper.to_array(tensor, str(path.parent))
             for tensor in graph.initializer
-            if tensor.name in read and int(np.prod(tensor.dims)) in sizes
+            if tensor.name in names and int(np.prod(tensor.dims)) in sizes
         ]
     except Exception as error:  # onnx and protobuf raise many types
         raise SaeuronError(f"{path} can't be read as an ONNX graph: {(str(error).splitlines() or [''])[0][:200]}") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..editor.errors import SaeuronError
 from ..editor.files import file_sha256, read_json
-from . import engines, executable, manifest, shape, shipped_class, signature, tables
+from . import engines, executable, manifest, shape, shipped_class, signature, tables, weights
 from .golden import Golden
 from .installed import missing
 from .said import check_said
@@ -58,6 +58,13 @@ def verify(
         found["failures"] += _own_hash(root, record)
         found["failures"] += [_short(line, root) for line in manifest.faults(root, record)]
         progress("looking for code")
+        if (root / ".git").exists():
+            found["not_checked"].append(
+                {
+                    "check": ".git",
+                    "reason": "git's own; commands in its settings run once git is used there, so clone anew what others gave you",
+                }
+            )
         found["failures"] += executable.check(root, record)
         found |= {"files": len(record["files"]), "bytes": sum(entry["bytes"] for entry in record["files"].values())}
         if found["failures"]:
@@ -103,6 +110,10 @@ def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None
         failures += shipped_class.check(root)
         held = tables.edit_tensors(root / "unet")
         failures += tables.in_checkpoint(held, edit, record["gate"])
+        failures += _settings(config["ablation"]["hookpoints"], record)
+        if golden is not None:
+            own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record["gate"]))
+            failures += weights.of_edit(held, golden.weights.get("edit", {}), own)
         if tables.ablation_sha256(config["ablation"], held) != record["edit"]["tensors_sha256"]:
             failures.append("checkpoint: the edit's tensors are not those on record (hashes differ)")
     if "onnx" in record["formats"]:
@@ -112,7 +123,17 @@ def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None
                 {"check": "the edit's tables in the ONNX graph", "reason": "needs onnx (its file's hash was compared)"}
             )
         else:
-            failures += tables.in_graph(root / "unet" / "model.onnx", edit, record["gate"])
+            failures += tables.in_graph(root / "unet" / "model.onnx", edit, record["gate"], record["onnx"]["gates"])
+
+
+def _settings(hookpoints: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """The config's `k` and number of latents against those of the SAEs on record."""
+    return [
+        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {record['saes'][name][key]!r}"
+        for name, given in hookpoints.items()
+        for key in ("k", "latents")
+        if isinstance(given, dict) and key in record["saes"].get(name, {}) and given.get(key) != record["saes"][name][key]
+    ]
 
 
 def _signature(root: Path, public_key: str | Path | None, found: dict[str, Any]) -> None:

@@ -152,6 +152,24 @@ def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> lis
     return found
 
 
+def of_edit(held: Mapping[str, np.ndarray], wanted: Mapping[str, Digest], tables: Iterable[str]) -> list[str]:
+    """Compare a checkpoint's edit tensors with the SAE's, which were digested before anything was baked. Needs no torch.
+
+    Args:
+        held: name without `ablations.` → values, as `tables.edit_tensors` gives them.
+        wanted: the component `edit` of `of_original`.
+        tables: names of the tensors that come from the edit and not from the SAE, as in `held`.
+
+    Returns:
+        at most a line of differences, and a line of tensors that are nobody's.
+    """
+    names = {f"{hookpoint.replace('.', '-')}.{key}": d for name, d in wanted.items() for hookpoint, _, key in [name.rpartition("/")]}
+    wrong = [name for name, d in names.items() if name not in held or exact(held[name]) != d.exact]
+    surplus = sorted(set(held) - set(names) - set(tables))
+    found = _differences("checkpoint", "the edit", wrong, len(names))
+    return [*found, f"checkpoint: the edit holds tensors that no SAE gave: {', '.join(surplus[:3])}"] if surplus else found
+
+
 def _of_edit(name: str) -> str:
     """`ablations.up_blocks-1-attentions-0.encoder_weight` → `up_blocks.1.attentions.0/encoder_weight`."""
     head, _, key = name.rpartition(".")

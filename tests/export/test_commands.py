@@ -7,7 +7,7 @@ import tomllib
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.conftest import HOOKPOINT, by_two_processes, make_sae, refused, run
+from tests.conftest import HOOKPOINT, by_two_processes, make_sae, put, refused, run
 
 from saeuron.editor.activations import ConceptActivations
 from saeuron.editor.concepts import presets
@@ -68,16 +68,18 @@ def test_collect_refuses_what_cannot_be_meant(collecting, tiny, tmp_path):
     refused("different domains", "collect", "--concepts", "Neon,House", *there)
     refused("no output", "collect", *collecting)
     refused("can't be read as TOML", "collect", "--prompts", tiny["model"] / "model_index.json", *there)
-    refused("2 hookpoints; give a folder", "collect", *collecting, "--hookpoint", f"{HOOKPOINT},up_blocks.1.attentions.0", *there)
-    refused("is not in this UNet", "collect", *collecting, "--hookpoint", "up_blocks.7.attentions.0", *there)
+    refused("2 hookpoints; give a folder", "collect", *put(collecting, "--hookpoint", f"{HOOKPOINT},up_blocks.1.attentions.0"), *there)
+    refused("is not in this UNet", "collect", *put(collecting, "--hookpoint", "up_blocks.7.attentions.0"), *there)
     refused(
         "reads 32 channels",
         "collect",
-        *collecting,
-        "--hookpoint",
-        "up_blocks.1.attentions.0",
-        "--sae",
-        f"up_blocks.1.attentions.0={tiny['sae'] / f'unet.{HOOKPOINT}'}",
+        *put(
+            collecting,
+            "--hookpoint",
+            "up_blocks.1.attentions.0",
+            "--sae",
+            f"up_blocks.1.attentions.0={tiny['sae'] / f'unet.{HOOKPOINT}'}",
+        ),
         *there,
     )
     (tmp_path / "one.txt").write_text("a\n\nb\n")
@@ -167,9 +169,9 @@ def test_train_dry_run_and_refusals(training, tmp_path):
     plan = json.loads(run(*training, "--output", tmp_path / "x", "--dry-run", "--json").stdout)
     assert plan["steps"] == 12 and "128 latents" in plan[HOOKPOINT] and not (tmp_path / "x").exists()
     refused("--model is missing", "train", "--hookpoint", HOOKPOINT)
-    refused("k is 0", *training, "--k", 0, "--output", tmp_path / "x")
-    refused("multiples of --batch-size", *training, "--pictures", 3, "--output", tmp_path / "x")
-    refused("is not in this UNet", *training, "--hookpoint", "up_blocks.9.attentions.0", "--output", tmp_path / "x")
+    refused("k is 0", *put(training, "--k", 0), "--output", tmp_path / "x")
+    refused("multiples of --batch-size", *put(training, "--pictures", 3), "--output", tmp_path / "x")
+    refused("is not in this UNet", *put(training, "--hookpoint", "up_blocks.9.attentions.0"), "--output", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -229,7 +231,7 @@ def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
 
 def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     there = ["--output", tmp_path / "out", "--dry-run"]
-    refused("is not in this UNet", "collect", *collecting, "--hookpoint", "up_blocks.1.attentions.9", *there)
+    refused("is not in this UNet", "collect", *put(collecting, "--hookpoint", "up_blocks.1.attentions.9"), *there)
     at = collecting.index("--sae")
     without = [*collecting[:at], *collecting[at + 2 :]]
     refused("it is no Hub id", "collect", *without, "--sae", tmp_path / "nowhere", *there)
@@ -237,10 +239,10 @@ def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     (tmp_path / "one.toml").write_text('[prompts]\nNeon = ["Neon."]\n')
     refused("only one set of prompts", "collect", *collecting[2:], "--prompts", tmp_path / "one.toml", *there)
     refused("activations are written as .safetensors", "collect", *collecting, "--output", tmp_path / "a.pt", "--dry-run")
-    refused("is larger than the", *training, "--k", 10**6, *there)
-    refused("fewer than one batch", *training, "--batch", 10**8, "--micro-batches", 1, *there)
-    refused("this machine has", *training, "--expansion", 10**8, *there)
-    refused("at most", *training, "--tokens", "9" * 401, *there)
+    refused("is larger than the", *put(training, "--k", 10**6), *there)
+    refused("fewer than one batch", *put(training, "--batch", 10**8, "--micro-batches", 1), *there)
+    refused("this machine has", *put(training, "--expansion", 10**8), *there)
+    refused("at most", *put(training, "--tokens", "9" * 401), *there)
     assert not (tmp_path / "out").exists()
     said = run("collect", *without, "--sae", "owner/saes", *there).stdout
     assert "to fetch   owner/saes" in said
@@ -258,15 +260,16 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path):
     there = ["--output", tmp_path / "a.safetensors"]
     for message, options in (
         ("seed lies between", ("--seed", 2**32)), ("1 to 1000 steps", ("--steps", 2000)), ("no finite number", ("--guidance", "nan")),
-        ("multiple of 8", ("--height", 20)), ("given twice", ("--hookpoint", f"{HOOKPOINT},unet.{HOOKPOINT}")), ("twice for the same", ("--sae", "demo:saes")),
+        ("multiple of 8", ("--height", 20)), ("given twice", ("--hookpoint", f"{HOOKPOINT},unet.{HOOKPOINT}")),
         ("device 'cuda:7' can't be used", ("--device", "cuda:7")), ("is a folder", ("--overwrite", "--output", tmp_path / "taken.safetensors")),
     ):  # fmt: skip
-        refused(message, "collect", *collecting, *there, *options)
+        refused(message, "collect", *put([*collecting, *there], *options))
+    refused("twice for the same", "collect", *collecting, *there, "--sae", "demo:saes")
     for message, options in (
         ("1 to 1000 steps", ("--sampling-steps", 1001)), ("seed lies between", ("--seed", 10**30)), ("given twice", ("--hookpoint", f"{HOOKPOINT},{HOOKPOINT}")),
         ("no finite number", ("--guidance", "inf")), ("not TOML", ("--prompts", tmp_path / "p.toml")), ("is a file", ("--output", tmp_path / "p.toml")), ("can't be used", ("--device", "cuda:7")),
     ):  # fmt: skip
-        refused(message, *training, "--output", tmp_path / "x", *options)
+        refused(message, *put([*training, "--output", tmp_path / "x"], *options))
     for message, options in (
         ("'42.9' is no seed", ("--tune-seeds", "42.9")), ("seed lies between", ("--report-seeds", 2**32 + 42)),
         ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),

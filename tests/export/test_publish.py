@@ -13,6 +13,7 @@ from tests.export.hub_server import serving
 from tests.export.test_artifact import settings
 from tests.validation.test_verify import files_of, keys, rewrite, whole  # noqa: F401 - fixtures
 
+from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
 from saeuron.export import licence
 from saeuron.export.card import model_card
@@ -211,6 +212,19 @@ def test_repositories_that_are_left_alone(whole, hub, client):  # noqa: F811
     assert hub.uploads == []
 
 
+def test_files_that_no_artifact_brought_stay(whole, hub, client):  # noqa: F811
+    """Beside an artifact, or in another branch of its repository: nothing is written."""
+    client("publish", whole, "me/mixed", *PUBLISH, "--without-golden")
+    repo = hub.repos["me/mixed"]
+    with_more = repo.commit("main", {**latest(repo), "eval.csv": b"1"}, "mine")
+    assert "holds something else (eval.csv)" in client("publish", whole, "me/mixed", *PUBLISH, "--without-golden", code=2)
+    assert repo.branches["main"] == with_more
+    repo.commit("main", {k: v for k, v in latest(repo).items() if k != "eval.csv"}, "away")
+    data = repo.commit("data", {"train.parquet": b"1", "README.md": b"2"}, "data")
+    assert "holds something else (train.parquet)" in client("publish", whole, "me/mixed", *PUBLISH, "--branch", "data", code=2)
+    assert repo.branches["data"] == data
+
+
 def test_another_content_on_the_hub_is_found(whole, hub, client):  # noqa: F811
     hub.corrupts = "vae/config.json"
     assert "'vae/config.json' in 'me/x' at commit" in client("publish", whole, "me/x", *PUBLISH, code=2)
@@ -281,11 +295,46 @@ def test_licences(tmp_path):
     found = licence.of_model(tmp_path)
     assert found == {"id": "other", "name": "my-terms", "link": "https://x", "source": "the base model's card"}
     assert licence.settle(found, None, "m", True) == found
-    for text in ("no head", "---\n: [\n---\n", "---\nlicense: 3\n---\n", "---\nlicense: [a, b]\n---\n", "---\n- a\n---\n"):
+    for text in (
+        "no head",
+        "---\n: [\n---\n",
+        "---\nlicense: 3\n---\n",
+        "---\nlicense: [mit, 3]\n---\n",
+        "---\nlicense: []\n---\n",
+        "---\nlicense: Unknown\n---\n",
+        "---\n- a\n---\n",
+    ):
         (tmp_path / "README.md").write_text(text)
         assert licence.of_model(tmp_path) is None, text
     (tmp_path / "README.md").write_text("---\nlicense: [mit]\n---\n")
     assert licence.of_model(tmp_path)["id"] == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: [MIT, apache-2.0]\n---\n")
+    both = licence.of_model(tmp_path)
+    assert licence.settle(both, None, "m", True)["id"] == "mit, apache-2.0"
+    with pytest.raises(SaeuronError, match="licence conflict"):
+        licence.settle(both, "mit", "m", False)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"license": "cc-by-nd-4.0"}, {"license": ["mit", "cc-by-nc-nd-4.0"]}, {"license": "other", "license_name": "cc_by_nc_nd_4.0"},
+        {"license": "other", "license_name": "mine", "license_link": "https://creativecommons.org/licenses/by-nd/4.0/"}, {"license": "other", "license_name": "No-Derivatives"},
+    ],
+)  # fmt: skip
+def test_a_licence_without_derivatives_is_never_made_public(card):
+    known = licence.of_metadata(card)
+    assert known is not None and licence.settle(known, None, "m", False) == known
+    with pytest.raises(SaeuronError, match="lets nobody share derived works"):
+        licence.settle(known, None, "m", True)
+
+
+@pytest.mark.parametrize(
+    "card", [{"license": "openrail++"}, {"license": "other", "license_name": "and-terms", "license_link": "https://x.org/android"}]
+)
+def test_a_licence_with_derivatives(card):
+    known = licence.of_metadata(card)
+    assert licence.settle(known, None, "m", True) == known
 
 
 def test_the_export_records_the_licence_and_signs(tiny, tmp_path, keys):  # noqa: F811

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.conftest import HOOKPOINT, check_plan, make_sae
+from tests.conftest import HOOKPOINT, check_plan, make_sae, put
 from typer.testing import CliRunner
 
 from saeuron.editor.edit import Edit
@@ -135,19 +135,19 @@ def test_steer_refuses_what_cannot_be_meant(steering, tmp_path):
         ("between 999 and 0", "--feature", "3=0", "--timesteps", "1500-500", *steering),
         ("did you mean keep", "--feature", "3=0", *steering, "--residual", "kept"),
         ("no base model", "--feature", "3=0", *steering[2:]),
-        ("is not in this UNet", "--feature", "3=0", *steering, "--hookpoint", "up_blocks.7.attentions.0"),
+        ("is not in this UNet", "--feature", "3=0", *put(steering, "--hookpoint", "up_blocks.7.attentions.0")),
         ("no SAE known", "--feature", "3=0", *steering[:2], *steering[4:]),
-        ("no folder", "--feature", "3=0", *steering, "--sae", f"{HOOKPOINT}=/nowhere"),
+        ("no folder", "--feature", "3=0", *put(steering, "--sae", f"{HOOKPOINT}=/nowhere")),
         ("no hookpoint known", "--feature", "3=0", *steering[:4], *steering[6:]),
-        ("to be a .safetensors file", "--feature", "3=0", *steering, "--output", tmp_path / "e.bin"),
-        ("exists", "--feature", "3=0", *steering, "--output", tmp_path / "there.safetensors"),
+        ("to be a .safetensors file", "--feature", "3=0", *put(steering, "--output", tmp_path / "e.bin")),
+        ("exists", "--feature", "3=0", *put(steering, "--output", tmp_path / "there.safetensors")),
     ):
         refused(message, "steer", *options)
     assert [p.name for p in tmp_path.iterdir()] == ["there.safetensors"]
 
 
 def test_a_range_between_two_steps_is_said_to_do_nothing(steering, tmp_path):
-    options = [*steering, "--feature", "3=-5", "--steps", 2, "--output", tmp_path / "e.safetensors", "--overwrite"]
+    options = [*put(steering, "--steps", 2), "--feature", "3=-5", "--overwrite"]
     assert "none of 2 DDIM steps lies at timesteps 300-200" in run("steer", *options, "--timesteps", "300-200").stderr
     assert "none of" not in run("steer", *options, "--timesteps", "999-400").stderr
     refused("expected FROM-TO", "steer", *options, "--timesteps", "9" * 5000 + "-1")
@@ -263,11 +263,11 @@ def test_features_refuses_what_cannot_be_meant(looking, tmp_path):
     refused("one of the two", *looking, *one, "--concepts", "Neon")
     refused("is no feature", *looking, "--features", "3,x")
     refused("features 0 to 255", *looking, "--features", "999")
-    refused("--pictures is 0", *looking, *one, "--pictures", 0)
-    refused("multiple of 8", *looking, *one, "--height", 20)
-    refused("no line holds a prompt", *looking, *one, "--prompts", tmp_path / "empty.txt")
-    refused("2 hookpoints", *looking, *one, "--hookpoint", f"{HOOKPOINT},up_blocks.1.attentions.0")
-    refused("no folder of feature sheets", *looking, *one, "--output", tmp_path / "mine", "--overwrite")
+    refused("--pictures is 0", *put(looking, *one, "--pictures", 0))
+    refused("multiple of 8", *put(looking, *one, "--height", 20))
+    refused("no line holds a prompt", *put(looking, *one, "--prompts", tmp_path / "empty.txt"))
+    refused("2 hookpoints", *put(looking, *one, "--hookpoint", f"{HOOKPOINT},up_blocks.1.attentions.0"))
+    refused("no folder of feature sheets", *put(looking, *one, "--output", tmp_path / "mine", "--overwrite"))
     refused("did you mean Neon", "features", "--concepts", "Neom", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists() and (tmp_path / "mine" / "a.txt").read_text() == "mine"
 

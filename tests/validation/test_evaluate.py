@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import by_two_processes, demo_as_onnx, refused, run
+from tests.conftest import by_two_processes, demo_as_onnx, put, refused, run
 
 from saeuron.editor.edit import Edit
 from saeuron.editor.errors import SaeuronError
@@ -253,8 +253,8 @@ main()
 def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     folder = done[0]
     there = ["--backend", "onnx", *QUICK]
-    refused("another steps (2, now 3)", "evaluate", root, *there, "--steps", 3, "-o", folder)
-    refused("another seeds", "evaluate", root, *there, "--seeds", 7, "-o", folder)
+    refused("another steps (2, now 3)", "evaluate", root, *put(there, "--steps", 3), "-o", folder)
+    refused("another seeds", "evaluate", root, *put(there, "--seeds", 7), "-o", folder)
     other = shutil.copytree(root, tmp_path / root.name)
     record = json.loads((other / "saeuron.json").read_text())
     (other / "saeuron.json").write_text(json.dumps({**record, "created": "later"}))
@@ -267,10 +267,10 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     new = ["-o", tmp_path / "new"]
     refused("did you mean onnx", "evaluate", root, *QUICK, "--backend", "onx", *new)
     refused("holds no 'trt'", "evaluate", root, *QUICK, "--backend", "trt", *new)
-    refused("did you mean House", "evaluate", root, *there, "--objects", "Huose", *new)
-    refused("did you mean plain", "evaluate", root, *there, "--styles", "plian", *new)
-    refused("each once", "evaluate", root, *there, "--seeds", "3,3", *new)
-    refused("is no seed", "evaluate", root, *there, "--seeds", "x", *new)
+    refused("did you mean House", "evaluate", root, *put(there, "--objects", "Huose"), *new)
+    refused("did you mean plain", "evaluate", root, *put(there, "--styles", "plian"), *new)
+    refused("each once", "evaluate", root, *put(there, "--seeds", "3,3"), *new)
+    refused("is no seed", "evaluate", root, *put(there, "--seeds", "x"), *new)
     refused("two backends or more", "evaluate", root, *there, "--compare", *new)
     refused("goes with --nudenet", "evaluate", root, *there, "--prompts", folder / "verdicts.csv", *new)
     refused("needs prompts", "evaluate", root, "--nudenet", *new)
@@ -289,7 +289,9 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
 
 def test_overwrite_begins_anew(root, tmp_path):
     run("evaluate", root, "--backend", "onnx", *FEW, "-o", tmp_path / "e")
-    found = json.loads(run("evaluate", root, "--backend", "onnx", *FEW, "--seeds", 9, "--overwrite", "--json", "-o", tmp_path / "e").stdout)
+    found = json.loads(
+        run("evaluate", root, "--backend", "onnx", *put(FEW, "--seeds", 9), "--overwrite", "--json", "-o", tmp_path / "e").stdout
+    )
     assert found["settings"]["seeds"] == [9] and {r["seed"] for r in rows_of(tmp_path / "e")} == {"9"}
 
 

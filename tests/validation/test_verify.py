@@ -223,6 +223,46 @@ def test_an_index_of_shards_that_reaches_elsewhere(copy, file):
     assert any(f"it names '{file}'" in line for line in failures(copy))
 
 
+@pytest.mark.parametrize(
+    ("index", "part"), [("pytorch_model.bin.index.json", "w.txt"), ("diffusion_pytorch_model.safetensors.index.json", "w.txt")]
+)
+def test_an_index_of_pickles(copy, index, part):
+    (copy / "unet" / part).write_bytes(b"x")
+    (copy / "unet" / index).write_text(json.dumps({"weight_map": {"a": part}}))
+    rewrite(copy)
+    assert any(index in line for line in failures(copy))
+
+
+@pytest.mark.parametrize("name", ["decoder_weight", "encoder_bias", "surplus"])
+def test_an_edit_switched_off_whose_hashes_were_all_made_to_fit(copy, name):
+    """Tables as they were, so that only the digests of the SAE in the golden vectors tell."""
+    path, config = copy / "unet" / "diffusion_pytorch_model.safetensors", json.loads((copy / "unet" / "config.json").read_text())
+    tensors = load_file(path)
+    key = next(k for k in tensors if k.startswith("ablations.") and k.endswith("decoder_weight" if name == "surplus" else name))
+    if name == "surplus":
+        tensors[key.replace("decoder_weight", "latent_thresholds")] = torch.full((3,), 3e38)
+    else:
+        tensors[key].fill_(-1e9 if name == "encoder_bias" else 0)
+    save_file(tensors, path, metadata={"format": "pt"})
+    config["ablation"]["sha256"] = tables.ablation_sha256(config["ablation"], tables.edit_tensors(copy / "unet"))
+    (copy / "unet" / "config.json").write_text(json.dumps(config))
+    record = json.loads((copy / manifest.NAME).read_text())
+    rewrite(copy, edit={**record["edit"], "tensors_sha256": config["ablation"]["sha256"]})
+    found = failures(copy)
+    assert found == [line for line in found if "weights of the edit" in line or "no SAE gave" in line] and found
+
+
+def test_another_k_whose_hashes_were_made_to_fit(copy):
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    for part in config["ablation"]["hookpoints"].values():
+        part["k"] = 1
+    config["ablation"]["sha256"] = tables.ablation_sha256(config["ablation"], tables.edit_tensors(copy / "unet"))
+    (copy / "unet" / "config.json").write_text(json.dumps(config))
+    record = json.loads((copy / manifest.NAME).read_text())
+    rewrite(copy, edit={**record["edit"], "tensors_sha256": config["ablation"]["sha256"]})
+    assert any("'k' of" in line for line in failures(copy))
+
+
 @pytest.mark.parametrize("name", ["modular_model_index.json", "unet/modular_model_index.json", "scheduler/model_index.json"])
 def test_a_second_pipeline(copy, name):
     (copy / name).write_text("{}")
@@ -301,6 +341,33 @@ def test_a_weakened_edit_in_the_graph(copy):
     assert any("onnx: the table 'gains'" in line for line in failures(copy))
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_graph_that_goes_around_its_edit(copy, kept):
+    """Whatever reads the edited map reads the unedited one; the edit's nodes stay, with nobody who reads what they give."""
+    import onnx
+
+    path = copy / "unet" / "model.onnx"
+    graph = (model := onnx.load(path)).graph
+    (edited,) = json.loads((copy / manifest.NAME).read_text())["onnx"]["gates"].values()
+    readers = {name: node for node in reversed(graph.node) for name in node.input}
+    last = edited
+    while (node := readers[last]).op_type != "Add":
+        last = node.output[0]
+    (unedited,) = set(node.input) - {last}
+    for other in graph.node:
+        if other is not node:
+            other.input[:] = [unedited if name == node.output[0] else name for name in other.input]
+    if kept:
+        # Read again, by a node that leads nowhere.
+        graph.node.append(onnx.helper.make_node("Identity", [node.output[0]], ["nowhere"]))
+    onnx.save(model, path)
+    rewrite(copy)
+    found = failures(copy)
+    assert any("no output of the graph depends on the gate" in line for line in found) and any(
+        "the table 'gains'" in line for line in found
+    )
+
+
 def test_another_edit_file(copy):
     edit = Edit.load(copy / EDIT)
     for part in edit.hookpoints.values():
@@ -320,6 +387,32 @@ def test_without_golden_vectors(copy):
     rewrite(copy)
     found = verify(copy)
     assert found["verified"] and [e["check"] for e in found["not_checked"]] == ["golden vectors"]
+
+
+def test_git_is_said_not_to_be_checked(copy):
+    (copy / ".git").mkdir()
+    (copy / ".git" / "config").write_text("[core]\nfsmonitor = /bin/echo\n")
+    found = verify(copy)
+    assert found["verified"] and [e["check"] for e in found["not_checked"]] == [".git"]
+
+
+@pytest.mark.parametrize("name", ["unet/./config.json", "unet//config.json", "./unet/config.json", "unet/config.json/"])
+def test_another_name_of_the_same_file(copy, name):
+    record = json.loads((copy / manifest.NAME).read_text())
+    record["files"][name] = record["files"].pop("unet/config.json")
+    (copy / manifest.NAME).write_bytes(manifest.encode(record))
+    assert any("no plain path" in line for line in failures(copy))
+
+
+def test_a_signature_or_a_list_for_git_that_lies_elsewhere(copy, tmp_path):
+    for name in (manifest.SIGNATURE, ".gitattributes", manifest.NAME):
+        held = (copy / name).read_bytes() if (copy / name).exists() else b"{}"
+        (tmp_path / "elsewhere").write_bytes(held)
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(tmp_path / "elsewhere")
+        assert any(f"'{name}' is a link that leaves the folder" in line for line in failures(copy)), name
+        (copy / name).unlink()
+        (copy / name).write_bytes(held) if name == manifest.NAME else None
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/hostname", "unet/../../outside.json", "unet\\..\\x"])
