@@ -67,7 +67,8 @@ class AblationHook:
             find_hookpoint(unet, name)
             self.saes[name] = copy.deepcopy(saes[name]).to(parameter.device, parameter.dtype)
         self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}
-        self._timestep: torch.Tensor | None = None
+        self.timestep: torch.Tensor | None = None
+        """`[1]` or `[B]`: of the forward that runs; set it to edit tokens outside of one"""
         self._handles: list[Any] = []
 
     def __enter__(self) -> AblationHook:
@@ -84,23 +85,23 @@ class AblationHook:
 
     def _note_timestep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         value = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        self._timestep = torch.as_tensor(value).reshape(-1)
+        self.timestep = torch.as_tensor(value).reshape(-1)
 
     def _edit_output(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             feature_map = output_tensor(output)
             read = read_map(self.saes[name].config.reads, args, kwargs, output)
-            tokens = self._edit_tokens(name, to_tokens(read), to_tokens(feature_map))
+            tokens = self.edit_tokens(name, to_tokens(read), to_tokens(feature_map))
             return replace_tensor(output, to_map(tokens, *feature_map.shape[-2:]))
 
         return hook
 
-    def _edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
         part, sae = self.edit.hookpoints[name], self.saes[name]
         check_width(sae, x.shape[-1], name)
-        assert self._timestep is not None
-        row = part.rows(self._timestep.cpu())
+        assert self.timestep is not None
+        row = part.rows(self.timestep.cpu())
         features = part.features.to(x.device)
         thresholds = part.thresholds[row][:, None].to(x.device)
         gains = part.gains[row][:, None].to(x.device)

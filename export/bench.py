@@ -211,13 +211,13 @@ def _torch_rows(
     more = unet_arguments({name: value.to(s.device) for name, value in (more.get("added_cond_kwargs") or {}).items()})
     timestep = torch.tensor([s.timestep], device=s.device)
     hook = AblationHook(unet, edit, saes)
-    hook._timestep = timestep
+    hook.timestep = timestep
     here = {name: m.to(s.device) for name, m in maps.items()}
     tokens = {name: to_tokens(m) for name, m in here.items()}
 
     def by_hook() -> None:
         for name, x in tokens.items():
-            hook._edit_tokens(name, x, x)
+            hook.edit_tokens(name, x, x)
 
     def by_module(gate: str) -> Callable[[], None]:
         modules = {name.replace("-", "."): module for name, module in edited[gate].ablations.items()}
@@ -236,7 +236,7 @@ def _torch_rows(
     def hooked() -> None:
         with hook:  # made once: its SAEs already lie on the device
             forward(unet)()
-        hook._timestep = timestep
+        hook.timestep = timestep
 
     def finish() -> None:
         if s.device.startswith("cuda"):

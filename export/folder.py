@@ -43,15 +43,24 @@ def check_parent(output: Path) -> None:
             raise SaeuronError(f"'{output}' lies inside the artifact '{folder}', which nothing would open then; choose another --output")
 
 
+def check_files(files: Sequence[Path], overwrite: bool) -> None:
+    """Raise unless files may be written, or replaced."""
+    for path in files:
+        try:
+            if path.is_dir():
+                raise SaeuronError(f"'{path}' is a folder; choose another --output")
+            if (path.exists() or path.is_symlink()) and not overwrite:
+                raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+            check_parent(path)
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise SaeuronError(f"'{path}' can't be written: {error.strerror}; choose another --output") from None
+
+
 def check_with_pictures(files: Sequence[Path], pictures: Path, overwrite: bool) -> None:
     """Raise unless files and a folder of pictures may be written, or replaced: the folder only where it holds nothing but pictures."""
-    check_parent(files[0])
-    for path in (*files, pictures):
-        if (path.exists() or path.is_symlink()) and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
-    for path in files:
-        if path.is_dir():
-            raise SaeuronError(f"'{path}' is a folder, so --overwrite leaves it alone; choose another --output")
+    check_files(files, overwrite)
+    if (pictures.exists() or pictures.is_symlink()) and not overwrite:
+        raise SaeuronError(f"'{pictures}' exists; choose another --output, or --overwrite to replace it")
     if pictures.is_symlink() or (pictures.exists() and (not pictures.is_dir() or any(p.suffix != ".png" for p in pictures.iterdir()))):
         raise SaeuronError(f"'{pictures}' holds other things than pictures, so --overwrite leaves it alone; choose another --output")
 

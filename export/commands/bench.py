@@ -16,7 +16,7 @@ from ...validation.engines import gpu, tensorrt_module
 from ...validation.runners import check_provider, provider_of
 from ..checks import check_pixels
 from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_files
 from ..settings import GATES, PRECISIONS
 from . import options as o
 
@@ -142,10 +142,7 @@ def _files(output: Path | None, overwrite: bool) -> list[Path]:
     if output is None:
         return []
     files = [output.with_suffix(".json"), output.with_suffix(".svg")]
-    check_parent(output)
-    for path in files:
-        if path.exists() and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    check_files(files, overwrite)
     return files
 
 

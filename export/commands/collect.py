@@ -15,7 +15,7 @@ from ...editor.prompt_sets import check_sets, own_prompts
 from ...editor.suggest import unknown
 from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from ..console import clean, names, out, progress_line, resumable, write_json
-from ..folder import check_parent
+from ..folder import check_files
 from ..settings import check_sources
 from . import options as o
 
@@ -184,12 +184,7 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
         if output.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".json"):
             raise SaeuronError(f"--output '{output}': activations are written as .safetensors; give such a file, or a folder")
         o.check_out_folder(output)
-    check_parent(output)
-    for path in files.values():
-        if path.is_dir():
-            raise SaeuronError(f"'{path}' is a folder; choose another --output")
-        if path.exists() and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
+    check_files(list(files.values()), overwrite)
     return files
 
 

@@ -15,7 +15,7 @@ from ...editor.errors import SaeuronError, first_line
 from ...editor.writing import scratch, written
 from ..checks import check_guidance, check_pixels, check_seed, check_steps
 from ..console import clean, err, escaped, out, print_warning, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_files
 from . import options as o
 
 if TYPE_CHECKING:
@@ -240,12 +240,7 @@ def _files(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     else:
         o.check_out_folder(output)
         files = [output / f"{i}.png" for i in range(count)]
-    check_parent(files[0])
-    for file in files:
-        if file.is_dir():
-            raise SaeuronError(f"'{file}' is a folder; choose another --output")
-        if not overwrite and (file.exists() or file.is_symlink()):
-            raise SaeuronError(f"'{file}' exists; choose another --output, or --overwrite to replace it")
+    check_files(files, overwrite)
     return files
 
 

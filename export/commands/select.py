@@ -9,8 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.errors import SaeuronError
 from ..console import clean, names, out, print_warning, progress_line, write_json
+from ..folder import check_files
 from . import options as o
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def select(
     """
     from ..settings import Settings, resolve, to_fetch
 
-    if output is not None and output.exists() and not overwrite:
-        raise SaeuronError(f"'{output}' exists; choose another --output, or --overwrite to replace it")
+    if output is not None:
+        check_files([output], overwrite)
     wanted = Settings(
         concepts=names(concepts), output=Path("unused"), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
         activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()), allow_amplify=allow_amplify,

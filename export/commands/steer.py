@@ -15,7 +15,7 @@ from ...editor.suggest import unknown
 from ...editor.writing import whole_file
 from ..checks import check_pixels, check_seed
 from ..console import clean, out, print_warning, progress_line, write_json
-from ..folder import check_parent
+from ..folder import check_files
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
 
@@ -172,12 +172,7 @@ def _files(output: Path | None, preview: bool, overwrite: bool) -> list[Path]:
     if output.suffix != ".safetensors":
         raise SaeuronError(f"--output '{output}' is to be a .safetensors file")
     files = [output, output.with_suffix(".png")] if preview else [output]
-    for path in files:
-        if path.is_dir():
-            raise SaeuronError(f"'{path}' is a folder; choose another --output")
-        if path.exists() and not overwrite:
-            raise SaeuronError(f"'{path}' exists; choose another --output, or --overwrite to replace it")
-    check_parent(output)
+    check_files(files, overwrite)
     return files
 
 
