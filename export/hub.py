@@ -119,19 +119,18 @@ def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda 
     api, repo = HfApi(), wish.repo
     progress(f"looking for {repo}")
     before, created = _open_repo(api, wish)
-    head = before.sha
+    ours = _ours(repo, before)
     if wish.branch != "main":
         with _asking(f"branch '{wish.branch}' of '{repo}'"):
             api.create_branch(repo, branch=wish.branch, exist_ok=True)
             before = api.repo_info(repo, revision=wish.branch)
-            head = before.sha
-    there = {entry.rfilename for entry in before.siblings or ()} - {".gitattributes"}
-    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(_ours(repo, head, there) - set(staged.files))]
+        ours = _ours(repo, before)
+    operations: list[Any] = [CommitOperationDelete(name) for name in sorted(ours - set(staged.files))]
     operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=staged.folder / name) for name in staged.files]
     progress(f"uploading {len(staged.files)} files, {sum(staged.files.values()) / 1e6:.1f} MB, to {repo}")
     with _asking(f"'{repo}' could not be written"):
         message = wish.message or f"saeuron: {', '.join(staged.record['concepts'])} removed"
-        made = api.create_commit(repo, operations, commit_message=message, revision=wish.branch, parent_commit=head)
+        made = api.create_commit(repo, operations, commit_message=message, revision=wish.branch, parent_commit=before.sha)
     progress("comparing what lies on the Hub")
     _compare(api, repo, made.oid, staged)
     return Published(repo, made.oid, f"{api.endpoint}/{repo}/tree/{made.oid}", bool(before.private), created)
@@ -155,31 +154,29 @@ def _open_repo(api: Any, wish: Wish) -> tuple[Any, bool]:
         raise SaeuronError(
             f"'{repo}' exists and is {'private' if found.private else 'public'}; {'leave --public out' if found.private else 'say --public'}, or change it in the repository's settings"
         )
-    names = {entry.rfilename for entry in found.siblings or ()}
-    if manifest.NAME not in names and names - {".gitattributes", "README.md"}:
-        raise SaeuronError(f"'{repo}' exists and holds something else ({sorted(names)[0]} …), no artifact; choose another name")
     return found, False
 
 
-def _ours(repo: str, commit: str, there: set[str]) -> set[str]:
-    """What of a branch's files came with an artifact: those that its manifest lists, the manifest and the signature.
+def _ours(repo: str, info: Any) -> set[str]:
+    """What of the files at a commit came with an artifact: those that its manifest lists, the manifest and the signature.
 
     Raises:
         SaeuronError: it holds other files too; they are their owner's, and beside an artifact `verify` would refuse them.
     """
     from huggingface_hub import hf_hub_download
 
+    there = {entry.rfilename for entry in info.siblings or ()} - {".gitattributes"}
     if not there - {"README.md"}:
         return there
     listed: set[str] = set()
     if manifest.NAME in there:
         with _asking(f"'{repo}'"):
-            path = hf_hub_download(repo, manifest.NAME, revision=commit)
+            path = hf_hub_download(repo, manifest.NAME, revision=info.sha)
         files = read_json(Path(path)).get("files")
         listed = {*(files if isinstance(files, dict) else ()), manifest.NAME, manifest.SIGNATURE}
     if others := sorted(there - listed - {"README.md"}):
         raise SaeuronError(
-            f"'{repo}' at commit {commit[:12]} holds something else ({others[0]}{' …' if len(others) > 1 else ''}), which is no file of an artifact; move it away, or choose another name or branch"
+            f"'{repo}' at commit {info.sha[:12]} holds something else ({others[0]}{' …' if len(others) > 1 else ''}), which is no file of an artifact; move it away, or choose another name or branch"
         )
     return there & listed
 

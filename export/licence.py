@@ -9,7 +9,7 @@ from typing import Any
 from ..editor import demo
 from ..editor.errors import SaeuronError
 
-_NO_DERIVATIVES = re.compile(r"\bnd\b|\bno-?deriv", re.IGNORECASE)
+_NO_DERIVATIVES = re.compile(r"(?<![a-z])(nd(?![a-z])|no[-_ ]?deriv)", re.IGNORECASE)
 _NONE = ("unknown", "")
 """what a card says that says nothing"""
 Licence = dict[str, str | None]
@@ -62,9 +62,7 @@ def settle(known: Licence | None, stated: str | None, base: str, public: bool) -
     found = known or ({"id": wanted, "name": None, "link": None, "source": "stated by the publisher"} if wanted else None)
     if found is None:
         raise SaeuronError(f"the licence of '{base}' is not known, and an edited model stays under it; state it with --license ID")
-    # Underscores and the like count as letters to a pattern's word bounds.
-    said = [re.sub(r"[_.\s/]+", "-", part) for part in (found["id"], found["name"], found["link"]) if part]
-    if public and any(_NO_DERIVATIVES.search(part) for part in said):
+    if public and any(_NO_DERIVATIVES.search(part) for part in (found["id"], found["name"], found["link"]) if part):
         raise SaeuronError(
             f"licence conflict: '{found['name'] or found['id']}' of '{base}' lets nobody share derived works, so it can't be published with --public"
         )

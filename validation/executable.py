@@ -18,6 +18,8 @@ _REPORT = "validation/report.html"
 """a page for people, which no loader opens; its scripts are those of `validation/page`"""
 _OWN_CLASS = re.compile(r"unet/saeuron_unet_[0-9a-f]{12}\.py")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_INDEX_OF_SHARDS = re.compile(r"\.index\.([^/]+\.)?json$")
+"""of a variant too, e.g. `diffusion_pytorch_model.safetensors.index.fp16.json`"""
 _LIBRARIES = ("diffusers", "transformers")
 _INDEX, _MODULAR = "model_index.json", "modular_model_index.json"
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -58,16 +60,17 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
         # A vocabulary or a tokenizer is no config, and large.
         if name.endswith("config.json") or name == _INDEX:
             found += _entries(root, name, record)
-        elif name.endswith(".index.json") and not name.endswith(".safetensors.index.json"):
+        elif _INDEX_OF_SHARDS.search(name) and ".safetensors.index." not in name:
             found.append(f"'{name}' is an index of weights that are no safetensors; loaders would open them as pickles")
-        elif name.endswith(".index.json"):
+        elif _INDEX_OF_SHARDS.search(name):
             found += _shards(root, name, record)
     return found
 
 
 def _of_a_checkpoint(name: str) -> bool:
     """A code file, or weights that a loader of checkpoints takes; `edit/` holds safetensors of other kinds."""
-    return name.endswith(".py") or (name.endswith((".safetensors", ".safetensors.index.json")) and not name.startswith("edit/"))
+    weights = name.endswith(".safetensors") or _INDEX_OF_SHARDS.search(name) is not None
+    return name.endswith(".py") or (weights and not name.startswith("edit/"))
 
 
 def _shards(root: Path, name: str, record: dict[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..editor.edit_header import TENSORS, EditHeader, edit_sha256, read_edit_header
 from ..editor.errors import SaeuronError
-from ..editor.files import read_header
+from ..editor.files import read_header, read_json
+from .manifest import gate_tensor
 
 Tables = dict[str, np.ndarray]
 _KEYS = ("features", "timesteps", "thresholds", "gains")
@@ -155,27 +156,33 @@ def _of_graph(tables: Tables) -> Tables:
     return found | ({"bars between timesteps": (steps[:-1] + steps[1:]) / 2} if len(steps) > 1 else {})
 
 
-def in_graph(path: Path, edit: EditFile, gate: str, fires: Mapping[str, str]) -> list[str]:
+def _needs_features(hookpoint: str, edit: EditFile, gate: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a graph looks features up by number. Where the encoder was baked with the chosen rows alone, it has nothing to look up."""
+    return not (edit.header.residual == "keep" and (gate == "threshold" or settings[hookpoint].get("activation") == "jumprelu"))
+
+
+def in_graph(folder: Path, edit: EditFile, gate: str) -> list[str]:
     """Compare the UNet's graph with the edit. The exporter names initializers as it likes, so the tables are looked for by content.
 
     What the graph's output doesn't depend on doesn't count. That it depends on the tables as the method says is for a run to show.
 
     Args:
-        path: of the graph.
+        folder: `unet/`, with the graph and its config.
         edit: that it should hold.
         gate: of the artifact.
-        fires: hookpoint → tensor with the gate's decisions.
 
     Returns:
         one line a table, or a gate, that isn't there.
     """
-    wanted = {(h, k): v for h in edit.header.latents for k, v in _of_graph(edit.of(h, gate)).items()}
-    names, held = _live(path, {v.size for v in wanted.values()})
-    found = [
-        f"onnx: no output of the graph depends on the gate of '{h}' ('{fires.get(h)}')"
+    settings = read_json(folder / "config.json")["ablation"]["hookpoints"]
+    wanted = {
+        (h, k): v
         for h in edit.header.latents
-        if fires.get(h) not in names
-    ]
+        for k, v in _of_graph(edit.of(h, gate)).items()
+        if k != "features" or _needs_features(h, edit, gate, settings)
+    }
+    names, held = _live(folder / "model.onnx", {v.size for v in wanted.values()})
+    found = [f"onnx: no output of the graph depends on the gate of '{h}'" for h in edit.header.latents if gate_tensor(h) not in names]
     return found + [
         f"onnx: the table '{key}' of '{h}' is not in the graph, or no output depends on it"
         for (h, key), expected in wanted.items()

@@ -123,16 +123,16 @@ def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None
                 {"check": "the edit's tables in the ONNX graph", "reason": "needs onnx (its file's hash was compared)"}
             )
         else:
-            failures += tables.in_graph(root / "unet" / "model.onnx", edit, record["gate"], record["onnx"]["gates"])
+            failures += tables.in_graph(root / "unet", edit, record["gate"])
 
 
 def _settings(hookpoints: dict[str, Any], record: dict[str, Any]) -> list[str]:
     """The config's `k` and number of latents against those of the SAEs on record."""
     return [
-        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {record['saes'][name][key]!r}"
+        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {record['saes'].get(name, {}).get(key)!r}"
         for name, given in hookpoints.items()
         for key in ("k", "latents")
-        if isinstance(given, dict) and key in record["saes"].get(name, {}) and given.get(key) != record["saes"][name][key]
+        if given.get(key) != record["saes"].get(name, {}).get(key)
     ]
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import refused, run
 from tests.export.hub_server import serving
 from tests.export.test_artifact import settings
-from tests.validation.test_verify import files_of, keys, rewrite, whole  # noqa: F401 - fixtures
+from tests.validation.test_signature import keys  # noqa: F401 - a fixture
+from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 - fixtures
 
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
