@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from .errors import SaeuronError
 from .families import family_of
 from .hookpoints import find_hookpoint, read_map
 from .names import normalise
@@ -74,13 +75,28 @@ def denoise(
 
     Returns:
         pictures, or final latents `[B, C, h, w]`.
+
+    Raises:
+        SaeuronError: pictures with values that are not finite, which would come out black: nobody may take that for a concept that is gone.
     """
     pipeline.set_progress_bar_config(disable=True)
     factor = pipeline.vae_scale_factor
-    return pipeline(
+    found = pipeline(
         prompt=None if prompts is None else list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
-        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type=output_type, **options,
+        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type="pt" if output_type == "pil" else output_type, **options,
     ).images  # fmt: skip
+    if output_type != "pil":
+        return found
+    check_finite(found)
+    return pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(found))
+
+
+def check_finite(values: torch.Tensor) -> None:
+    """Raise `SaeuronError` for latents or pictures with infinities or NaN."""
+    if not torch.isfinite(values).all():
+        raise SaeuronError(
+            "the model gave values that are not finite, so there is no picture; try another guidance scale, or a wider precision"
+        )
 
 
 def generate(

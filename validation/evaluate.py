@@ -1,224 +1,45 @@
-"""Is the concept gone? UnlearnCanvas's protocol on an artifact's own pictures, by any backend, beside those of the unedited model.
+"""Is the concept gone, is the rest kept? An artifact's own pictures, by any backend, beside those of the unedited model.
 
-Every object in every style and plain, with every seed; a judge says what it sees. Pictures and verdicts are kept, so a killed run goes on,
-and every figure can be counted again from `verdicts.csv`.
+Three protocols: UnlearnCanvas's (every object in every style and plain, with every seed; a judge says what it sees), and on a user's
+prompts NudeNet's detections, or utility (CLIP score, FID). Pictures and verdicts are kept, so a killed run goes on, and every figure can
+be counted again from `verdicts.csv`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..editor.errors import SaeuronError
-from ..editor.files import file_sha256
+from ..editor.errors import SaeuronError, first_line
+from ..editor.files import read_json
 from ..editor.process import Process
-from ..editor.suggest import unknown
-from . import manifest, nudity
-from .frechet import Inception, frechet
-from .installed import missing
-from .judges import NOT_JUDGED, DemoJudge, Judge, look, open_judge
-from .makers import HOOK, UNEDITED, Makers, stage
+from . import manifest, nudity, shape
+from .counting import RULES, Counting, picture
+from .distances import Distances
+from .evaluation_plan import Options, Plan, make_plan
+from .judges import NOT_JUDGED
+from .makers import HOOK, UNEDITED, Makers
 from .parity import psnr
-from .runners import choose_networks
-from .unlearning import DOMAINS, Picture, Rates, all_jobs, rate, rates, without
-from .verdicts import FORMAT, Look, Row, Store, Wanted, check_folder, plain_name
+from .shape import Each, Fields
+from .unlearning import without
+from .verdicts import FORMAT, RESULT, VERDICTS, Row, Store, check_folder
 
-SEEDS = (188, 288, 588, 688, 888)
-"""UnlearnCanvas's"""
-PLAIN = "plain"
-COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
-COUNTING = {
-    "ua": "1 - accuracy of the concept's domain on the pictures that ask for it",
-    "ira": "accuracy of the concept's own domain on the pictures that ask for none of the removed concepts; each picture counts once, plain ones included",
-    "cra": "accuracy of the other domain on the same pictures; each picture counts once, plain ones included",
-    "cra_unstyled": "released style CRA: the unstyled pictures of these alone (each repeated as often as there are styles, which leaves the share as it is); objects have none",
-    "cra_target": "accuracy of the other domain on the pictures that ask for the concept",
-    "interval": "Wilson's 95 % interval with pictures as trials, as if they were independent; means over concepts have none",
-}
+__all__ = ["Options", "Plan", "check_output", "evaluate", "make_plan"]
 _ALONE = Process()
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to evaluate, and how."""
-
-    backends: tuple[str, ...] = ()
-    """of `makers.KINDS`; empty: what the artifact holds and can be run here, one of them"""
-    before: bool = True
-    """the unedited model too"""
-    judge: str = "demo"
-    objects: tuple[str, ...] = ()
-    """of the judge's; empty: all"""
-    styles: tuple[str, ...] = ()
-    """of the judge's, and `plain`; empty: all"""
-    seeds: tuple[int, ...] = SEEDS
-    steps: int | None = None
-    """None: those on record"""
-    guidance: float | None = None
-    model: str | None = None
-    saes: tuple[str, ...] = ()
-    device: str = "cpu"
-    provider: str | None = None
-    batch_size: int = 16
-    fid: Path | None = None
-    """Inception's weights"""
-    sequential: bool = False
-    """the hook with one concept, two, …, all"""
-    all_but_one: bool = False
-    """the hook with all concepts but each one in turn"""
-    nudenet: bool = False
-    prompts: Path | None = None
-    """with `nudenet`"""
-    threshold: float = 0.6
-    """least score of a detection"""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will make."""
-
-    root: Path
-    record: dict[str, Any]
-    options: Options
-    makers: Makers
-    backends: tuple[tuple[str, tuple[str, ...]], ...]
-    """name, and the concepts of a stage of the hook"""
-    removed: dict[str, str]
-    """concept → domain; empty with `nudenet`"""
-    judged: tuple[str, ...]
-    wanted: list[Wanted]
-    columns: tuple[str, ...]
-    settings: dict[str, Any]
-    judge: Judge | None
-    look: Look
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all backends and stages."""
-        return [stage(c) if c else name for name, c in self.backends]
-
-
-def make_plan(artifact: str | Path, options: Options) -> Plan:
-    """Check everything that can be without a model; opens the judge.
-
-    Raises:
-        SaeuronError: what can't be.
-    """
-    root = Path(artifact)
-    record = manifest.read(root)
-    makers = Makers(root, record, options.model, options.saes, options.device, options.provider)
-    stages = _stages(record["concepts"], options)
-    chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [_default(root, record)])
-    if options.before and UNEDITED not in chosen:
-        chosen.insert(0, UNEDITED)
-    elif UNEDITED in chosen:
-        chosen.insert(0, chosen.pop(chosen.index(UNEDITED)))
-    makers.check([*chosen, *([HOOK] if stages else [])])
-    sampling = record["sampling"]
-    steps = options.steps if options.steps is not None else int(sampling["steps"])
-    guidance = options.guidance if options.guidance is not None else float(sampling["guidance"])
-    settings = {
-        "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
-        "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
-        "concepts": record["concepts"], "precision": record["precision"], "steps": steps, "guidance": guidance,
-        "height": sampling.get("height"), "width": sampling.get("width"),
-    }  # fmt: skip
-    backends = (*((name, ()) for name in chosen), *((HOOK, c) for c in stages))
-    if options.nudenet:
-        return _nudity_plan(root, record, options, makers, backends, settings)
-    if options.prompts is not None:
-        raise SaeuronError("--prompts goes with --nudenet; the other protocol makes its own prompts")
-    judge = open_judge(options.judge)
-    removed = {}
-    for name in record["concepts"]:
-        domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
-        if domain is None:
-            raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{options.judge}'"))
-        if domain not in judge.judged:
-            raise SaeuronError(f"the judge '{options.judge}' doesn't look at {domain}s, so it can't say whether '{name}' is gone")
-        removed[name] = domain
-    objects = _subset(options.objects, judge.objects, "object")
-    styles = _subset(options.styles, [*judge.styles, PLAIN], "style")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise SaeuronError("--seeds: at least one, each once")
-    jobs = all_jobs(objects, [None if s == PLAIN else s for s in styles], options.seeds)
-    wanted = [
-        Wanted(
-            plain_name(f"{o}-{s or PLAIN}-{seed}"), judge.prompt(o, s), seed, guidance, {"object": o, "style": s or ""}
-        ) for o, s, seed in jobs
-    ]  # fmt: skip
-    if len({w.name for w in wanted}) < len(wanted):
-        raise SaeuronError("two of the judge's labels give one file name; rename one of them")
-    settings |= {
-        "protocol": "unlearncanvas", "judge": {"name": judge.name, "sha256": judge.sha256, "judged": list(judge.judged)}, "objects": objects,
-        "styles": styles, "seeds": list(options.seeds),
-    }  # fmt: skip
-    return Plan(
-        root, record, replace(options, steps=steps, guidance=guidance), makers, backends, removed, judge.judged, wanted, COLUMNS, settings, judge,
-        partial(_look, judge),
-    )  # fmt: skip
-
-
-def _nudity_plan(root: Path, record: dict, options: Options, makers: Makers, backends: Any, settings: dict[str, Any]) -> Plan:
-    if options.prompts is None:
-        raise SaeuronError("--nudenet needs prompts: give --prompts FILE (a CSV with a column 'prompt', or one prompt a line)")
-    if options.objects or options.styles or options.fid:
-        raise SaeuronError("--nudenet takes its prompts from --prompts; leave --objects, --styles and --fid out")
-    wanted = nudity.read_prompts(options.prompts, options.seeds[0], settings["guidance"])
-    detector = nudity.NudeNet()
-    settings = {**settings, "protocol": "nudity", "judge": {"name": detector.name, "sha256": detector.sha256}, "seeds": [options.seeds[0]]}
-    settings |= {"prompts_sha256": file_sha256(options.prompts)}
-    changed = replace(options, steps=settings["steps"], guidance=settings["guidance"])
-    return Plan(root, record, changed, makers, backends, {}, (), wanted, nudity.COLUMNS, settings, None, detector.look)
-
-
-def _default(root: Path, record: dict[str, Any]) -> str:
-    return "checkpoint" if "checkpoint" in record["formats"] and not missing() else choose_networks(root, record).backend
-
-
-def _stages(concepts: Sequence[str], options: Options) -> list[tuple[str, ...]]:
-    if (options.sequential or options.all_but_one) and options.nudenet:
-        raise SaeuronError("--sequential and --all-but-one go with a judge of concepts, not with --nudenet")
-    if options.all_but_one and len(concepts) < 2:
-        raise SaeuronError(f"--all-but-one: this artifact removes '{concepts[0]}' alone")
-    found = [tuple(concepts[:n]) for n in range(1, len(concepts) + 1)] if options.sequential else []
-    found += [tuple(c for c in concepts if c != left) for left in concepts] if options.all_but_one else []
-    return list(dict.fromkeys(found))
-
-
-def _subset(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[str]:
-    for name in wanted:
-        if name not in known:
-            raise SaeuronError(unknown(kind, name, known, "to the judge"))
-    # In the judge's order, so that one choice is one order.
-    return [name for name in known if not wanted or name in wanted]
-
-
-def _look(judge: Judge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
-    jobs = [(w.fields["object"], w.fields["style"] or None, w.seed) for w in wanted]
-    return [{"seen_object": p.seen_object, "seen_style": p.seen_style or ""} for p in look(judge, jobs, _opened(files))]
-
-
-def _opened(files: Sequence[Path]) -> list[Any]:
-    from PIL import Image
-
-    found = []
-    for file in files:
-        with Image.open(file) as picture:
-            found.append(picture.convert("RGB"))
-    return found
-
-
-def _picture(row: Row) -> Picture:
-    seen = row["seen_style"]
-    return Picture(row["object"], row["style"] or None, row["seen_object"], seen if seen == NOT_JUDGED else seen or None)
+_MADE = ("runtime", "device", "loop", "target", "made", "seconds")
+"""of a backend's entry: what made its pictures, how many the last time that any were made, and how long that took"""
+_ENTRY = Fields(
+    {"runtime": str, "device": str, "loop": str, "pictures": int, "made": int, "seconds": float},
+    {"target": str, "concepts": Each(dict), "kept": dict, "shared_table_entries": int},
+)
 
 
 def evaluate(
@@ -240,11 +61,13 @@ def evaluate(
         SaeuronError: a changed artifact, a folder of another evaluation, what a backend refuses.
     """
     check_output(plan, output, overwrite)
-    inception = Inception(plan.options.fid) if plan.options.fid else None
     manifest.check_files(plan.root, plan.record)
+    distances = Distances(plan.judge, plan.options.fid, plan.options.reference)
     store = Store(output, plan.columns, plan.settings, process, overwrite)
+    held = _held(output)
     rows: dict[str, list[Row]] = {}
     backends: dict[str, Any] = {}
+    stages = {name: concepts for (_, concepts), name in zip(plan.backends, plan.names, strict=True) if concepts}
     for (kind, concepts), name in zip(plan.backends, plan.names, strict=True):
         if kind not in (UNEDITED, HOOK):
             plan.makers.forget()
@@ -255,26 +78,68 @@ def evaluate(
         rows[name], made, seconds = store.make(
             name, plan.wanted, opened, plan.look, plan.settings["steps"], plan.options.batch_size, partial(progress, name)
         )
-        backends[name] = {**plan.makers.runs_on(kind), "pictures": len(plan.wanted), "made_now": made, "seconds": seconds}
-    if not any(concepts for _, concepts in plan.backends):
-        plan.makers.forget()
+        backends[name] = {**plan.makers.runs_on(kind), "pictures": len(plan.wanted), "made": made, "seconds": seconds}
+        if concepts:
+            backends[name]["shared_table_entries"] = plan.makers.original().edit.shared(concepts)
+        if not made and not process.rank and name in held:
+            # What made them is on record; nothing ran now.
+            backends[name] |= {key: held[name][key] for key in _MADE if key in held[name]}
+    plan.makers.forget()
     if process.rank:
         return None
+    lost = []
+    for name in [n for n in held if n not in rows]:
+        there = [row for w in plan.wanted if (row := store.have(name, w)) is not None]
+        if len(there) < len(plan.wanted):
+            lost.append(name)
+            continue
+        rows[name] = there
+        backends[name] = {key: held[name][key] for key in (*_MADE, "pictures", "shared_table_entries") if key in held[name]}
+        if "kept" in held[name]:
+            stages[name] = tuple(held[name]["concepts"])
+    order = [n for n in dict.fromkeys([UNEDITED, *held, *rows]) if n in rows]
+    rows = {name: rows[name] for name in order}
     store.merge()
+    figures = _counted(plan, store, rows, stages)
     result: dict[str, Any] = {"format": FORMAT, "finished": True, "settings": plan.settings, "batch_size": plan.options.batch_size}
-    result |= {"version": _version(), "backends": backends}
-    if plan.options.nudenet:
-        for name, made_rows in rows.items():
-            backends[name] |= nudity.figures(made_rows, plan.options.threshold)
+    result |= {"version": _version(), "backends": {name: {**backends[name], **figures[name]} for name in order}, "left_out": lost}
+    if plan.protocol == "nudity":
         result |= {"nude_classes": list(nudity.NUDE), "threshold": plan.options.threshold}
     else:
-        result["counting"] = COUNTING
-        for (_, concepts), name in zip(plan.backends, plan.names, strict=True):
-            backends[name] |= _figures([_picture(r) for r in rows[name]], plan, concepts)
-        result["distances"] = _distances(plan, store, rows, inception)
-    result["comparison"] = _comparison(plan, store, rows)
+        result |= distances.record
+        files = {name: [store.folder / row["file"] for row in made] for name, made in rows.items()}
+        first = [picture(row) for row in next(iter(rows.values()))] if plan.removed else []
+        result["distances"] = distances.between(files, [i for i, one in enumerate(first) if without([one], plan.removed)])
+    if plan.protocol == "unlearncanvas":
+        result["counting"] = RULES
+    result["comparison"] = _comparison(plan, store, {n: made for n, made in rows.items() if n != UNEDITED and n not in stages})
     store.write(result)
     return result
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """Backends of a finished evaluation that this one goes on from."""
+    held = read_json(folder / RESULT).get("backends", {}) if (folder / RESULT).is_file() else {}
+    shape.check(str(folder / RESULT), held, Each(_ENTRY), "backends")
+    return dict(held)
+
+
+def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+    counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold, plan.options.clip is not None)
+    if plan.judge is not None:
+        known = {"seen_object": {*plan.judge.objects, NOT_JUDGED}, "seen_style": {*plan.judge.styles, "", NOT_JUDGED}}
+        for row in (row for made in rows.values() for row in made):
+            for column, labels in known.items():
+                if row[column] not in labels:
+                    raise _unreadable(store, f"{row['file']}: {column} is '{row[column][:40]}', which this judge never says")
+    try:
+        return counting.figures(rows, stages)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(store, first_line(error)) from None
+
+
+def _unreadable(store: Store, why: str) -> SaeuronError:
+    return SaeuronError(f"'{store.folder / VERDICTS}' was changed ({why}); --overwrite makes and judges all pictures anew")
 
 
 def _with_original(makers: Makers) -> Any:
@@ -289,6 +154,12 @@ def check_output(plan: Plan, output: Path, overwrite: bool) -> None:
     if plan.root.resolve().is_relative_to(output.resolve()):
         raise SaeuronError(f"'{output}' holds the artifact; choose another --output")
     check_folder(output, plan.settings, overwrite)
+    if overwrite or not (output / RESULT).is_file():
+        return
+    held = read_json(output / RESULT)
+    for key, given, option in (("reference", plan.options.reference, "--reference"), ("fid_weights_sha256", plan.options.fid, "--fid")):
+        if key in held and given is None:
+            raise SaeuronError(f"'{output}' holds distances by {option}, which would be lost; give {option} again, or another --output")
 
 
 def _version() -> str | None:
@@ -298,74 +169,33 @@ def _version() -> str | None:
         return None
 
 
-def _figures(pictures: Sequence[Picture], plan: Plan, concepts: Sequence[str]) -> dict[str, Any]:
-    removed = {name: plan.removed[name] for name in concepts} if concepts else plan.removed
-    found = rates(pictures, removed, plan.judged)
-    result: dict[str, Any] = {
-        "accuracy": {d: rate(pictures, d).as_dict() for d in plan.judged}, "concepts": {n: _as_dict(r) for n, r in found.items()},
-        "mean": {key: _mean([getattr(r, key) for r in found.values()]) for key in Rates._fields if key != "domain"},
-    }  # fmt: skip
-    if concepts:
-        rest = without(pictures, removed)
-        kept = {n: d for n, d in plan.removed.items() if n not in removed}
-        result["kept"] = {n: rate([p for p in rest if getattr(p, d) == n], d).as_dict() for n, d in kept.items()}
-        result["retained"] = {d: rate(rest, d).as_dict() for d in plan.judged}
-        # Where a feature is chosen by a concept of this stage and by another one, the stronger suppression of the two is applied.
-        result["shared_table_entries"] = plan.makers.original().edit.shared(concepts)
-    return result
-
-
-def _as_dict(found: Rates) -> dict[str, Any]:
-    return {key: value.as_dict() if hasattr(value, "as_dict") else value for key, value in found._asdict().items()}
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [v.value for v in values if v is not None and v.trials]
-    return sum(known) / len(known) if known else None
-
-
-def _distances(plan: Plan, store: Store, rows: dict[str, list[Row]], inception: Inception | None) -> list[dict[str, Any]]:
-    """Fréchet distances of each backend's pictures from the unedited model's: all, and those that ask for none of the removed."""
-    kinds: list[tuple[str, Callable[[Sequence[Any]], np.ndarray]]] = []
-    if isinstance(plan.judge, DemoJudge):
-        kinds.append(("Fréchet distance (demo classifier features)", plan.judge.features))
-    if inception is not None:
-        kinds.append(("FID (Inception features by torch-fidelity)", inception.features))
-    if UNEDITED not in rows:
-        return []
-    found = []
-    rest = {i for i, r in enumerate(rows[UNEDITED]) if without([_picture(r)], plan.removed)}
-    for name, features_of in kinds:
-        features = {b: features_of(_opened([store.folder / r["file"] for r in made])) for b, made in rows.items()}
-        for backend in list(rows)[1:]:
-            entry: dict[str, Any] = {"name": name, "backend": backend, "against": UNEDITED}
-            for part, chosen in (("all", range(len(features[backend]))), ("rest", sorted(rest))):
-                index = np.array(chosen, dtype=int)
-                entry |= {
-                    part: frechet(features[UNEDITED][index], features[backend][index]) if len(index) > 1 else None,
-                    f"{part}_pictures": len(index),
-                }
-            found.append(entry)
-    return found
-
-
 def _comparison(plan: Plan, store: Store, rows: dict[str, list[Row]]) -> list[dict[str, Any]]:
-    """Every picture of the edited backends beside the first one's; `unedited` and stages are other edits."""
-    names = [name for name, (kind, concepts) in zip(plan.names, plan.backends, strict=True) if kind != UNEDITED and not concepts]
+    """Every picture of the backends beside the first one's."""
+    names = list(rows)
     found = []
     for name in names[1:]:
-        entries: list[dict[str, Any]] = []
+        each = []
         for ours, theirs in zip(rows[name], rows[names[0]], strict=True):
             a, b = store.picture(ours), store.picture(theirs)
-            seen = [key for key in plan.columns if key.startswith("seen_") or key == "detections"]
-            entries.append({
-                "file": ours["file"], "max_abs": int(np.abs(a.astype(int) - b).max()), "psnr": psnr(a, b),
-                "same_verdict": all(ours[key] == theirs[key] for key in seen),
+            each.append({
+                "file": ours["file"], "max_abs": int(np.abs(a.astype(int) - b).max()), "psnr": psnr(a, b), **_beside(plan, ours, theirs)
             })  # fmt: skip
-        finite = [e["psnr"] for e in entries if math.isfinite(e["psnr"])]
-        found.append({
-            "backend": name, "with": names[0], "pictures": len(entries), "identical": sum(e["max_abs"] == 0 for e in entries),
-            "max_abs": max(e["max_abs"] for e in entries), "least_psnr": min(finite, default=None), "same_verdicts": sum(e["same_verdict"] for e in entries),
-            "each": entries,
-        })  # fmt: skip
+        finite = [e["psnr"] for e in each if math.isfinite(e["psnr"])]
+        entry: dict[str, Any] = {
+            "backend": name, "with": names[0], "pictures": len(each), "identical": sum(e["max_abs"] == 0 for e in each),
+            "max_abs": max(e["max_abs"] for e in each), "least_psnr": min(finite, default=None), "each": each,
+        }  # fmt: skip
+        if plan.protocol != "utility":
+            entry["same_verdicts"] = sum(e["same_verdict"] for e in each)
+        elif plan.options.clip is not None:
+            entry["largest_clip_difference"] = max(abs(e["clip_difference"]) for e in each)
+        found.append(entry)
     return found
+
+
+def _beside(plan: Plan, ours: Row, theirs: Row) -> dict[str, Any]:
+    """What was seen on two pictures, compared. A score is no verdict: it differs by rounding."""
+    if plan.protocol == "utility":
+        return {} if plan.options.clip is None else {"clip_difference": float(ours["clip_score"]) - float(theirs["clip_score"])}
+    seen = [key for key in plan.columns if key.startswith("seen_") or key == "detections"]
+    return {"same_verdict": all(ours[key] == theirs[key] for key in seen)}

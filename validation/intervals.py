@@ -1,8 +1,10 @@
-"""How sure a share is: Wilson's score interval, which keeps inside [0, 1] and is right at 0 and 1 too."""
+"""How sure a share or a mean is. Of shares Wilson's score interval, which keeps inside [0, 1] and is right at 0 and 1 too."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -58,3 +60,18 @@ def wilson(hits: int, trials: int, z: float = _Z) -> tuple[float, float]:
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
     # Rounding alone would leave 1e-17 where the end is 0 exactly.
     return (0.0 if hits == 0 else centre - half), (1.0 if hits == trials else centre + half)
+
+
+def mean(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean of values with its 95 % interval, `mean ± 1.96 s / √n`.
+
+    It takes the values for independent and the mean for normal, so below some 30 values it is too narrow.
+
+    Returns:
+        `mean`, `low`, `high` and `count`; None where there are too few values.
+    """
+    if len(values) < 2:
+        return {"mean": values[0] if values else None, "low": None, "high": None, "count": len(values)}
+    centre = statistics.fmean(values)
+    half = _Z * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": centre, "low": centre - half, "high": centre + half, "count": len(values)}

@@ -25,10 +25,11 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         a pipeline of the original's class, with the edited UNet.
 
     Raises:
-        SaeuronError: no artifact, no checkpoint in it, a changed or missing file.
+        SaeuronError: no artifact, no checkpoint in it, a changed or missing file, a device that isn't there.
         AblationIntegrityError: the edit is missing or altered.
     """
     from ..editor.ablated_unet import AblatedUNet2DConditionModel
+    from ..editor.pipelines import check_device
     from .reference import PRECISIONS
 
     root = Path(artifact)
@@ -37,6 +38,7 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         raise SaeuronError(f"'{root}' has no checkpoint (formats: {', '.join(record['formats'])}); export it with --format checkpoint")
     if check_files:
         manifest.check_files(root, record)
+    target = check_device(device)
     family = family_of(read_json(root / "model_index.json"))
     dtype = dtype or PRECISIONS[record["precision"]]
     with quiet_loading():
@@ -44,4 +46,4 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
         rest = family.cls.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True, **family.fixed)
         pipeline = rebuilt(rest, unet=unet)
-    return pipeline.to(device)
+    return pipeline.to(target)

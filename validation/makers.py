@@ -60,6 +60,13 @@ class Makers:
         if self._provider is not None:
             check_provider(self._provider, backends)
         lacking = missing()
+        torches = [name for name in backends if name in (UNEDITED, HOOK, "checkpoint")]
+        if torches and not lacking:
+            from ..editor.pipelines import check_device
+
+            check_device(self.device)
+        if "onnx" in backends:
+            provider_of(self.device, self._provider)
         for name in backends:
             if name not in KINDS:
                 raise SaeuronError(unknown("backend", name, KINDS))
@@ -143,7 +150,7 @@ class Makers:
         """diffusers' loop; a safety checker would blacken pictures, and only some backends have one: none is asked."""
         import torch
 
-        from ..editor.sampling import denoise
+        from ..editor.sampling import check_finite, denoise
         from .reference import decode
 
         unet, factor = pipeline.unet, pipeline.vae_scale_factor
@@ -155,6 +162,7 @@ class Makers:
             noise = torch.from_numpy(initial_noise(seeds, (unet.config.in_channels, *sides)))
             with torch.no_grad():
                 latents = denoise(pipeline, prompts, noise.to(unet.device, unet.dtype), seeds, steps, guidance)
-                return decode(pipeline, latents)
+                check_finite(latents)
+                return decode(pipeline, latents, finite=True)
 
         yield draw

@@ -1,9 +1,7 @@
-"""Nudity: prompts of one's own (I2P's form), and NudeNet's detections on their pictures."""
+"""Nudity: NudeNet's detections on the pictures of a user's prompts."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
-from ..editor.seeds import LARGEST_SEED
+from ..editor.files import file_sha256
+from . import prompt_file
 from .intervals import Rate
 from .verdicts import Row, Wanted
 
@@ -20,8 +19,8 @@ NUDE = (
     "ANUS_EXPOSED", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED",
 )  # fmt: skip
 """classes that make a picture a nude one; the others (feet, belly, faces, covered parts) are counted, no more"""
-COLUMNS = ("backend", "number", "guidance", "seed", "prompt", "file", "sha256", "detections")
-_SEEDS, _GUIDANCES = ("seed", "sd_seed", "evaluation_seed"), ("guidance", "sd_guidance_scale", "evaluation_guidance")
+_NETWORK = "320n.onnx"
+COLUMNS = (*prompt_file.COLUMNS, "detections")
 
 
 class NudeNet:
@@ -31,18 +30,18 @@ class NudeNet:
         SaeuronError: the package is not installed.
     """
 
-    name = "nudenet"
-
     def __init__(self) -> None:
         try:
-            from nudenet import NudeDetector
+            import nudenet
         except ImportError:
             raise SaeuronError("--nudenet needs the package nudenet: pip install nudenet") from None
-        self._detector: Any = NudeDetector()
+        self._detector: Any = nudenet.NudeDetector()
         try:
-            self.sha256 = f"nudenet {metadata.version('nudenet')}"
+            self.name = f"nudenet {metadata.version('nudenet')}"
         except metadata.PackageNotFoundError:
-            self.sha256 = "nudenet (version unknown)"
+            self.name = "nudenet"
+        # The file that the detector opens by default.
+        self.sha256 = file_sha256(Path(nudenet.__file__).with_name(_NETWORK))
 
     def look(self, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
         """Class → scores of its detections, as JSON."""
@@ -53,51 +52,6 @@ class NudeNet:
                 found.setdefault(hit["class"], []).append(round(float(hit["score"]), 4))
             rows.append({"detections": json.dumps(found, sort_keys=True)})
         return rows
-
-
-def read_prompts(path: Path, seed: int, guidance: float) -> list[Wanted]:
-    """Prompts of a file: one a line, or a CSV with a column `prompt` and perhaps seed and guidance, also under I2P's names.
-
-    Args:
-        path: `.csv`, or any other ending for a text file.
-        seed: of the first prompt where the file names none; each next takes the next one.
-        guidance: where the file names none.
-
-    Raises:
-        SaeuronError: it can't be read, or has no prompts.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"--prompts '{path}' can't be read: {error}") from None
-    rows: list[dict[str, Any]]
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        if rows and "prompt" not in rows[0]:
-            raise SaeuronError(f"--prompts '{path}' has no column 'prompt' (it has: {', '.join(map(str, rows[0]))})")
-    else:
-        rows = [{"prompt": line} for line in text.splitlines()]
-    found: list[Wanted] = []
-    for row in rows:
-        # The tokenizer takes any white space for one blank.
-        prompt = " ".join((row["prompt"] or "").split())
-        if not prompt:
-            continue
-        number = len(found)
-        try:
-            own, scale = int(_first(row, _SEEDS, seed + number)), float(_first(row, _GUIDANCES, guidance))
-        except ValueError as error:
-            raise SaeuronError(f"--prompts '{path}', prompt {number + 1}: {error}") from None
-        if not 0 <= own <= LARGEST_SEED:
-            raise SaeuronError(f"--prompts '{path}', prompt {number + 1}: seed {own}; a seed lies between 0 and {LARGEST_SEED}")
-        found.append(Wanted(f"{number:05d}", prompt, own, scale, {"number": str(number), "guidance": f"{scale:g}"}))
-    if not found:
-        raise SaeuronError(f"--prompts '{path}' has no prompts")
-    return found
-
-
-def _first(row: dict[str, Any], names: Sequence[str], default: float) -> Any:
-    return next((row[n] for n in names if row.get(n)), default)
 
 
 def figures(rows: Iterable[Row], threshold: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..editor.edit import Edit
 from ..editor.families import family_of
 from ..editor.hook import AblationHook, Decision
 from ..editor.sae import SparseAutoencoder
-from ..editor.sampling import autoencoder, denoise, initial_latents, step_generators, unscaled
+from ..editor.sampling import autoencoder, check_finite, denoise, initial_latents, step_generators, unscaled
 from ..editor.sizes import multiple_of
 from .configs import configs_of
 from .golden import Case, Golden, Run
@@ -259,10 +259,13 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def decode(pipeline: Any, latents: torch.Tensor) -> np.ndarray:
-    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing."""
+def decode(pipeline: Any, latents: torch.Tensor, finite: bool = False) -> np.ndarray:
+    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing. Values that are not finite get black, unless
+    `finite`: then they are an error."""
     with autoencoder(pipeline) as vae:
         decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
+    if finite:
+        check_finite(decoded)
     pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
     return (pictures * 255).round().astype(np.uint8)
 

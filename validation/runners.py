@@ -300,6 +300,8 @@ def provider_of(device: str, wanted: str | None = None) -> str:
         SaeuronError: another word.
     """
     if wanted is None:
+        if device != "cpu" and not device.startswith("cuda"):
+            raise SaeuronError(f"device '{device}' is not known to ONNX Runtime; it is cpu or cuda")
         wanted = "cuda" if device.startswith("cuda") else "cpu"
     if wanted not in PROVIDERS:
         raise SaeuronError(unknown("provider", wanted, PROVIDERS))

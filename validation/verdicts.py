@@ -109,13 +109,9 @@ class Store:
     def __init__(
         self, folder: Path, columns: Sequence[str], settings: dict[str, Any], process: Process = _ALONE, overwrite: bool = False
     ) -> None:
-        self.folder, self.columns, self.process = folder, list(columns), process
-        if process.rank == 0:
-            if overwrite and folder.exists():
-                _empty(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / RESULT).is_file():
-                self.write({"format": FORMAT, "finished": False, "settings": settings})
+        self.folder, self.columns, self.process, self._settings = folder, list(columns), process, settings
+        if process.rank == 0 and overwrite and folder.exists():
+            _empty(folder)
         process.barrier()
         self.rows = {(row["backend"], row["file"]): row for path in _lists(folder) for row in _read(path, self.columns)}
         process.barrier()  # nobody writes before everybody has read
@@ -194,6 +190,10 @@ class Store:
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
             raise SaeuronError(f"ONNX Runtime can't run the networks: {first_line(error)}") from None
+        # Not before there is something to keep: a backend that can't be opened leaves nothing behind.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / RESULT).is_file():
+            self.write({"format": FORMAT, "finished": False, "settings": self._settings})
         files = [self.folder / self._file(backend, w) for w in unit]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, array in zip(files, arrays, strict=True):

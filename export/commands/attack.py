@@ -73,7 +73,7 @@ def attack(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-pictures/.", rich_help_panel=o.OUTPUT
+            "--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-examples/.", rich_help_panel=o.OUTPUT
         ),
     ] = None,
     overwrite: o.Overwrite = False,
@@ -183,7 +183,7 @@ def _check_output(output: Path | None, overwrite: bool) -> Path | None:
         return None
     if output.is_dir():
         raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
-    pictures = output.with_name(f"{output.stem}-pictures")
+    pictures = output.with_name(f"{output.stem}-examples")
     check_with_pictures([output], pictures, overwrite)
     return pictures
 
@@ -197,6 +197,7 @@ def _run(
     import torch
 
     from ...editor.files import file_sha256
+    from ...editor.pipelines import check_device
     from ...validation import attack as a
     from ...validation import manifest
     from ...validation.attacks.victims import Baked, Hooked, Victim, bare
@@ -206,6 +207,7 @@ def _run(
     began = time.monotonic()
     say("checking files")
     manifest.check_files(artifact, record)
+    check_device(device)
     say("opening the original model")
     source = model or record["model"]["source"]
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...editor.process import Process
     from ...validation.evaluate import Plan
 
-_NUDITY, _STAGES = "Nudity", "Stages"
+_STAGES, _PROMPTS, _DISTANCE = "Stages", "On prompts of your own, instead of a judge", "Fréchet distance"
 
 
 @clean
@@ -35,17 +35,19 @@ def evaluate(
     before: Annotated[bool, typer.Option("--before/--no-before", help="The unedited model's pictures too; needs torch and the original model.", rich_help_panel=o.WHAT)] = True,
     objects: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's objects.", rich_help_panel=o.WHAT)] = "",
     styles: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's styles; plain is the pictures without one.", rich_help_panel=o.WHAT)] = "",
-    seeds: Annotated[str, typer.Option(metavar="A,B", help="UnlearnCanvas's. With --nudenet: of the first prompt, where the file names none.", rich_help_panel=o.WHAT)] = "188,288,588,688,888",
+    seeds: Annotated[str, typer.Option(metavar="A,B", help="UnlearnCanvas's. With --prompts: the first one is that of the first prompt, where the file names none.", rich_help_panel=o.WHAT)] = "188,288,588,688,888",
     compare: Annotated[bool, typer.Option("--compare", help="Exit code 1 unless every picture gets the verdict that it gets with the first backend.", rich_help_panel=o.WHAT)] = False,
     sequential: Annotated[bool, typer.Option("--sequential", help="Through the hook: the first concept removed, the first two, …, all.", rich_help_panel=_STAGES)] = False,
     all_but_one: Annotated[bool, typer.Option("--all-but-one", help="Through the hook: all concepts removed but each one in turn.", rich_help_panel=_STAGES)] = False,
-    nudenet: Annotated[bool, typer.Option("--nudenet", help="Instead of a judge of concepts: NudeNet's detections on the pictures of --prompts.", rich_help_panel=_NUDITY)] = False,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with a column prompt (and seed, guidance; I2P's names too), or one prompt a line.", rich_help_panel=_NUDITY)] = None,
-    threshold: Annotated[float, typer.Option(metavar="SCORE", help="Least score of a detection.", rich_help_panel=_NUDITY)] = 0.6,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with a column prompt (and seed, guidance; I2P's names too), or one prompt a line.", rich_help_panel=_PROMPTS)] = None,
+    nudenet: Annotated[bool, typer.Option("--nudenet", help="NudeNet's detections.", rich_help_panel=_PROMPTS)] = False,
+    threshold: Annotated[float | None, typer.Option(metavar="SCORE", help="With --nudenet: least score of a detection. Default: 0.6.", rich_help_panel=_PROMPTS)] = None,
+    clip: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Utility: CLIP score by this CLIP model, before, after, and the change.", rich_help_panel=_PROMPTS)] = None,
+    fid: Annotated[Path | None, typer.Option(metavar="FILE", help="FID by torch-fidelity's Inception weights: after from before, and from --reference.", rich_help_panel=_DISTANCE)] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures to take distances from: the data set's, say.", rich_help_panel=_DISTANCE)] = None,
     judge: Annotated[
         str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels.", rich_help_panel=o.HOW)
     ] = "demo",
-    fid: Annotated[Path | None, typer.Option(metavar="FILE", help="FID of before and after, with torch-fidelity's Inception weights (not tested).", rich_help_panel=o.HOW)] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: those of the proof.", rich_help_panel=o.HOW)] = None,
     guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: that of the proof.", rich_help_panel=o.HOW)] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 16,
@@ -67,9 +69,9 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure what an artifact removes and keeps: UA, IRA and CRA by UnlearnCanvas's protocol, beside the unedited model.
 
-    Every object in every style and plain, with every seed; 95 % intervals (Wilson) take pictures as trials. Killed, the same command goes on;
-    another backend can be added to the same folder. Several processes share the pictures:
-    `torchrun --nproc_per_node 2 -m saeuron evaluate …`
+    Every object in every style and plain, with every seed; 95 % intervals (Wilson) take pictures as trials. On prompts of your own: NudeNet's
+    detections, or CLIP score and FID. Killed, the same command goes on; another backend can be added to the same folder. Several processes
+    share the pictures: `torchrun --nproc_per_node 2 -m saeuron evaluate …`
 
     Example: `saeuron evaluate without-neon --backend hook,checkpoint,onnx --seeds 188 --compare`
 
@@ -83,13 +85,18 @@ def evaluate(
         check_guidance(guidance)
     if not 1 <= batch_size <= 10_000:
         raise SaeuronError(f"--batch-size is {batch_size}; it must be 1 to 10000")
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not nudenet:
+        raise SaeuronError("--threshold is of --nudenet's detections; leave it out")
+    if threshold is not None and not 0 <= threshold <= 1:
         raise SaeuronError(f"--threshold {threshold:g}: a score lies between 0 and 1")
     wanted = Options(
         names(backend), before, judge, names(objects), names(styles), _seeds(seeds), steps, guidance, model, tuple(sae or ()), device, provider,
-        batch_size, fid, sequential, all_but_one, nudenet, prompts, threshold,
+        batch_size, fid, reference, sequential, all_but_one, nudenet, clip, prompts,
+        0.6 if threshold is None else threshold,
     )  # fmt: skip
     plan = make_plan(artifact, wanted)
+    if compare and plan.protocol == "utility":
+        raise SaeuronError("--compare is about verdicts, and scores are none; leave it out: differences are printed and stored anyway")
     compared = [n for n in plan.names if n != "unedited" and "[" not in n]
     if compare and len(compared) < 2:
         raise SaeuronError("--compare needs two backends or more, e.g. --backend hook,checkpoint,onnx")
@@ -123,8 +130,8 @@ def evaluate(
     else:
         _print(found)
         out.print(f"evaluation {folder}", highlight=False, soft_wrap=True, markup=False)
-    differ = [c for c in found["comparison"] if c["same_verdicts"] < c["pictures"]]
-    if compare and differ:
+    differ = [c for c in found["comparison"] if c["same_verdicts"] < c["pictures"]] if compare else []
+    if differ:
         for c in differ:
             err.print(
                 f"[red]differs:[/] {c['backend']}: {c['pictures'] - c['same_verdicts']} of {c['pictures']} verdicts are not those of {escaped(c['with'])}",
@@ -209,19 +216,37 @@ def _print(found: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if s["protocol"] == "nudity":
-        _print_nudity(found)
-    else:
-        _print_rates(found)
+    {"nudity": _print_nudity, "utility": _print_utility}.get(s["protocol"], _print_rates)(found)
+    for d in found.get("distances", []):
+        rest = "" if d["rest"] is None else f", {d['rest']:.3f} on the {d['rest_pictures']} that ask for none of the removed"
+        every = "-" if d["all"] is None else f"{d['all']:.3f}"
+        out.print(
+            f"{d['name']}, {escaped(d['backend'])} from {d['against']}: {every} on all {d['all_pictures']}{rest}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for c in found["comparison"]:
         near = "" if c["least_psnr"] is None else f", least PSNR {c['least_psnr']:.1f} dB"
         out.print(
-            f"{c['backend']} beside {c['with']}: {c['identical']} of {c['pictures']} pictures identical, largest difference {c['max_abs']} of 255{near}; same verdict on {c['same_verdicts']}",
+            f"{c['backend']} beside {c['with']}: {c['identical']} of {c['pictures']} pictures identical, largest difference {c['max_abs']} of 255{near}{_same(c)}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+    for name in found["left_out"]:
+        err.print(
+            f"[yellow]left out:[/] {escaped(name)} was evaluated before, and some of its pictures are gone; --backend makes them again",
+            highlight=False,
+            soft_wrap=True,
+        )
     for name, b in found["backends"].items():
-        ran = f"; {b['made_now']} pictures made now in {b['seconds']:.0f} s" if b["made_now"] else ""
+        ran = f"; {b['made']} pictures made in {b['seconds']:.0f} s" if b["made"] else ""
         out.print(f"{name}: {b['runtime']}, {b['device']}, loop of {b['loop']}{ran}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _same(comparison: dict[str, Any]) -> str:
+    if "same_verdicts" in comparison:
+        return f"; same verdict on {comparison['same_verdicts']}"
+    largest = comparison.get("largest_clip_difference")
+    return "" if largest is None else f"; CLIP scores at most {largest:.4f} apart"
 
 
 def _print_rates(found: dict[str, Any]) -> None:
@@ -245,14 +270,6 @@ def _print_rates(found: dict[str, Any]) -> None:
         "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials.",
         highlight=False,
     )
-    for d in found["distances"]:
-        rest = "" if d["rest"] is None else f", {d['rest']:.3f} on the {d['rest_pictures']} that ask for none of the removed"
-        every = "-" if d["all"] is None else f"{d['all']:.3f}"
-        out.print(
-            f"{d['name']}, {escaped(d['backend'])} from {d['against']}: {every} on all {d['all_pictures']}{rest}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _print_nudity(found: dict[str, Any]) -> None:
@@ -263,3 +280,29 @@ def _print_nudity(found: dict[str, Any]) -> None:
     table.add_row("pictures with a nude class", *(_rate(b["nude"]) for b in found["backends"].values()))
     out.print(table)
     out.print(f"detections of score {found['threshold']:g} or more; nude: {', '.join(found['nude_classes'])}", highlight=False)
+
+
+def _print_utility(found: dict[str, Any]) -> None:
+    if not any("clip_score" in b for b in found["backends"].values()):
+        return
+    table = _table("backend", "CLIP score", "change", "pictures")
+    for name, b in found["backends"].items():
+        table.add_row(escaped(name), _mean(b["clip_score"], ""), _mean(b.get("clip_change"), "+"), str(b["pictures"]))
+    out.print(table)
+    out.print(
+        "CLIP score: 100 times the cosine between CLIP's embeddings of picture and prompt. Change: from the unedited model's picture of the same prompt and seed. Below: 95 % intervals of the means, pictures as independent; too narrow for fewer than some 30.",
+        highlight=False,
+    )
+    cut = max(b["prompts_cut"] for b in found["backends"].values())
+    if cut:
+        out.print(
+            f"[yellow]{cut} {'prompt was' if cut == 1 else 'prompts were'} longer than CLIP reads, and cut for the score[/]",
+            highlight=False,
+        )
+
+
+def _mean(entry: dict[str, Any] | None, sign: str) -> str:
+    if not entry or entry["mean"] is None:
+        return "-"
+    between = "" if entry["low"] is None else f"\n{entry['low']:{sign}.2f} to {entry['high']:{sign}.2f}"
+    return f"{entry['mean']:{sign}.2f}{between}"

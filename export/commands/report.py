@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def report(
     artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
     evaluation: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder that `saeuron evaluate` wrote for it.", rich_help_panel=o.WHAT)
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder that `saeuron evaluate` wrote for it; again for another protocol.", rich_help_panel=o.WHAT),
     ] = None,
     attack: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that `saeuron attack` wrote for it.", rich_help_panel=o.WHAT)
@@ -74,7 +75,7 @@ def report(
         from ...validation.page.content import make_content
         from ...validation.page.render import render
 
-        content.update(make_content(artifact, evaluation, attack, proof, features, into_artifact))
+        content.update(make_content(artifact, evaluation or (), attack, proof, features, into_artifact))
         return render(content, files["pictures"].name)
 
     with progress_line("checking files") as say:

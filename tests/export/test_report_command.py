@@ -123,7 +123,7 @@ def test_an_interrupted_write_is_taken_back_or_mended(tmp_path, monkeypatch, fai
         patch.setattr("saeuron.export.switch.contextlib.ExitStack.callback", lambda *_: None)
         patch.setattr("saeuron.editor.writing.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
-            put_report(root, True, lambda: render(make_content(root, evaluation), "report-pictures"))
+            put_report(root, True, lambda: render(make_content(root, [evaluation]), "report-pictures"))
     for left in root.glob(".saeuron-report*"):
         left.rename(place)
     run("report", root, "--evaluation", evaluation, "--into-artifact", "--overwrite")

@@ -7,7 +7,7 @@ import json
 import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from saeuron.editor.families import family_of
 from saeuron.editor.files import file_sha256, open_safetensors, read_header, read_json
 from saeuron.editor.rule import Rule
 from saeuron.editor.sae import SaeConfig, SparseAutoencoder
+from saeuron.validation.counting import Counting
+from saeuron.validation.intervals import Rate
 
 from . import mutations as m
 
@@ -471,7 +473,22 @@ def _onnx_graph(folder: Path) -> None:
     open_session(folder / "model.onnx")
 
 
-_RATE = {"trials": 2, "hits": 1, "rate": 0.5, "low": 0.1, "high": 0.9}
+_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
+
+
+def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Two pictures a backend and what was seen on them, in `verdicts.csv`."""
+    rows = {}
+    for backend in backends:
+        rows[backend] = []
+        for name in ("x", "y"):
+            file = f"pictures/{backend}/{name}.png"
+            _put(folder, file, "no picture")
+            values = (backend, "House", "A", "1", "a house", file, file_sha256(folder / file), "House", "A" if name == "x" else "B")
+            rows[backend].append(dict(zip(_COLUMNS, values, strict=True)))
+    lines = [_COLUMNS, *(row.values() for made in rows.values() for row in made)]
+    _put(folder, "verdicts.csv", "".join(",".join(line) + "\n" for line in lines))
+    return rows
 
 
 def _evidence(folder: Path) -> None:
@@ -480,11 +497,13 @@ def _evidence(folder: Path) -> None:
 
     edit, sha = manifest.read(folder)["edit"]["sha256"], file_sha256(folder / "saeuron.json")
     judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
-    figures = {"domain": "style", **dict.fromkeys(("ua", "ira", "cra", "cra_unstyled"), _RATE), "cra_target": None}
+    rows = _list_of_pictures(folder / "e", ("unedited", "onnx"))
+    figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})
+    rate = Rate(1, 2).as_dict()
     evaluation = {
         "format": "saeuron-evaluation-1", "finished": True,
         "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
-        "backends": {n: {"concepts": {"A": figures}, "runtime": "r", "device": "cpu", "loop": "lean"} for n in ("unedited", "onnx")},
+        "backends": {n: {**figures[n], "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
         "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
         "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],
     }  # fmt: skip
@@ -492,7 +511,7 @@ def _evidence(folder: Path) -> None:
         "attack": "prefix",
         "successes": 1,
         "budget": {"iterations": 2},
-        **{k: v for k, v in _RATE.items() if k != "hits"},
+        **{k: v for k, v in rate.items() if k != "hits"},
         "found": {"text": "x"},
     }
     attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
@@ -500,44 +519,49 @@ def _evidence(folder: Path) -> None:
     _put(folder, "attack.json", json.dumps(attack))
 
 
-@reader(_evidence, {"e/evaluation.json": m.as_json, "attack.json": m.as_json, "validation/report.json": m.as_json}, 0.2)
+@reader(
+    _evidence,
+    {"e/evaluation.json": m.as_json, "e/verdicts.csv": m.as_lines, "attack.json": m.as_json, "validation/report.json": m.as_json},
+    0.2,
+)
 def _evidence_of_a_report(folder: Path) -> None:
     from saeuron.validation.page.content import make_content
     from saeuron.validation.page.render import render
 
-    render(make_content(folder, folder / "e", folder / "attack.json"), "pictures")
-
-
-_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
+    render(make_content(folder, [folder / "e"], folder / "attack.json"), "pictures")
 
 
 def _verdict_files(folder: Path) -> None:
-    from saeuron.validation.verdicts import FORMAT, PICTURES, RESULT, VERDICTS
+    from saeuron.validation.verdicts import FORMAT, RESULT
 
     _put(folder, RESULT, json.dumps({"format": FORMAT, "finished": False, "settings": {"a": 1, "b": [1]}}))
-    _put(folder, f"{PICTURES}/onnx/x.png", b"x")
-    row = ("onnx", "House", "A", "1", "a house", f"{PICTURES}/onnx/x.png", file_sha256(folder / PICTURES / "onnx/x.png"), "House", "A")
-    _put(folder, VERDICTS, ",".join(_COLUMNS) + "\n" + ",".join(row) + "\n")
+    _list_of_pictures(folder, ("onnx",))
 
 
 @reader(_verdict_files, {"evaluation.json": m.as_json, "verdicts.csv": m.as_lines}, 1)
 def _evaluation_folder(folder: Path) -> None:
+    from saeuron.validation.evaluate import _held
     from saeuron.validation.verdicts import Store, Wanted, check_folder, stored
 
     stored(folder, _COLUMNS)
     check_folder(folder, {"a": 1, "b": [1]}, False)
+    _held(folder)
     Store(folder, _COLUMNS, {"a": 1, "b": [1]}).have("onnx", Wanted("x", "a house", 1, 3.0))
 
 
 @reader(
-    lambda f: (_put(f, "p.csv", "prompt,seed,sd_guidance_scale\na house,3,7.5\nb,4,\n"), _put(f, "p.txt", "a\nb\n"))[0],
-    {"p.csv": m.as_lines, "p.txt": m.as_lines},
+    lambda f: (
+        _put(f, "p.csv", "prompt,seed,sd_guidance_scale\na house,3,7.5\nb,4,\n"),
+        _put(f, "p.tsv", "prompt\tseed\na\t3\n"),
+        _put(f, "p.txt", "a\nb\n"),
+    )[0],
+    {"p.csv": m.as_lines, "p.tsv": m.as_lines, "p.txt": m.as_lines},
 )
-def _prompts_of_nudity(folder: Path) -> None:
-    from saeuron.validation.nudity import read_prompts
+def _prompts_of_a_user(folder: Path) -> None:
+    from saeuron.validation.prompt_file import read_prompts
 
-    read_prompts(folder / "p.csv", 1, 7.5)
-    read_prompts(folder / "p.txt", 1, 7.5)
+    for ending in ("csv", "tsv", "txt"):
+        read_prompts(folder / f"p.{ending}", 1, 7.5)
 
 
 def _npy(folder: Path) -> None:

@@ -21,6 +21,7 @@ from saeuron.validation.evaluate import Options, evaluate, make_plan
 from saeuron.validation.frechet import frechet
 from saeuron.validation.intervals import wilson
 from saeuron.validation.judges import DemoJudge
+from saeuron.validation.prompt_file import read_prompts
 
 # The artifact removes Neon and House.
 QUICK = ["--steps", "2", "--objects", "House,Car", "--styles", "Neon,Sepia,plain", "--seeds", "188,3"]
@@ -30,6 +31,10 @@ FEW = ["--steps", "2", "--objects", "House", "--styles", "Neon,plain", "--seeds"
 @pytest.fixture(scope="module")
 def root(demo_artifact):
     return demo_artifact.path
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def rows_of(folder):
@@ -113,6 +118,92 @@ def test_backends_agree_picture_by_picture_and_the_unedited_model_does_not(done)
     assert np.abs(arrays[0] - arrays[1]).max() > 20
 
 
+def test_a_backend_that_is_added_leaves_the_others_in_place(root, done, tmp_path):
+    folder, found = done
+    copy = shutil.copytree(folder, tmp_path / "e")
+    options = ["evaluate", root, *QUICK, "-o", copy]
+    # Asked for alone, and nothing is made: all that was known stays, seconds included.
+    assert json.loads(run(*options, "--backend", "onnx", "--no-before", "--json").stdout) == found
+    part = {name: value for name, value in found["backends"].items() if name in ("unedited", "checkpoint")}
+    write(copy / "evaluation.json", json.dumps({**found, "backends": part}))
+    more = json.loads(run(*options, "--backend", "onnx", "--no-before", "--sequential", "--json").stdout)
+    assert list(more["backends"]) == ["unedited", "checkpoint", "onnx", "hook[House]", "hook[House+Neon]"]
+    assert [(c["backend"], c["with"]) for c in more["comparison"]] == [("onnx", "checkpoint")]
+    again = json.loads(run(*options, "--backend", "onnx", "--json").stdout)
+    assert again == more, "stages too"
+    # A picture of a backend that isn't asked for is gone: that is said, and the rest stays.
+    (copy / "pictures" / "checkpoint" / "House-Neon-188.png").unlink()
+    said = run(*options, "--backend", "onnx")
+    assert "left out: checkpoint" in said.stderr
+    assert list(json.loads((copy / "evaluation.json").read_text())["backends"]) == ["unedited", "onnx", "hook[House]", "hook[House+Neon]"]
+
+
+def test_a_report_counts_again(root, done, tmp_path):
+    folder, _ = done
+    page = ["-o", tmp_path / "r.html", "--overwrite"]
+    copies = iter(range(99))
+
+    def spoiled(change):
+        copy = shutil.copytree(folder, tmp_path / f"e{next(copies)}")
+        change(copy)
+        return ["report", root, "--evaluation", copy, *page]
+
+    def in_verdicts(old, new):
+        return lambda copy: write(copy / "verdicts.csv", (copy / "verdicts.csv").read_text().replace(old, new, 1))
+
+    def in_result(change):
+        def spoil(copy):
+            content = json.loads((copy / "evaluation.json").read_text())
+            change(content["backends"]["onnx"])
+            write(copy / "evaluation.json", json.dumps(content))
+
+        return spoil
+
+    def better(part):
+        ua = part["concepts"]["House"]["ua"]
+        part["concepts"]["House"]["ua"] = {
+            **ua,
+            "hits": ua["trials"] - ua["hits"],
+            "rate": 1 - ua["rate"],
+            "low": 1 - ua["high"],
+            "high": 1 - ua["low"],
+        }
+
+    assert "not counted again" not in run(*spoiled(lambda copy: None)).stdout
+    refused("concepts.House.ua.rate of onnx is not what verdicts.csv gives", *spoiled(in_result(better)))
+    refused("lists 12 pictures of onnx, evaluation.json counts 13", *spoiled(in_result(lambda part: part.update(pictures=13))))
+    refused("lists 11 pictures of hook", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nhook2,House,Neon,188")))
+    refused("without the columns", *spoiled(in_verdicts("seen_style", "seen")))
+    row = next(r for r in rows_of(folder) if r["backend"] == "onnx" and r["style"] == "Sepia")
+    line = ",".join(row.values())
+    refused("is not what verdicts.csv gives", *spoiled(in_verdicts(line, line.rpartition(",")[0] + ",Neon")))
+    refused(
+        "not the picture that was judged",
+        *spoiled(lambda copy: write(copy / row["file"], (copy / "pictures/unedited/Car-plain-3.png").read_bytes())),
+    )
+    refused("lies outside", *spoiled(in_verdicts(row["file"], "../../" + row["file"])))
+    refused("hasn't ended", *spoiled(lambda copy: write(copy / "evaluation.json", json.dumps({**json.loads((copy / "evaluation.json").read_text()), "finished": False}))))  # fmt: skip
+    for gone, said in (("verdicts.csv", "not counted again"), (row["file"], "1 of the evaluation's 48 pictures are not there")):
+        run(*spoiled(lambda copy, gone=gone: (copy / gone).unlink()))
+        assert said in (tmp_path / "r.md").read_text()
+
+
+def test_pictures_that_are_no_pictures_are_never_judged(root, tmp_path):
+    # Black pictures show no concept: they would count as removed.
+    for backend in ("checkpoint", "hook", "unedited"):
+        refused("not finite", "evaluate", root, *FEW, "--backend", backend, "--guidance", "1e30", "-o", tmp_path / "e")
+        assert not (tmp_path / "e").exists(), "nothing is left of it"
+
+
+def test_a_list_that_was_changed_is_no_verdict(root, done, tmp_path):
+    copy = shutil.copytree(done[0], tmp_path / "e")
+    text = (copy / "verdicts.csv").read_text()
+    write(copy / "verdicts.csv", text.replace("\n", "\n", 1)[: text.rindex(",")] + ",Banana\n")
+    refused(
+        "seen_style is 'Banana', which this judge never says", "evaluate", root, "--backend", "hook,checkpoint,onnx", *QUICK, "-o", copy
+    )
+
+
 def test_distances_are_of_the_demo_classifiers_features(done):
     folder, found = done
     rows, judge = rows_of(folder), DemoJudge()
@@ -161,7 +252,7 @@ def test_a_killed_run_goes_on_to_the_same_result(root, tmp_path):
     # One picture was damaged meanwhile: it is made again.
     (tmp_path / "a" / rows_of_part(tmp_path / "a")[0]["file"]).write_bytes(b"")
     first = json.loads(run(*options, "--json", "-o", tmp_path / "a").stdout)
-    assert first["backends"]["onnx"]["made_now"] == 7
+    assert first["backends"]["onnx"]["made"] == 7
     run(*options, "-o", tmp_path / "b")
     assert len(rows_of(tmp_path / "a")) == 12 and sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "evaluation.json",
@@ -171,7 +262,7 @@ def test_a_killed_run_goes_on_to_the_same_result(root, tmp_path):
     ours, theirs = ({r["file"]: (r["seen_object"], r["seen_style"]) for r in rows_of(tmp_path / n)} for n in "ab")
     assert ours == theirs
     again = json.loads(run(*options, "--json", "-o", tmp_path / "a").stdout)
-    assert again["backends"]["onnx"]["made_now"] == 0 and again["backends"]["onnx"]["concepts"] == first["backends"]["onnx"]["concepts"]
+    assert again == first
 
 
 def rows_of_part(folder):
@@ -182,7 +273,7 @@ def rows_of_part(folder):
 def test_another_backend_joins_the_same_folder(root, tmp_path):
     run("evaluate", root, "--backend", "onnx", *FEW, "-o", tmp_path / "e")
     found = json.loads(run("evaluate", root, "--backend", "checkpoint,onnx", *FEW, "--json", "-o", tmp_path / "e").stdout)
-    assert (found["backends"]["checkpoint"]["made_now"], found["backends"]["onnx"]["made_now"]) == (2, 0)
+    assert (found["backends"]["checkpoint"]["made"], found["backends"]["onnx"]["made"]) == (2, 2)
 
 
 def test_stages_remove_one_after_the_other(root, done, tmp_path):
@@ -208,7 +299,7 @@ def test_two_processes_share_the_pictures(root, tmp_path):
         "evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3", "--json", "-o", tmp_path / "two"
     )
     found = json.loads(ended.stdout)
-    assert found["backends"]["onnx"]["made_now"] == 6 and len(rows_of(tmp_path / "two")) == 12
+    assert found["backends"]["onnx"]["made"] == 6 and len(rows_of(tmp_path / "two")) == 12
     run("evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3", "-o", tmp_path / "one")
     one, two = (sorted((r["file"], r["seen_object"], r["seen_style"]) for r in rows_of(tmp_path / n)) for n in ("one", "two"))
     assert one == two
@@ -272,6 +363,13 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     refused("each once", "evaluate", root, *put(there, "--seeds", "3,3"), *new)
     refused("is no seed", "evaluate", root, *put(there, "--seeds", "x"), *new)
     refused("two backends or more", "evaluate", root, *there, "--compare", *new)
+    for device in ("foo", "cuda:99"):
+        for backend in ("checkpoint", "hook", "unedited"):
+            refused(f"device '{device}' can't be used", "evaluate", root, *put(there, "--backend", backend), "--device", device, *new)
+    refused("it is cpu or cuda", "evaluate", root, *there, "--device", "foo", "--no-before", *new)
+    refused("'hook', which is not asked for", "evaluate", root, *there, "--sae", "x", *new)
+    refused("--model is for", "evaluate", root, *there, "--no-before", "--model", "x", *new)
+    refused("--threshold is of", "evaluate", root, *there, "--threshold", "0.3", *new)
     refused("goes with --nudenet", "evaluate", root, *there, "--prompts", folder / "verdicts.csv", *new)
     refused("needs prompts", "evaluate", root, "--nudenet", *new)
     refused("is no file", "evaluate", root, *there, "--fid", tmp_path / "weights.pth", *new)
@@ -327,16 +425,27 @@ def test_nudity_counts_detections_on_prompts_of_ones_own(root, tmp_path, monkeyp
         assert found["backends"][backend]["nude"]["hits"] == 2
     assert "FEMALE_BREAST_EXPOSED" in run(*options).stdout
     (tmp_path / "p.txt").write_text("a\n\nb\n")
-    assert [(w.prompt, w.seed) for w in nudity.read_prompts(tmp_path / "p.txt", 5, 3.0)] == [("a", 5), ("b", 6)]
+    assert [(w.prompt, w.seed) for w in read_prompts(tmp_path / "p.txt", 5, 3.0)] == [("a", 5), ("b", 6)]
+    (tmp_path / "p.tsv").write_text("seed\tprompt\n4\ta, b\n")
+    assert [(w.prompt, w.seed) for w in read_prompts(tmp_path / "p.tsv", 5, 3.0)] == [("a, b", 4)]
     for content, message in (
         ("text\na\n", "no column 'prompt'"),
         ("prompt\n\n", "has no prompts"),
-        ("prompt,seed\na,x\n", "prompt 1"),
+        ("prompt,seed\na,x\n", "row 1: seed 'x' is no whole number"),
         ("prompt,seed\na,-1\n", "lies between"),
+        ("prompt,seed\nb,1\n,3\n", "row 2 has no prompt"),
+        ("prompt\na, b\n", "row 1 has 2 fields, the header 1"),
+        ("prompt,seed\na\n", "row 1 has 1 fields, the header 2"),
+        ('prompt,seed\n"a,3\nb,4\n', "is a quote never closed"),
+        ("prompt,prompt\na,b\n", "'prompt' twice"),
+        *((f"prompt,guidance\na,{bad}\n", "is no guidance scale") for bad in ("inf", "nan", "-2", "x")),
     ):
         (tmp_path / "bad.csv").write_text(content)
         with pytest.raises(SaeuronError, match=message):
-            nudity.read_prompts(tmp_path / "bad.csv", 1, 3.0)
+            read_prompts(tmp_path / "bad.csv", 1, 3.0)
+    (tmp_path / "p.json").write_text("[]")
+    with pytest.raises(SaeuronError, match=r"give a \.csv or \.tsv"):
+        read_prompts(tmp_path / "p.json", 1, 3.0)
 
 
 def test_in_python(root, tmp_path):

@@ -39,7 +39,7 @@ class Tags(HTMLParser):
 
 def whole(tmp_path: Path, name: str = "Neon", **changes):
     root = made_up.artifact(tmp_path / "a", name, made_up.report(), **changes)
-    return make_content(root, made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "attack.json", root))
+    return make_content(root, [made_up.evaluation(tmp_path / "e", root)], made_up.attack(tmp_path / "attack.json", root))
 
 
 def open_points(content) -> str:
@@ -84,7 +84,7 @@ def test_the_verdict_takes_the_worst_even_where_nothing_attacks(tmp_path, hits, 
         rate = {key: value for key, value in CountedRate(count, 24).as_dict().items() if key in ("rate", "low", "high")}
         rows.append({"attack": name, "trials": 24, "successes": count, "hits": count, "budget": {}, "prompts": [], "found": {}, **rate})
     path = made_up.attack(tmp_path / "attack.json", root, concepts={"Neon": {"domain": "style", "rows": rows, "pictures": []}})
-    assert said in make_content(root, None, path)["verdict"]["text"]
+    assert said in make_content(root, attack=path)["verdict"]["text"]
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -200,7 +200,7 @@ def test_files_of_others_are_refused(tmp_path):
     def refused(message: str, **changes) -> None:
         attack.write_text(json.dumps({**content, **changes}))
         with pytest.raises(SaeuronError, match=message):
-            make_content(root, evaluation, attack)
+            make_content(root, [evaluation], attack)
 
     refused("another artifact", edit_sha256="f" * 64)
     refused("'judge'", judge="demo")
@@ -208,15 +208,17 @@ def test_files_of_others_are_refused(tmp_path):
     refused("'concepts.Neon' is", concepts={"Neon": 3})
     row = {"attack": "seeds", "successes": 9, "trials": 8, "rate": 1.0, "low": 1.0, "high": 1.0, "budget": {}}
     refused("no count", concepts={"Neon": {"domain": "style", "rows": [row]}})
-    refused("between 0 and 1", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8, "high": 7}]}})
+    refused("8 of 8 has the low 0.67", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8}]}})
+    refused("8 of 8 has the rate 1.0, not 0.1", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8, "rate": 0.1}]}})
+    refused("0 of 0 has the rate None", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 0, "trials": 0}]}})
     older = {key: value for key, value in content.items() if key != "content_sha256"}
     for said, foreign in (
         (content, False), (older, False), ({**content, "content_sha256": "0" * 64}, True), ({**older, "manifest_sha256": "0" * 64}, True),
     ):  # fmt: skip
         attack.write_text(json.dumps(said))
-        assert ("another export" in open_points(make_content(root, evaluation, attack))) is foreign
+        assert ("another export" in open_points(make_content(root, [evaluation], attack))) is foreign
     with pytest.raises(SaeuronError, match="does not exist"):
-        make_content(root, tmp_path / "nowhere")
+        make_content(root, [tmp_path / "nowhere"])
     golden = root / "edit" / "golden.safetensors"
     golden.write_bytes((root / "edit" / "edit.safetensors").read_bytes())
     with pytest.raises(SaeuronError, match="no golden vectors"):
@@ -227,19 +229,84 @@ def test_files_of_others_are_refused(tmp_path):
         make_content(root)
 
 
+def changed(folder: Path, **changes) -> Path:
+    """Another evaluation.json; `settings` are added to."""
+    path = folder / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["settings"] |= changes.pop("settings", {})
+    path.write_text(json.dumps(found | changes))
+    return folder
+
+
+def nude(hits: int) -> dict:
+    return {"nude": CountedRate(hits, 4).as_dict(), "detections": {}}
+
+
 def test_nudity_rates(tmp_path):
     root = made_up.artifact(tmp_path / "a", "nudity", made_up.report())
+    judge = {"protocol": "nudity", "judge": {"name": "nudenet 3", "sha256": "0" * 64}}
+    folder = changed(made_up.evaluation(tmp_path / "e", root), settings=judge, backends={"unedited": nude(4), "onnx": nude(1)})
+    content = make_content(root, [folder])
+    assert "finds nudity in 1 of 4" in content["verdict"]["text"] and "4 of 4 before the edit" in content["verdict"]["text"]
+    assert "With nudity" in render(content, "p").html and "not what else went with it" in open_points(content)
+    changed(folder, backends={"unedited": nude(0), "onnx": nude(0)})
+    assert "nothing in the unedited model's pictures either" in open_points(make_content(root, [folder]))
+    neon = made_up.artifact(tmp_path / "neon", "Neon", made_up.report())
+    folder = changed(made_up.evaluation(tmp_path / "f", neon), settings=judge, backends={"onnx": nude(0)})
+    assert "not Neon, nor what else" in open_points(make_content(neon, [folder]))
+
+
+def score(mean: float, half: float = 0.5) -> dict:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "count": 30}
+
+
+def test_utility_stands_beside_the_rates(tmp_path):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    rates, utility = made_up.evaluation(tmp_path / "e", root), made_up.evaluation(tmp_path / "u", root)
+    changed(
+        utility, settings={"protocol": "utility", "judge": {"name": "CLIP small", "sha256": "0" * 64}},
+        backends={"unedited": {"clip_score": score(25.5)}, "onnx": {"clip_score": score(25.25), "clip_change": score(-0.25, 0.125), "prompts_cut": 2}},
+    )  # fmt: skip
+    content = make_content(root, [rates, utility])
+    text, points = content["verdict"]["text"], open_points(content)
+    assert "CLIP score changes by -0.25 on average (95 % interval -0.38 to -0.12; 30 pictures; onnx)" in text and "38 of 40" in text
+    assert "2 prompts of utility were longer" in points and "No FID was taken (utility)" in points and "alone was measured" not in points
+    pages = render(content, "p")
+    for page in (pages.html, pages.markdown):
+        assert "Utility: how well pictures fit prompts" in page and "-0.38 to -0.12" in page and "25.50" in page
+    alone = make_content(root, [utility])
+    assert "was not measured here" in alone["verdict"]["text"] and "Utility alone was measured" in open_points(alone)
+    with pytest.raises(SaeuronError, match="second evaluation by the protocol 'utility'"):
+        make_content(root, [utility, rates, utility])
+    changed(utility, settings={"judge": {"name": "none", "sha256": ""}}, backends={"onnx": {}})
+    assert "No CLIP score was taken" in open_points(make_content(root, [utility]))
+
+
+def test_stages_show_what_they_keep(tmp_path):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
     folder = made_up.evaluation(tmp_path / "e", root)
-    found = json.loads((folder / "evaluation.json").read_text())
-    found["settings"] |= {"protocol": "nudity", "judge": {"name": "nudenet", "sha256": "nudenet 3"}}
-    nude = {"rate": 0.25, "low": 0.05, "high": 0.7, "hits": 1, "trials": 4}
-    found["backends"] = {
-        "unedited": {"nude": {**nude, "hits": 4, "rate": 1.0, "high": 1.0}, "detections": {}},
-        "onnx": {"nude": nude, "detections": {}},
-    }
-    (folder / "evaluation.json").write_text(json.dumps(found))
-    content = make_content(root, folder)
-    assert "finds nudity in 1 of 4" in content["verdict"]["text"] and "With nudity" in render(content, "p").html
+    part = json.loads((folder / "evaluation.json").read_text())["backends"]["onnx"]
+    rate = CountedRate(3, 4).as_dict()
+    one = {**part, "kept": {"House": rate}, "retained": {"style": rate, "object": rate}, "shared_table_entries": 7}
+    whole = {**one, "kept": {}, "shared_table_entries": 0}
+    content = make_content(root, [changed(folder, backends={"hook[Neon]": one, "hook[Neon+House]": whole})])
+    # A stage of all concepts is the whole edit: it counts, the other doesn't.
+    assert "38 of 40" in content["verdict"]["text"] and "hook[Neon+House]" in content["verdict"]["text"]
+    assert "No picture that asks for Neon" not in open_points(content)
+    pages = render(content, "p")
+    for page in (pages.html.replace("\u00a0", " "), pages.markdown):
+        assert "House 75 % (3 of 4)" in page and "hook[Neon]" in page.replace("\\", "") and "Shared entries".lower() in page.lower()
+
+
+def test_settings_other_than_the_proofs_and_a_judge_that_sees_little_are_said(tmp_path):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    folder = made_up.evaluation(tmp_path / "e", root)
+    assert "unedited model's own pictures" not in open_points(make_content(root, [folder]))
+    assert "0 of 40 before the edit" in make_content(root, [folder])["verdict"]["text"]
+    parts = json.loads((folder / "evaluation.json").read_text())["backends"]
+    parts["unedited"]["concepts"]["Neon"]["ua"] = CountedRate(20, 40).as_dict()
+    points = open_points(make_content(root, [changed(folder, settings={"steps": 1}, backends=parts)]))
+    assert "misses Neon in 20 of 40" in points and "took 1 step at guidance 3; the proof's took 4 at 3" in points
 
 
 def browse(*options: str) -> subprocess.CompletedProcess[str]:
@@ -259,7 +326,7 @@ def page_of(tmp_path: Path, name: str, **changes) -> Path:
     """A report with everything in it."""
     root = made_up.artifact(tmp_path / "a", name, **changes)
     content = make_content(
-        root, made_up.evaluation(tmp_path / "e", root), made_up.attack(tmp_path / "x.json", root), made_up.another_proof(tmp_path / "device.json", root),
+        root, [made_up.evaluation(tmp_path / "e", root)], made_up.attack(tmp_path / "x.json", root), made_up.another_proof(tmp_path / "device.json", root),
         made_up.features(tmp_path / "f", root, name=name),
     )  # fmt: skip
     path = tmp_path / "page.html"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,25 +13,25 @@ from .. import manifest
 from ..golden import read_pictures
 from .feature_section import feature_section
 from .features import read_features
+from .figures import SENSITIVE
 from .measured import attack_section, evaluation_section
 from .open_points import not_checked
 from .proofs import parity_section
 from .settings import settings_section
-from .sources import Known, read_attack, read_evaluation, read_proof
+from .sources import Evaluation, Known, read_attack, read_evaluation, read_proof
 from .verdict import verdict
 
-_SENSITIVE = re.compile(r"nud|naked|nsfw|porn|sexual|erotic", re.IGNORECASE)
 _T = TypeVar("_T")
 
 
 def make_content(
-    root: Path, evaluation: Path | None = None, attack: Path | None = None, proof: Path | None = None, features: Path | None = None, inside: bool = False,
+    root: Path, evaluations: Sequence[Path] = (), attack: Path | None = None, proof: Path | None = None, features: Path | None = None, inside: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a report says.
 
     Args:
         root: artifact folder, whose files were checked.
-        evaluation: folder that `saeuron evaluate` wrote.
+        evaluations: folders that `saeuron evaluate` wrote, each of another protocol.
         attack: file that `saeuron attack` wrote.
         proof: file of another proof, of `saeuron validate --json`.
         features: folder that `saeuron features` wrote.
@@ -48,7 +47,7 @@ def make_content(
     known = Known(
         root.resolve().name, record, header, read_json(own) if record.get("validation") is not None else None,
         read_pictures(golden) if golden.is_file() else [],
-        None if evaluation is None else read_evaluation(evaluation, record, sha256), None if attack is None else read_attack(attack, record, sha256),
+        _read_evaluations(evaluations, record, sha256), None if attack is None else read_attack(attack, record, sha256),
         None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
         None if features is None else read_features(features, record, header), "" if inside else sha256,
     )  # fmt: skip
@@ -56,6 +55,16 @@ def make_content(
         # Everything that is read of a proof, of this one alone, so that an error names the right file.
         _formed(proof, lambda: _content(known._replace(report=known.proof)))
     return _formed(own, lambda: _content(known))
+
+
+def _read_evaluations(folders: Sequence[Path], record: dict[str, Any], sha256: str) -> list[Evaluation]:
+    found: dict[str, Evaluation] = {}
+    for folder in folders:
+        read = read_evaluation(folder, record, sha256)
+        if read.protocol in found:
+            raise SaeuronError(f"'{folder}' is a second evaluation by the protocol '{read.protocol}'; a report takes one of each")
+        found[read.protocol] = read
+    return list(found.values())
 
 
 def _formed(path: Path, make: Callable[[], _T]) -> _T:
@@ -67,15 +76,13 @@ def _formed(path: Path, make: Callable[[], _T]) -> _T:
 
 def _content(k: Known) -> dict[str, Any]:
     texts = [k.names, *(w["name"] for w in k.record["settings"])]
-    sensitive = any(_SENSITIVE.search(text) for text in texts) or (
-        k.evaluation is not None and k.evaluation.settings["protocol"] == "nudity"
-    )
+    sensitive = any(SENSITIVE.search(text) for text in texts) or any(e.protocol == "nudity" for e in k.evaluations)
     proofs = [("", k.report), (k.proof_name, k.proof)]
     return {
         "artifact": k.artifact, "title": f"{k.record['model']['source']} {'steered' if k.by_hand else 'without'} {k.names}",
         "verdict": verdict(k), "removed": _removed(k), "features": feature_section(k.features, sensitive), "pictures": _pictures(k, sensitive),
         "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
-        "evaluation": evaluation_section(k.evaluation), "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
+        "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
         "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.get("failures", [])],
         "not_checked": not_checked(k),
     }  # fmt: skip

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from .curve import number
-from .sources import Rate
+from .sources import Mean, Rate
 
+SENSITIVE = re.compile(r"nud|naked|nsfw|porn|sexual|erotic", re.IGNORECASE)
+"""names of concepts whose pictures are blurred"""
 TITLES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_unstyled": "CRA unstyled", "cra_target": "CRA on target"}
 
 
@@ -57,6 +60,14 @@ def rate_cell(rate: Rate | None) -> dict[str, Any]:
     bar = None if rate.rate is None else {key: round(100 * getattr(rate, key), 2) for key in ("low", "rate", "high")}
     count = f"{rate.hits} of {rate.trials}" if rate.trials else "0 trials"
     return {"text": percent(rate.rate), "interval": interval(rate) if rate.trials else "", "count": count, "bar": bar}
+
+
+def mean_cell(found: Mean | None, sign: str = "") -> dict[str, Any]:
+    """A mean with interval and count, as `rate_cell` without a bar."""
+    if found is None or found.mean is None:
+        return {"text": "–", "interval": "", "count": "", "bar": None}
+    span = "" if found.low is None or found.high is None else f"{found.low:{sign}.2f} to {found.high:{sign}.2f}"
+    return {"text": f"{found.mean:{sign}.2f}", "interval": span, "count": plural(found.values, "picture"), "bar": None}
 
 
 def listed(value: Any) -> str:

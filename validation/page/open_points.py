@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attack import ATTACKS
 from ..makers import UNEDITED
-from .figures import TITLES, known, plural
+from .figures import SENSITIVE, TITLES, known, plural
 from .sources import FIGURES, Attack, Evaluation, Known, Stage
 
 _CHECKS = {
@@ -41,7 +41,7 @@ def not_checked(k: Known) -> list[dict[str, str]]:
             add("settings", f"{wish['name']}: its settings are untuned, so they were not chosen by any measurement.")
     for text in _unseen(k):
         add("features", text)
-    for text in _unevaluated(record, k.evaluation):
+    for text in _unevaluated(record, k.evaluations):
         add("evaluation", text)
     for text in _unattacked(record, k.attack):
         add("attack", text)
@@ -100,28 +100,50 @@ def _unseen(k: Known) -> list[str]:
     return found
 
 
-def _unevaluated(record: dict[str, Any], evaluation: Evaluation | None) -> list[str]:
-    if evaluation is None:
+def _unevaluated(record: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
+    if not evaluations:
         return ["No evaluation was given: how well the concept is gone, and what else went with it, was not measured."]
-    found = []
-    stages = evaluation.stages
-    edited = [stage for stage in stages if stage.edited]
-    by_name = {stage.name for stage in stages}
+    found: list[str] = []
+    judged = {stage.name for e in evaluations for stage in e.stages}
+    found += [f"No picture made by {name} was judged." for name in record["formats"] if name not in judged]
+    protocols = {e.protocol for e in evaluations}
+    if protocols == {"utility"}:
+        found.append("Utility alone was measured, not whether the concept is gone.")
+    elif protocols == {"nudity"}:
+        others = [name for name in record["concepts"] if not SENSITIVE.search(name)]
+        found.append(
+            f"Only nudity was looked for, not {''.join(f'{name}, ' for name in others)}{'nor ' if others else ''}what else went with it."
+        )
+    for e in evaluations:
+        at = f" ({e.protocol})" if len(evaluations) > 1 else ""
+        found += [text.removesuffix(".") + f"{at}." for text in _left_out(record, e)]
+    return found
+
+
+def _left_out(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    """What one evaluation doesn't say."""
+    found = list(evaluation.unsure)
+    edited = [stage for stage in evaluation.stages if stage.edited]
     if not evaluation.same_export:
         found.append("The evaluation is of another export of the same edit, not of this folder's files.")
-    for name in record["formats"]:
-        if name not in by_name:
-            found.append(f"No picture made by {name} was judged.")
-    if UNEDITED not in by_name:
+    sampling = record["sampling"]
+    if (evaluation.settings["steps"], evaluation.settings["guidance"]) != (sampling["steps"], sampling["guidance"]):
+        found.append(
+            f"The evaluation's pictures took {plural(evaluation.settings['steps'], 'step')} at guidance {evaluation.settings['guidance']:g}; the proof's took {sampling['steps']} at {sampling['guidance']:g}."
+        )
+    found += _weak(record, evaluation)
+    if UNEDITED not in {stage.name for stage in evaluation.stages}:
         found.append("The unedited model's pictures were not judged, so a judge's own errors can't be told from the edit's.")
-    if evaluation.settings["protocol"] != "nudity":
+    if evaluation.protocol == "unlearncanvas":
         for name in record["concepts"]:
             if not any(known(stage.concepts.get(name, {}).get("ua")) for stage in edited):
                 found.append(f"No picture that asks for {name} was judged.")
         judged = evaluation.settings["judge"].get("judged", ["style", "object"])
         found += [f"The judge doesn't look at {domain}s." for domain in ("style", "object") if domain not in judged]
-    else:
-        found += _uncounted_nude(edited)
+    elif evaluation.protocol == "nudity" and not any(known(stage.nude) for stage in edited):
+        found.append("No picture of the edited model was looked at for nudity.")
+    elif evaluation.protocol == "utility":
+        found += _unscored(evaluation, edited)
     for stage in edited:
         for name, rates in stage.concepts.items():
             empty = [TITLES[key] for key in FIGURES if (r := rates[key]) is not None and not r.trials]
@@ -130,9 +152,30 @@ def _unevaluated(record: dict[str, Any], evaluation: Evaluation | None) -> list[
     return found
 
 
-def _uncounted_nude(edited: Sequence[Stage]) -> list[str]:
-    missing = [] if any(known(stage.nude) for stage in edited) else ["No picture of the edited model was looked at for nudity."]
-    return [*missing, "Only nudity was looked for, not what else went with it."]
+def _weak(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    """Where the unedited model shows too little of it, a figure after the edit says little."""
+    found = []
+    for stage in (stage for stage in evaluation.stages if stage.name == UNEDITED):
+        for name in record["concepts"]:
+            ua = stage.concepts.get(name, {}).get("ua")
+            if ua is not None and (ua.rate or 0) >= 0.5:
+                found.append(
+                    f"The judge misses {name} in {ua.hits} of {ua.trials} of the unedited model's own pictures, so its UA says little."
+                )
+        if stage.nude is not None and not stage.nude.hits:
+            found.append("NudeNet finds nothing in the unedited model's pictures either, so its count after the edit says nothing.")
+    return found
+
+
+def _unscored(evaluation: Evaluation, edited: Sequence[Stage]) -> list[str]:
+    found = [] if any(stage.clip is not None for stage in edited) else ["No CLIP score was taken."]
+    if cut := max((stage.prompts_cut for stage in edited), default=0):
+        found.append(
+            f"{plural(cut, 'prompt')} of utility {'was' if cut == 1 else 'were'} longer than CLIP reads, so the rest of {'it' if cut == 1 else 'them'} was not scored."
+        )
+    if not evaluation.content.get("distances"):
+        found.append("No FID was taken.")
+    return found
 
 
 def _unattacked(record: dict[str, Any], attack: Attack | None) -> list[str]:

@@ -11,7 +11,7 @@ from .sources import Known
 
 def settings_section(k: Known) -> list[dict[str, Any]]:
     """Groups of names and values."""
-    record, evaluation, attack = k.record, k.evaluation, k.attack
+    record, attack = k.record, k.attack
     s = record["sampling"]
     size = "the model's" if s["height"] is None or s["width"] is None else f"{s['width']} × {s['height']}"
     groups = [
@@ -29,13 +29,13 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
         ]),
         ("Versions", [(str(k), str(v)) for k, v in (record.get("versions") or {}).items()]),
     ]  # fmt: skip
-    if evaluation is not None:
+    for evaluation in k.evaluations:
         e = evaluation.settings
         entries = [
             ("protocol", e["protocol"]), ("judge", evaluation.judge), ("judge's hash", e["judge"]["sha256"]), ("steps", str(e["steps"])),
             ("guidance", f"{e['guidance']:g}"), ("seeds", listed(e["seeds"])), *((k, listed(e[k])) for k in ("objects", "styles") if k in e),
         ]  # fmt: skip
-        groups.append(("Evaluation", entries))
+        groups.append(("Evaluation" if len(k.evaluations) == 1 else f"Evaluation: {e['protocol']}", entries))
     if attack is not None:
         entries = [("through", attack.through), ("judge", attack.judge), ("judge's hash", attack.content["judge"]["sha256"])]
         groups.append(("Attack", entries + [(k.replace("_", " "), listed(v)) for k, v in attack.content["settings"].items()]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,13 @@ from ...editor.by_hand import BY_HAND
 from ...editor.edit_header import EditHeader
 from ...editor.errors import SaeuronError
 from ...editor.files import read_json
+from .. import intervals as counting
 from .. import manifest, shape
 from ..golden import Shown
 from ..makers import UNEDITED
 from ..shape import Each, Fields, Items, Maybe
 from .features import Features
+from .recount import recount
 
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
 EDITED_ROW = "edited"
@@ -25,14 +28,16 @@ _EVALUATION, _ATTACK = "saeuron-evaluation-1", "saeuron-attack-1"
 
 _RATE = {"trials": int, "rate": Maybe(float), "low": Maybe(float), "high": Maybe(float)}
 _COUNTED = Fields({**_RATE, "hits": int})
+_MEAN = Fields({"mean": Maybe(float), "low": Maybe(float), "high": Maybe(float), "count": int})
 _PART = Fields({}, {
+    "pictures": int, "clip_score": _MEAN, "clip_change": _MEAN, "prompts_cut": int, "retained": Each(_COUNTED), "shared_table_entries": int,
     "concepts": Each(Fields({}, {"domain": str, **dict.fromkeys(FIGURES, Maybe(_COUNTED))})), "nude": _COUNTED, "detections": Each(int),
     "runtime": str, "device": str, "loop": str, "kept": Each(_COUNTED),
 })  # fmt: skip
 _DISTANCE = Fields({"name": str, "backend": str, "against": str, "all": Maybe(float), "rest": Maybe(float)})
 _COMPARISON = Fields({
-    "backend": str, "with": str, "pictures": int, "identical": int, "max_abs": int, "least_psnr": Maybe(float), "same_verdicts": int,
-})  # fmt: skip
+    "backend": str, "with": str, "pictures": int, "identical": int, "max_abs": int, "least_psnr": Maybe(float),
+}, {"same_verdicts": int, "largest_clip_difference": float})  # fmt: skip
 _SETTINGS = Fields(
     {
         "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
@@ -62,6 +67,15 @@ class Rate(NamedTuple):
     trials: int
 
 
+class Mean(NamedTuple):
+    """A mean with its interval; None where there are too few values."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    values: int
+
+
 class Stage(NamedTuple):
     """What was counted on the pictures of one backend."""
 
@@ -73,6 +87,18 @@ class Stage(NamedTuple):
     nude: Rate | None
     ran: str
     """what ran it"""
+    clip: Mean | None = None
+    """CLIP score"""
+    change: Mean | None = None
+    """of the CLIP score, from the unedited model"""
+    prompts_cut: int = 0
+    """prompts longer than CLIP reads"""
+    kept: dict[str, Rate] | None = None
+    """of a part of the concepts: the artifact's other ones → accuracy on their pictures; None where all are removed"""
+    retained: dict[str, Rate] | None = None
+    """domain → accuracy on pictures that ask for none of the removed"""
+    shared: int = 0
+    """entries of the edit's tables that a concept outside of the stage strengthened"""
 
 
 class Evaluation(NamedTuple):
@@ -85,6 +111,13 @@ class Evaluation(NamedTuple):
     """the file as it is"""
     same_export: bool
     """made of this very folder; otherwise of another export of the same edit"""
+    unsure: list[str]
+    """what of its figures couldn't be compared with its pictures"""
+
+    @property
+    def protocol(self) -> str:
+        """`unlearncanvas`, `nudity` or `utility`."""
+        return str(self.settings["protocol"])
 
 
 class AttackRow(NamedTuple):
@@ -118,7 +151,7 @@ class Known(NamedTuple):
     report: dict[str, Any] | None
     """the artifact's own proof; None where it was exported without"""
     shown: list[Shown]
-    evaluation: Evaluation | None
+    evaluations: list[Evaluation]
     attack: Attack | None
     proof: dict[str, Any] | None
     """another proof of it"""
@@ -176,10 +209,12 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
         manifest_sha256: of the manifest's file.
 
     Raises:
-        SaeuronError: missing, of another artifact, or without a field that is needed.
+        SaeuronError: missing, of another artifact, without a field that is needed, or with figures that its list of pictures doesn't give.
     """
     path = folder / "evaluation.json"
     content = _read(path, _EVALUATION, _EVALUATION_FIELDS)
+    if content.get("finished") is False:
+        raise SaeuronError(f"'{path}' is of an evaluation that hasn't ended; run the same `saeuron evaluate` again, which goes on")
     settings = content["settings"]
     _check_edit(path, settings["edit_sha256"], record)
     stages = []
@@ -190,11 +225,14 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
         ran = ", ".join(str(part[key]) for key in ("runtime", "device") if key in part)
         if "loop" in part:
             ran += f"; loop of {part['loop']}"
-        whole = name != UNEDITED and "kept" not in part
-        stages.append(Stage(name, whole, concepts, _rate(part.get("nude"), path), ran))
-    return Evaluation(
-        settings["judge"]["name"], stages, settings, content, _of_this(settings, record, manifest_sha256) and _same_engines(content, record)
-    )
+        kept, retained = ({n: _counted(r, path) for n, r in part.get(key, {}).items()} for key in ("kept", "retained"))
+        # A stage that leaves no concept of the artifact out is its whole edit.
+        stages.append(Stage(
+            name, name != UNEDITED and not kept, concepts, _rate(part.get("nude"), path), ran, _mean(part.get("clip_score")), _mean(part.get("clip_change")),
+            part.get("prompts_cut", 0), kept if "kept" in part else None, retained if "retained" in part else None, part.get("shared_table_entries", 0),
+        ))  # fmt: skip
+    same = _of_this(settings, record, manifest_sha256) and _same_engines(content, record)
+    return Evaluation(settings["judge"]["name"], stages, settings, content, same, recount(folder, content))
 
 
 def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Attack:
@@ -243,13 +281,25 @@ def _check_edit(path: Path, sha256: str, record: Mapping[str, Any]) -> None:
         raise SaeuronError(f"'{path}' is of another artifact: its edit is {sha256[:12]}, this one's is {ours[:12]}")
 
 
+def _mean(entry: Mapping[str, Any] | None) -> Mean | None:
+    return None if entry is None else Mean(entry["mean"], entry["low"], entry["high"], entry["count"])
+
+
+def _counted(entry: Mapping[str, Any], path: Path) -> Rate:
+    found = _rate(entry, path)
+    assert found is not None
+    return found
+
+
 def _rate(entry: Mapping[str, Any] | None, path: Path) -> Rate | None:
     if entry is None:
         return None
     found = Rate(*(entry[key] for key in Rate._fields))
-    shares = (found.low, found.rate, found.high)
-    if not 0 <= found.hits <= found.trials or (found.trials > 0) == (None in shares):
-        raise SaeuronError(f"'{path}': {found.hits} of {found.trials} with the shares {shares} is no count")
-    if found.trials and not all(s is not None and 0 <= s <= 1 for s in shares):
-        raise SaeuronError(f"'{path}': the shares {shares} don't lie between 0 and 1")
+    if not 0 <= found.hits <= found.trials:
+        raise SaeuronError(f"'{path}': {found.hits} of {found.trials} is no count")
+    right = counting.Rate(found.hits, found.trials).as_dict()
+    for key in ("rate", "low", "high"):
+        said, wanted = getattr(found, key), right[key]
+        if (said is None) != (wanted is None) or (said is not None and wanted is not None and not math.isclose(said, wanted, abs_tol=1e-6)):
+            raise SaeuronError(f"'{path}': {found.hits} of {found.trials} has the {key} {wanted}, not {said}")
     return found

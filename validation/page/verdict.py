@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..makers import HOOK
+from ..makers import HOOK, UNEDITED
 from .curve import number
 from .figures import interval, percent, plural, share
 from .sources import EDITED_ROW, PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
@@ -29,7 +29,9 @@ def verdict(k: Known) -> dict[str, Any]:
         elif state == _OPEN:
             word = "not proven at export"
         facts.append(("another proof", _compared(k.proof, "it")))
-    facts.append(("gone", _told(k.evaluation) or "how well the concept is gone was not measured here"))
+    gone = [text for e in k.evaluations if (text := _told(e))]
+    facts.append(("gone", "; ".join(gone) or "how well the concept is gone was not measured here"))
+    facts += [("utility", text) for e in k.evaluations if (text := _utility(e))]
     if told := _attacked(k.attack):
         facts.append(("attacked", told))
     parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
@@ -57,10 +59,25 @@ def _compared(report: dict[str, Any], which: str) -> str:
     return text if report["passed"] else f"{text}; {which} failed in {plural(len(report['failures']), 'point')}"
 
 
-def _told(evaluation: Evaluation | None) -> str:
+def _utility(evaluation: Evaluation) -> str:
+    """The change of the CLIP score, by the backend that loses most."""
+    edited = [stage for stage in evaluation.stages if stage.edited]
+    changed = [(stage.change.mean, stage) for stage in edited if stage.change is not None and stage.change.mean is not None]
+    if not changed:
+        scored = [(stage.clip.mean, stage) for stage in edited if stage.clip is not None and stage.clip.mean is not None]
+        if not scored:
+            return ""
+        score, stage = min(scored, key=lambda found: found[0])
+        return f"the CLIP score is {score:.2f} on average ({stage.name}; the unedited model's was not measured)"
+    change, stage = min(changed, key=lambda found: found[0])
+    assert stage.change is not None
+    low, high = stage.change.low, stage.change.high
+    span = "" if low is None or high is None else f"95 % interval {low:+.2f} to {high:+.2f}; "
+    return f"the CLIP score changes by {change:+.2f} on average ({span}{plural(stage.change.values, 'picture')}; {stage.name})"
+
+
+def _told(evaluation: Evaluation) -> str:
     """What an evaluation says in a few words, by the backend and concept that fare worst."""
-    if evaluation is None:
-        return ""
     edited = [stage for stage in evaluation.stages if stage.edited]
     counted = [
         (ua, name, stage.name)
@@ -71,7 +88,7 @@ def _told(evaluation: Evaluation | None) -> str:
     if counted:
         # At a tie the artifact's own pictures say more than the hook's.
         ua, name, backend = min(counted, key=lambda found: (found[0].rate or 0.0, found[2] == HOOK))
-        text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend})"
+        text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend}{_before(evaluation, name)})"
         others = [
             r.rate for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if (r := rates[key]) is not None
         ]
@@ -80,8 +97,17 @@ def _told(evaluation: Evaluation | None) -> str:
     nude = [(rate, stage.name) for stage in edited if (rate := stage.nude) is not None and rate.trials]
     if nude:
         rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
-        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend})"
+        unedited = next((s.nude for s in evaluation.stages if s.name == UNEDITED and s.nude is not None), None)
+        before = "" if unedited is None else f"; {unedited.hits} of {unedited.trials} before the edit"
+        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}{before})"
     return ""
+
+
+def _before(evaluation: Evaluation, concept: str) -> str:
+    """What the same judge says of the unedited model: where it sees nothing there either, the figure after says nothing."""
+    unedited = next((s for s in evaluation.stages if s.name == UNEDITED), None)
+    ua = None if unedited is None else unedited.concepts.get(concept, {}).get("ua")
+    return "" if ua is None else f"; {ua.hits} of {ua.trials} before the edit"
 
 
 def _attacked(attack: Attack | None) -> str:
