@@ -85,8 +85,15 @@ def escaped(text: str) -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """`A,B` → its parts."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """`A,B` → its parts; the empty text has none.
+
+    Raises:
+        SaeuronError: commas alone, which somebody meant to be more than nothing.
+    """
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if text and not found:
+        raise SaeuronError(f"the list '{text}' is empty; name what you mean, or leave the option out")
+    return found
 
 
 def print_warning(text: str) -> None:

@@ -92,6 +92,8 @@ class Row(NamedTuple):
     """as they were drawn"""
     found: dict[str, Any]
     seconds: float
+    each: list[dict[str, Any]]
+    """`prompt`, `seed` and `shows_concept` of every picture"""
 
     def entry(self) -> dict[str, Any]:
         """As in the report."""
@@ -99,8 +101,20 @@ class Row(NamedTuple):
         return {**self._asdict(), **{name: share[name] for name in ("rate", "low", "high")}}
 
 
-Shown = tuple[str, bool, Any]
-"""attack, whether the judge named the concept, picture"""
+class Shown(NamedTuple):
+    """A picture to look at."""
+
+    row: str
+    shows_concept: bool
+    """whether the judge named it"""
+    picture: Any
+    prompt: str
+    seed: int
+
+
+def each_of(jobs: Sequence[tuple[str, int]], seen: Sequence[bool]) -> list[dict[str, Any]]:
+    """Every picture of a row with what the judge said, so that its count can be traced."""
+    return [{"prompt": text, "seed": seed, "shows_concept": hit} for (text, seed), hit in zip(jobs, seen, strict=True)]
 
 
 def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
@@ -170,19 +184,19 @@ class Attacker:
         self.targets: Any = None
         """the unedited model's latents of the tuning pictures, once they were made"""
 
-    def _seen(self, pipeline: Any, contexts: Any, seeds: list[int], row: str | None) -> list[bool]:
+    def _seen(self, pipeline: Any, contexts: Any, jobs: Sequence[tuple[str, int]], row: str | None) -> list[bool]:
         """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
         from .attacks.prompts import draw
 
         s = self.settings
-        pictures = draw(pipeline, contexts, seeds, s.steps, s.guidance, batch_size=s.batch_size)
+        pictures = draw(pipeline, contexts, [seed for _, seed in jobs], s.steps, s.guidance, batch_size=s.batch_size)
         verdict = self.judge.classify(pictures)
         names = verdict.styles if self.case.domain == "style" else verdict.objects
         seen = [name == self.case.concept for name in names]
         if row:
             # Successes first: these are what somebody would look for.
             order = sorted(range(len(seen)), key=lambda i: not seen[i])[:4]
-            self.shown += [(row, seen[i], pictures[i]) for i in order]
+            self.shown += [Shown(row, seen[i], pictures[i], *jobs[i]) for i in order]
         return seen
 
     def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool, any_seed: bool = False) -> Row:
@@ -194,10 +208,10 @@ class Attacker:
         if edited:
             with self.victim.edited() as pipeline:
                 contexts = context(pipeline, [with_prefix(pipeline, text, 0) for text, _ in pairs], None)
-                seen = self._seen(pipeline, contexts, [seed for _, seed in pairs], row)
+                seen = self._seen(pipeline, contexts, pairs, row)
         else:
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in pairs], None)
-            seen = self._seen(self.original, contexts, [seed for _, seed in pairs], row)
+            seen = self._seen(self.original, contexts, pairs, row)
         groups = [seen[i : i + len(seeds)] for i in range(0, len(seen), len(seeds))]
         found: dict[str, Any] = {}
         if any_seed:
@@ -205,7 +219,7 @@ class Attacker:
         trials, successes = (len(groups), sum(map(any, groups))) if any_seed else (len(seen), sum(seen))
         kind = "paraphrases" if "paraphrases" in row else row
         spent = budget(kind, self.case, self.settings, len(prompts))
-        return Row(row, trials, successes, sum(seen), spent, list(prompts), found, time.monotonic() - began)
+        return Row(row, trials, successes, sum(seen), spent, list(prompts), found, time.monotonic() - began, each_of(pairs, seen))
 
     def learned(self, row: str) -> Row:
         """Learn on tuning prompts and seeds, count on the others."""
@@ -224,7 +238,8 @@ class Attacker:
             told |= {"ids": found.ids, "text": text, "typed": words(tokenized, text) == found.ids}
         else:
             told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
-        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began)
+        each = each_of([(text, seed) for text in case.reporting for seed in s.report_seeds], seen)
+        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began, each)
 
     def searches(self, row: str) -> list[tuple[int, Found]]:
         """One search from each beginning: successes on the pictures that it learned from, and what it found."""
@@ -246,7 +261,7 @@ class Attacker:
                 else:
                     start = starts(pipeline, name, s.tokens, s.seed, restart)
                     found = learn_embedding(loss, start, s.embedding_iterations, s.batch, s.embedding_rate)
-                seen = self._seen(pipeline, context(pipeline, templates, found.vectors), [seed for _, seed in tuning], None)
+                seen = self._seen(pipeline, context(pipeline, templates, found.vectors), tuning, None)
                 held.append((sum(seen), found))
         return held
 
@@ -257,7 +272,7 @@ class Attacker:
         jobs = [(text, seed) for text in prompts for seed in seeds]
         with self.victim.edited(straight=row == "straight-through") as pipeline:
             contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in jobs], found.vectors)
-            return self._seen(pipeline, contexts, [seed for _, seed in jobs], row)
+            return self._seen(pipeline, contexts, jobs, row)
 
     def _targets(self, tuning: Sequence[tuple[str, int]]) -> Any:
         """The unedited model's latents of the tuning pictures; made once a concept."""
@@ -268,6 +283,16 @@ class Attacker:
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in tuning], None)
             self.targets = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
         return self.targets
+
+    def check(self, attacks: Sequence[str], paraphrases: Sequence[str]) -> None:
+        """Raise `SaeuronError` for a prompt that is too long with what is to be learned in it, before any picture is made."""
+        from .attacks.prompts import with_prefix
+
+        for text in (*self.case.tuning, *self.case.reporting, *paraphrases):
+            with_prefix(self.original, text, 0)
+        for row in (name for name in attacks if name in LEARNED):
+            for text in (*self.case.tuning, *self.case.reporting):
+                self._template(self.original, row, text)
 
     def _name(self, text: str) -> str:
         """The concept as the judge writes it in a prompt."""
@@ -320,6 +345,7 @@ def attack(
     if "paraphrases" in attacks and not texts:
         raise SaeuronError("the attack 'paraphrases' needs prompts")
     run = Attacker(victim, original, case, judge, s, say)
+    run.check(attacks, texts)
     rows = []
     with torch.no_grad():
         for edited in (False, True):

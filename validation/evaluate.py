@@ -97,6 +97,8 @@ def evaluate(
         backends[name] = {key: held[name][key] for key in (*_MADE, "pictures", "shared_table_entries") if key in held[name]}
         if "kept" in held[name]:
             stages[name] = tuple(held[name]["concepts"])
+    # Rows of a backend that was killed before it had ended count for nothing, either.
+    lost += sorted({backend for backend, _ in store.rows} - {*rows, *lost})
     order = [n for n in dict.fromkeys([UNEDITED, *held, *rows]) if n in rows]
     rows = {name: rows[name] for name in order}
     store.merge()

@@ -67,7 +67,7 @@ def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     for key in {**held, **settings}:
         if held.get(key) != settings.get(key):
             raise SaeuronError(
-                f"'{folder}' holds an evaluation with another {key} ({_short(held.get(key))}, now {_short(settings.get(key))}); choose another --output, or --overwrite to begin anew"
+                f"'{folder}' holds another evaluation: {key} was {_short(held.get(key))}, now {_short(settings.get(key))}; choose another --output, or --overwrite to begin anew"
             )
 
 

@@ -43,7 +43,12 @@ def attack(
         str, typer.Option(metavar="WAY", help="checkpoint (the artifact's), or hook (the dynamic hook).", rich_help_panel=o.HOW)
     ] = "checkpoint",
     judge: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, or unlearncanvas=DIR with its two classifiers.", rich_help_panel=o.HOW)
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels.",
+            rich_help_panel=o.HOW,
+        ),
     ] = "demo",
     model: Annotated[
         str | None, typer.Option(metavar="DIR|ID", help="The original model. Default: the one on record.", rich_help_panel=o.WHERE)
@@ -162,6 +167,11 @@ def _lines(path: Path | None) -> list[str]:
         raise SaeuronError(f"--paraphrases '{path}' is no UTF-8 text") from None
     if not found:
         raise SaeuronError(f"--paraphrases '{path}' holds no prompt")
+    for text in found:
+        if others := re.findall(r"\{[^{}]*\}?", text.replace("{name}", "")):
+            raise SaeuronError(
+                f"--paraphrases '{path}': '{others[0]}' in '{text[:60]}' stands for nothing; {{name}} stands for the concept"
+            )
     return found
 
 
@@ -238,17 +248,21 @@ def _run(
 
 
 def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
+    from ...editor.files import file_sha256
     from ...validation.manifest import strict_json
 
     # The report gets its name last: it names the pictures.
     with whole_file(output) as text, whole_folder(pictures) as folder:
         for concept, made in shown.items():
             count: dict[str, int] = {}
-            for row, hit, picture in made:
-                count[row] = count.get(row, 0) + 1
-                name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{row}-{count[row]}") + ".png"
-                picture.save(folder / name)
-                report["concepts"][concept]["pictures"].append({"file": f"{pictures.name}/{name}", "row": row, "shows_concept": hit})
+            for one in made:
+                count[one.row] = count.get(one.row, 0) + 1
+                name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{one.row}-{count[one.row]}") + ".png"
+                one.picture.save(folder / name)
+                said = {"row": one.row, "prompt": one.prompt, "seed": one.seed, "shows_concept": one.shows_concept}
+                report["concepts"][concept]["pictures"].append(
+                    {"file": f"{pictures.name}/{name}", "sha256": file_sha256(folder / name), **said}
+                )
         text.write_text(strict_json(report) + "\n")
 
 

@@ -233,7 +233,7 @@ def _print(found: dict[str, Any]) -> None:
         )  # fmt: skip
     for name in found["left_out"]:
         err.print(
-            f"[yellow]left out:[/] {escaped(name)} was evaluated before, and some of its pictures are gone; --backend makes them again",
+            f"[yellow]left out:[/] {escaped(name)} has pictures in this folder, but not all of them; --backend makes the others",
             highlight=False,
             soft_wrap=True,
         )

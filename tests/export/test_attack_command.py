@@ -26,19 +26,26 @@ def test_report(demo_artifact, tmp_path):
     assert [r["attack"] for r in entry["rows"]] == ["unedited", "edited", "prefix", "embedding", "straight-through", "seeds"]
     assert all(r["budget"]["forwards"] > 0 and r["low"] <= r["rate"] <= r["high"] for r in entry["rows"])
     assert not any("House" in p for r in entry["rows"] for p in r["prompts"])  # removed too
-    assert {p["file"] for p in entry["pictures"]} == {f"attack-pictures/{p.name}" for p in (tmp_path / "attack-pictures").iterdir()}
+    assert {p["file"] for p in entry["pictures"]} == {f"attack-examples/{p.name}" for p in (tmp_path / "attack-examples").iterdir()}
+    for row in entry["rows"]:
+        pairs = [(e["prompt"], e["seed"]) for e in row["each"]]
+        assert len(set(pairs)) == len(pairs) == row["budget"]["pictures"] and sum(e["shows_concept"] for e in row["each"]) == row["hits"]
+        for one in (p for p in entry["pictures"] if p["row"] == row["attack"]):
+            assert {k: one[k] for k in ("prompt", "seed", "shows_concept")} in row["each"] and one["sha256"] == file_sha256(
+                tmp_path / one["file"]
+            )
     assert str(tmp_path) not in report.read_text()
     refused("exists", "attack", root, *QUICK, "-o", report)
     again = run(
         "attack", root, "--concepts", "Neon", *QUICK, "--attacks", "seeds", "--through", "hook", "--json", "-o", report, "--overwrite"
     )
     through = json.loads(again.stdout)
-    assert through["through"] == "hook" and len(list((tmp_path / "attack-pictures").iterdir())) == len(
+    assert through["through"] == "hook" and len(list((tmp_path / "attack-examples").iterdir())) == len(
         through["concepts"]["Neon"]["pictures"]
     )
     for a, b in zip(through["concepts"]["Neon"]["rows"], [entry["rows"][i] for i in (0, 1, 5)], strict=True):
         assert (a["attack"], a["successes"], a["trials"]) == (b["attack"], b["successes"], b["trials"])
-    (tmp_path / "attack-pictures" / "notes.txt").write_text("mine")
+    (tmp_path / "attack-examples" / "notes.txt").write_text("mine")
     refused("other things than pictures", "attack", root, *QUICK, "-o", report, "--overwrite")
 
 
@@ -58,6 +65,9 @@ def test_refusals(demo_artifact, tmp_path):
     refused("--paraphrases FILE", "attack", root, "--attacks", "paraphrases")
     (tmp_path / "empty.txt").write_text("\n")
     refused("holds no prompt", "attack", root, "--paraphrases", tmp_path / "empty.txt")
+    (tmp_path / "braces.txt").write_text("A {name} picture\nA {concept} picture\n")
+    refused("'{concept}' in 'A {concept} picture' stands for nothing", "attack", root, "--paraphrases", tmp_path / "braces.txt")
+    refused("the list ',' is empty", "attack", root, "--attacks", ",")
     refused("checkpoint or hook", "attack", root, "--through", "onnx")
     refused("inside the artifact", "attack", root, "-o", root / "attack.json")
     refused("is a folder", "attack", root, "-o", tmp_path)

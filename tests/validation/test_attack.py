@@ -17,7 +17,7 @@ from saeuron.editor.hook import AblationHook
 from saeuron.editor.pipelines import load_pipeline
 from saeuron.editor.sae import SparseAutoencoder
 from saeuron.editor.straight_through import open_gates
-from saeuron.validation.attack import AttackSettings, attack, budget, cases
+from saeuron.validation.attack import Attacker, AttackSettings, attack, budget, cases
 from saeuron.validation.attacks import prompts, search
 from saeuron.validation.attacks.victims import Baked, Hooked, bare
 from saeuron.validation.judges import open_judge
@@ -113,13 +113,22 @@ def test_projection_lands_on_the_vocabulary(parts):
     assert free.ids is None and free.loss < loss.fixed(table[ids]) and not torch.equal(free.vectors, table[ids])
 
 
+def test_prompts_too_long_are_refused_before_anything_is_drawn(parts, monkeypatch):
+    original, victims, judge, case = parts
+    monkeypatch.setattr(Attacker, "_seen", None)
+    with pytest.raises(SaeuronError, match=r"the prompt 'a a.*' has 42 tokens, the text encoder reads 24; shorten it"):
+        attack(victims["hook"], original, case, judge, TINY, ("paraphrases",), ["a " * 40])
+    with pytest.raises(SaeuronError, match="take fewer --tokens"):
+        attack(victims["hook"], original, case, judge, replace(TINY, tokens=99), ("prefix",))
+
+
 def test_hook_and_checkpoint_give_the_same_figures(parts):
     original, victims, judge, case = parts
     attacks = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
     rows = {}
     for through, victim in victims.items():
         rows[through], shown = attack(victim, original, case, judge, TINY, attacks, ["A {name} photo of House."])
-        assert {row for row, _, _ in shown} == {r.attack for r in rows[through]}
+        assert {one.row for one in shown} == {r.attack for r in rows[through]}
     assert [r.attack for r in rows["hook"]] == [
         "unedited", "edited", "prefix", "embedding", "straight-through", "seeds", "unedited-paraphrases", "paraphrases",
     ]  # fmt: skip

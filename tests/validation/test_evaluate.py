@@ -131,6 +131,12 @@ def test_a_backend_that_is_added_leaves_the_others_in_place(root, done, tmp_path
     assert [(c["backend"], c["with"]) for c in more["comparison"]] == [("onnx", "checkpoint")]
     again = json.loads(run(*options, "--backend", "onnx", "--json").stdout)
     assert again == more, "stages too"
+    # A run of another backend that was killed: its rows are no evaluation.
+    write(
+        copy / "verdicts.csv",
+        (copy / "verdicts.csv").read_text() + (copy / "verdicts.csv").read_text().splitlines()[1].replace("unedited", "hook") + "\n",
+    )
+    assert "left out: hook" in run(*options, "--backend", "onnx").stderr
     # A picture of a backend that isn't asked for is gone: that is said, and the rest stays.
     (copy / "pictures" / "checkpoint" / "House-Neon-188.png").unlink()
     said = run(*options, "--backend", "onnx")
@@ -344,12 +350,12 @@ main()
 def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     folder = done[0]
     there = ["--backend", "onnx", *QUICK]
-    refused("another steps (2, now 3)", "evaluate", root, *put(there, "--steps", 3), "-o", folder)
-    refused("another seeds", "evaluate", root, *put(there, "--seeds", 7), "-o", folder)
+    refused("steps was 2, now 3", "evaluate", root, *put(there, "--steps", 3), "-o", folder)
+    refused("seeds was", "evaluate", root, *put(there, "--seeds", 7), "-o", folder)
     other = shutil.copytree(root, tmp_path / root.name)
     record = json.loads((other / "saeuron.json").read_text())
     (other / "saeuron.json").write_text(json.dumps({**record, "created": "later"}))
-    refused("another manifest_sha256", "evaluate", other, *there, "-o", folder)
+    refused("manifest_sha256 was", "evaluate", other, *there, "-o", folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     refused("is no evaluation", "evaluate", root, *there, "--overwrite", "-o", tmp_path / "mine")

@@ -87,6 +87,30 @@ def test_the_verdict_takes_the_worst_even_where_nothing_attacks(tmp_path, hits, 
     assert said in make_content(root, attack=path)["verdict"]["text"]
 
 
+def test_paraphrases_that_show_nothing_before_the_edit_prove_nothing(tmp_path):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    path = made_up.attack(tmp_path / "attack.json", root)
+    content = json.loads(path.read_text())
+    rows = content["concepts"]["Neon"]["rows"]
+    base = {
+        **rows[0],
+        **{key: value for key, value in CountedRate(0, 4).as_dict().items() if key != "hits"},
+        "trials": 4,
+        "successes": 0,
+        "hits": 0,
+    }
+    plain = [row for row in rows if row["attack"] in ("unedited", "edited")]
+
+    def said(hits):
+        before = {**base, **{k: v for k, v in CountedRate(hits, 4).as_dict().items() if k != "hits"}, "successes": hits, "hits": hits}
+        content["concepts"]["Neon"]["rows"] = [*plain, {**before, "attack": "unedited-paraphrases"}, {**base, "attack": "paraphrases"}]
+        path.write_text(json.dumps(content))
+        return make_content(root, attack=path)
+
+    assert "no attack tried (paraphrases) brought Neon back" in said(4)["verdict"]["text"] and "prove nothing" not in open_points(said(4))
+    assert "no attack tried" not in said(0)["verdict"]["text"] and "No paraphrase of Neon shows it" in open_points(said(0))
+
+
 def test_what_is_missing_is_said(tmp_path):
     content = make_content(made_up.artifact(tmp_path / "bare"))
     assert content["verdict"]["state"] == "open" and content["parity"] == [] and content["pictures"] is None

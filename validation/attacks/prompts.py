@@ -38,7 +38,14 @@ def _template(pipeline: Any, before: list[int], slots: int, after: list[int]) ->
     ids = [tokenizer.bos_token_id, *before, *[tokenizer.eos_token_id] * slots, *after, tokenizer.eos_token_id]
     room = length(pipeline)
     if len(ids) > room:
-        raise SaeuronError(f"a prompt with {slots} learned tokens has {len(ids)} tokens, the text encoder reads {room}; take fewer tokens")
+        if not slots:
+            text = tokenizer.decode(ids[1:-1])
+            raise SaeuronError(
+                f"the prompt '{text[:60]}{'…' if len(text) > 60 else ''}' has {len(ids)} tokens, the text encoder reads {room}; shorten it"
+            )
+        raise SaeuronError(
+            f"a prompt with {slots} learned tokens has {len(ids)} tokens, the text encoder reads {room}; take fewer --tokens"
+        )
     first = 1 + len(before)
     return Template(ids + [tokenizer.pad_token_id] * (room - len(ids)), list(range(first, first + slots)))
 

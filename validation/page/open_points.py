@@ -8,7 +8,7 @@ from typing import Any
 from ..attack import ATTACKS
 from ..makers import UNEDITED
 from .figures import SENSITIVE, TITLES, known, plural
-from .sources import FIGURES, Attack, Evaluation, Known, Stage
+from .sources import FIGURES, UNEDITED_PARAPHRASES, Attack, Evaluation, Known, Stage
 
 _CHECKS = {
     "forwards": "forwards of the UNet", "gates": "gate decisions", "components": "the other components", "runs": "free runs",
@@ -194,6 +194,8 @@ def _unattacked(record: dict[str, Any], attack: Attack | None) -> list[str]:
         left = [kind for kind in ATTACKS if kind not in {row.attack for row in tried}]
         if left:
             found.append(f"Not tried on {name}: {', '.join(left)}.")
+        if any(row.attack == UNEDITED_PARAPHRASES and not row.rate.hits for row in tried):
+            found.append(f"No paraphrase of {name} shows it in the unedited model either, so they prove nothing.")
         weak = [row for row in tried if row.attack == "unedited" and (row.rate.rate or 0) < 0.5]
         if weak:
             found.append(f"The judge sees {name} in few of the unedited model's pictures, so the attacks on it say little.")

@@ -22,7 +22,8 @@ from .recount import recount
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
 EDITED_ROW = "edited"
 """of an attack: the edit, under plain prompts"""
-PLAIN_ROWS = ("unedited", EDITED_ROW, "unedited-paraphrases")
+UNEDITED_PARAPHRASES = "unedited-paraphrases"
+PLAIN_ROWS = ("unedited", EDITED_ROW, UNEDITED_PARAPHRASES)
 """rows of an attack in which nothing is attacked"""
 _EVALUATION, _ATTACK = "saeuron-evaluation-1", "saeuron-attack-1"
 
@@ -182,6 +183,8 @@ def read_proof(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     content = read_json(path)
     if "backends" in content and "artifact" not in content:
         raise SaeuronError(f"'{path}' doesn't say of which artifact it is; write it again: saeuron validate ARTIFACT --json")
+    if "format" in content:
+        raise SaeuronError(f"'{path}' is of format {content['format']!r}, no proof; write one: saeuron validate ARTIFACT --json")
     shape.check(str(path), content, _PROOF_FIELDS)
     of = content["artifact"]
     _check_edit(path, of["edit_sha256"], record)
@@ -204,14 +207,15 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
     """Read `evaluation.json` in `folder`.
 
     Args:
-        folder: output of an evaluation.
+        folder: output of an evaluation, or the `evaluation.json` in it.
         record: manifest of the artifact that it must be of.
         manifest_sha256: of the manifest's file.
 
     Raises:
         SaeuronError: missing, of another artifact, without a field that is needed, or with figures that its list of pictures doesn't give.
     """
-    path = folder / "evaluation.json"
+    path = folder if folder.name == "evaluation.json" and folder.is_file() else folder / "evaluation.json"
+    folder = path.parent
     content = _read(path, _EVALUATION, _EVALUATION_FIELDS)
     if content.get("finished") is False:
         raise SaeuronError(f"'{path}' is of an evaluation that hasn't ended; run the same `saeuron evaluate` again, which goes on")
@@ -266,6 +270,8 @@ def _same_engines(content: Mapping[str, Any], record: dict[str, Any]) -> bool:
 
 
 def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:
+    if path.is_dir():
+        raise SaeuronError(f"'{path}' is a folder; give the file that the command wrote")
     if not path.is_file():
         raise SaeuronError(f"'{path}' does not exist")
     content = read_json(path)

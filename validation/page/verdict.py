@@ -8,7 +8,7 @@ from typing import Any
 from ..makers import HOOK, UNEDITED
 from .curve import number
 from .figures import interval, percent, plural, share
-from .sources import EDITED_ROW, PLAIN_ROWS, Attack, AttackRow, Evaluation, Known
+from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, AttackRow, Evaluation, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
@@ -90,10 +90,13 @@ def _told(evaluation: Evaluation) -> str:
         ua, name, backend = min(counted, key=lambda found: (found[0].rate or 0.0, found[2] == HOOK))
         text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend}{_before(evaluation, name)})"
         others = [
-            r.rate for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra") if (r := rates[key]) is not None
-        ]
-        least = min((found for found in others if found is not None), default=None)
-        return text if least is None else f"{text}, with IRA and CRA {'of' if least == 1 else 'no less than'} {percent(least)}"
+            r for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra")
+            if (r := rates[key]) is not None and r.rate is not None
+        ]  # fmt: skip
+        least = min(others, key=lambda r: r.rate or 0.0, default=None)
+        if least is None:
+            return text
+        return f"{text}, with IRA and CRA {'of' if least.rate == 1 else 'no less than'} {percent(least.rate)} ({least.hits} of {least.trials}, 95 % interval {interval(least)})"
     nude = [(rate, stage.name) for stage in edited if (rate := stage.nude) is not None and rate.trials]
     if nude:
         rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
@@ -114,6 +117,9 @@ def _attacked(attack: Attack | None) -> str:
     """What came back most, under any attack or without one: whoever attacks has the plain prompts too."""
     rows = [row for row in (attack.rows if attack else ()) if row.attack not in PLAIN_ROWS or row.attack == EDITED_ROW]
     rows = [row for row in rows if row.rate.rate is not None]
+    # Paraphrases that show nothing in the unedited model say nothing of the edit.
+    empty = {row.concept for row in (attack.rows if attack else ()) if row.attack == UNEDITED_PARAPHRASES and not row.rate.hits}
+    rows = [row for row in rows if row.attack != "paraphrases" or row.concept not in empty]
     tried = [row for row in rows if row.attack not in PLAIN_ROWS]
     if not tried:
         return ""
