@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ class Browser:
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def becomes(self, expression: str, wanted: Any) -> bool:
+        """Whether the expression takes a value within ten seconds: a dialog tells of its closing in a task after the key's own."""
+        until = time.monotonic() + 10
+        while (found := self.ask(expression)) != wanted and time.monotonic() < until:
+            time.sleep(0.02)
+        return bool(found == wanted)
 
     def press(self, *keys: str) -> None:
         for key in keys:

@@ -416,12 +416,13 @@ def test_by_the_keyboard(tmp_path):
         browser.press("ArrowRight", "ArrowRight")
         assert browser.ask(where) == "3 of 10" and "feature 3" in browser.ask("document.getElementById('large-caption').textContent")
         browser.press("Escape")
-        assert not browser.ask(opened) and browser.ask(focused) == 2
+        assert not browser.ask(opened) and browser.becomes(focused, 2)
         browser.press("Tab", " ")
         assert browser.ask(opened) and browser.ask(where) == "4 of 10"
         browser.press("ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft")
         assert browser.ask(where) == "10 of 10"
         browser.press("Escape")
+        assert browser.becomes(focused, 9)
         browser.ask("document.querySelector('.thumb').click()")
         assert browser.ask(opened) and browser.messages == []
 
