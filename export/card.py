@@ -58,7 +58,7 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
 {warnings}
 - Equality with the dynamic hook says that the edit was shipped as designed. It does not say that nobody can get around
   the edit, nor how well it removes the concept.
-- Check it yourself: `pip install 'saeuron-export[export,cpu]'`, then `saeuron verify {_place(record)}` (files, edit, signature) and
+- Check it yourself: `pip install 'saeuron-export[export,cpu]'`, then `saeuron verify {_place(record)}` (files and edit; with `--public-key PEM` whose they are) and
   `saeuron validate {_validated(record)}` (does it what it should).
 - Whoever edits the tensors on purpose can undo the edit. `verify --public-key` tells whether the files are still the publisher's, where the
   artifact is signed.
@@ -111,7 +111,7 @@ def _licence(record: dict[str, Any]) -> str:
     licence = record.get("license")
     if not licence:
         return "An edited model stays under the licences of its base model and its SAE; the base model's was not found."
-    return f"Licence: `{licence['id']}`, as {licence['source']} says. The SAE's licence applies too."
+    return f"Licence: `{licence['id']}` ({licence['source']}). The SAE's licence applies too."
 
 
 def _repo(record: dict[str, Any]) -> str | None:

@@ -109,7 +109,8 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
         SaeuronError: a signature that the new card makes invalid, and no key to sign again.
     """
     keeps_golden = GOLDEN in record["files"] and wish.golden is not False
-    files = {name: entry for name, entry in record["files"].items() if keeps_golden or not _shows_unedited(name)}
+    withheld = set() if keeps_golden else _showing_unedited(wish.artifact, record)
+    files = {name: entry for name, entry in record["files"].items() if name not in withheld}
     made = {**record, "files": files, "license": licence, "published": {"repo": wish.repo}}
     card = model_card(made, evidence_in(wish.artifact, made)).encode()
     made["files"]["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
@@ -138,23 +139,27 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
             (folder / manifest.SIGNATURE).write_bytes((wish.artifact / manifest.SIGNATURE).read_bytes())
         names = sorted([*files, manifest.NAME, *([manifest.SIGNATURE] if kept or wish.key is not None else [])])
         sizes = {name: (folder / name).stat().st_size for name in names}
-        yield Staged(folder, made, sizes, kept or wish.key is not None, _warnings(wish, made, keeps_golden))
+        yield Staged(folder, made, sizes, kept or wish.key is not None, _warnings(wish, made, keeps_golden, REPORT in withheld))
 
 
-def _shows_unedited(name: str) -> bool:
-    """Whether a file holds pictures or latents of the unedited model: golden vectors, and a report's before and after."""
-    report = REPORT.removesuffix(".md")
-    return name == GOLDEN or name in (REPORT, f"{report}.html") or name.startswith(f"validation/{REPORT_PICTURES}/")
+def _showing_unedited(root: Path, record: dict[str, Any]) -> set[str]:
+    """Files with pictures or latents of the unedited model: golden vectors, and a report that shows any picture, whole."""
+    page, pictures = f"{REPORT.removesuffix('.md')}.html", [n for n in record["files"] if n.startswith(f"validation/{REPORT_PICTURES}/")]
+    # A page holds its pictures; its policy alone speaks of data: without one.
+    shown = bool(pictures) or (page in record["files"] and b"data:image" in (root / page).read_bytes())
+    return ({GOLDEN} | ({REPORT, page, *pictures} if shown else set())) & set(record["files"])
 
 
-def _warnings(wish: Wish, record: dict[str, Any], keeps_golden: bool) -> list[str]:
+def _warnings(wish: Wish, record: dict[str, Any], keeps_golden: bool, keeps_report_here: bool) -> list[str]:
     found = []
     if keeps_golden:
         found.append(
             f"{GOLDEN} goes along: it holds pictures and latents of the unedited model for prompts that show {', '.join(record['concepts'])}; --without-golden leaves it out (`validate` then needs the original model)"
         )
-    if not keeps_golden and (wish.artifact / REPORT).exists():
-        found.append("the report in the artifact stays here with the golden vectors: it shows pictures of the unedited model too")
+    if keeps_report_here:
+        found.append(
+            "the report in the artifact stays here with the golden vectors, since it shows pictures of the unedited model too; one of `saeuron report --into-artifact --no-pictures` goes along"
+        )
     if not hub_id(record["model"]["source"]):
         found.append(f"the base model '{record['model']['source']}' is no Hub id, so the card names no base_model")
     return found

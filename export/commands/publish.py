@@ -102,7 +102,7 @@ def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> No
     )  # fmt: skip
     if done is not None:
         out.print(
-            f"commit {done.commit}\n{done.url}\n\nverify it:  saeuron verify {done.pinned}\n"
+            f"commit {done.commit}\n{done.url}\n\nverify it:  saeuron verify {done.pinned}{' --public-key PUBLIC.pem' if staged.signed else ''}\n"
             f'load it:    DiffusionPipeline.from_pretrained("{done.repo}", revision="{done.commit}", trust_remote_code=True)',
             highlight=False, soft_wrap=True, markup=False,
         )  # fmt: skip

@@ -52,6 +52,14 @@ def report(
             rich_help_panel=o.OUTPUT,
         ),
     ] = False,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Show pictures. All come from the unedited model; a report without them may go where those may not (publish --without-golden).",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = True,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
@@ -75,7 +83,7 @@ def report(
         from ...validation.page.content import make_content
         from ...validation.page.render import render
 
-        content.update(make_content(artifact, evaluation or (), attack, proof, features, into_artifact))
+        content.update(make_content(artifact, evaluation or (), attack, proof, features, into_artifact, pictures))
         return render(content, files["pictures"].name)
 
     with progress_line("checking files") as say:

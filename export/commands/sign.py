@@ -39,4 +39,4 @@ def sign(
     if as_json:
         write_json({"artifact": str(artifact), "signature": str(made), "files": found["files"] + 1})
     else:
-        out.print(f"{artifact}: {found['files'] + 1} files signed, in {made}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"{artifact}: {found['files']} files and the manifest signed, in {made}", highlight=False, soft_wrap=True, markup=False)

@@ -46,7 +46,7 @@ def verify(
         signed = {"valid": ", signature valid", "not checked": ", signature not checked", "none": ", not signed"}.get(
             found["signature"], ""
         )
-        verdict = f"verified ({found['files']} files{signed})" if found["verified"] else "NOT VERIFIED"
+        verdict = f"verified ({found['files']} files and the manifest{signed})" if found["verified"] else "NOT VERIFIED"
         place = f" in {found_at.folder}" if found_at.hub_id else ""
         out.print(f"{found_at.name}: {verdict}{place}", highlight=False, soft_wrap=True, markup=False)
     for line in found["failures"]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tests import made_up
 from tests.conftest import refused, run
 from tests.export.hub_server import serving
 from tests.export.test_artifact import settings
@@ -16,7 +17,7 @@ from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 
 
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
-from saeuron.export import licence
+from saeuron.export import licence, publishing
 from saeuron.export.card import model_card
 from saeuron.validation import manifest
 from saeuron.validation.verify import GOLDEN, verify
@@ -152,17 +153,42 @@ def latest(repo):
     return repo.commits[repo.branches["main"]]
 
 
-def test_a_report_in_the_artifact_goes_where_the_golden_vectors_go(whole, hub, client):  # noqa: F811
-    run("report", whole, "--into-artifact")
+def test_a_report_in_the_artifact_is_the_cards_evidence(whole, hub, client):  # noqa: F811
+    run("report", whole, "--into-artifact", "--no-pictures", "--overwrite")
     assert verify(whole)["verified"]
-    client("publish", whole, "me/with", *PUBLISH)
-    sent = latest(hub.repos["me/with"])
-    assert "validation/report.html" in sent and b"## Evidence" in sent["README.md"]
-    found = client("publish", whole, "me/without", *PUBLISH, "--without-golden")
-    sent = latest(hub.repos["me/without"])
-    assert "stays here with the golden vectors" in found.stderr
-    assert not [name for name in sent if "report.html" in name or "report.md" in name or "report-pictures" in name]
-    assert b"## Evidence" not in sent["README.md"]
+    client("publish", whole, "me/public", *PUBLISH, "--public", "--without-golden")
+    sent = latest(hub.repos["me/public"])
+    assert {"validation/report.html", "validation/report.md"} <= set(sent) and b"left out on purpose" in sent["validation/report.html"]
+    assert b"## Evidence" in sent["README.md"] and GOLDEN not in sent
+
+
+def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):
+    root = made_up.artifact(tmp_path / "a", proof=made_up.report())
+    pages = {"validation/report.html", "validation/report.md"}
+
+    def sent(golden):
+        wish = publishing.Wish(root, "me/x", golden=golden)
+        with publishing.staged(wish, manifest.read(root), None, lambda text: None) as found:
+            evidence = "## Evidence" in (found.folder / "README.md").read_text()
+            return (
+                {name for name in found.files if "report" in name and name != "validation/report.json"},
+                evidence,
+                " ".join(found.warnings),
+            )
+
+    run("report", root, "--into-artifact")
+    shown, evidence, _ = sent(True)
+    assert pages < shown and evidence
+    shown, evidence, warnings = sent(False)
+    assert not shown and not evidence and "--no-pictures` goes along" in warnings
+    # The page itself tells, whatever lies beside it.
+    record = manifest.read(root)
+    for name in [name for name in record["files"] if "report-pictures" in name]:
+        (root / name).unlink()
+    manifest.write(root, {k: v for k, v in record.items() if k not in ("files", "format")})
+    assert sent(False)[:2] == (set(), False)
+    run("report", root, "--into-artifact", "--overwrite", "--no-pictures")
+    assert sent(False)[:2] == (pages, True) and "stays here" not in sent(False)[2]
 
 
 def test_a_second_time_sends_only_what_changed(whole, hub, client, tmp_path):  # noqa: F811

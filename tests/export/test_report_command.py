@@ -87,6 +87,7 @@ def test_into_a_signed_artifact(tmp_path):
     manifest.write(root, {k: v for k, v in manifest.read(root).items() if k not in ("files", "format")})
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     refused("sign again", "report", root, "--into-artifact")
+    refused("--no-pictures leaves out", "report", root, "--no-pictures", "--features", tmp_path)
     refused("two places", "report", root, "--into-artifact", "-o", tmp_path / "x.html")
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 

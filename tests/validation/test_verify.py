@@ -379,7 +379,7 @@ def test_hashes_equal_those_of_the_class_and_the_edit(whole, tmp_path, dtype):
 
 
 def test_the_command(whole, copy):
-    assert run("verify", whole).stdout == f"{whole}: verified ({len(files_of(whole)) - 1} files, not signed)\n"
+    assert run("verify", whole).stdout == f"{whole}: verified ({len(files_of(whole)) - 1} files and the manifest, not signed)\n"
     said = json.loads(run("verify", copy, "--json").stdout)
     assert said["verified"] and said["pinned"] and said["folder"] == str(copy)
     (copy / "README.md").write_text("other")

@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 
 def make_content(
     root: Path, evaluations: Sequence[Path] = (), attack: Path | None = None, proof: Path | None = None, features: Path | None = None, inside: bool = False,
+    pictures: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a report says.
 
@@ -36,20 +37,23 @@ def make_content(
         proof: file of another proof, of `saeuron validate --json`.
         features: folder that `saeuron features` wrote.
         inside: the report goes into the artifact, so it can't name the manifest's hash.
+        pictures: show any; all are, or show, the unedited model's.
 
     Raises:
-        SaeuronError: no artifact, files of another one, or damaged ones.
+        SaeuronError: no artifact, files of another one, or damaged ones; pictures of features that are to be left out.
     """
+    if features is not None and not pictures:
+        raise SaeuronError("--features adds pictures of the unedited model, which --no-pictures leaves out; give one of the two")
     record = manifest.read(root)
     sha256 = file_sha256(root / manifest.NAME)
     header = read_edit_header(root / "edit" / "edit.safetensors")
     golden, own = root / "edit" / "golden.safetensors", root / "validation" / "report.json"
     known = Known(
         root.resolve().name, record, header, read_json(own) if record.get("validation") is not None else None,
-        read_pictures(golden) if golden.is_file() else [],
+        read_pictures(golden) if pictures and golden.is_file() else [],
         _read_evaluations(evaluations, record, sha256), None if attack is None else read_attack(attack, record, sha256),
         None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
-        None if features is None else read_features(features, record, header), "" if inside else sha256,
+        None if features is None else read_features(features, record, header), "" if inside else sha256, not pictures,
     )  # fmt: skip
     if proof is not None:
         # Everything that is read of a proof, of this one alone, so that an error names the right file.
@@ -84,7 +88,7 @@ def _content(k: Known) -> dict[str, Any]:
         "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
         "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
         "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.get("failures", [])],
-        "not_checked": not_checked(k),
+        "pictures_left_out": k.pictures_left_out, "not_checked": not_checked(k),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ _CHECKS = {
 
 
 def not_checked(k: Known) -> list[dict[str, str]]:
-    """Each with where it is from: `proof`, `another proof`, `engines`, `settings`, `features`, `evaluation` or `attack`."""
+    """Each with where it is from: `proof`, `another proof`, `engines`, `settings`, `pictures`, `features`, `evaluation` or `attack`."""
     record = k.record
     elsewhere: dict[str, Any] = {} if k.proof is None else k.proof["backends"]
     found: list[dict[str, str]] = []
@@ -39,6 +39,8 @@ def not_checked(k: Known) -> list[dict[str, str]]:
     for wish in record["settings"]:
         if wish["status"] == "untuned":
             add("settings", f"{wish['name']}: its settings are untuned, so they were not chosen by any measurement.")
+    if k.pictures_left_out:
+        add("pictures", "Pictures before and after the edit were left out of this report, so nothing of it can be seen here.")
     for text in _unseen(k):
         add("features", text)
     for text in _unevaluated(record, k.evaluations):

@@ -160,6 +160,8 @@ class Known(NamedTuple):
     features: Features | None
     manifest_sha256: str
     """empty where the report goes into the artifact, whose manifest then changes"""
+    pictures_left_out: bool = False
+    """by wish: such a report can be published where the unedited model's pictures can't"""
 
     @property
     def by_hand(self) -> bool:
