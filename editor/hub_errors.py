@@ -33,7 +33,9 @@ def hub_reason(error: BaseException) -> str:
     if isinstance(status, int) and status >= 500:
         return f"the Hub answers with error {status}; try again later"
     if kinds & set(_UNREACHABLE):
-        return f"the Hub can't be reached ({_first_line(error)})"
+        # Large files go through a store of their own, which a proxy or a mirror may lack.
+        other = "; HF_HUB_DISABLE_XET=1 sends large files without Xet" if "xet" in str(error).lower() else ""
+        return f"the Hub can't be reached ({_first_line(error)}){other}"
     return _first_line(error)
 
 

@@ -218,6 +218,8 @@ def test_what_the_hub_refuses(whole, hub, client):  # noqa: F811
     assert "there is no token; run `hf auth login`, or set HF_TOKEN" in client(*command, token=None, code=2)
     assert "the token is not valid" in client(*command, token="stale", code=2)
     assert "the Hub can't be reached" in client(*command, endpoint="http://127.0.0.1:9", code=2)
+    # This server has no Xet store; the client asks for one unless told otherwise.
+    assert "HF_HUB_DISABLE_XET=1 sends" in client("publish", whole, "me/xet", *PUBLISH, code=2, HF_HUB_DISABLE_XET="0")
     assert "HF_HUB_OFFLINE is set" in client(*command, code=2, HF_HUB_OFFLINE="1")
     assert "'me/x' could not be made: the token has no permission" in client(*command, token="reader", code=2)
     assert 'under the namespace "you"' in client("publish", whole, "you/x", *PUBLISH, code=2)
