@@ -1,6 +1,6 @@
 """Fuzzes every reader of outside files: `python -m benchmarks.fuzz --inputs 100000 --seed 1`, from the repository's root.
 
-Prints a line a reader; exit code 1 if anything but a result or an error of one line came out. `--only NAME --first N --inputs 1` repeats one.
+Prints a line a reader; exit code 1 if anything but a result or an error of one line came out. `--only NAME --show N` prints one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from . import demo
 from .ablated_unet import SENTINEL
 from .conditions import conditions_of
-from .errors import SaeuronError, first_line
+from .errors import SaeuronError, first_line, panics_as_errors
 from .families import FAMILIES, family_of
 from .files import hub_folder, read_header, read_json
 from .quiet import quiet_loading
@@ -95,7 +95,7 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
     family = family_of(check_folder(folder))
     target = check_device(device)
     try:
-        with quiet_loading():
+        with quiet_loading(), panics_as_errors():
             pipeline = family.cls.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True, **family.fixed)
     except Exception as error:  # diffusers and transformers raise many types
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None

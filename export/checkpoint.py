@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from ..editor.errors import SaeuronError, first_line
+from ..editor.errors import SaeuronError, first_line, panics_as_errors
 from ..editor.families import family_of, rebuilt
 from ..editor.files import read_json
 from ..editor.writing import whole_file
@@ -61,7 +61,8 @@ def small_files(model: Path) -> list[str]:
     family = family_of(read_json(model / "model_index.json"))
     heavy = dict.fromkeys((*family.networks, *family.optional))
     try:
-        pipeline = family.cls.from_pretrained(model, **heavy, local_files_only=True, **family.fixed)
+        with panics_as_errors():
+            pipeline = family.cls.from_pretrained(model, **heavy, local_files_only=True, **family.fixed)
         with tempfile.TemporaryDirectory() as trial:
             pipeline.save_pretrained(trial)
             for text in family.text_encoders:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import SaeuronError, first_line
+from ..editor.errors import SaeuronError, first_line, panics_as_errors
 from ..editor.files import file_sha256, hub_folder, read_header, read_json
 from ..editor.quiet import quiet_loading
 from . import prompt_file
@@ -49,7 +49,7 @@ class ClipScore:
 
         try:
             _check_weights(folder, shapes)
-            with quiet_loading():
+            with quiet_loading(), panics_as_errors():
                 network = CLIPModel.from_pretrained(folder, use_safetensors=True)
                 self._processor: Any = CLIPProcessor.from_pretrained(folder)
         except SaeuronError as error:

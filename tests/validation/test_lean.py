@@ -93,11 +93,19 @@ def test_ids_are_those_of_transformers(tokenizer_folder, tmp_path, lists):
     assert (ours(ODD) == expected).all(), "counting tokens changes nothing"
 
 
+def panicking(folder):
+    """A prefix longer than the tokens, at which the library gives up with a panic, no exception."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = "null"
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda f: [f.joinpath(n).unlink() for n in ("tokenizer.json", "merges.txt")], "neither tokenizer.json nor merges.txt"),
         (lambda f: f.joinpath("tokenizer.json").write_text("{}"), "no tokenizer that can be read"),
+        (panicking, "no tokenizer that can be read: .*out of range"),
         (lambda f: change(f / "tokenizer_config.json", tokenizer_class="T5Tokenizer"), "holds a T5Tokenizer"),
         (lambda f: change(f / "tokenizer_config.json", model_max_length=10**30), "no number of tokens"),
         (lambda f: change(f / "tokenizer_config.json", pad_token="<nothing>"), "is not in the vocabulary"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ...editor.errors import SaeuronError, first_line
+from ...editor.errors import SaeuronError, first_line, panics_as_errors
 from ...editor.files import read_json
 
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -33,6 +33,7 @@ class ClipTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         config = read_json(folder / "tokenizer_config.json")
         if config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
             raise SaeuronError(f"'{folder}' holds a {config['tokenizer_class']}; without transformers only CLIP's tokenizer can be run")
@@ -60,7 +61,7 @@ class ClipTokenizer:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Ids int64 `[B, length]`, cut and padded."""
         self._tokenizer.enable_truncation(**self._cut)
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        rows = self._encode(texts)
         found = np.full((len(rows), self.length), self._pad, np.int64)
         for row, ids in zip(found, rows, strict=True):
             row[slice(self.length - len(ids), None) if self._left else slice(len(ids))] = ids
@@ -69,7 +70,14 @@ class ClipTokenizer:
     def tokens(self, text: str) -> int:
         """How many a text has, start and end included; more than `length` are cut off."""
         self._tokenizer.no_truncation()
-        return len(self._tokenizer.encode(text).ids)
+        return len(self._encode([text])[0])
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            with panics_as_errors():
+                return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        except Exception as error:  # the library raises plain exceptions
+            raise SaeuronError(f"'{self._folder}' holds a tokenizer that can't be run: {first_line(error, 200)}") from None
 
 
 def _content(value: Any, default: str) -> str:
@@ -81,12 +89,13 @@ def _content(value: Any, default: str) -> str:
 
 def _open(folder: Path, named: dict[str, str]) -> Tokenizer:
     try:
-        if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise SaeuronError(f"'{folder}' holds neither tokenizer.json nor {name}")
-        return _from_lists(folder, named)
+        with panics_as_errors():
+            if (folder / "tokenizer.json").is_file():
+                return Tokenizer.from_file(str(folder / "tokenizer.json"))
+            for name in ("vocab.json", "merges.txt"):
+                if not (folder / name).is_file():
+                    raise SaeuronError(f"'{folder}' holds neither tokenizer.json nor {name}")
+            return _from_lists(folder, named)
     except SaeuronError:
         raise
     except Exception as error:  # the library raises plain exceptions
