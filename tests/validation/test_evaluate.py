@@ -188,6 +188,9 @@ def test_a_report_counts_again(root, done, tmp_path):
         *spoiled(lambda copy: write(copy / row["file"], (copy / "pictures/unedited/Car-plain-3.png").read_bytes())),
     )
     refused("lies outside", *spoiled(in_verdicts(row["file"], "../../" + row["file"])))
+    refused("lies outside", *spoiled(in_verdicts(row["file"], row["file"] + "\0")))
+    refused("can't be read: File name too long", *spoiled(in_verdicts(row["file"], "x" * 300)))
+    refused("its form is not known", *spoiled(in_result(lambda part: part["concepts"]["House"].pop("domain"))))
     refused("hasn't ended", *spoiled(lambda copy: write(copy / "evaluation.json", json.dumps({**json.loads((copy / "evaluation.json").read_text()), "finished": False}))))  # fmt: skip
     for gone, said in (("verdicts.csv", "not counted again"), (row["file"], "1 of the evaluation's 48 pictures are not there")):
         run(*spoiled(lambda copy, gone=gone: (copy / gone).unlink()))

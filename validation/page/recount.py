@@ -32,7 +32,12 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return [f"The evaluation's figures were not counted again: {VERDICTS} is not there."]
     backends = content["backends"]
-    counting = _counting(content)
+    try:
+        counting = _counting(content)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise SaeuronError(
+            f"'{folder / 'evaluation.json'}': its form is not known ({type(error).__name__}: {error}); evaluate again with --overwrite"
+        ) from None
     rows = _rows(path, counting.columns, backends)
     stages = {name: tuple(part.get("concepts", ())) for name, part in backends.items() if "kept" in part}
     try:
@@ -86,13 +91,19 @@ def _differs(ours: Any, theirs: Any, name: str = "") -> str:
 
 
 def _pictures(folder: Path, rows: Sequence[Row]) -> list[str]:
-    gone = 0
+    gone, root = 0, folder.resolve()
     for row in rows:
-        file = folder / row["file"]
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise SaeuronError(f"'{folder / VERDICTS}': the picture '{row['file']}' lies outside the folder")
-        if not file.is_file():
+        name = row["file"]
+        try:
+            if "\0" in name or not (folder / name).resolve().is_relative_to(root):
+                raise SaeuronError(f"'{folder / VERDICTS}': the picture '{name}' lies outside the folder")
+            found = file_sha256(folder / name) if (folder / name).is_file() else None
+        except OSError as error:  # also a name that no file can have
+            raise SaeuronError(f"'{folder / VERDICTS}': the picture '{name[:100]}' can't be read: {error.strerror}") from None
+        if found is None:
             gone += 1
-        elif file_sha256(file) != row["sha256"]:
-            raise SaeuronError(f"'{file}' is not the picture that was judged; run the same `saeuron evaluate` again, which makes it anew")
+        elif found != row["sha256"]:
+            raise SaeuronError(
+                f"'{folder / name}' is not the picture that was judged; run the same `saeuron evaluate` again, which makes it anew"
+            )
     return [f"{gone} of the evaluation's {len(rows)} pictures are not there, so their hashes were not compared."] if gone else []
