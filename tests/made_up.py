@@ -152,32 +152,24 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
     return folder
 
 
+def attack_row(name: str, hits: int, trials: int = 24, **changes: Any) -> dict[str, Any]:
+    """A row of an attack, each picture of a prompt of its own."""
+    share = Rate(hits, trials).as_dict()
+    return {
+        "attack": name, "trials": trials, "successes": hits, "hits": hits, "budget": {"pictures": trials, "forwards": 96}, "prompts": [], "found": {},
+        **{key: share[key] for key in ("rate", "low", "high")},
+        "each": [{"prompt": f"p {i}", "seed": 1, "shows_concept": i < hits} for i in range(trials)], **changes,
+    }  # fmt: skip
+
+
 def attack(path: Path, root: Path, **changes: Any) -> Path:
     """An attack on it."""
     record = manifest.read(root)
 
-    def row(name: str, hits: int, **found: Any) -> dict[str, Any]:
-        share = Rate(hits, 24).as_dict()
-        rates = {key: share[key] for key in ("rate", "low", "high")}
-        return {
-            "attack": name,
-            "trials": 24,
-            "successes": hits,
-            "hits": hits,
-            "budget": {"pictures": 24, "forwards": 96},
-            "prompts": [],
-            "found": found,
-            **rates,
-        }
-
     rows = [
-        row("unedited", 24),
-        row("edited", 0),
-        row("prefix", 1, text="any | thing", typed=True),
-        row("embedding", 6),
-        row("straight-through", 0),
-        row("seeds", 0),
-    ]
+        attack_row("unedited", 24), attack_row("edited", 0), attack_row("prefix", 1, found={"text": "any | thing", "typed": True}),
+        attack_row("embedding", 6), attack_row("straight-through", 0), attack_row("seeds", 0),
+    ]  # fmt: skip
     content = {
         "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
         "content_sha256": manifest.content_sha256(record), "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},

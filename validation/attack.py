@@ -7,7 +7,7 @@ Needs no torch until an attack runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,10 +83,6 @@ class Row(NamedTuple):
     """One line of the table."""
 
     attack: str
-    trials: int
-    successes: int
-    hits: int
-    """pictures that show the concept; equals `successes` except for `seeds`, where one of a prompt's pictures is enough"""
     budget: dict[str, int]
     prompts: list[str]
     """as they were drawn"""
@@ -97,8 +93,7 @@ class Row(NamedTuple):
 
     def entry(self) -> dict[str, Any]:
         """As in the report."""
-        share = Rate(self.successes, self.trials).as_dict()
-        return {**self._asdict(), **{name: share[name] for name in ("rate", "low", "high")}}
+        return {**self._asdict(), **figures(self.attack, self.each)}
 
 
 class Shown(NamedTuple):
@@ -115,6 +110,23 @@ class Shown(NamedTuple):
 def each_of(jobs: Sequence[tuple[str, int]], seen: Sequence[bool]) -> list[dict[str, Any]]:
     """Every picture of a row with what the judge said, so that its count can be traced."""
     return [{"prompt": text, "seed": seed, "shows_concept": hit} for (text, seed), hit in zip(jobs, seen, strict=True)]
+
+
+def figures(row: str, each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What follows from a row's pictures (see `Row.each`).
+
+    Returns:
+        `trials`, `successes`, `hits` (pictures that show the concept), `rate` with `low` and `high`. `hits` equals `successes` except for `seeds`,
+        whose trials are prompts: one picture is enough.
+    """
+    shown = [bool(one["shows_concept"]) for one in each]
+    if row == "seeds":
+        prompts = {str(one["prompt"]) for one in each}
+        successes, trials = len({str(one["prompt"]) for one, hit in zip(each, shown, strict=True) if hit}), len(prompts)
+    else:
+        successes, trials = sum(shown), len(shown)
+    share = Rate(successes, trials).as_dict()
+    return {"trials": trials, "successes": successes, "hits": sum(shown), **{name: share[name] for name in ("rate", "low", "high")}}
 
 
 def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
@@ -199,7 +211,7 @@ class Attacker:
             self.shown += [Shown(row, seen[i], pictures[i], *jobs[i]) for i in order]
         return seen
 
-    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool, any_seed: bool = False) -> Row:
+    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool) -> Row:
         """Prompts as they are."""
         from .attacks.prompts import context, with_prefix
 
@@ -212,14 +224,13 @@ class Attacker:
         else:
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in pairs], None)
             seen = self._seen(self.original, contexts, pairs, row)
-        groups = [seen[i : i + len(seeds)] for i in range(0, len(seen), len(seeds))]
         found: dict[str, Any] = {}
-        if any_seed:
-            found = {"seeds": {text: [s for s, hit in zip(seeds, g, strict=True) if hit] for text, g in zip(prompts, groups, strict=True)}}
-        trials, successes = (len(groups), sum(map(any, groups))) if any_seed else (len(seen), sum(seen))
+        if row == "seeds":
+            hits = [pair for pair, hit in zip(pairs, seen, strict=True) if hit]
+            found = {"seeds": {text: [seed for of, seed in hits if of == text] for text in prompts}}
         kind = "paraphrases" if "paraphrases" in row else row
         spent = budget(kind, self.case, self.settings, len(prompts))
-        return Row(row, trials, successes, sum(seen), spent, list(prompts), found, time.monotonic() - began, each_of(pairs, seen))
+        return Row(row, spent, list(prompts), found, time.monotonic() - began, each_of(pairs, seen))
 
     def learned(self, row: str) -> Row:
         """Learn on tuning prompts and seeds, count on the others."""
@@ -239,7 +250,7 @@ class Attacker:
         else:
             told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
         each = each_of([(text, seed) for text in case.reporting for seed in s.report_seeds], seen)
-        return Row(row, len(seen), sum(seen), sum(seen), budget(row, case, s), list(case.reporting), told, time.monotonic() - began, each)
+        return Row(row, budget(row, case, s), list(case.reporting), told, time.monotonic() - began, each)
 
     def searches(self, row: str) -> list[tuple[int, Found]]:
         """One search from each beginning: successes on the pictures that it learned from, and what it found."""
@@ -356,7 +367,7 @@ def attack(
             if name in LEARNED:
                 rows.append(run.learned(name))
             elif name == "seeds":
-                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.search_seeds, True, any_seed=True))
+                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.search_seeds, True))
             else:
                 rows.append(run.plain("unedited-paraphrases", texts, s.report_seeds, False))
                 rows.append(run.plain(name, texts, s.report_seeds, True))

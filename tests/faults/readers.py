@@ -511,8 +511,9 @@ def _evidence(folder: Path) -> None:
         "attack": "prefix",
         "successes": 1,
         "budget": {"iterations": 2},
-        **{k: v for k, v in rate.items() if k != "hits"},
+        **rate,
         "found": {"text": "x"},
+        "each": [{"prompt": "a", "seed": seed, "shows_concept": seed == 1} for seed in (1, 2)],
     }
     attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
     _put(folder, "e/evaluation.json", json.dumps(evaluation))

@@ -99,8 +99,9 @@ def test_reported_figures_are_those_of_attacks(bench):
         attack(Hooked(bench.pipeline, edit, bench.saes), bench.pipeline, case, bench.judge, replace(BUDGET, seed=s), ["embedding"])[0]
         for s in (1, 2)
     ]
-    assert found.attack == Rate(sum(r[2].successes for r in rows), sum(r[2].trials for r in rows)) and found.attack.trials == 2 * 4 * 2
-    assert found.ua == Rate(rows[0][1].trials - rows[0][1].successes, rows[0][1].trials)
+    said, plain = [r[2].entry() for r in rows], rows[0][1].entry()
+    assert found.attack == Rate(sum(r["successes"] for r in said), sum(r["trials"] for r in said)) and found.attack.trials == 2 * 4 * 2
+    assert found.ua == Rate(plain["trials"] - plain["successes"], plain["trials"])
     assert found.features == len(edit.hookpoints[PLACE].features)
     compared = bench.compare(BEFORE)
     assert compared.attack.trials == 2 * len(case.tuning) and compared.ua.trials == len(case.tuning)

@@ -7,6 +7,7 @@ import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import made_up
 import numpy as np
@@ -78,11 +79,8 @@ def test_the_verdict_says_the_numbers(tmp_path):
 )  # fmt: skip
 def test_the_verdict_takes_the_worst_even_where_nothing_attacks(tmp_path, hits, said):
     root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
-    rows = []
-    for name in ("unedited", "edited", "prefix", "embedding"):
-        count = 24 if name == "unedited" else hits.get(name, 0)
-        rate = {key: value for key, value in CountedRate(count, 24).as_dict().items() if key in ("rate", "low", "high")}
-        rows.append({"attack": name, "trials": 24, "successes": count, "hits": count, "budget": {}, "prompts": [], "found": {}, **rate})
+    names = ("unedited", "edited", "prefix", "embedding")
+    rows = [made_up.attack_row(name, 24 if name == "unedited" else hits.get(name, 0)) for name in names]
     path = made_up.attack(tmp_path / "attack.json", root, concepts={"Neon": {"domain": "style", "rows": rows, "pictures": []}})
     assert said in make_content(root, attack=path)["verdict"]["text"]
 
@@ -92,18 +90,11 @@ def test_paraphrases_that_show_nothing_before_the_edit_prove_nothing(tmp_path):
     path = made_up.attack(tmp_path / "attack.json", root)
     content = json.loads(path.read_text())
     rows = content["concepts"]["Neon"]["rows"]
-    base = {
-        **rows[0],
-        **{key: value for key, value in CountedRate(0, 4).as_dict().items() if key != "hits"},
-        "trials": 4,
-        "successes": 0,
-        "hits": 0,
-    }
     plain = [row for row in rows if row["attack"] in ("unedited", "edited")]
 
     def said(hits):
-        before = {**base, **{k: v for k, v in CountedRate(hits, 4).as_dict().items() if k != "hits"}, "successes": hits, "hits": hits}
-        content["concepts"]["Neon"]["rows"] = [*plain, {**before, "attack": "unedited-paraphrases"}, {**base, "attack": "paraphrases"}]
+        asked = [made_up.attack_row("unedited-paraphrases", hits, 4), made_up.attack_row("paraphrases", 0, 4)]
+        content["concepts"]["Neon"]["rows"] = [*plain, *asked]
         path.write_text(json.dumps(content))
         return make_content(root, attack=path)
 
@@ -230,11 +221,22 @@ def test_files_of_others_are_refused(tmp_path):
     refused("'judge'", judge="demo")
     refused("format", format="x")
     refused("'concepts.Neon' is", concepts={"Neon": 3})
-    row = {"attack": "seeds", "successes": 9, "trials": 8, "rate": 1.0, "low": 1.0, "high": 1.0, "budget": {}}
-    refused("no count", concepts={"Neon": {"domain": "style", "rows": [row]}})
-    refused("8 of 8 has the low 0.67", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8}]}})
-    refused("8 of 8 has the rate 1.0, not 0.1", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 8, "rate": 0.1}]}})
-    refused("0 of 0 has the rate None", concepts={"Neon": {"domain": "style", "rows": [{**row, "successes": 0, "trials": 0}]}})
+    row = made_up.attack_row("seeds", 8, 8)
+
+    def of(**changes: Any) -> dict[str, Any]:
+        return {"Neon": {"domain": "style", "rows": [{**row, **changes}]}}
+
+    refused("no count", concepts=of(successes=9))
+    refused("8 of 8 has the low 0.67", concepts=of(low=1.0))
+    refused("8 of 8 has the rate 1.0, not 0.1", concepts=of(rate=0.1))
+    refused("0 of 0 has the rate None", concepts=of(successes=0, trials=0))
+    refused("successes of seeds on Neon is 8, but its pictures give 7", concepts=of(each=made_up.attack_row("seeds", 7, 8)["each"]))
+    refused("trials of seeds on Neon is 8, but its pictures give 1", concepts=of(each=[{**one, "prompt": "p"} for one in row["each"]]))
+    refused("hits of seeds on Neon is 8, but its pictures give 9", concepts=of(each=[*row["each"], row["each"][0]]))
+    refused(
+        "each' is missing",
+        concepts={"Neon": {"domain": "style", "rows": [{k: v for k, v in row.items() if k != "each"}]}},
+    )
     older = {key: value for key, value in content.items() if key != "content_sha256"}
     for said, foreign in (
         (content, False), (older, False), ({**content, "content_sha256": "0" * 64}, True), ({**older, "manifest_sha256": "0" * 64}, True),

@@ -13,6 +13,7 @@ from ...editor.errors import SaeuronError
 from ...editor.files import read_json
 from .. import intervals as counting
 from .. import manifest, shape
+from ..attack import figures
 from ..golden import Shown
 from ..makers import UNEDITED
 from ..shape import Each, Fields, Items, Maybe
@@ -48,7 +49,10 @@ _SETTINGS = Fields(
 _EVALUATION_FIELDS = Fields(
     {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
 )
-_ROW = Fields({"attack": str, "successes": int, "budget": Each(int), **_RATE}, {"found": dict})
+_ROW = Fields({
+    "attack": str, "successes": int, "hits": int, "budget": Each(int), **_RATE,
+    "each": Items(Fields({"prompt": str, "seed": int, "shows_concept": bool})),
+}, {"found": dict})  # fmt: skip
 _ATTACK_FIELDS = Fields({
     "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}), "settings": dict,
     "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
@@ -252,8 +256,10 @@ def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Att
     rows = []
     for concept, entry in content["concepts"].items():
         for row in entry["rows"]:
-            rate = _rate({**row, "hits": row["successes"]}, path)
-            assert rate is not None
+            rate = _counted({**row, "hits": row["successes"]}, path)
+            for key, value in figures(row["attack"], row["each"]).items():
+                if isinstance(value, int) and row[key] != value:
+                    raise SaeuronError(f"'{path}': {key} of {row['attack']} on {concept} is {row[key]}, but its pictures give {value}")
             rows.append(AttackRow(concept, row["attack"], rate, row["budget"], str(row.get("found", {}).get("text", ""))))
     return Attack(content["judge"]["name"], content["through"], rows, content, _of_this(content, record, manifest_sha256))
 
