@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -147,7 +148,7 @@ class Plan:
 
 def public_name(source: str) -> str:
     """What a published file may say of a source: a Hub id or a demo name whole, of a local path only its last part."""
-    return Path(source).name if Path(source).exists() or source.startswith(("/", ".")) else source
+    return Path(source).name if os.path.exists(source) or source.startswith(("/", ".")) else source
 
 
 def path_of(name: str) -> str:
@@ -253,7 +254,7 @@ def check_sources(named: Sequence[tuple[str, str]]) -> list[str]:
     Raises:
         SaeuronError: neither a folder here nor a Hub id.
     """
-    found = {name: what for what, name in named if name != "demo" and not Path(path_of(name)).exists()}
+    found = {name: what for what, name in named if name != "demo" and not os.path.exists(path_of(name))}
     for name, what in found.items():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
@@ -267,7 +268,7 @@ def to_fetch(plan: Plan) -> list[str]:
         SaeuronError: a file or folder that isn't there.
     """
     for wish in plan.wishes:
-        if wish.activations and not Path(path_of(wish.activations)).is_file():
+        if wish.activations and not os.path.isfile(path_of(wish.activations)):
             raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
     return check_sources([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
 
@@ -427,7 +428,8 @@ def _places(sources: list[tuple[str | None, str]], s: Settings, preset: Concept 
 
 def _file_at(path: str, hookpoint: str) -> str:
     """The activations file of a hookpoint: `path` itself, with its `{hookpoint}` filled in, or in the folder that `saeuron collect` wrote."""
-    if path and Path(path_of(path)).is_dir():
+    # `os.path` says no to a name that no file can have; `Path.is_dir` raises.
+    if path and os.path.isdir(path_of(path)):
         path = f"{path.rstrip('/')}/{{hookpoint}}.safetensors"
     return path.replace("{hookpoint}", hookpoint)
 
