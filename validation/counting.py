@@ -13,6 +13,8 @@ from .verdicts import Row
 
 COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
 """of verdicts.csv, where a judge looks at concepts"""
+PLAIN = "plain"
+"""the style of pictures without one, among styles that are asked for; in verdicts.csv it is empty"""
 RULES = {
     "ua": "1 - accuracy of the concept's domain on the pictures that ask for it",
     "ira": "accuracy of the concept's own domain on the pictures that ask for none of the removed concepts; each picture counts once, plain ones included",

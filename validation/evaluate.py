@@ -8,24 +8,21 @@ be counted again from `verdicts.csv`.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..editor.errors import SaeuronError, first_line
 from ..editor.files import read_json
 from ..editor.process import Process
 from . import manifest, nudity, shape
+from .comparison import compare, compared, pixels_of
 from .counting import RULES, Counting, picture
 from .distances import Distances
 from .evaluation_plan import Options, Plan, make_plan
 from .judges import NOT_JUDGED
 from .makers import HOOK, UNEDITED, Makers
-from .parity import psnr
 from .shape import Each, Fields
 from .unlearning import without
 from .verdicts import FORMAT, RESULT, VERDICTS, Row, Store, check_folder
@@ -114,7 +111,7 @@ def evaluate(
         result["distances"] = distances.between(files, [i for i, one in enumerate(first) if without([one], plan.removed)])
     if plan.protocol == "unlearncanvas":
         result["counting"] = RULES
-    result["comparison"] = _comparison(plan, store, {n: made for n, made in rows.items() if n != UNEDITED and n not in stages})
+    result["comparison"] = compare({name: rows[name] for name in compared(result["backends"])}, partial(pixels_of, store.folder))
     store.write(result)
     return result
 
@@ -169,35 +166,3 @@ def _version() -> str | None:
         return importlib.metadata.version("saeuron-export")
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _comparison(plan: Plan, store: Store, rows: dict[str, list[Row]]) -> list[dict[str, Any]]:
-    """Every picture of the backends beside the first one's."""
-    names = list(rows)
-    found = []
-    for name in names[1:]:
-        each = []
-        for ours, theirs in zip(rows[name], rows[names[0]], strict=True):
-            a, b = store.picture(ours), store.picture(theirs)
-            each.append({
-                "file": ours["file"], "max_abs": int(np.abs(a.astype(int) - b).max()), "psnr": psnr(a, b), **_beside(plan, ours, theirs)
-            })  # fmt: skip
-        finite = [e["psnr"] for e in each if math.isfinite(e["psnr"])]
-        entry: dict[str, Any] = {
-            "backend": name, "with": names[0], "pictures": len(each), "identical": sum(e["max_abs"] == 0 for e in each),
-            "max_abs": max(e["max_abs"] for e in each), "least_psnr": min(finite, default=None), "each": each,
-        }  # fmt: skip
-        if plan.protocol != "utility":
-            entry["same_verdicts"] = sum(e["same_verdict"] for e in each)
-        elif plan.options.clip is not None:
-            entry["largest_clip_difference"] = max(abs(e["clip_difference"]) for e in each)
-        found.append(entry)
-    return found
-
-
-def _beside(plan: Plan, ours: Row, theirs: Row) -> dict[str, Any]:
-    """What was seen on two pictures, compared. A score is no verdict: it differs by rounding."""
-    if plan.protocol == "utility":
-        return {} if plan.options.clip is None else {"clip_difference": float(ours["clip_score"]) - float(theirs["clip_score"])}
-    seen = [key for key in plan.columns if key.startswith("seen_") or key == "detections"]
-    return {"same_verdict": all(ours[key] == theirs[key] for key in seen)}

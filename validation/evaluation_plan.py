@@ -12,7 +12,7 @@ from ..editor.errors import SaeuronError
 from ..editor.files import file_sha256
 from ..editor.suggest import unknown
 from . import clip_score, manifest, nudity
-from .counting import COLUMNS
+from .counting import COLUMNS, PLAIN
 from .distances import opened, reference_files
 from .installed import missing
 from .judges import Judge, look, open_judge
@@ -24,7 +24,6 @@ from .verdicts import Look, Row, Wanted, plain_name
 
 SEEDS = (188, 288, 588, 688, 888)
 """UnlearnCanvas's"""
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)

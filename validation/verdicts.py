@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..editor.errors import SaeuronError, first_line
 from ..editor.files import file_sha256, read_json
 from ..editor.process import Process
@@ -173,13 +171,6 @@ class Store:
         self._write(self.folder / VERDICTS, self.rows.values())
         for path in self.folder.glob("verdicts.part-*.csv"):
             path.unlink()
-
-    def picture(self, row: Row) -> np.ndarray:
-        """uint8 `[H, W, 3]`."""
-        from PIL import Image
-
-        with Image.open(self.folder / row["file"]) as picture:
-            return np.asarray(picture.convert("RGB"))
 
     def _run(self, backend: str, unit: Sequence[Wanted], draw: Draw, look: Look, steps: int) -> None:
         from PIL import Image

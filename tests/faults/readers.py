@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from saeuron.editor import demo
 from saeuron.editor.activations import ConceptActivations
@@ -481,10 +482,11 @@ def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[d
     rows = {}
     for backend in backends:
         rows[backend] = []
-        for name in ("x", "y"):
-            file = f"pictures/{backend}/{name}.png"
-            _put(folder, file, "no picture")
-            values = (backend, "House", "A", "1", "a house", file, file_sha256(folder / file), "House", "A" if name == "x" else "B")
+        for seed in ("1", "2"):
+            file = f"pictures/{backend}/{seed}.png"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (2, 2)).save(folder / file)
+            values = (backend, "House", "A", seed, "a house", file, file_sha256(folder / file), "House", "A" if seed == "1" else "B")
             rows[backend].append(dict(zip(_COLUMNS, values, strict=True)))
     lines = [_COLUMNS, *(row.values() for made in rows.values() for row in made)]
     _put(folder, "verdicts.csv", "".join(",".join(line) + "\n" for line in lines))
@@ -497,12 +499,12 @@ def _evidence(folder: Path) -> None:
 
     edit, sha = manifest.read(folder)["edit"]["sha256"], file_sha256(folder / "saeuron.json")
     judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
-    rows = _list_of_pictures(folder / "e", ("unedited", "onnx"))
+    rows = _list_of_pictures(folder / "e", ("unedited", "hook", "onnx"))
     figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})
     rate = Rate(1, 2).as_dict()
     evaluation = {
         "format": "saeuron-evaluation-1", "finished": True,
-        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
+        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
         "backends": {n: {**figures[n], "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
         "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
         "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],
@@ -547,7 +549,7 @@ def _evaluation_folder(folder: Path) -> None:
     stored(folder, _COLUMNS)
     check_folder(folder, {"a": 1, "b": [1]}, False)
     _held(folder)
-    Store(folder, _COLUMNS, {"a": 1, "b": [1]}).have("onnx", Wanted("x", "a house", 1, 3.0))
+    Store(folder, _COLUMNS, {"a": 1, "b": [1]}).have("onnx", Wanted("1", "a house", 1, 3.0))
 
 
 @reader(

@@ -17,6 +17,7 @@ from saeuron.editor.edit import Edit
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.files import file_sha256
 from saeuron.validation import nudity
+from saeuron.validation.counting import Counting
 from saeuron.validation.evaluate import Options, evaluate, make_plan
 from saeuron.validation.frechet import frechet
 from saeuron.validation.intervals import wilson
@@ -180,6 +181,27 @@ def test_a_report_counts_again(root, done, tmp_path):
     refused("lists 12 pictures of onnx, evaluation.json counts 13", *spoiled(in_result(lambda part: part.update(pictures=13))))
     refused("lists 11 pictures of hook", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nhook2,House,Neon,188")))
     refused("without the columns", *spoiled(in_verdicts("seen_style", "seen")))
+
+    def alike(copy):
+        content = json.loads((copy / "evaluation.json").read_text())
+        content["comparison"][0]["identical"] += -1 if content["comparison"][0]["identical"] else 1
+        write(copy / "evaluation.json", json.dumps(content))
+
+    def chosen(copy):
+        # Whoever leaves out pictures that are judged badly has good figures: they follow from the list.
+        lines = [line for line in (copy / "verdicts.csv").read_text().splitlines(keepends=True) if ",House,Neon,3," not in line]
+        write(copy / "verdicts.csv", "".join(lines))
+        content = json.loads((copy / "evaluation.json").read_text())
+        rows = {name: [r for r in rows_of(copy) if r["backend"] == name] for name in content["backends"]}
+        for name, figures in Counting("unlearncanvas", {"House": "object", "Neon": "style"}, ("style", "object")).figures(rows, {}).items():
+            content["backends"][name] |= {**figures, "pictures": len(rows[name])}
+        write(copy / "evaluation.json", json.dumps(content))
+
+    refused("identical of checkpoint beside hook is not what the pictures give", *spoiled(alike))
+    refused("lists 11 pictures, not those of all objects, styles and seeds in evaluation.json (12)", *spoiled(chosen))
+    refused(
+        "lists other prompts and seeds for hook than for unedited", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nhook,House,Neon,189"))
+    )
     row = next(r for r in rows_of(folder) if r["backend"] == "onnx" and r["style"] == "Sepia")
     line = ",".join(row.values())
     refused("is not what verdicts.csv gives", *spoiled(in_verdicts(line, line.rpartition(",")[0] + ",Neon")))

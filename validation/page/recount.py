@@ -1,4 +1,4 @@
-"""An evaluation's figures, counted again from what is listed for each picture."""
+"""An evaluation's figures, counted again from what is listed for each picture, and its comparisons made again from the pictures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...editor.errors import SaeuronError
+from ...editor.errors import SaeuronError, first_line
 from ...editor.files import file_sha256
-from ..counting import Counting
-from ..verdicts import VERDICTS, Row
+from ..comparison import compare, compared, pixels_of
+from ..counting import PLAIN, Counting
+from ..verdicts import PICTURES, RESULT, VERDICTS, Row
 
 
 def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
@@ -36,9 +38,10 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
         counting = _counting(content)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise SaeuronError(
-            f"'{folder / 'evaluation.json'}': its form is not known ({type(error).__name__}: {error}); evaluate again with --overwrite"
+            f"'{folder / RESULT}': its form is not known ({type(error).__name__}: {error}); evaluate again with --overwrite"
         ) from None
     rows = _rows(path, counting.columns, backends)
+    _check_asked(path, content, rows)
     stages = {name: tuple(part.get("concepts", ())) for name, part in backends.items() if "kept" in part}
     try:
         found = counting.figures(rows, stages)
@@ -47,9 +50,34 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
     for name, figures in found.items():
         if wrong := _differs(figures, backends[name]):
             raise SaeuronError(
-                f"'{folder / 'evaluation.json'}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
+                f"'{folder / RESULT}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
             )
-    return _pictures(folder, [row for made in rows.values() for row in made])
+    unsure = _pictures(folder, [row for made in rows.values() for row in made])
+    if unsure:
+        unsure.append("The comparison of the backends' pictures was not made again.")
+    else:
+        _compare(folder, content, {name: rows[name] for name in compared(backends)})
+    if content.get("distances"):
+        unsure.append("Fréchet distances are as evaluation.json has them; they were not taken again.")
+    return unsure
+
+
+def _compare(folder: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+    """Raise unless the comparison on record is the one of the pictures."""
+    try:
+        found = compare(rows, partial(pixels_of, folder))
+    except Exception as error:  # a file that is no picture can raise anything
+        raise SaeuronError(f"'{folder / PICTURES}' holds what can't be compared: {first_line(error, 200)}") from None
+    said = content.get("comparison", [])
+    if [c["backend"] for c in found] != [c["backend"] for c in said]:
+        raise SaeuronError(
+            f"'{folder / RESULT}' compares other backends than it has pictures of; run the same `saeuron evaluate` again, which compares anew"
+        )
+    for ours, theirs in zip(found, said, strict=True):
+        if wrong := _differs({key: value for key, value in ours.items() if key != "each"}, theirs):
+            raise SaeuronError(
+                f"'{folder / RESULT}': {wrong} of {ours['backend']} beside {ours['with']} is not what the pictures give; run the same `saeuron evaluate` again, which compares anew"
+            )
 
 
 def _counting(content: Mapping[str, Any]) -> Counting:
@@ -76,6 +104,36 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any]) -> di
                 f"'{path}' lists {len(rows[name])} pictures of {name}, evaluation.json counts {part.get('pictures', 'none')}; run the same `saeuron evaluate` again"
             )
     return rows
+
+
+def _check_asked(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+    """Raise unless every backend has a picture of all that was asked for, and no other: who leaves pictures out chooses the figures."""
+    asked = {name: sorted(_asked(row) for row in made) for name, made in rows.items()}
+    if not asked:
+        return
+    first = next(iter(asked))
+    for name, jobs in asked.items():
+        if jobs != asked[first]:
+            raise SaeuronError(f"'{path}' lists other prompts and seeds for {name} than for {first}; evaluate again with --overwrite")
+    settings = content["settings"]
+    if settings["protocol"] != "unlearncanvas":
+        return
+    wanted = sorted(
+        (o, "" if s == PLAIN else s, str(seed))
+        for o in settings.get("objects", ())
+        for s in settings.get("styles", ())
+        for seed in settings["seeds"]
+    )
+    if asked[first] != wanted:
+        raise SaeuronError(
+            f"'{path}' lists {len(asked[first])} pictures, not those of all objects, styles and seeds in {RESULT} ({len(wanted)}); run the same `saeuron evaluate` again"
+        )
+
+
+def _asked(row: Row) -> tuple[str, ...]:
+    if "object" in row:
+        return row["object"], row["style"], row["seed"]
+    return row["number"], row["guidance"], row["seed"], row["prompt"]
 
 
 def _differs(ours: Any, theirs: Any, name: str = "") -> str:
