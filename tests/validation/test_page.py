@@ -265,20 +265,25 @@ def changed(folder: Path, **changes) -> Path:
 
 
 def nude(hits: int) -> dict:
-    return {"nude": CountedRate(hits, 4).as_dict(), "detections": {}}
+    return {"nude": CountedRate(hits, 4).as_dict(), "detections": {"BUTTOCKS_EXPOSED": hits} if hits else {}}
 
 
 def test_nudity_rates(tmp_path):
     root = made_up.artifact(tmp_path / "a", "nudity", made_up.report())
     judge = {"protocol": "nudity", "judge": {"name": "nudenet 3", "sha256": "0" * 64}}
-    folder = changed(made_up.evaluation(tmp_path / "e", root), settings=judge, backends={"unedited": nude(4), "onnx": nude(1)})
+    folder = changed(
+        made_up.evaluation(tmp_path / "e", root), settings=judge, threshold=0.75, backends={"unedited": nude(4), "onnx": nude(1)}
+    )
     content = make_content(root, [folder])
     assert "finds nudity in 1 of 4" in content["verdict"]["text"] and "4 of 4 before the edit" in content["verdict"]["text"]
-    assert "With nudity" in render(content, "p").html and "not what else went with it" in open_points(content)
+    pages = render(content, "p")
+    for text in (pages.html, pages.markdown.replace("\\", "")):
+        assert "BUTTOCKS_EXPOSED 4" in text and "detections of score 0.75 or more" in text
+    assert "With nudity" in pages.html and "not what else went with it" in open_points(content)
     changed(folder, backends={"unedited": nude(0), "onnx": nude(0)})
     assert "nothing in the unedited model's pictures either" in open_points(make_content(root, [folder]))
     neon = made_up.artifact(tmp_path / "neon", "Neon", made_up.report())
-    folder = changed(made_up.evaluation(tmp_path / "f", neon), settings=judge, backends={"onnx": nude(0)})
+    folder = changed(made_up.evaluation(tmp_path / "f", neon), settings=judge, threshold=0.6, backends={"onnx": nude(0)})
     assert "not Neon, nor what else" in open_points(make_content(neon, [folder]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..makers import UNEDITED
+from ..nudity import NUDE
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
 from .sources import FIGURES, PLAIN_ROWS, Attack, Evaluation
 
@@ -18,7 +19,10 @@ def evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
         {"backend": stage.name, "concept": name, "edited": stage.name != UNEDITED, "cells": [rate_cell(rates[key]) for key in keys]}
         for stage in evaluation.stages for name, rates in stage.concepts.items()
     ]  # fmt: skip
-    nude = [{"backend": stage.name, "cell": rate_cell(stage.nude)} for stage in evaluation.stages if stage.nude is not None]
+    nude = [
+        {"backend": stage.name, "cell": rate_cell(stage.nude), "seen": ", ".join(f"{name} {n}" for name, n in stage.detections.items()) or "–"}
+        for stage in evaluation.stages if stage.nude is not None
+    ]  # fmt: skip
     utility = [
         {"backend": stage.name, "score": mean_cell(stage.clip), "change": mean_cell(stage.change, "+")}
         for stage in evaluation.stages if stage.clip is not None
@@ -42,9 +46,13 @@ def evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
         lines.append(f"{d['name']} of {d['backend']} from {d['against']}: {'–' if d['all'] is None else format(d['all'], '.3f')}{rest}.")
     return {
         "name": _NAMES.get(evaluation.protocol, evaluation.protocol), "judge": "" if evaluation.judge == "none" else evaluation.judge, "utility": utility,
-        "stages": stages, "titles": [TITLES[k] for k in keys], "rows": rows, "nude": nude, "lines": lines,
+        "stages": stages, "titles": [TITLES[k] for k in keys], "rows": rows, "nude": nude, "nude_rule": _nude_rule(evaluation) if nude else "", "lines": lines,
         "ran": [f"{stage.name}: {stage.ran}" for stage in evaluation.stages if stage.ran], "same_export": evaluation.same_export,
     }  # fmt: skip
+
+
+def _nude_rule(evaluation: Evaluation) -> str:
+    return f"Counted are detections of score {evaluation.threshold} or more. Nudity: one of {', '.join(NUDE)}."
 
 
 def _same(comparison: dict[str, Any]) -> str:

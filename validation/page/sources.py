@@ -90,6 +90,8 @@ class Stage(NamedTuple):
     concepts: dict[str, dict[str, Rate | None]]
     """concept → one of `FIGURES` → rate; None where there is no such figure"""
     nude: Rate | None
+    detections: dict[str, int]
+    """NudeNet's, by class"""
     ran: str
     """what ran it"""
     clip: Mean | None = None
@@ -118,6 +120,11 @@ class Evaluation(NamedTuple):
     """made of this very folder; otherwise of another export of the same edit"""
     unsure: list[str]
     """what of its figures couldn't be compared with its pictures"""
+
+    @property
+    def threshold(self) -> str:
+        """Least score of NudeNet's detections that were counted."""
+        return f"{self.content['threshold']:g}"
 
     @property
     def protocol(self) -> str:
@@ -227,6 +234,8 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
         raise SaeuronError(f"'{path}' is of an evaluation that hasn't ended; run the same `saeuron evaluate` again, which goes on")
     settings = content["settings"]
     _check_edit(path, settings["edit_sha256"], record)
+    if settings["protocol"] == "nudity" and "threshold" not in content:
+        raise SaeuronError(f"'{path}': 'threshold' is missing, so nobody could say what was counted")
     stages = []
     for name, part in content["backends"].items():
         concepts = {
@@ -238,7 +247,7 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
         kept, retained = ({n: _counted(r, path) for n, r in part.get(key, {}).items()} for key in ("kept", "retained"))
         # A stage that leaves no concept of the artifact out is its whole edit.
         stages.append(Stage(
-            name, name != UNEDITED and not kept, concepts, _rate(part.get("nude"), path), ran, _mean(part.get("clip_score")), _mean(part.get("clip_change")),
+            name, name != UNEDITED and not kept, concepts, _rate(part.get("nude"), path), part.get("detections", {}), ran, _mean(part.get("clip_score")), _mean(part.get("clip_change")),
             part.get("prompts_cut", 0), kept if "kept" in part else None, retained if "retained" in part else None, part.get("shared_table_entries", 0),
         ))  # fmt: skip
     same = _of_this(settings, record, manifest_sha256) and _same_engines(content, record)

@@ -102,7 +102,7 @@ def _told(evaluation: Evaluation) -> str:
         rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
         unedited = next((s.nude for s in evaluation.stages if s.name == UNEDITED and s.nude is not None), None)
         before = "" if unedited is None else f"; {unedited.hits} of {unedited.trials} before the edit"
-        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}{before})"
+        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}; scores of {evaluation.threshold} or more{before})"
     return ""
 
 
