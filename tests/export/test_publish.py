@@ -153,13 +153,20 @@ def latest(repo):
     return repo.commits[repo.branches["main"]]
 
 
-def test_a_report_in_the_artifact_is_the_cards_evidence(whole, hub, client):  # noqa: F811
+def test_a_report_in_the_artifact_is_the_cards_evidence(whole, hub, client, tmp_path):  # noqa: F811
     run("report", whole, "--into-artifact", "--no-pictures", "--overwrite")
     assert verify(whole)["verified"]
     client("publish", whole, "me/public", *PUBLISH, "--public", "--without-golden")
     sent = latest(hub.repos["me/public"])
     assert {"validation/report.html", "validation/report.md"} <= set(sent) and b"left out on purpose" in sent["validation/report.html"]
     assert b"## Evidence" in sent["README.md"] and GOLDEN not in sent
+    # Whoever has it can make a report of it; there is nothing to show before and after.
+    folder = tmp_path / "theirs"
+    for name, content in sent.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    run("report", folder)
+    assert "the golden vectors, which hold them, are not in the artifact" in (tmp_path / "theirs-report" / "report.md").read_text()
 
 
 def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):

@@ -11,6 +11,7 @@ from ...editor.errors import SaeuronError
 from ...editor.files import file_sha256, read_json
 from .. import manifest
 from ..golden import read_pictures
+from ..verify import GOLDEN
 from .feature_section import feature_section
 from .features import read_features
 from .figures import SENSITIVE
@@ -88,7 +89,7 @@ def _content(k: Known) -> dict[str, Any]:
         "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
         "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
         "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.get("failures", [])],
-        "pictures_left_out": k.pictures_left_out, "not_checked": not_checked(k),
+        "no_pictures": _no_pictures(k), "not_checked": not_checked(k),
     }  # fmt: skip
 
 
@@ -107,6 +108,13 @@ def _removed(k: Known) -> dict[str, Any]:
         for name, entry in points.items()
     ]  # fmt: skip
     return {"names": k.names, "verb": "Steered" if k.by_hand else "Removed", "model": k.record["model"], "rows": rows, "hookpoints": totals}
+
+
+def _no_pictures(k: Known) -> str:
+    """Why a report without pictures before and after has none."""
+    if k.pictures_left_out:
+        return "left out on purpose (--no-pictures)"
+    return "the proof holds no free runs" if GOLDEN in k.record["files"] else "the golden vectors, which hold them, are not in the artifact"
 
 
 def _pictures(k: Known, sensitive: bool) -> dict[str, Any] | None:
