@@ -156,7 +156,7 @@ def attack_row(name: str, hits: int, trials: int = 24, **changes: Any) -> dict[s
     """A row of an attack, each picture of a prompt of its own."""
     share = Rate(hits, trials).as_dict()
     return {
-        "attack": name, "trials": trials, "successes": hits, "hits": hits, "budget": {"pictures": trials, "forwards": 96}, "prompts": [], "found": {},
+        "attack": name, "trials": trials, "successes": hits, "hits": hits, "budget": {"pictures": trials, "forwards": 96}, "prompts": [f"p {i}" for i in range(trials)], "found": {},
         **{key: share[key] for key in ("rate", "low", "high")},
         "each": [{"prompt": f"p {i}", "seed": 1, "shows_concept": i < hits} for i in range(trials)], **changes,
     }  # fmt: skip
@@ -172,7 +172,7 @@ def attack(path: Path, root: Path, **changes: Any) -> Path:
     ]  # fmt: skip
     content = {
         "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
-        "content_sha256": manifest.content_sha256(record), "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1, 2]},
+        "content_sha256": manifest.content_sha256(record), "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1], "search_seeds": [1]},
         "concepts": {name: {"domain": "style", "rows": rows, "pictures": []} for name in record["concepts"]}, **changes,
     }  # fmt: skip
     path.write_text(manifest.strict_json(content))

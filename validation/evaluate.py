@@ -133,7 +133,7 @@ def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[
                     raise _unreadable(store, f"{row['file']}: {column} is '{row[column][:40]}', which this judge never says")
     try:
         return counting.figures(rows, stages)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(store, first_line(error)) from None
 
 

@@ -6,6 +6,7 @@ A shape is a type, or one of the classes below. `float` takes whole numbers too;
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,8 +115,11 @@ def _is(where: str, value: Any, kind: type, name: str) -> None:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    if kind is float:
+        # Also false of NaN, and of whole numbers that no float can hold.
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
 
 

@@ -179,7 +179,8 @@ def test_a_report_counts_again(root, done, tmp_path):
     assert "not counted again" not in run(*spoiled(lambda copy: None)).stdout
     refused("concepts.House.ua.rate of onnx is not what verdicts.csv gives", *spoiled(in_result(better)))
     refused("lists 12 pictures of onnx, evaluation.json counts 13", *spoiled(in_result(lambda part: part.update(pictures=13))))
-    refused("lists 11 pictures of hook", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nhook2,House,Neon,188")))
+    refused("lists 13 pictures of unedited", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nunedited,House,Neon,188")))
+    refused("lists pictures by hook2, of which", *spoiled(in_verdicts("\nhook,House,Neon,188", "\nhook2,House,Neon,188")))
     refused("without the columns", *spoiled(in_verdicts("seen_style", "seen")))
 
     def alike(copy):
@@ -197,6 +198,33 @@ def test_a_report_counts_again(root, done, tmp_path):
             content["backends"][name] |= {**figures, "pictures": len(rows[name])}
         write(copy / "evaluation.json", json.dumps(content))
 
+    def without(backend):
+        def spoil(copy):
+            content = json.loads((copy / "evaluation.json").read_text())
+            del content["backends"][backend]
+            write(copy / "evaluation.json", json.dumps(content))
+
+        return spoil
+
+    def judged_less(copy):
+        content = json.loads((copy / "evaluation.json").read_text())
+        content["settings"]["judge"]["judged"] = ["object"]
+        write(copy / "evaluation.json", json.dumps(content))
+
+    def linked(copy):
+        (copy / row["file"]).unlink()
+        (copy / row["file"]).symlink_to((copy / row["file"]).name)
+
+    rate = {"rate": 0.0, "low": 0.0, "high": 0.49, "hits": 0, "trials": 4}
+    mean = {"mean": 9.0, "low": 8.0, "high": 10.0, "count": 30}
+    # Figures that no list of this protocol gives, or of other concepts than the artifact removes.
+    refused("nude of onnx is no figure of the protocol", *spoiled(in_result(lambda part: part.update(nude=rate))))
+    refused("clip_change of onnx is no figure of the protocol", *spoiled(in_result(lambda part: part.update(clip_change=mean))))
+    refused("it has the figures of a stage", *spoiled(in_result(lambda part: part.update(kept={}, retained={}))))
+    refused("onnx is judged on House, the artifact removes House, Neon", *spoiled(in_result(lambda part: part["concepts"].pop("Neon"))))
+    refused("accuracy.taste of onnx is not what", *spoiled(in_result(lambda part: part["accuracy"].update(taste=rate))))
+    refused("lists pictures by onnx, of which evaluation.json says nothing", *spoiled(without("onnx")))
+    refused("holds verdicts on object, style, the judge looks at object", *spoiled(judged_less))
     refused("identical of checkpoint beside hook is not what the pictures give", *spoiled(alike))
     refused("lists 11 pictures, not those of all objects, styles and seeds in evaluation.json (12)", *spoiled(chosen))
     refused(
@@ -210,6 +238,7 @@ def test_a_report_counts_again(root, done, tmp_path):
         *spoiled(lambda copy: write(copy / row["file"], (copy / "pictures/unedited/Car-plain-3.png").read_bytes())),
     )
     refused("lies outside", *spoiled(in_verdicts(row["file"], "../../" + row["file"])))
+    refused("a link in a circle", *spoiled(linked))
     refused("lies outside", *spoiled(in_verdicts(row["file"], row["file"] + "\0")))
     refused("can't be read: File name too long", *spoiled(in_verdicts(row["file"], "x" * 300)))
     refused("its form is not known", *spoiled(in_result(lambda part: part["concepts"]["House"].pop("domain"))))

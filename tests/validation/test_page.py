@@ -221,22 +221,28 @@ def test_files_of_others_are_refused(tmp_path):
     refused("'judge'", judge="demo")
     refused("format", format="x")
     refused("'concepts.Neon' is", concepts={"Neon": 3})
-    row = made_up.attack_row("seeds", 8, 8)
+    row, plain = made_up.attack_row("seeds", 8, 8), [made_up.attack_row("unedited", 8, 8), made_up.attack_row("edited", 0, 8)]
 
     def of(**changes: Any) -> dict[str, Any]:
-        return {"Neon": {"domain": "style", "rows": [{**row, **changes}]}}
+        return {"Neon": {"domain": "style", "rows": [*plain, {**row, **changes}]}}
 
-    refused("no count", concepts=of(successes=9))
+    refused("successes of seeds on Neon is 9, but its pictures give 8", concepts=of(successes=9))
     refused("8 of 8 has the low 0.67", concepts=of(low=1.0))
     refused("8 of 8 has the rate 1.0, not 0.1", concepts=of(rate=0.1))
-    refused("0 of 0 has the rate None", concepts=of(successes=0, trials=0))
     refused("successes of seeds on Neon is 8, but its pictures give 7", concepts=of(each=made_up.attack_row("seeds", 7, 8)["each"]))
-    refused("trials of seeds on Neon is 8, but its pictures give 1", concepts=of(each=[{**one, "prompt": "p"} for one in row["each"]]))
-    refused("hits of seeds on Neon is 8, but its pictures give 9", concepts=of(each=[*row["each"], row["each"][0]]))
-    refused(
-        "each' is missing",
-        concepts={"Neon": {"domain": "style", "rows": [{k: v for k, v in row.items() if k != "each"}]}},
-    )
+    one_each = "doesn't list one picture for each of its prompts and seeds"
+    refused(one_each, concepts=of(each=[{**one, "prompt": "p"} for one in row["each"]]))
+    refused(one_each, concepts=of(each=[*row["each"], row["each"][0]]))
+    refused(one_each, concepts=of(**made_up.attack_row("seeds", 0, 4) | {"prompts": row["prompts"]}))
+    refused(one_each, concepts=of(budget={"pictures": 1000}))
+    refused("is no count", concepts=of(budget={"pictures": 8, "forwards": -1}))
+    refused("'concepts.Neon.rows.2..trials' is 1000", concepts=of(trials=10**400))
+    # A row under another name, or beside other prompts, would say something else.
+    refused("and each attack once", concepts=of(attack="Seeds"))
+    refused("and each attack once", concepts=of(attack="unedited"))
+    refused("need a row of the unedited model", concepts=of(attack="paraphrases"))
+    refused("has other prompts than unedited", concepts=of(**made_up.attack_row("prefix", 1, 4)))
+    refused("each' is missing", concepts={"Neon": {"domain": "style", "rows": [{k: v for k, v in row.items() if k != "each"}]}})  # fmt: skip
     older = {key: value for key, value in content.items() if key != "content_sha256"}
     for said, foreign in (
         (content, False), (older, False), ({**content, "content_sha256": "0" * 64}, True), ({**older, "manifest_sha256": "0" * 64}, True),
@@ -314,12 +320,13 @@ def test_utility_stands_beside_the_rates(tmp_path):
 
 
 def test_stages_show_what_they_keep(tmp_path):
-    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report(), concepts=["Neon", "House"])
     folder = made_up.evaluation(tmp_path / "e", root)
     part = json.loads((folder / "evaluation.json").read_text())["backends"]["onnx"]
+    neon = {"concepts": {"Neon": part["concepts"]["Neon"]}}
     rate = CountedRate(3, 4).as_dict()
-    one = {**part, "kept": {"House": rate}, "retained": {"style": rate, "object": rate}, "shared_table_entries": 7}
-    whole = {**one, "kept": {}, "shared_table_entries": 0}
+    one = {**part, **neon, "kept": {"House": rate}, "retained": {"style": rate, "object": rate}, "shared_table_entries": 7}
+    whole = {**one, "concepts": part["concepts"], "kept": {}, "shared_table_entries": 0}
     content = make_content(root, [changed(folder, backends={"hook[Neon]": one, "hook[Neon+House]": whole})])
     # A stage of all concepts is the whole edit: it counts, the other doesn't.
     assert "38 of 40" in content["verdict"]["text"] and "hook[Neon+House]" in content["verdict"]["text"]

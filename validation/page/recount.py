@@ -14,7 +14,13 @@ from ...editor.errors import SaeuronError, first_line
 from ...editor.files import file_sha256
 from ..comparison import compare, compared, pixels_of
 from ..counting import PLAIN, Counting
+from ..judges import NOT_JUDGED
+from ..unlearning import DOMAINS
 from ..verdicts import PICTURES, RESULT, VERDICTS, Row
+from .consistent import FIGURES_OF
+
+_NOT_COUNTED = ("shared_table_entries",)
+"""figures that follow from the edit's tables, not from pictures"""
 
 
 def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
@@ -40,15 +46,17 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
         raise SaeuronError(
             f"'{folder / RESULT}': its form is not known ({type(error).__name__}: {error}); evaluate again with --overwrite"
         ) from None
-    rows = _rows(path, counting.columns, backends)
+    rows = _rows(path, counting.columns, backends, content.get("left_out", ()))
+    _check_judged(path, content, rows)
     _check_asked(path, content, rows)
     stages = {name: tuple(part.get("concepts", ())) for name, part in backends.items() if "kept" in part}
     try:
         found = counting.figures(rows, stages)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SaeuronError(f"'{path}' holds what no judge writes ({error}); evaluate again with --overwrite") from None
     for name, figures in found.items():
-        if wrong := _differs(figures, backends[name]):
+        said = {key: value for key, value in backends[name].items() if key in FIGURES_OF[counting.protocol] and key not in _NOT_COUNTED}
+        if wrong := _differs(figures, said | {key: backends[name].get(key) for key in figures}):
             raise SaeuronError(
                 f"'{folder / RESULT}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
             )
@@ -57,6 +65,11 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
         unsure.append("The comparison of the backends' pictures was not made again.")
     else:
         _compare(folder, content, {name: rows[name] for name in compared(backends)})
+    if any(key in part for part in backends.values() for key in _NOT_COUNTED):
+        unsure.append("Shared table entries are as evaluation.json has them; they were not counted again.")
+    unsure += [
+        f"{VERDICTS} lists pictures by {name}, which were not all there, so they count for nothing." for name in content.get("left_out", ())
+    ]
     if content.get("distances"):
         unsure.append("Fréchet distances are as evaluation.json has them; they were not taken again.")
     return unsure
@@ -74,7 +87,7 @@ def _compare(folder: Path, content: Mapping[str, Any], rows: Mapping[str, Sequen
             f"'{folder / RESULT}' compares other backends than it has pictures of; run the same `saeuron evaluate` again, which compares anew"
         )
     for ours, theirs in zip(found, said, strict=True):
-        if wrong := _differs({key: value for key, value in ours.items() if key != "each"}, theirs):
+        if wrong := _differs({**ours, "each": None}, {**theirs, "each": None}):
             raise SaeuronError(
                 f"'{folder / RESULT}': {wrong} of {ours['backend']} beside {ours['with']} is not what the pictures give; run the same `saeuron evaluate` again, which compares anew"
             )
@@ -88,7 +101,7 @@ def _counting(content: Mapping[str, Any]) -> Counting:
     )
 
 
-def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any]) -> dict[str, list[Row]]:
+def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, list[Row]]:
     """Rows of the backends, each backend's in the order of its pictures' names."""
     try:
         listed = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
@@ -96,6 +109,10 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any]) -> di
         raise SaeuronError(f"'{path}' can't be read: {error}") from None
     if any(list(row) != list(columns) or None in row.values() for row in listed):
         raise SaeuronError(f"'{path}' has a row without the columns {', '.join(columns)}; evaluate again with --overwrite")
+    if strange := sorted({row["backend"] for row in listed} - {*backends, *left_out}):
+        raise SaeuronError(
+            f"'{path}' lists pictures by {strange[0]}, of which evaluation.json says nothing; run the same `saeuron evaluate` again"
+        )
     rows = {}
     for name, part in backends.items():
         rows[name] = sorted((row for row in listed if row["backend"] == name), key=lambda row: row["file"].rpartition("/")[2])
@@ -130,6 +147,18 @@ def _check_asked(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequ
         )
 
 
+def _check_judged(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+    """Raise unless the domains that the judge is said to look at are those that it saw something of."""
+    if content["settings"]["protocol"] != "unlearncanvas":
+        return
+    said = set(content["settings"]["judge"].get("judged", ()))
+    seen = {d for d in DOMAINS for made in rows.values() for row in made if row[f"seen_{d}"] != NOT_JUDGED}
+    if seen != said:
+        raise SaeuronError(
+            f"'{path}' holds verdicts on {', '.join(sorted(seen)) or 'nothing'}, the judge looks at {', '.join(sorted(said))}"
+        )
+
+
 def _asked(row: Row) -> tuple[str, ...]:
     if "object" in row:
         return row["object"], row["style"], row["seed"]
@@ -141,6 +170,8 @@ def _differs(ours: Any, theirs: Any, name: str = "") -> str:
     if isinstance(ours, dict):
         if not isinstance(theirs, dict):
             return name
+        if more := sorted(theirs.keys() - ours.keys()):
+            return f"{name}.{more[0]}".lstrip(".")
         return next((found for key, value in ours.items() if (found := _differs(value, theirs.get(key), f"{name}.{key}".lstrip(".")))), "")
     if isinstance(ours, float) and isinstance(theirs, int | float):
         # Sums of floats, perhaps on another machine.
@@ -156,8 +187,10 @@ def _pictures(folder: Path, rows: Sequence[Row]) -> list[str]:
             if "\0" in name or not (folder / name).resolve().is_relative_to(root):
                 raise SaeuronError(f"'{folder / VERDICTS}': the picture '{name}' lies outside the folder")
             found = file_sha256(folder / name) if (folder / name).is_file() else None
-        except OSError as error:  # also a name that no file can have
-            raise SaeuronError(f"'{folder / VERDICTS}': the picture '{name[:100]}' can't be read: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:  # also a name that no file can have, and a link in a circle
+            raise SaeuronError(
+                f"'{folder / VERDICTS}': the picture '{name[:100]}' can't be read: {getattr(error, 'strerror', None) or 'a link in a circle'}"
+            ) from None
         if found is None:
             gone += 1
         elif found != row["sha256"]:

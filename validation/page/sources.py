@@ -13,10 +13,10 @@ from ...editor.errors import SaeuronError
 from ...editor.files import read_json
 from .. import intervals as counting
 from .. import manifest, shape
-from ..attack import figures
 from ..golden import Shown
 from ..makers import UNEDITED
-from ..shape import Each, Fields, Items, Maybe
+from ..shape import Choice, Each, Fields, Items, Maybe
+from .consistent import FIGURES_OF, check_backends, check_rows
 from .features import Features
 from .recount import recount
 
@@ -42,19 +42,21 @@ _COMPARISON = Fields({
 }, {"same_verdicts": int, "largest_clip_difference": float})  # fmt: skip
 _SETTINGS = Fields(
     {
-        "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": str, "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
+        "artifact": str, "manifest_sha256": str, "edit_sha256": str, "protocol": Choice(tuple(FIGURES_OF)), "judge": Fields({"name": str, "sha256": str}, {"judged": Items(str)}),
         "steps": int, "guidance": float, "seeds": Items(int),
     }, {"objects": Items(str), "styles": Items(str), "precision": str, "content_sha256": str, "engines_sha256": Each(str)},
 )  # fmt: skip
 _EVALUATION_FIELDS = Fields(
-    {"settings": _SETTINGS, "backends": Each(_PART)}, {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float}
+    {"settings": _SETTINGS, "backends": Each(_PART)},
+    {"distances": Items(_DISTANCE), "comparison": Items(_COMPARISON), "threshold": float, "left_out": Items(str)},
 )
 _ROW = Fields({
     "attack": str, "successes": int, "hits": int, "budget": Each(int), **_RATE,
-    "each": Items(Fields({"prompt": str, "seed": int, "shows_concept": bool})),
+    "prompts": Items(str), "each": Items(Fields({"prompt": str, "seed": int, "shows_concept": bool})),
 }, {"found": dict})  # fmt: skip
 _ATTACK_FIELDS = Fields({
-    "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}), "settings": dict,
+    "artifact": str, "manifest_sha256": str, "edit_sha256": str, "through": str, "judge": Fields({"name": str, "sha256": str}),
+    "settings": Fields({"report_seeds": Items(int), "search_seeds": Items(int)}),
     "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
 }, {"content_sha256": str})  # fmt: skip
 _PROOF_FIELDS = Fields({
@@ -124,7 +126,7 @@ class Evaluation(NamedTuple):
     @property
     def threshold(self) -> str:
         """Least score of NudeNet's detections that were counted."""
-        return f"{self.content['threshold']:g}"
+        return repr(self.content["threshold"])
 
     @property
     def protocol(self) -> str:
@@ -234,8 +236,9 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
         raise SaeuronError(f"'{path}' is of an evaluation that hasn't ended; run the same `saeuron evaluate` again, which goes on")
     settings = content["settings"]
     _check_edit(path, settings["edit_sha256"], record)
-    if settings["protocol"] == "nudity" and "threshold" not in content:
-        raise SaeuronError(f"'{path}': 'threshold' is missing, so nobody could say what was counted")
+    if settings["protocol"] == "nudity" and not 0 <= content.get("threshold", -1) <= 1:
+        raise SaeuronError(f"'{path}': 'threshold' is no score from 0 to 1, so nobody could say what was counted")
+    check_backends(path, content, record["concepts"])
     stages = []
     for name, part in content["backends"].items():
         concepts = {
@@ -264,11 +267,9 @@ def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Att
     _check_edit(path, content["edit_sha256"], record)
     rows = []
     for concept, entry in content["concepts"].items():
+        check_rows(path, concept, entry["rows"], content["settings"])
         for row in entry["rows"]:
             rate = _counted({**row, "hits": row["successes"]}, path)
-            for key, value in figures(row["attack"], row["each"]).items():
-                if isinstance(value, int) and row[key] != value:
-                    raise SaeuronError(f"'{path}': {key} of {row['attack']} on {concept} is {row[key]}, but its pictures give {value}")
             rows.append(AttackRow(concept, row["attack"], rate, row["budget"], str(row.get("found", {}).get("text", ""))))
     return Attack(content["judge"]["name"], content["through"], rows, content, _of_this(content, record, manifest_sha256))
 
