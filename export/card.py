@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.by_hand import BY_HAND
-from ..validation.verify import GOLDEN
+from ..validation.manifest import GOLDEN
 
 REPORT, REPORT_PICTURES = "validation/report.md", "report-pictures"
 """where `saeuron report --into-artifact` puts the Markdown, and the folder of its pictures beside it"""

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
 from ..validation import manifest, signature
-from ..validation.verify import GOLDEN, verify
+from ..validation.manifest import GOLDEN
+from ..validation.verify import verify
 from . import licence as licences
 from .card import REPORT, REPORT_PICTURES, evidence_in, hub_id, model_card
 
 Progress = Callable[[str], None]
+_KNOWN = re.compile(
+    r"README\.md|model_index\.json|edit/edit\.safetensors|validation/report\.(json|html|md)|tensorrt/[^/]+/[\w.-]+\.(engine|json)"
+    r"|(?!edit/|validation/|tensorrt/)[a-z]\w*/(config|\w*_config|[\w.-]*\.index|tokenizer|vocab|special_tokens_map|added_tokens)\.json"
+    r"|(?!edit/|validation/|tensorrt/)[a-z]\w*/(merges\.txt|model\.onnx(_data)?|(model|diffusion_pytorch_model)[\w.-]*\.safetensors)"
+    r"|unet/saeuron_unet_[0-9a-f]+\.py",
+    re.ASCII,
+)
+"""what is published where golden vectors stay here"""
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
     keeps_golden = GOLDEN in record["files"] and wish.golden is not False
     withheld = set() if keeps_golden else _showing_unedited(wish.artifact, record)
     files = {name: entry for name, entry in record["files"].items() if name not in withheld}
+    if not keeps_golden:
+        _check_known(files, {record["files"][name]["sha256"] for name in withheld})
     made = {**record, "files": files, "license": licence, "published": {"repo": wish.repo}}
     card = model_card(made, evidence_in(wish.artifact, made)).encode()
     made["files"]["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
@@ -145,9 +158,26 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
 def _showing_unedited(root: Path, record: dict[str, Any]) -> set[str]:
     """Files with pictures or latents of the unedited model: golden vectors, and a report that shows any picture, whole."""
     page, pictures = f"{REPORT.removesuffix('.md')}.html", [n for n in record["files"] if n.startswith(f"validation/{REPORT_PICTURES}/")]
-    # A page holds its pictures; its policy alone speaks of data: without one.
-    shown = bool(pictures) or (page in record["files"] and b"data:image" in (root / page).read_bytes())
+    # A page holds its pictures as addresses that begin with data:. Without any, its policy and its empty icon alone name them.
+    texts = [
+        _plain(root / name).replace("img-srcdata:;", "").replace('href="data:,"', "") for name in (page, REPORT) if name in record["files"]
+    ]
+    shown = bool(pictures) or any("data:" in text for text in texts)
     return ({GOLDEN} | ({REPORT, page, *pictures} if shown else set())) & set(record["files"])
+
+
+def _plain(path: Path) -> str:
+    """Text without what could hide a word in it: case, character references, white space (which browsers pass over in addresses)."""
+    return "".join(html.unescape(path.read_text(encoding="utf-8", errors="replace")).lower().split())
+
+
+def _check_known(files: Mapping[str, Mapping[str, Any]], withheld: Set[str]) -> None:
+    """Raise unless these are files that this package writes, none of them the same as one that stays here: of others nobody knows what they show."""
+    for name, entry in files.items():
+        if not _KNOWN.fullmatch(name) or entry["sha256"] in withheld:
+            raise SaeuronError(
+                f"'{name}' is no file that this package writes there, so it could show the unedited model; take it out of the artifact, or publish --with-golden"
+            )
 
 
 def _warnings(wish: Wish, record: dict[str, Any], keeps_golden: bool, keeps_report_here: bool) -> list[str]:

@@ -17,6 +17,7 @@ from . import shape
 from .shape import Choice, Each, Either, Fields, Items, Maybe
 
 NAME = "saeuron.json"
+GOLDEN = "edit/golden.safetensors"
 FORMAT = "saeuron-artifact-1"
 SIGNATURE = "model.sig"
 """at the top of an artifact, on no record: it covers the manifest too"""
@@ -91,11 +92,12 @@ def hash_files(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def content_sha256(manifest: dict[str, Any]) -> str:
-    """Hash of the files that proof, evaluation and attack are about: model, edit and golden vectors.
+    """Hash of the files that proof, evaluation and attack are about: model and edit.
 
-    Card, reports and engines are left out. They are written afterwards, and what was measured before is still of these files then.
+    Card, reports and engines are left out: they are written afterwards, and what was measured before is still of these files then. So are
+    golden vectors, which may be left out when the artifact is published: a proof compares with them, and they change nothing that the model does.
     """
-    return _digest({n: e for n, e in manifest["files"].items() if n != "README.md" and not n.startswith(_ADDED)})
+    return _digest({n: e for n, e in manifest["files"].items() if n not in ("README.md", GOLDEN) and not n.startswith(_ADDED)})
 
 
 def engines_sha256(manifest: dict[str, Any]) -> dict[str, str]:

@@ -17,11 +17,11 @@ from . import engines, manifest, surroundings
 from .golden import Golden
 from .installed import missing
 from .load import load
+from .manifest import GOLDEN
 from .parity import prove
 from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_onnxruntime, check_provider, provider_of
 from .said import check_said
 
-GOLDEN = "edit/golden.safetensors"
 _TORCH_ONLY = ("checkpoint",)
 """backends that torch runs"""
 

@@ -15,9 +15,10 @@ from ..editor.files import file_sha256, read_json
 from . import engines, executable, manifest, shape, shipped_class, signature, tables, weights
 from .golden import Golden
 from .installed import missing
+from .manifest import GOLDEN
 from .said import check_said
 
-EDIT, GOLDEN = "edit/edit.safetensors", "edit/golden.safetensors"
+EDIT = "edit/edit.safetensors"
 
 
 def verify(

@@ -154,9 +154,10 @@ def latest(repo):
 
 
 def test_a_report_in_the_artifact_is_the_cards_evidence(whole, hub, client, tmp_path):  # noqa: F811
-    run("report", whole, "--into-artifact", "--no-pictures", "--overwrite")
-    assert verify(whole)["verified"]
-    client("publish", whole, "me/public", *PUBLISH, "--public", "--without-golden")
+    root = shutil.copytree(whole, tmp_path / "artifact")
+    run("report", root, "--into-artifact", "--no-pictures")
+    assert verify(root)["verified"]
+    client("publish", root, "me/public", *PUBLISH, "--public", "--without-golden")
     sent = latest(hub.repos["me/public"])
     assert {"validation/report.html", "validation/report.md"} <= set(sent) and b"left out on purpose" in sent["validation/report.html"]
     assert b"## Evidence" in sent["README.md"] and GOLDEN not in sent
@@ -192,10 +193,33 @@ def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):
     record = manifest.read(root)
     for name in [name for name in record["files"] if "report-pictures" in name]:
         (root / name).unlink()
-    manifest.write(root, {k: v for k, v in record.items() if k not in ("files", "format")})
-    assert sent(False)[:2] == (set(), False)
+    page = root / "validation" / "report.html"
+    written = page.read_text()
+    assert "data:image" in written
+    for hidden in ("data:image", "DATA:image", "data&#58;image", "da\nta:image", "data:;base64"):
+        page.write_text(written.replace("data:image", hidden))
+        remade(root)
+        assert sent(False)[:2] == (set(), False), hidden
     run("report", root, "--into-artifact", "--overwrite", "--no-pictures")
     assert sent(False)[:2] == (pages, True) and "stays here" not in sent(False)[2]
+    # Nobody knows what a file shows that this package doesn't write, and a copy of golden vectors shows what they do.
+    golden = (root / GOLDEN).read_bytes()
+    for name, content in (
+        ("validation/x.png", b"x"), ("unet/before.png", b"x"), ("edit/golden2.safetensors", b"x"), ("validation/golden.json", b"{}"), (".cache/g.safetensors", b"x"),
+        ("validation/pictures/1.png", b"x"), ("unet/golden.safetensors", b"x"), ("unet/model.safetensors", golden),
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+        remade(root)
+        with pytest.raises(SaeuronError, match="is no file that this package writes"):
+            sent(False)
+        sent(True)
+        (root / name).unlink()
+
+
+def remade(root):
+    """The manifest made to fit the files."""
+    manifest.write(root, {k: v for k, v in manifest.read(root).items() if k not in ("files", "format")})
 
 
 def test_a_second_time_sends_only_what_changed(whole, hub, client, tmp_path):  # noqa: F811

@@ -11,7 +11,7 @@ from ...editor.errors import SaeuronError
 from ...editor.files import file_sha256, read_json
 from .. import manifest
 from ..golden import read_pictures
-from ..verify import GOLDEN
+from ..manifest import GOLDEN
 from .feature_section import feature_section
 from .features import read_features
 from .figures import SENSITIVE
