@@ -512,12 +512,13 @@ def _evidence(folder: Path) -> None:
     row = {
         "attack": "prefix",
         "successes": 1,
-        "budget": {"iterations": 2},
+        "budget": {"pictures": 2, "iterations": 2},
+        "prompts": ["a"],
         **rate,
         "found": {"text": "x"},
         "each": [{"prompt": "a", "seed": seed, "shows_concept": seed == 1} for seed in (1, 2)],
     }
-    attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
+    attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "report_seeds": [1, 2], "search_seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
     _put(folder, "e/evaluation.json", json.dumps(evaluation))
     _put(folder, "attack.json", json.dumps(attack))
 
