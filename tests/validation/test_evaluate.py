@@ -224,6 +224,15 @@ def test_a_report_counts_again(root, done, tmp_path):
     refused("onnx is judged on House, the artifact removes House, Neon", *spoiled(in_result(lambda part: part["concepts"].pop("Neon"))))
     refused("accuracy.taste of onnx is not what", *spoiled(in_result(lambda part: part["accuracy"].update(taste=rate))))
     refused("lists pictures by onnx, of which evaluation.json says nothing", *spoiled(without("onnx")))
+
+    def left_out(copy):
+        without("onnx")(copy)
+        content = json.loads((copy / "evaluation.json").read_text())
+        content |= {"left_out": ["onnx"], "comparison": [c for c in content["comparison"] if c["backend"] != "onnx"]}
+        write(copy / "evaluation.json", json.dumps(content))
+
+    run(*spoiled(left_out))
+    assert "lists pictures by onnx, which evaluation.json leaves out" in (tmp_path / "r.md").read_text()
     refused("holds verdicts on object, style, the judge looks at object", *spoiled(judged_less))
     refused("identical of checkpoint beside hook is not what the pictures give", *spoiled(alike))
     refused("lists 11 pictures, not those of all objects, styles and seeds in evaluation.json (12)", *spoiled(chosen))

@@ -67,9 +67,7 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
         _compare(folder, content, {name: rows[name] for name in compared(backends)})
     if any(key in part for part in backends.values() for key in _NOT_COUNTED):
         unsure.append("Shared table entries are as evaluation.json has them; they were not counted again.")
-    unsure += [
-        f"{VERDICTS} lists pictures by {name}, which were not all there, so they count for nothing." for name in content.get("left_out", ())
-    ]
+    unsure += [f"{VERDICTS} lists pictures by {name}, which {RESULT} leaves out." for name in content.get("left_out", ())]
     if content.get("distances"):
         unsure.append("Fréchet distances are as evaluation.json has them; they were not taken again.")
     return unsure
