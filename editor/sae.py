@@ -68,12 +68,16 @@ class SparseAutoencoder(nn.Module):
         """Mean and divisor of each token, `[..., 1]`."""
         return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
 
-    def latents(self, x: torch.Tensor) -> torch.Tensor:
-        """All latents before sparsification: `[..., d]` → `[..., n]`, non-negative."""
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder's product takes of tokens `[..., d]`: normalised and without `b_dec`, where the SAE does so."""
         if self.config.input_unit_norm:
             mean, scale = self._scale(x)
             x = (x - mean) / scale
-        return F.relu(F.linear(x - self.b_dec if self.config.subtract_bias else x, self.W_enc, self.b_enc))
+        return x - self.b_dec if self.config.subtract_bias else x
+
+    def latents(self, x: torch.Tensor) -> torch.Tensor:
+        """All latents before sparsification: `[..., d]` → `[..., n]`, non-negative."""
+        return F.relu(F.linear(self.encoded(x), self.W_enc, self.b_enc))
 
     def top(self, latents: torch.Tensor) -> TopLatents:
         """The k largest latents of each token; `topk` only."""

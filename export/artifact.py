@@ -13,10 +13,12 @@ from typing import Any
 from ..editor.bake import bake, refuse_edited
 from ..editor.families import family_of
 from ..editor.files import read_json
+from ..editor.hook import TokenEdit
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..validation import manifest, report, signature
 from ..validation.engines import Target
 from ..validation.reference import PRECISIONS, make_golden
+from ..validation.seam_reference import on_tokens
 from ..validation.validate import GOLDEN, validate
 from . import checkpoint, licence, onnx, tensorrt
 from .card import model_card
@@ -63,13 +65,17 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device)
     refuse_edited(pipeline.unet)
     with building(settings.output, settings.overwrite) as folder:
+        hook = TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate) if settings.validate else None
         record = _write(prepared, pipeline, folder, progress)
         del pipeline
         gc.collect()
         proof = None
         if settings.validate:
             manifest.write(folder, record)
-            proof = validate(folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"))
+            proof = validate(
+                folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"),
+                reference=on_tokens(hook) if hook else None,
+            )  # fmt: skip
             report.write(proof, folder / "validation")
         record["validation"] = _summary(proof, settings.device)
         if settings.engines and (proof is None or proof["passed"]):
@@ -159,15 +165,23 @@ def _gpu(device: str) -> str | None:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
 
 
+def _seam_worst(seam: dict[str, Any]) -> float | None:
+    """The largest distance of a token; None where a backend shows no seam."""
+    parts = [seam[name] for name in ("golden_tokens", "own_tokens") if seam[name]]
+    return max((part["worst"] for part in parts), default=None)
+
+
 def _summary(proof: dict[str, Any] | None, device: str) -> dict[str, Any] | None:
     if proof is None:
         return None
-    worst = {name: parts["forwards"]["worst"] for name, parts in proof["backends"].items()}
+    seams = {name: _seam_worst(parts["seam"]) for name, parts in proof["backends"].items()}
+    pooled = {name: parts["forwards"]["pooled"] for name, parts in proof["backends"].items()}
     return {
         "passed": proof["passed"],
         "scope": proof["scope"],
         "precision": proof["precision"],
-        "worst_share_of_effect": worst,
+        "seam": {name: worst for name, worst in seams.items() if worst is not None},
+        "forwards": pooled,
         "failures": proof["failures"],
         "gpu": _gpu(device),
     }

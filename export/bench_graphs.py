@@ -16,7 +16,7 @@ import torch
 
 from ..validation.engines import BACKENDS as ENGINES
 from ..validation.engines import gpu
-from ..validation.runners import open_session
+from ..validation.sessions import open_session
 from . import onnx
 from .tensorrt import run_worker
 

@@ -200,10 +200,11 @@ def _proof(summary: dict[str, Any] | None) -> str:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary["passed"] else "**FAILED**"
     ran = f" It ran on a GPU ({summary['gpu']})." if summary.get("gpu") else " It ran on a CPU; no GPU has run this artifact."
-    shares = "; ".join(
-        f"{name}: {worst if isinstance(worst, str) else f'{100 * worst:.2g} %'}" for name, worst in summary["worst_share_of_effect"].items()
+    seams, forwards = (
+        "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in summary[key].items()) for key in ("seam", "forwards")
     )
     lines = [
-        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance to the dynamic hook, as a share of what the edit does: {shares}.{ran}"
+        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance of an edited token to the dynamic hook's on the same input, as a "
+        f"share of its change: {seams or 'not observable'}. Distance of the UNet's outputs, as a share of what the edit does: {forwards}.{ran}"
     ]
     return "\n".join(lines + [f"- {line}" for line in summary["failures"]])

@@ -365,7 +365,7 @@ def validate(
     Exit code 0: proven; 1: not proven; 2: can't be done.
     """
     from ..validation import manifest, report
-    from ..validation.runners import check_provider
+    from ..validation.sessions import check_provider
 
     # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
     record = manifest.read(artifact)
@@ -378,11 +378,11 @@ def validate(
     with err.status("checking files") as status:
         from ..validation.validate import validate as prove
 
-        golden = None
+        golden = reference = None
         if model:
             from ..validation.fresh import fresh_golden
 
-            golden = fresh_golden(artifact, model, tuple(sae or ()), 1 if seed is None else seed, device)
+            golden, reference = fresh_golden(artifact, model, tuple(sae or ()), 1 if seed is None else seed, device)
         proof = prove(
             artifact,
             tuple(backend or ()),
@@ -391,6 +391,7 @@ def validate(
             progress=lambda text: status.update(f"proving {text}"),
             provider=provider,
             target=target,
+            reference=reference,
         )
     left_out = proof["not_checked"]
     for entry in left_out:

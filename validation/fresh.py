@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from ..editor import demo
 from ..editor.edit import Edit
 from ..editor.errors import SaeuronError
+from ..editor.hook import TokenEdit
 from ..editor.names import normalise
 from ..editor.pipelines import load_pipeline, unet_sha256
 from ..editor.sae import SparseAutoencoder
 from . import manifest
 from .golden import Golden
+from .parity import Reference
 from .reference import PRECISIONS, make_golden
+from .seam_reference import on_tokens
 
 
 class Original(NamedTuple):
@@ -95,7 +98,9 @@ def _proof_of(root: Path, record: dict[str, Any], edit: Edit) -> tuple[list[str]
     return prompts, (record.get("validation") or {}).get("scope", "full")
 
 
-def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu") -> Golden:
+def fresh_golden(
+    artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu"
+) -> tuple[Golden, Reference]:
     """Run the reference for `artifact` on the original model.
 
     Args:
@@ -105,6 +110,9 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
         seed: of the latents.
         device: torch device.
 
+    Returns:
+        golden vectors, and the hook on any tokens.
+
     Raises:
         SaeuronError: the model or an SAE is not the one on record.
     """
@@ -113,7 +121,8 @@ def fresh_golden(artifact: str | Path, model: str, saes: tuple[str, ...] = (), s
     pipeline, edit, opened = open_reference(root, record, model, saes, device)
     prompts, scope = _proof_of(root, record, edit)
     sampling = record["sampling"]
-    return make_golden(
+    golden = make_golden(
         pipeline, edit, opened, prompts, sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
         sampling["height"], sampling["width"], seed, scope,
     )  # fmt: skip
+    return golden, on_tokens(TokenEdit(edit, opened, PRECISIONS[record["precision"]], device, record["gate"]))

@@ -18,18 +18,23 @@ from safetensors.numpy import load_file, save_file
 from ..editor.errors import SaeuronError, first_line
 from ..editor.files import parse_json, read_header
 from . import shape
+from .seam import Seam
 from .shape import Choice, Each, Fields, Items
 from .weights import Digest
 
-_FORMAT = "saeuron-golden-3"
-_OF_CASE = ("fires", "near", "conditions")
+_FORMAT = "saeuron-golden-4"
+_OF_CASE = ("fires", "members", "conditions")
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
+_SEAM = ("input", "output", "neutral", "fires", "near", "slack")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 _CONTENT = Fields({
     "precision": Choice(PRECISIONS),
-    "cases": Items(Fields({"kind": str, "timestep": float, **dict.fromkeys(_CASE, str)}, dict.fromkeys(_OF_CASE, Each(str)))),
+    "cases": Items(Fields({
+        "kind": str, "timestep": float, "drift": float, "hook_drift": float, **dict.fromkeys(_CASE, str), **dict.fromkeys(_OF_CASE, Each(str)),
+        "seams": Each(Fields(dict.fromkeys(_SEAM, str), {"before": str})),
+    })),
     "runs": Items(Fields({"prompts": Items(str), "guidance": float, "steps": int, "drift": float, "hook_drift": float, **dict.fromkeys(_RUN, str)},
                          {"seeds": Items(int)})),
     "components": Each(Each(str)), "surroundings": Each(str), "weights": Each(Each(Items(str, 2))),
@@ -54,10 +59,16 @@ class Case:
     """the hook with every gain at 1: the unedited output for `residual=keep`, else what the reconstruction error does alone"""
     fires: dict[str, np.ndarray] = field(default_factory=dict)
     """hookpoint → bool `[B, tokens, U]`"""
-    near: dict[str, np.ndarray] = field(default_factory=dict)
-    """hookpoint → bool: the decision lies within the precision's rounding of its bar"""
+    members: dict[str, np.ndarray] = field(default_factory=dict)
+    """hookpoint → `seam.digest` of the active latents, uint32 `[B, tokens]`; where all of them are decoded (`residual` not `keep`)"""
     conditions: dict[str, np.ndarray] = field(default_factory=dict)
     """what this UNet takes besides, `[B, width]` each, see `editor.conditions`; empty for SD 1.x"""
+    seams: dict[str, Seam] = field(default_factory=dict)
+    """hookpoint → some of its tokens, with what the hook makes of them"""
+    drift: float = 0.0
+    """distance of the unedited output to itself under this precision's rounding; 0 in fp32"""
+    hook_drift: float = 0.0
+    """distance of the hook's output to itself under this precision's rounding"""
 
     @property
     def inputs(self) -> tuple[np.ndarray, float, np.ndarray, dict[str, np.ndarray]]:
@@ -92,7 +103,7 @@ class Run:
 
 @dataclass
 class Golden:
-    """All cases and runs, the precision they were computed at, and the rounding margin used for `near`."""
+    """All cases and runs, and the precision that they were computed at."""
 
     precision: str
     cases: list[Case]
@@ -119,7 +130,9 @@ class Golden:
 
         cases = [
             {"kind": c.kind, "timestep": c.timestep, **{k: put(f"case/{i}/{k}", getattr(c, k)) for k in _CASE},
-             **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in _OF_CASE}}
+             **{k: {h: put(f"case/{i}/{k}/{h}", v) for h, v in getattr(c, k).items()} for k in _OF_CASE},
+             "seams": {h: {k: put(f"case/{i}/seam/{h}/{k}", v) for k, v in vars(s).items() if v is not None} for h, s in c.seams.items()},
+             "drift": c.drift, "hook_drift": c.hook_drift}
             for i, c in enumerate(self.cases)
         ]  # fmt: skip
         runs = [
@@ -147,8 +160,8 @@ class Golden:
             tensors = load_file(path)
             cases = [
                 Case(**{**c, **{k: tensors[c[k]] for k in _CASE},
-                        # Files made before there were conditions lack them.
-                        **{k: {h: tensors[n] if k == "conditions" else tensors[n].astype(bool) for h, n in c.get(k, {}).items()} for k in _OF_CASE}})
+                        **{k: {h: tensors[n].astype(bool) if k == "fires" else tensors[n] for h, n in c[k].items()} for k in _OF_CASE},
+                        "seams": {h: Seam(**{k: tensors[n].astype(bool) if k in ("fires", "near") else tensors[n] for k, n in s.items()}) for h, s in c["seams"].items()}})
                 for c in content["cases"]
             ]  # fmt: skip
             filled: list[dict[str, Any]] = [{k: tensors[v] if k in _RUN else v for k, v in r.items()} for r in content["runs"]]

@@ -180,7 +180,7 @@ class OnnxJudge:
     name = "onnx"
 
     def __init__(self, where: str) -> None:
-        from .runners import open_session
+        from .sessions import open_session
 
         self._folder = folder = Path(where)
         if not where or not folder.is_dir():

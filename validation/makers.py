@@ -17,7 +17,8 @@ from ..editor.suggest import unknown
 from . import engines, manifest
 from .installed import missing
 from .lean.noise import initial_noise
-from .runners import NETWORKS, OnnxRunner, check_provider, choose_networks, provider_of
+from .runners import NETWORKS, OnnxRunner, choose_networks
+from .sessions import check_provider, provider_of
 
 if TYPE_CHECKING:
     from .fresh import Original

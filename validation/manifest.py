@@ -58,7 +58,7 @@ _FIELDS = Fields(
     {
         # Not there yet while an export proves what it wrote.
         "validation": Maybe(Fields({
-            "passed": bool, "scope": str, "precision": str, "worst_share_of_effect": Each(Either((float, str))), "failures": Items(str),
+            "passed": bool, "scope": str, "precision": str, "seam": Each(Either((float, str))), "forwards": Each(Either((float, str))), "failures": Items(str),
         }, {"gpu": Maybe(str)})),
         "engines": ENGINES,
         "license": Maybe(Fields({"id": str, "name": Maybe(str), "link": Maybe(str), "source": str})),

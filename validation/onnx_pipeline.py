@@ -37,7 +37,7 @@ class _Network(nn.Module):
         self.device = torch.device("cpu")
 
     def _call(self, folder: str, **inputs: Any) -> dict[str, torch.Tensor]:
-        from .runners import run_session
+        from .sessions import run_session
 
         values = {k: v.detach().float().numpy() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
         found = run_session(self.runner.session(folder), values)

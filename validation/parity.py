@@ -3,23 +3,31 @@
 A fixed tolerance on the output passes an unedited model whenever the edit is small. Here every distance is divided by
 `effect = |hook - neutral|` of the same input, where `neutral` is the hook with every gain at 1: the unedited model for
 `residual=keep`. So the unedited model scores 1 (or more, where the reconstruction error alone moves it) and must fail.
+The edit itself is compared at the seam (`seam`), the network around it by whole forwards (`forwards`) and free runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..editor.errors import SaeuronError
 from .engines import OutsideShapes
+from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
 from .golden import Golden, Run
 from .runners import Runner
+from .seam import BARS as SEAM_BARS
+from .seam import SHARE as SEAM_SHARE
+from .seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
 
-BARS = {"fp32": 0.01, "fp16": 0.10, "bf16": 0.10}
-"""largest `|artifact - hook| / effect` by precision"""
+RUN_BARS = {"fp32": 0.10, "fp16": 0.25, "bf16": 0.25}
+"""a free run may leave the hook's by this share of the edit's effect, by precision"""
+CONTROL_ROOM = 3.0
+"""a model without the edit must miss the bars at the seam by this factor"""
 COMPONENT_BARS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """largest relative distance of the graphs around the UNet, which no edit touches"""
 PICTURE_BARS = {"fp32": 45.0, "fp16": 35.0, "bf16": 25.0}
@@ -35,103 +43,95 @@ def relative(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value.astype(np.float64) - reference.astype(np.float64))) / max(scale, 1e-30)
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64)))
+Reference = Callable[[str, float, Tensors], Seam]
+"""the hook on a backend's own tokens, where the SAE is at hand: hookpoint, timestep, what the backend shows → arrays `[B, tokens, …]`"""
 
 
-def check_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> dict[str, Any]:
-    """Compare single forwards with the hook.
+class NoSeam(Exception):
+    """A graph of ours that shows no edit."""
 
-    Args:
-        golden: the reference.
-        run_unet: see `Runner.unet`.
+
+def check_seam(golden: Golden, runner: Runner) -> Comparison | None:
+    """Feed the edit alone with golden tokens and compare with the hook's result on them; None where a backend can't be cut."""
+    tally = Tally(golden.precision)
+    for case in golden.cases:
+        for hookpoint, expected in case.seams.items():
+            found = runner.edit(hookpoint, case.timestep, expected.input, expected.before)
+            if found is None:
+                return None
+            tally.add(place(case), hookpoint, expected, *found)
+    return tally.result()
+
+
+def observe(golden: Golden, runner: Runner, reference: Reference | None = None) -> tuple[list[np.ndarray], list[int], Comparison | None] | None:
+    """Run every golden forward with the seam's tensors shown; None where a backend hides them.
 
     Returns:
-        `{"passed", "worst", "forwards", "fired", "silent", "rows", "failures"}`; `worst` is the largest
-        `|artifact - hook| / effect` over forwards in which the edit fired. Where it did not fire, the output is held to
-        the same bar of the smallest effect seen.
+        outputs; by case, how many decisions came out otherwise than the hook's; the comparison on the backend's own tokens, given a reference.
     """
-    bar = BARS[golden.precision]
-    effects = [_distance(c.hook, c.neutral) if any(f.any() for f in c.fires.values()) else 0.0 for c in golden.cases]
-    acting = [e for e in effects if e > 0]
-    failures, rows, outside, ran = [], [], [], []
-    if not acting:
-        failures.append(
-            "the edit never fired on the golden inputs, so nothing was proven; use prompts that show the concept (--proof-prompt)"
-        )
-    floor = min(acting, default=0.0)
-    for case, effect in zip(golden.cases, effects, strict=True):
-        try:
-            output = run_unet(*case.inputs)
-        except OutsideShapes as error:
-            outside.append(str(error))
-            continue
-        ran.append(effect)
-        where = f"{case.kind} t={case.timestep:g} batch={len(case.sample)} {case.sample.shape[-2]}x{case.sample.shape[-1]}"
-        if not np.isfinite(output).all():
-            failures.append(f"UNet output is not finite at {where}")
-        ratio = _distance(output, case.hook) / (effect or floor or 1.0)
-        rows.append(
-            {
-                "kind": case.kind,
-                "timestep": case.timestep,
-                "batch": len(case.sample),
-                "height": case.sample.shape[-2],
-                "width": case.sample.shape[-1],
-                "effect": effect,
-                "ratio": ratio,
-            }
-        )
-        if not ratio <= bar:
-            failures.append(f"UNet differs from the hook by {ratio:.2%} of the edit's effect at {where} (bar {bar:.0%})")
-    if acting and not any(ran):
-        failures.append(f"none of the forwards in which the edit fires fits this engine, so nothing was proven ({outside[0]})")
-    worst = max((r["ratio"] for r, e in zip(rows, ran, strict=True) if e > 0), default=float("nan"))
-    return {
-        "passed": not failures,
-        "worst": worst,
-        "bar": bar,
-        "forwards": len(rows),
-        "fired": sum(e > 0 for e in ran),
-        "silent": sum(e == 0 for e in ran),
-        "outside": len(outside),
-        "rows": rows,
-        "failures": failures,
-    }
-
-
-def check_gates(golden: Golden, runner: Runner) -> dict[str, Any]:
-    """Compare gate decisions with the hook's, read from the backend itself."""
-    total = equal = fired = flips_near = flips_far = close = 0
-    exercised: dict[str, np.ndarray] = {}
+    tally = Tally(golden.precision)
+    outputs, turned = [], []
     for case in golden.cases:
-        found = runner.decisions(*case.inputs)
-        if found is None or set(case.fires) - set(found):
-            # Our own graphs show their gates; one that doesn't holds no edit, or not all of it.
-            if runner.shows_gates:
-                line = "it shows no gate decisions at every hookpoint of the edit, so it holds no edit or not all of it"
-                return {"observable": False, "passed": False, "failures": [line]}
-            return {"observable": False, "passed": None, "not_checked": "an engine hides its inner tensors", "failures": []}
-        for hookpoint, reference in case.fires.items():
-            differs = found[hookpoint] != reference
-            near = case.near[hookpoint]
-            seen = reference.any(axis=(0, 1))
-            exercised[hookpoint] = exercised.get(hookpoint, np.zeros_like(seen)) | seen
-            total, fired = total + reference.size, fired + int(reference.sum())
-            equal += int((~differs).sum())
-            close += int(near.sum())
-            flips_near += int((differs & near).sum())
-            flips_far += int((differs & ~near).sum())
-    failures = [f"{flips_far} gate decisions differ from the hook beyond rounding"] if flips_far else []
-    # Rounding is as likely to push a close decision one way as the other: more than half (and three standard deviations)
-    # can't be rounding.
-    if flips_near > close / 2 + 1.5 * close**0.5:
-        failures.append(f"{flips_near} of {close} gate decisions within rounding differ from the hook: more than rounding can explain")
-    return {
-        "observable": True, "passed": not failures, "decisions": total, "equal": equal / max(total, 1), "fired": fired,
-        "features_fired": sum(int(e.sum()) for e in exercised.values()), "features": sum(e.size for e in exercised.values()),
-        "within_rounding": close, "flips_within_rounding": flips_near, "flips_beyond_rounding": flips_far, "failures": failures,
-    }  # fmt: skip
+        shown = runner.observe(*case.inputs)
+        lacking = sorted(set(case.fires) - set(shown.seams if shown else ()))
+        if lacking and runner.shows_seam:
+            raise NoSeam(f"it shows no edit at {', '.join(lacking)}, so it holds no edit or not all of it")
+        if shown is None:
+            return None
+        outputs.append(shown.output)
+        turned.append(turned_in(shown.seams, case.fires, case.members))
+        for hookpoint in case.fires if reference else ():
+            assert reference is not None
+            mine = shown.seams[hookpoint]
+            whole = reference(hookpoint, case.timestep, mine)
+            tally.add(place(case), hookpoint, flat(whole), rows_of(mine.output), rows_of(mine.fires))
+    return outputs, turned, tally.result() if reference else None
+
+
+@dataclass
+class SeamPart:
+    """What was compared at the seam."""
+
+    passed: bool | None
+    """None where a backend hides its inner tensors"""
+    golden_tokens: Comparison | None = None
+    """the edit cut out of the graph and fed with the golden vectors' tokens"""
+    own_tokens: Comparison | None = None
+    """whole maps of the backend's own forwards, where the SAE is at hand"""
+    turned: int = 0
+    """decisions that came out otherwise in whole forwards, where rounding upstream moves the tokens themselves"""
+    decisions: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> dict[str, dict[str, Any]]:
+    """The UNet of a backend: its edit at the seam, and its whole forwards (`SeamPart`, `Forwards`)."""
+    shown = observe(golden, runner, reference)
+    runner.stop_watching()
+    plain = run_forwards(golden, runner.unet)
+    if shown is None:
+        hidden = {"not_checked": "an engine hides its inner tensors; the graph that it was built from shows them"}
+        return {"seam": asdict(SeamPart(None)) | hidden, "forwards": asdict(compare_forwards(golden, plain))}
+    outputs, turned, own = shown
+    cut = check_seam(golden, runner)
+    forwards = compare_forwards(golden, outputs, turned)
+    forwards.shipped, failures = compare_shipped(golden, plain)
+    forwards.failures += failures
+    forwards.passed = not forwards.failures
+    failures = [line for part in (cut, own) if part is not None for line in part.failures]
+    decisions = sum(f.size for c in golden.cases for f in c.fires.values())
+    return {"seam": asdict(SeamPart(not failures, cut, own, sum(turned), decisions, failures)), "forwards": asdict(forwards)}
+
+
+def run_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> list[np.ndarray | str]:
+    """The golden vectors' forwards by a `Runner.unet`; a text where an engine wasn't built for the shape."""
+    outputs: list[np.ndarray | str] = []
+    for case in golden.cases:
+        try:
+            outputs.append(run_unet(*case.inputs))
+        except OutsideShapes as error:
+            outputs.append(str(error))
+    return outputs
 
 
 def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
@@ -171,9 +171,9 @@ def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
                 continue
             if not np.isfinite(outputs[key]).all():
                 failures.append(f"{name}: '{key}' is not finite")
-            found[f"{name}.{key}"] = distance = relative(outputs[key], reference)
-            if not distance <= bar:
-                failures.append(f"{name}: '{key}' differs by {distance:.2%} (bar {bar:.1%})")
+            found[f"{name}.{key}"] = apart = relative(outputs[key], reference)
+            if not apart <= bar:
+                failures.append(f"{name}: '{key}' differs by {apart:.2%} (bar {bar:.1%})")
     return {"passed": not failures, "bar": bar, "relative": found, "outside": outside, "failures": failures}
 
 
@@ -196,7 +196,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Compare free-running loops: final latents by effect and drift, pictures by PSNR and SSIM."""
-    bar = BARS[golden.precision]
+    bar = RUN_BARS[golden.precision]
     rows, failures, outside = [], [], 0
     for run in golden.runs:
         try:
@@ -205,7 +205,7 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
             outside += 1
             continue
         size = float(np.linalg.norm(run.unedited.astype(np.float64)))
-        distance, effect = _distance(latents, run.hook) / size, _distance(run.hook, run.neutral) / size
+        apart, effect = distance(latents, run.hook) / size, distance(run.hook, run.neutral) / size
         allowed = max(bar * effect, DRIFT_FACTOR * max(run.drift, run.hook_drift))
         where = f"guidance={run.guidance:g} {pictures.shape[1]}x{pictures.shape[2]}"
         # Where rounding alone carries a run as far as the edit does, it can't tell an edit from none and must not pretend to.
@@ -217,13 +217,13 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
             )
         if not np.isfinite(latents).all():
             failures.append(f"free run ({where}): final latents are not finite")
-        elif conclusive and not distance <= allowed:
+        elif conclusive and not apart <= allowed:
             failures.append(
-                f"free run ({where}): final latents are {distance:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, drift of the unedited model {run.drift:.2%}, of the hook {run.hook_drift:.2%})"
+                f"free run ({where}): final latents are {apart:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, drift of the unedited model {run.drift:.2%}, of the hook {run.hook_drift:.2%})"
             )
         rows.append({
             "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
-            "latents": distance, "effect": effect, "drift": run.drift, "hook_drift": run.hook_drift, "allowed": allowed, "conclusive": conclusive, "decoder_psnr": decoder,
+            "latents": apart, "effect": effect, "drift": run.drift, "hook_drift": run.hook_drift, "allowed": allowed, "conclusive": conclusive, "decoder_psnr": decoder,
             "psnr": psnr(pictures, run.hook_pictures), "ssim": ssim(pictures, run.hook_pictures),
             "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures), "ssim_unedited": ssim(run.unedited_pictures, run.hook_pictures),
         })  # fmt: skip
@@ -237,42 +237,58 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
 
 
 def check_control(golden: Golden) -> dict[str, Any]:
-    """The same comparisons of the *unedited* model: they must fail, or the proof could not tell an edit from none."""
-    outputs = iter([c.unedited for c in golden.cases])
-    forwards = check_forwards(golden, lambda *_: next(outputs))
-    caught = sum(1 for r in forwards["rows"] if r["effect"] > 0 and not r["ratio"] <= forwards["bar"])
-    runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures, run.hook_pictures))
+    """The same comparisons of models that lack the edit: they must fail, or the proof could not tell an edit from none.
+
+    The unedited model at the seam, in whole forwards and in free runs; at the seam also the hook with every gain at 1, which treats the
+    reconstruction error alike (`residual` not `keep`) and suppresses nothing.
+    """
     failures = []
-    if caught != forwards["fired"] or not caught:
-        failures.append(
-            f"control: the unedited model passed {forwards['fired'] - caught} of {forwards['fired']} forwards, so this comparison proves nothing"
-        )
+    seams = [(place(c), h, s) for c in golden.cases for h, s in c.seams.items() if s.fires.any()]
+    caught = sum(all(_fails(golden.precision, *seam, other) for other in (seam[2].input, seam[2].neutral)) for seam in seams)
+    if caught != len(seams) or not seams:
+        failures.append(f"control: a model without the edit passed {len(seams) - caught} of {len(seams)} comparisons at the seam, so they prove nothing")
+    forwards = compare_forwards(golden, [c.unedited for c in golden.cases])
+    forwards_caught = sum(1 for r in forwards.rows if r.effect > 0 and not r.ratio <= forwards.allowed)
+    if forwards.passed:
+        failures.append("control: the unedited model passed the comparison of whole forwards, so it proves nothing")
+    runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures, run.hook_pictures))
     judged = [r for r in runs["rows"] if r["conclusive"]]
     runs_caught = sum(1 for r in judged if not r["latents"] <= r["allowed"])
     if runs_caught != len(judged):
         failures.append(f"control: the unedited model passed {len(judged) - runs_caught} of {len(judged)} free runs that were judged")
     moved = max((relative(c.neutral, c.unedited) for c in golden.cases), default=0.0)
     return {
-        "passed": not failures,
-        "residual_alone": moved,
-        "forwards_caught": caught,
-        "forwards": forwards["fired"],
-        "runs_caught": runs_caught,
-        "runs_judged": len(judged),
-        "runs": len(golden.runs),
-        "failures": failures,
-    }
+        "passed": not failures, "residual_alone": moved, "seams_caught": caught, "seams": len(seams), "forwards_caught": forwards_caught,
+        "forwards": forwards.fired, "runs_caught": runs_caught, "runs_judged": len(judged), "runs": len(golden.runs), "failures": failures,
+    }  # fmt: skip
+
+
+def _fails(precision: str, where: str, hookpoint: str, seam: Seam, output: np.ndarray) -> bool:
+    """Whether these tokens in place of the edited ones fail by their values, with room to spare."""
+    tally = Tally(precision)
+    tally.add(where, hookpoint, seam, output, seam.fires)
+    found = tally.result()
+    return found.worst > CONTROL_ROOM * SEAM_BARS[precision] or not abs(found.share - 1) <= CONTROL_ROOM * SEAM_SHARE
 
 
 # What a report reads of a check that could not be run.
+_NAN = float("nan")
 _UNRUN: dict[str, dict[str, Any]] = {
-    "gates": {"observable": False}, "components": {"relative": {}, "outside": []}, "runs": {"rows": [], "outside": 0},
-    "forwards": {"worst": float("nan"), "bar": float("nan"), "forwards": 0, "fired": 0, "silent": 0, "outside": 0, "rows": []},
+    "seam": asdict(SeamPart(None)), "components": {"relative": {}, "outside": []}, "runs": {"rows": [], "outside": 0},
+    "forwards": asdict(Forwards(False, _NAN, _NAN, 0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0, None, 0)),
 }  # fmt: skip
 
 
-def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def prove(
+    golden: Golden, runners: Sequence[Runner], progress: Callable[[str], None] = lambda text: None, reference: Reference | None = None
+) -> dict[str, Any]:
     """The whole proof over several backends.
+
+    Args:
+        golden: the reference.
+        runners: one a backend.
+        progress: told each check's name.
+        reference: the hook on any tokens, where the SAE is at hand.
 
     Returns:
         the report: `{"passed", "precision", "scope", "prompts", "against_topk", "control", "backends": {name: …}, "failures": [line, …]}`.
@@ -296,30 +312,31 @@ def prove(golden: Golden, runners: list[Runner], progress: Callable[[str], None]
     for runner in runners:
         parts: dict[str, Any] = {}
         for title, check in (
-            ("gates", lambda r=runner: check_gates(golden, r)),
-            ("forwards", lambda r=runner: check_forwards(golden, r.unet)),
-            ("components", lambda r=runner: check_components(golden, r)),
-            ("runs", lambda r=runner: check_runs(golden, r.free_run)),
+            ("seam", lambda r=runner: check_network(golden, r, reference)),
+            ("components", lambda r=runner: {"components": check_components(golden, r)}),
+            ("runs", lambda r=runner: {"runs": check_runs(golden, r.free_run)}),
         ):
             # What this installation lacks the means for is said, and neither passed nor failed.
-            if reason := getattr(runner, "skips", {}).get(title):
-                parts[title] = {"passed": None, "not_checked": reason, **_UNRUN.get(title, {})}
+            if reason := runner.skips.get(title):
+                parts[title] = {**_UNRUN[title], "passed": None, "not_checked": reason}
                 continue
-            progress(f"{runner.name}: {title}")
+            progress(f"{runner.name}: {_TITLES[title]}")
             try:
-                parts[title] = check()
+                found = check()
             except SaeuronError:
                 raise
             except Exception as error:  # a graph that can't take the inputs raises its runtime's own types
-                line = f"{title}: can't be run: {(str(error).splitlines() or [type(error).__name__])[0][:300]}"
-                parts[title] = {"passed": False, "failures": [line], **_UNRUN.get(title, {})}
-            if title == "gates":
-                runner.stop_watching()
-            failures += [f"{runner.name}: {line}" for line in parts[title].pop("failures")]
-        parts["runs"]["loop"] = getattr(runner, "loop", "diffusers")
-        if hasattr(runner, "close"):
-            runner.close()
+                line = f"{_TITLES[title]}: can't be run: {(str(error).splitlines() or [type(error).__name__])[0][:300]}"
+                names = ("seam", "forwards") if title == "seam" else (title,)
+                found = {name: {**_UNRUN[name], "passed": False, "failures": [line] if name == title else []} for name in names}
+            parts |= found
+            failures += [f"{runner.name}: {line}" for part in found.values() for line in part.pop("failures")]
+        parts["runs"]["loop"] = runner.loop
+        runner.close()
         parts["passed"] = all(part["passed"] is not False for part in parts.values())
         report["backends"][runner.name] = parts
     report["failures"], report["passed"] = failures, not failures
     return report
+
+
+_TITLES = {"seam": "edit and forwards of the UNet", "components": "components", "runs": "free runs"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +17,18 @@ from ..editor.bake import refuse_edited
 from ..editor.conditions import conditions_in, unet_arguments
 from ..editor.edit import Edit
 from ..editor.families import family_of
-from ..editor.hook import AblationHook, Decision
+from ..editor.hook import AblationHook
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, check_finite, denoise, initial_latents, step_generators, unscaled
 from ..editor.sizes import multiple_of
 from .configs import configs_of
 from .golden import Case, Golden, Run
+from .seam import digest
+from .seam_reference import expected, sample
 from .surroundings import of_pipeline, token_ids
 from .weights import of_original
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# A decision may flip between two backends when its latent lies this close to its bar, relative to the bar. The latent is
-# a sum over all channels of an activation that itself went through the whole UNet, hence several roundings.
-ROUNDING = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.6e-1}
-
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Detached copy on the CPU, floats widened to float32."""
@@ -77,17 +76,47 @@ class _Job:
     gate: str
 
     def hook(self, record: bool = False) -> AblationHook:
-        return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record)
+        return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record, record_tokens=record)
 
     def forward(self, call: _Call) -> torch.Tensor:
         """The UNet's output for a call's inputs."""
-        return self.pipeline.unet(call.sample, call.timestep, call.context, return_dict=False, **unet_arguments(call.conditions))[0]
+        return _forward(self.pipeline.unet, call)
+
+    @functools.cached_property
+    def wide(self) -> tuple[torch.nn.Module, AblationHook]:
+        """UNet and hook with the same rounded weights, computing in float32."""
+        unet = copy.deepcopy(self.pipeline.unet).float()
+        saes = {name: copy.deepcopy(sae).to(self.pipeline.unet.dtype).float() for name, sae in self.saes.items()}
+        return unet, AblationHook(unet, self.edit, saes, self.gate)
+
+    def drifts(self, call: _Call, unedited: torch.Tensor) -> tuple[float, float]:
+        """How far rounding alone moves the unedited output and the hook's, see `Case.drift`."""
+        if self.precision == "fp32":
+            signs = torch.randint(0, 2, call.sample.shape, generator=torch.Generator().manual_seed(0)).to(call.sample) * 2 - 1
+            moved = call._replace(sample=call.sample * (1 + torch.finfo(call.sample.dtype).eps * signs))
+            with self.hook():
+                return 0.0, _apart(self.forward(moved), call.output)
+        unet, hook = self.wide
+        wide = call._replace(
+            sample=call.sample.float(), context=call.context.float(), conditions={n: v.float() for n, v in call.conditions.items()}
+        )
+        drift = _apart(_forward(unet, wide), unedited)
+        with hook:
+            return drift, _apart(_forward(unet, wide), call.output)
 
     def neutral(self) -> contextlib.AbstractContextManager:
         """Nothing for `residual=keep`, where a gain of 1 changes nothing."""
         if self.edit.residual == "keep":
             return contextlib.nullcontext()
         return AblationHook(self.pipeline.unet, self.edit.neutral(), self.saes, self.gate)
+
+
+def _forward(unet: Any, call: _Call) -> torch.Tensor:
+    return unet(call.sample, call.timestep, call.context, return_dict=False, **unet_arguments(call.conditions))[0]
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm())
 
 
 class _Stop(Exception):
@@ -153,12 +182,12 @@ def make_golden(
                 against_topk["fired"] += int(d.fires.sum())
                 against_topk["fired_topk"] += int(d.picked.sum())
         for i, call in enumerate(recorder.calls):
-            cases.append(_case(job, "step", call, {name: d[i] for name, d in hook.decisions.items()}))
+            cases.append(_case(job, "step", call, hook, i, seed=len(cases)))
         if final is not None:
             runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
         if number < len(plans) - len(sizes):
-            cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1)
-    notes = {"scope": scope, "prompts": prompts, "rounding": ROUNDING[precision], "seed": seed, "against_topk": against_topk}
+            cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1, len(cases))
+    notes = {"scope": scope, "prompts": prompts, "seed": seed, "against_topk": against_topk}
     notes |= {"steps": steps, "configs": configs_of(pipeline)}
     around = of_pipeline(pipeline, prompts, steps)
     weights = of_original(pipeline, edit, saes, gate)
@@ -181,18 +210,24 @@ def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: f
     return final if limit is None else None
 
 
-def _case(job: _Job, kind: str, call: _Call, decisions: dict[str, Decision]) -> Case:
-    unedited = to_numpy(job.forward(call))
+def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, seed: int) -> Case:
+    """One forward of a hook that recorded it, the number `forward` of its forwards."""
+    raw = job.forward(call)
+    unedited = to_numpy(raw)
     with job.neutral():
         neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))
+    decisions = {name: made[forward] for name, made in hook.decisions.items()}
+    members = {} if job.edit.residual == "keep" else {n: digest(to_numpy(d.members)) for n, d in decisions.items()}
+    timestep = torch.tensor([call.timestep])
+    seams = {n: sample(expected(hook.tokens, n, timestep, *seen), seed=seed) for n, seen in hook.seen[forward].items()}
     return Case(
         kind, call.timestep, to_numpy(call.sample), to_numpy(call.context), to_numpy(call.output), unedited, neutral,
-        {n: d.fires.cpu().numpy() for n, d in decisions.items()}, {n: (d.margin < ROUNDING[job.precision]).cpu().numpy() for n, d in decisions.items()},
-        {n: to_numpy(v) for n, v in call.conditions.items()},
+        {n: to_numpy(d.fires) for n, d in decisions.items()}, members, {n: to_numpy(v) for n, v in call.conditions.items()}, seams,
+        *job.drifts(call, raw),
     )  # fmt: skip
 
 
-def _off_grid(job: _Job, calls: list[_Call], number: int) -> list[Case]:
+def _off_grid(job: _Job, calls: list[_Call], number: int, seed: int) -> list[Case]:
     """Cases at timesteps that were not calibrated: halfway between two (of each hookpoint's own grid), and fractional."""
     grids = list({tuple(p.timesteps.tolist()): p.timesteps.double() for p in job.edit.hookpoints.values()}.values())
     found = []
@@ -205,7 +240,7 @@ def _off_grid(job: _Job, calls: list[_Call], number: int) -> list[Case]:
             moved = call._replace(timestep=t)
             with job.hook(record=True) as hook:
                 moved = moved._replace(output=job.forward(moved))
-            found.append(_case(job, kind, moved, {n: d[0] for n, d in hook.decisions.items()}))
+            found.append(_case(job, kind, moved, hook, 0, seed + len(found)))
     return found
 
 

@@ -30,6 +30,31 @@ def _ssim(value: float | None) -> str:
 _NOT_CHECKED = "[yellow]not checked[/]"
 
 
+def seam_text(seam: dict[str, Any]) -> str:
+    """What was compared at the seam, in one line."""
+    parts = [(name, seam[name]) for name in ("golden_tokens", "own_tokens") if seam[name]]
+    if not parts:
+        return seam.get("not_checked", "not observable")
+    lines = []
+    for name, p in parts:
+        turned = f"{p['turned']} of {p['close']} close ones turned, {p['wrong']} wrong"
+        tied = f"; {p['tied']} tokens with ties" if p["tied"] else ""
+        of = "golden tokens" if name == "golden_tokens" else "own tokens"
+        lines.append(
+            f"{of}: worst {_percent(p['worst'])} of a token's change (bar {_percent(p['bar'])}), {p['share']:.2%} of the effect kept; {p['fired']} of {p['decisions']} decisions fired ({p['features_fired']} of {p['features']} features), {turned}{tied}"
+        )
+    return "\n".join(lines)
+
+
+def forwards_text(f: dict[str, Any]) -> str:
+    """What whole forwards came to, in one line."""
+    if not f["forwards"]:
+        return "none ran"
+    calm = f"{f['held']} of {f['forwards']} forwards" + ("" if f["held"] == f["forwards"] else " (no decision turned in them)")
+    other = "" if math.isnan(f["worst_turned"]) else f"; where some turned, worst {_percent(f['worst_turned'])}"
+    return f"{_percent(f['pooled'])} of the edit's effect over {calm} (allowed {_percent(f['allowed'])}, drift {_percent(f['drift'])}); {f['share']:.1%} of it kept; worst {_percent(f['worst'])}{other}; fired in {f['fired']}"
+
+
 def table(report: dict[str, Any]) -> Table:
     """One row a check and backend."""
     found = Table(title=f"Proof against the dynamic hook ({report['precision']}, {report['scope']})", title_justify="left")
@@ -40,19 +65,9 @@ def table(report: dict[str, Any]) -> Table:
         return "[green]pass[/]" if passed else "[red]FAIL[/]"
 
     for name, parts in report["backends"].items():
-        f, g, c = parts["forwards"], parts["gates"], parts["components"]
-        found.add_row(
-            name,
-            "forwards",
-            mark(f["passed"]),
-            f"worst {_percent(f['worst'])} of the edit's effect (bar {f['bar']:.0%}); {f['forwards']} forwards, edit fired in {f['fired']}",
-        )
-        gates = (
-            f"{g['equal']:.4%} of {g['decisions']} equal, {g['fired']} fired ({g['features_fired']} of {g['features']} features), flips {g['flips_within_rounding']} within rounding, {g['flips_beyond_rounding']} beyond"
-            if g["observable"]
-            else g.get("not_checked", "not observable")
-        )
-        found.add_row("", "gates", _NOT_CHECKED if g["passed"] is None else mark(g["passed"]), gates)
+        f, seam, c = parts["forwards"], parts["seam"], parts["components"]
+        found.add_row(name, "seam", _NOT_CHECKED if seam["passed"] is None else mark(seam["passed"]), seam_text(seam))
+        found.add_row("", "forwards", mark(f["passed"]), forwards_text(f))
         found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
         runs = parts["runs"]
         for row in runs["rows"]:
@@ -68,7 +83,7 @@ def table(report: dict[str, Any]) -> Table:
         "unedited",
         "control",
         mark(control["passed"]),
-        f"must fail: caught in {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs_judged']} free runs that could be judged",
+        f"must fail: caught in {control['seams_caught']} of {control['seams']} comparisons at the seam, {control['forwards_caught']} of {control['forwards']} forwards, {control['runs_caught']} of {control['runs_judged']} free runs that could be judged",
     )
     if control["residual_alone"] > 0:
         found.add_row(

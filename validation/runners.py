@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..editor.conditions import unet_arguments
-from ..editor.errors import SaeuronError, first_line
+from ..editor.errors import SaeuronError
 from ..editor.families import family_of
-from ..editor.suggest import unknown
 from . import engines, manifest
 from .golden import Run
-from .installed import missing
+from .seam import Tensors
+from .sessions import check_onnxruntime, check_provider, cut, open_session, provider_of, run_session, showing
 
 Conditions = Mapping[str, np.ndarray]
 NOTHING: Conditions = {}
+
+
+class Observation(NamedTuple):
+    """One forward with its inner tensors."""
+
+    output: np.ndarray
+    """`[B, C, h, w]`"""
+    seams: dict[str, Tensors]
+    """by hookpoint"""
 
 
 class Runner(Protocol):
     """A backend that runs an artifact."""
 
     name: str
-    shows_gates: bool
-    """whether gate decisions must be observable here; False where a backend hides its inner tensors"""
+    shows_seam: bool
+    """whether the edit's inner tensors must be observable here; False where a backend hides them"""
     loop: str
     """whose loop makes the free runs: `diffusers` or `lean` (`validation.lean`)"""
+    skips: Mapping[str, str]
+    """check → why it can't be made here"""
 
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
         ...
 
-    def decisions(
+    def observe(
         self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> dict[str, np.ndarray] | None:
-        """Gate decisions of one forward, hookpoint → bool `[B, tokens, U]`; None where the backend can't show them."""
+    ) -> Observation | None:
+        """One forward that shows the edit's inner tensors; None where the backend can't."""
+        ...
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """The edit alone.
+
+        Args:
+            hookpoint: of the edit.
+            timestep: of the forward.
+            tokens: of the block's output `[L, d]`.
+            before: of its input, for an SAE that reads `delta`.
+
+        Returns:
+            edited tokens `[L, d]`, decisions bool `[L, U]`; None where the backend can't show them.
+        """
         ...
 
     def stop_watching(self) -> None:
-        """Free what `decisions` needed."""
+        """Free what `observe` needed."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
         ...
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -81,8 +107,9 @@ class TorchRunner:
         name: shown in the report.
     """
 
-    shows_gates = True
+    shows_seam = True
     loop = "diffusers"
+    skips: Mapping[str, str] = {}
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self.pipeline, self.name = pipeline, name
@@ -101,26 +128,55 @@ class TorchRunner:
         with torch.no_grad():
             return to_numpy(unet(tensor(sample), timestep, tensor(context), return_dict=False, **more)[0])
 
-    def decisions(
+    def observe(
         self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> dict[str, np.ndarray] | None:
+    ) -> Observation | None:
+        from .reference import to_numpy
+
         ablations = getattr(self.pipeline.unet, "ablations", None)
         if ablations is None:
             return None
-        seen: dict[str, np.ndarray] = {}
+        seen: dict[str, dict[str, np.ndarray]] = {}
 
-        def watch(name: str) -> Any:
-            return lambda module, args, output: seen.__setitem__(name, output.cpu().numpy())
+        def watch(hookpoint: str, part: str) -> Any:
+            return lambda module, args, output: seen.setdefault(hookpoint, {}).__setitem__(part, to_numpy(output))
 
-        handles = [module.gate.register_forward_hook(watch(key.replace("-", "."))) for key, module in ablations.items()]
+        markers = {"input": "seam_input", "before": "seam_before", "output": "seam_output", "fires": "gate", "members": "members"}
+        handles = [
+            getattr(module, marker).register_forward_hook(watch(key.replace("-", "."), part))
+            for key, module in ablations.items() for part, marker in markers.items() if hasattr(module, marker)
+        ]  # fmt: skip
         try:
-            self.unet(sample, timestep, context, conditions)
+            output = self.unet(sample, timestep, context, conditions)
         finally:
             for handle in handles:
                 handle.remove()
-        return seen
+        return Observation(output, {h: _tensors(found) for h, found in seen.items()})
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        import torch
+
+        from .reference import to_numpy
+
+        unet = self.pipeline.unet
+        key = hookpoint.replace(".", "-")
+        if key not in getattr(unet, "ablations", {}):
+            return None
+        module = unet.ablations[key]
+        fires: list[np.ndarray] = []
+        handle = module.gate.register_forward_hook(lambda m, args, output: fires.append(to_numpy(output)))
+        given = [None if v is None else torch.from_numpy(v[None]).to(unet.device, unet.dtype) for v in (tokens, before)]
+        try:
+            with torch.no_grad():
+                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=unet.device), given[1])
+        finally:
+            handle.remove()
+        return to_numpy(output)[0], fires[0][0]
 
     def stop_watching(self) -> None:
+        return None
+
+    def close(self) -> None:
         return None
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -146,51 +202,8 @@ class TorchRunner:
         return _free_run(self.pipeline, run)
 
 
-_ORT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
-
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-"""how ONNX Runtime's providers are asked for → its own names; `tensorrt` is untested; `cuda` ran on an H200"""
-_NEXT = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
-"""what runs the nodes that a provider lacks, before the CPU does"""
-
-
-def open_session(path: Path, provider: str = "CPUExecutionProvider") -> Any:
-    """An ONNX Runtime session that really uses `provider`.
-
-    Raises:
-        SaeuronError: the file can't be run, or the runtime fell back to another provider. Single nodes that a provider lacks are run by
-            the next one all the same; only a profile of the session shows these.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])") from None
-    if provider not in onnxruntime.get_available_providers():
-        raise SaeuronError(f"this ONNX Runtime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}")
-    if provider != "CPUExecutionProvider":
-        # CUDA's libraries lie in packages of their own, where no loader looks; torch would have loaded them, but here it may not be.
-        with contextlib.redirect_stdout(sys.stderr):
-            onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    # Waiting threads that spin take the processor from torch, or from another session: a proof is 15 % quicker without.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider, *_NEXT.get(provider, ())])
-    except Exception as error:  # onnxruntime raises many private types
-        raise SaeuronError(f"{path} can't be run by ONNX Runtime: {first_line(error)}") from None
-    if session.get_providers()[0] != provider:
-        raise SaeuronError(f"ONNX Runtime runs {path} on {', '.join(session.get_providers())}, not on {provider} as asked")
-    return session
-
-
-def run_session(session: Any, inputs: dict[str, Any], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
-    """Run with inputs cast to the graph's own types; floats come back as float32."""
-    feed = {i.name: np.asarray(inputs[i.name]).astype(_ORT_TYPES[i.type]) for i in session.get_inputs()}
-    names = outputs or [o.name for o in session.get_outputs()]
-    values = session.run(names, feed)
-    return {n: v.astype(np.float32) if v.dtype == np.float16 else v for n, v in zip(names, values, strict=True)}
+def _tensors(parts: Mapping[str, np.ndarray]) -> Tensors:
+    return Tensors(parts["input"], parts.get("before"), parts["output"], parts["fires"], parts.get("members"))
 
 
 def _feed(sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions) -> dict[str, Any]:
@@ -219,12 +232,15 @@ class OnnxRunner:
     """
 
     name = "onnx"
-    shows_gates = True
+    shows_seam = True
+    skips: Mapping[str, str] = {}
 
     def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers") -> None:
         self.root, self.provider, self.loop = Path(root), provider, loop
-        self.gates: dict[str, str] = manifest.read(root)["onnx"]["gates"]
+        self.seams: dict[str, dict[str, str]] = manifest.read(root)["onnx"]["seams"]
+        """hookpoint → part of the seam → tensor"""
         self._sessions: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
         self._watching: Any = None
 
     def session(self, component: str) -> Any:
@@ -236,18 +252,34 @@ class OnnxRunner:
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         return run_session(self.session("unet"), _feed(sample, timestep, context, conditions))["out_sample"]
 
-    def decisions(
+    def observe(
         self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> dict[str, np.ndarray] | None:
+    ) -> Observation | None:
+        names = [name for parts in self.seams.values() for name in parts.values()]
         if self._watching is None:
             # Two sessions of a large UNet would not fit beside each other.
             self._sessions.pop("unet", None)
-            self._watching = _with_outputs(self.root / "unet" / "model.onnx", list(self.gates.values()), self.provider)
-        found = run_session(self._watching, _feed(sample, timestep, context, conditions), list(self.gates.values()))
-        return {hookpoint: found[name] for hookpoint, name in self.gates.items()}
+            self._watching = showing(self.root / "unet" / "model.onnx", names, self.provider)
+        found = run_session(self._watching, _feed(sample, timestep, context, conditions), ["out_sample", *names])
+        seams = {h: _tensors({part: found[name] for part, name in parts.items()}) for h, parts in self.seams.items()}
+        return Observation(found["out_sample"], seams)
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        names = self.seams[hookpoint]
+        given = {names["input"]: tokens[None]} | ({names["before"]: before[None]} if before is not None else {})
+        outputs = [names["output"], names["fires"]]
+        if hookpoint not in self._parts:
+            self._parts[hookpoint] = cut(self.root / "unet" / "model.onnx", list(given), outputs, self.provider)
+        found = run_session(self._parts[hookpoint], {**given, "timestep": np.float32(timestep)}, outputs)
+        return found[outputs[0]][0], found[outputs[1]][0]
 
     def stop_watching(self) -> None:
         """Free the session with extra outputs."""
+        self._watching = None
+
+    def close(self) -> None:
+        self._sessions.clear()
+        self._parts.clear()
         self._watching = None
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -261,59 +293,6 @@ class OnnxRunner:
         from .onnx_pipeline import onnx_pipeline
 
         return onnx_pipeline(self)
-
-
-def _with_outputs(path: Path, names: list[str], provider: str) -> Any:
-    """A session of a temporary copy of the graph with inner tensors as outputs; the artifact stays untouched."""
-    try:
-        import onnx
-    except ImportError:
-        raise SaeuronError(
-            "onnx is not installed, so gate decisions can't be read from the graph; install saeuron-export[cpu] (or [gpu])"
-        ) from None
-    model = onnx.load(str(path), load_external_data=False)
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.BOOL, None) for n in names)
-    # Beside the weights, since external data is found relative to the graph; elsewhere if the artifact is read-only.
-    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "model.onnx"
-        if external:
-            data = path.parent / "model.onnx_data"
-            try:
-                (copy.parent / data.name).hardlink_to(data)
-            except OSError:
-                import shutil
-
-                shutil.copyfile(data, copy.parent / data.name)
-        onnx.save(model, str(copy))
-        return open_session(copy, provider)
-
-
-def provider_of(device: str, wanted: str | None = None) -> str:
-    """ONNX Runtime's name of the provider that is to run.
-
-    Args:
-        device: torch's name of a device, which decides where nothing is asked for.
-        wanted: one of `PROVIDERS`.
-
-    Raises:
-        SaeuronError: another word.
-    """
-    if wanted is None:
-        if device != "cpu" and not device.startswith("cuda"):
-            raise SaeuronError(f"device '{device}' is not known to ONNX Runtime; it is cpu or cuda")
-        wanted = "cuda" if device.startswith("cuda") else "cpu"
-    if wanted not in PROVIDERS:
-        raise SaeuronError(unknown("provider", wanted, PROVIDERS))
-    return PROVIDERS[wanted]
-
-
-def check_provider(wanted: str | None, backends: Sequence[str]) -> None:
-    """Raise `SaeuronError` where a provider is asked for that isn't known, or that none of the backends has."""
-    if wanted is not None:
-        provider_of("cpu", wanted)
-        if "onnx" not in backends:
-            raise SaeuronError(f"--provider {wanted} is for backend onnx, not for {', '.join(backends)}")
 
 
 def _engines(backend: str) -> Callable[[Path, str, str | None], Runner]:
@@ -340,12 +319,6 @@ class Way:
     """of engines"""
     passed_over: tuple[str, ...] = ()
     """why engines in the artifact don't run"""
-
-
-def check_onnxruntime() -> None:
-    """Raise `SaeuronError` unless ONNX Runtime is installed."""
-    if missing(("onnxruntime",)):
-        raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])")
 
 
 def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None = None, target: str | None = None) -> Way:

@@ -16,7 +16,7 @@ from ..editor.errors import SaeuronError
 from ..editor.files import file_sha256
 from . import engines, manifest
 from .golden import Run
-from .runners import NOTHING, Conditions, lean_free_run
+from .runners import NOTHING, Conditions, Observation, lean_free_run
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NUMPY: dict[str, Any] = {
@@ -181,8 +181,9 @@ class TensorRTRunner:
         SaeuronError: no library or GPU here, or no engine that was built for them; said before any engine is opened.
     """
 
-    shows_gates = False
+    shows_seam = False
     loop = "lean"
+    skips: Mapping[str, str] = {}
 
     def __init__(self, root: str | Path, backend: str, target: str | None = None) -> None:
         self.root = Path(root)
@@ -214,10 +215,14 @@ class TensorRTRunner:
         rows = {"sample": sample, "encoder_hidden_states": context, **conditions}
         return in_rows(self.engine("unet"), rows, {"timestep": np.asarray(timestep, np.float32)})["out_sample"]
 
-    def decisions(
+    def observe(
         self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> dict[str, np.ndarray] | None:
+    ) -> Observation | None:
         """None: an engine hides its inner tensors."""
+        return None
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """None: an engine can't be cut."""
         return None
 
     def stop_watching(self) -> None:

@@ -18,9 +18,10 @@ from .golden import Golden
 from .installed import missing
 from .load import load
 from .manifest import GOLDEN
-from .parity import prove
-from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner, check_onnxruntime, check_provider, provider_of
+from .parity import Reference, prove
+from .runners import NETWORKS, OnnxRunner, Runner, TorchRunner
 from .said import check_said
+from .sessions import check_onnxruntime, check_provider, provider_of
 
 _TORCH_ONLY = ("checkpoint",)
 """backends that torch runs"""
@@ -45,6 +46,8 @@ class _Lazy:
         return getattr(self._runner, attribute)
 
     def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
         self._runner = None
         gc.collect()
 
@@ -52,6 +55,7 @@ class _Lazy:
 def validate(
     artifact: str | Path, backends: Sequence[str] = (), device: str = "cpu", golden: Golden | None = None, check_files: bool = True,
     progress: Callable[[str], None] = lambda text: None, provider: str | None = None, target: str | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Prove an artifact.
 
@@ -63,6 +67,7 @@ def validate(
         check_files: compare every file with the manifest first.
         progress: told each check's name.
         provider: of ONNX Runtime, one of `runners.PROVIDERS`; default: the device's. An ONNX Runtime that falls back to another is refused.
+        reference: the hook on any tokens (`seam_reference.on_tokens`), where the SAE is at hand.
         target: of engines, a folder below `tensorrt/`; default: all that fit this GPU, each proven as a backend `trt-rtx/<target>`.
 
     Returns:
@@ -86,8 +91,8 @@ def validate(
     executor = provider_of(device, provider)
     lacking = missing()
     chosen, not_checked = _runnable(root, record, tuple(backends), target, lacking)
-    reference = golden or Golden.load(root / GOLDEN)
-    lean = {name: _skips(root, reference, lacking or backend in engines.BACKENDS) for name, backend, _ in chosen}
+    vectors = golden or Golden.load(root / GOLDEN)
+    lean = {name: _skips(root, vectors, lacking or backend in engines.BACKENDS) for name, backend, _ in chosen}
     loop = "lean" if lacking else "diffusers"
     makers: dict[str, Callable[[], Runner]] = {
         "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
@@ -101,16 +106,16 @@ def validate(
     if lacking:
         reason = f"needs {', '.join(lacking)}"
         not_checked += [{"check": name, "reason": reason} for name in ("record", "surroundings")]
-        mismatches = check_said(root, record, reference)
+        mismatches = check_said(root, record, vectors)
         if mismatches:
             found = {"said": {"passed": False, "failures": mismatches}}
     else:
         progress("the record against the tensors")
         from .record import check_record
 
-        mismatches = check_record(root, record, reference)
+        mismatches = check_record(root, record, vectors)
         around = surroundings.compare(
-            surroundings.of_folder(root, reference.notes["prompts"], reference.notes["steps"]), reference.surroundings
+            surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings
         )
         found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
         mismatches = mismatches + around["failures"]
@@ -118,8 +123,8 @@ def validate(
     if wrong:
         found["engines"] = {"passed": False, "failures": wrong}
     mismatches = mismatches + wrong
-    report = prove(reference, runners, progress)  # type: ignore[arg-type]
-    not_checked += _outside(report["backends"]) + _between(root, record, reference, chosen)
+    report = prove(vectors, runners, progress, reference)  # type: ignore[arg-type]
+    not_checked += _outside(report["backends"]) + _between(root, record, vectors, chosen)
     if "onnx" in report["backends"]:
         report["backends"]["onnx"]["provider"] = executor
     report |= {**found, "not_checked": not_checked}
@@ -182,8 +187,8 @@ def _outside(backends: dict[str, Any]) -> list[dict[str, str]]:
     """Checks that were made in part or not at all, since an engine wasn't built for the golden vectors' shapes."""
     found = []
     for name, parts in backends.items():
-        if "not_checked" in parts["gates"]:
-            found.append({"backend": name, "check": "gates", "reason": parts["gates"]["not_checked"]})
+        if "not_checked" in parts["seam"]:
+            found.append({"backend": name, "check": "seam", "reason": parts["seam"]["not_checked"]})
         for check in ("forwards", "components", "runs"):
             left = parts[check].get("outside")
             if left:

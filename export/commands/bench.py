@@ -13,7 +13,7 @@ from ...editor.errors import SaeuronError
 from ...editor.suggest import unknown
 from ...validation.engines import BACKENDS as ENGINES
 from ...validation.engines import gpu, tensorrt_module
-from ...validation.runners import check_provider, provider_of
+from ...validation.sessions import check_provider, provider_of
 from ..checks import check_pixels
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import check_files

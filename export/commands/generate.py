@@ -104,7 +104,8 @@ def generate(
 
     with progress_line("starting") as say:
         from ...validation.lean import LeanPipeline
-        from ...validation.runners import check_provider, choose_networks, open_networks
+        from ...validation.runners import choose_networks, open_networks
+        from ...validation.sessions import check_provider
 
         if device and provider and (device == "cpu") != (provider == "cpu"):
             raise SaeuronError(f"--device {device} and --provider {provider} contradict each other; give one of them")

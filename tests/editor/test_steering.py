@@ -68,7 +68,7 @@ def test_equals_a_hook_that_multiplies(kind, residual):
     with AblationHook(unet, edit, {HOOKPOINT: sae}) as hook:
         hooked = forward(unet, 601)
     effect = (expected - unedited).norm()
-    assert effect > 1e-3 * unedited.norm() and hook.edit.concepts == sorted(f"feature {i}" for i in gains)
+    assert effect > 1e-3 * unedited.norm() and hook.tokens.edit.concepts == sorted(f"feature {i}" for i in gains)
     assert (hooked - expected).norm() < 1e-4 * effect
     assert (forward(bake(unet, edit, {HOOKPOINT: sae}), 601) - expected).norm() < 1e-4 * effect
 

@@ -13,7 +13,7 @@ from saeuron.export import bench_graphs
 from saeuron.export.bench import HOOK, UNEDITED, BenchSettings, bench, rounds
 from saeuron.validation import engines, tensorrt_runner
 from saeuron.validation.engines import Gpu
-from saeuron.validation.runners import open_session, run_session
+from saeuron.validation.sessions import open_session, run_session
 
 GATES = ("exact", "threshold")
 

@@ -467,7 +467,7 @@ def _graphs(folder: Path) -> None:
 
 @reader(_graphs, {"model.onnx": m.raw})
 def _onnx_graph(folder: Path) -> None:
-    from saeuron.validation.runners import open_session
+    from saeuron.validation.sessions import open_session
     from saeuron.validation.weights import _used
 
     list(_used(folder / "model.onnx"))

@@ -124,7 +124,7 @@ def test_external_data_of_a_graph_may_not_lie_elsewhere(tmp_path):
     import onnx
     from onnx import TensorProto, helper
 
-    from saeuron.validation.runners import open_session
+    from saeuron.validation.sessions import open_session
     from saeuron.validation.weights import _used
 
     (tmp_path / "secret").write_bytes(np.ones(4, np.float32).tobytes())

@@ -10,7 +10,8 @@ from saeuron.editor.bake import bake
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.pipelines import load_pipeline
 from saeuron.validation.golden import Golden
-from saeuron.validation.parity import check_components, check_control, check_forwards, check_gates, check_runs, prove, psnr
+from saeuron.validation.forwards import compare_forwards
+from saeuron.validation.parity import check_components, check_control, check_network, check_runs, check_seam, prove, psnr, run_forwards
 from saeuron.validation.reference import make_golden
 from saeuron.validation.runners import TorchRunner
 
@@ -36,7 +37,7 @@ def test_the_baked_model_passes(case):
     _, edited, golden = case
     report = prove(golden, [TorchRunner(edited)])
     assert report["passed"], report["failures"]
-    assert report["backends"]["checkpoint"]["gates"]["fired"] > 0
+    assert report["backends"]["checkpoint"]["seam"]["golden_tokens"]["fired"] > 0
     assert {c.kind for c in golden.cases} == {"step", "between", "fractional"}
     assert {len(c.sample) for c in golden.cases} == {1, 2, 4} and len({c.sample.shape[-2:] for c in golden.cases}) == 2
     assert {r.guidance for r in golden.runs} == {1.0, 3.0}
@@ -47,8 +48,7 @@ def test_other_residuals_pass_and_are_judged_by_the_suppression_alone(tiny, resi
     pipeline, edited, golden = setting(tiny, residual, scope="short")
     assert prove(golden, [TorchRunner(edited)])["passed"]
     # A model that treats the error alike but suppresses nothing must fail, though it is nowhere near the unedited one.
-    neutral = iter([c.neutral for c in golden.cases])
-    assert not check_forwards(golden, lambda *_: next(neutral))["passed"]
+    assert not compare_forwards(golden, [c.neutral for c in golden.cases]).passed
     assert check_control(golden)["residual_alone"] > 0.01
 
 
@@ -62,8 +62,8 @@ def test_threshold_gate_passes_and_its_difference_is_counted(tiny):
 def test_the_unedited_model_fails_everywhere(case):
     pipeline, _, golden = case
     runner = TorchRunner(pipeline)
-    forwards = check_forwards(golden, runner.unet)
-    assert not forwards["passed"] and forwards["worst"] == pytest.approx(1.0, abs=1e-3)
+    forwards = compare_forwards(golden, run_forwards(golden, runner.unet))
+    assert not forwards.passed and forwards.worst == pytest.approx(1.0, abs=1e-3) and forwards.share == pytest.approx(0.0, abs=1e-3)
     assert len(check_runs(golden, runner.free_run)["failures"]) == len(golden.runs)
     assert not prove(golden, [])["passed"], "no backend is no proof"
     assert check_control(golden)["passed"]
@@ -94,55 +94,31 @@ def test_a_slightly_wrong_edit_fails(case, spoil):
     wrong = copy.copy(edited)
     wrong.unet = copy.deepcopy(edited.unet)
     spoil(wrong.unet.ablations[KEY], golden)
-    assert not check_forwards(golden, TorchRunner(wrong).unet)["passed"]
+    found = check_seam(golden, TorchRunner(wrong))
+    assert not found.passed and found.worst > 3 * found.bar
 
 
-def test_an_unedited_unet_shows_no_gates_and_fails(case):
+def test_an_unedited_unet_shows_no_seam_and_fails(case):
     pipeline, edited, golden = case
-    found = check_gates(golden, TorchRunner(pipeline))
-    assert not found["passed"] and not found["observable"]
+    report = prove(golden, [TorchRunner(pipeline)])
+    assert not report["passed"] and any("it shows no edit" in line for line in report["failures"])
 
-    class Hidden:
-        shows_gates = False
+    class Hidden(TorchRunner):
+        shows_seam = False
 
-        def decisions(self, *_):
+        def observe(self, *case):
             return None
 
-    hidden = check_gates(golden, Hidden())
-    assert hidden["passed"] is None and "hides" in hidden["not_checked"], "it is judged by its outputs, and its gates are not said to pass"
-
-
-def test_flips_within_rounding_are_bounded(case):
-    """Half of the close decisions may flip by rounding; all of them don't."""
-    _, edited, golden = case
-    close = copy.deepcopy(golden)
-    runner = TorchRunner(edited)
-    for c in close.cases:
-        c.near[HOOKPOINT] = np.ones_like(c.near[HOOKPOINT])
-
-    class Inverted:
-        shows_gates = True
-
-        def decisions(self, *case):
-            return {h: ~f for h, f in runner.decisions(*case).items()}
-
-    found = check_gates(close, Inverted())
-    assert found["flips_beyond_rounding"] == 0 and "more than rounding" in found["failures"][0]
-
-
-def test_wrong_decisions_fail(case):
-    _, edited, golden = case
-    wrong = copy.copy(edited)
-    wrong.unet = copy.deepcopy(edited.unet)
-    wrong.unet.ablations[KEY].thresholds.mul_(10.0)
-    found = check_gates(golden, TorchRunner(wrong))
-    assert not found["passed"] and found["flips_beyond_rounding"] > 0
+    hidden = check_network(golden, Hidden(edited))
+    assert hidden["seam"]["passed"] is None and "hides" in hidden["seam"]["not_checked"], "its seam is not said to pass"
+    assert hidden["forwards"]["passed"], "it is judged by its outputs"
+    assert not check_network(golden, Hidden(pipeline))["forwards"]["passed"]
 
 
 def test_non_finite_values_fail_with_the_component_named(case):
     _, _, golden = case
-    found = check_forwards(golden, lambda sample, *_: np.full_like(sample, np.nan))
-    assert "UNet output is not finite" in found["failures"][0]
+    found = compare_forwards(golden, [np.full_like(c.hook, np.nan) for c in golden.cases])
+    assert not found.passed and "UNet output is not finite" in found.failures[0]
 
     class Broken:
         def component(self, name, inputs):

@@ -71,7 +71,7 @@ def make_curve(backends: Mapping[str, Mapping[str, Any]], share: Any) -> Curve |
     rows = {name: found for name, found in rows.items() if found}
     if not rows:
         return None
-    bars = [b for b in (number(backends[name]["forwards"]["bar"]) for name in rows) if math.isfinite(b) and b > 0]
+    bars = [b for b in (number(backends[name]["forwards"]["allowed"]) for name in rows) if math.isfinite(b) and b > 0]
     bar = min(bars) if bars else None
     finite = [r for found in rows.values() for _, r, _ in found if math.isfinite(r) and r > 0]
     top = math.ceil(math.log10(max([*finite, bar or 1e-2])) + 0.3)
@@ -100,7 +100,7 @@ def make_curve(backends: Mapping[str, Mapping[str, Any]], share: Any) -> Curve |
     across = [Tick(x(first + (last - first) * i / 5), f"{first + (last - first) * i / 5:.0f}") for i in range(6 if first > last else 1)]
     each = {name: _largest(found) for name, found in rows.items()}
     table = [(f"{t:g}", [share(e[t]) if t in e else "–" for e in each.values()]) for t in sorted(set(times), reverse=True)]
-    return Curve(lines, None if bar is None else y(bar), "" if bar is None else f"bar {share(bar)}", across, up, table)
+    return Curve(lines, None if bar is None else y(bar), "" if bar is None else f"allowed over all: {share(bar)}", across, up, table)
 
 
 def _largest(rows: Sequence[tuple[float, float, str]]) -> dict[float, float]:

@@ -11,7 +11,7 @@ from .figures import SENSITIVE, TITLES, known, plural
 from .sources import FIGURES, UNEDITED_PARAPHRASES, Attack, Evaluation, Known, Stage
 
 _CHECKS = {
-    "forwards": "forwards of the UNet", "gates": "gate decisions", "components": "the other components", "runs": "free runs",
+    "forwards": "forwards of the UNet", "seam": "the edit at the seam", "components": "the other components", "runs": "free runs",
     "record": "weights, tables and configs against the record", "surroundings": "tokenizer and scheduler",
 }  # fmt: skip
 
@@ -67,14 +67,14 @@ def _skipped(report: dict[str, Any]) -> list[str]:
         of = f" of {entry['backend']}" if "backend" in entry else ""
         found.append(f"{_CHECKS.get(entry['check'], entry['check'])}{of}: {entry['reason']}.")
     for name, p in report["backends"].items():
-        for check in ("forwards", "gates", "components", "runs"):
+        for check in ("seam", "forwards", "components", "runs"):
             if "not_checked" in p[check]:
                 found.append(f"{_CHECKS[check]} of {name}: {p[check]['not_checked']}.")
-        g = p["gates"]
-        if g.get("observable") and g["features_fired"] < g["features"]:
-            left = g["features"] - g["features_fired"]
+        tokens = p["seam"]["golden_tokens"]
+        if tokens and tokens["features_fired"] < tokens["features"]:
+            left = tokens["features"] - tokens["features_fired"]
             found.append(
-                f"{left} of {g['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
+                f"{left} of {tokens['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
             )
         for row in p["runs"]["rows"]:
             where = f"free run of {name} at guidance {row['guidance']:g}, {row['width']} × {row['height']}"

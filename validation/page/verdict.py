@@ -52,11 +52,20 @@ def _compared(report: dict[str, Any], which: str) -> str:
     text = "no forward of the UNet was compared"
     ran = {name: p for name, p in report["backends"].items() if p["forwards"]["forwards"]}
     if ran:
-        worst = max((number(p["forwards"]["worst"]) for p in ran.values()), key=lambda w: math.inf if math.isnan(w) else w)
-        bar = min(number(p["forwards"]["bar"]) for p in ran.values())
+        farthest = max(ran.values(), key=lambda p: _size(p["forwards"]["pooled"]))["forwards"]
         count = sum(p["forwards"]["forwards"] for p in ran.values())
-        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(worst)} of what the edit does (bar {share(bar)}, {count} forwards)"
+        text = f"the UNet of {', '.join(ran)} differs from the dynamic hook's by at most {share(farthest['pooled'])} of what the edit does (allowed {share(farthest['allowed'])}, {count} forwards)"
+    seams = [part for p in ran.values() for part in (p["seam"]["golden_tokens"], p["seam"]["own_tokens"]) if part]
+    if seams:
+        worst = max(seams, key=lambda part: _size(part["worst"]))
+        text += f"; the edit itself, on the same tokens, by at most {share(worst['worst'])} of a token's change (bar {share(worst['bar'])})"
     return text if report["passed"] else f"{text}; {which} failed in {plural(len(report['failures']), 'point')}"
+
+
+def _size(value: Any) -> float:
+    """A figure by which to sort; no number is worse than any."""
+    found = number(value)
+    return math.inf if math.isnan(found) else found
 
 
 def _utility(evaluation: Evaluation) -> str:
