@@ -223,7 +223,7 @@ class OnnxRunner:
 
     def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers") -> None:
         self.root, self.provider, self.loop = Path(root), provider, loop
-        self.gates: dict[str, str] = manifest.read(root)["onnx"]["gates"]
+        self.gates: dict[str, str] = {h: parts["fires"] for h, parts in manifest.read(root)["onnx"]["seams"].items()}
         self._sessions: dict[str, Any] = {}
         self._watching: Any = None
 
