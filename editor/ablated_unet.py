@@ -206,7 +206,8 @@ class FeatureAblation(nn.Module):
 
         read = x
         if self.unit_norm:
-            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            # With `keepdim`, the exporter would take its shape from the UNet's input, which a cut-out edit doesn't have.
+            mean, std = x.mean(-1, keepdim=True), x.std(-1)[..., None]
             read = (x - mean) / (std + 1e-5)
         read = read - self.pre_bias if self.subtract_bias else read
         z = F.relu(F.linear(read, self.encoder_weight, self.encoder_bias))
