@@ -248,7 +248,7 @@ def stage_unet(work: Path) -> dict[str, Any]:
 
 
 def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str, str]:
-    """What `saeuron-export --format onnx` does between its reference and its proof; the names of the gates' tensors."""
+    """What `saeuron-export --format onnx` does between its reference and its proof; the names of the seams' tensors."""
     import gc
 
     from saeuron.editor.bake import bake
@@ -268,15 +268,15 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
         ready.saes.clear()
     with meter.phase("configs"):
         checkpoint.write(edited, output, read_json(ready.model_folder / "model_index.json"), weights=False)
-    gates: dict[str, str] = {}
+    seams: dict[str, dict[str, str]] = {}
     parts = onnx.components(edited)
     pipeline.vae = pipeline.text_encoder = None
     del edited
     while parts:
         with meter.phase(parts[0].folder):
-            gates |= onnx.write(parts.pop(0), output)
+            seams |= onnx.write(parts.pop(0), output)
             gc.collect()
-    return gates
+    return seams
 
 
 def stage_pipeline(work: Path) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
     from saeuron.validation import manifest
 
     meter, output = Meter(), work / "artifact"
-    gates = _graphs(work, output, "fp32", meter)
+    seams = _graphs(work, output, "fp32", meter)
     result = meter.result("load") | {"bytes": folder_bytes(output)}
     # Only what the runner of the graphs reads has a meaning here.
     said = {
@@ -293,7 +293,7 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
         "activations": [], "model": {"source": "random", "pipeline": "StableDiffusionPipeline", "unet_sha256": "", "safety_checker": False},
         "edit": {"sha256": "", "tensors_sha256": ""}, "sampling": {"steps": 50, "guidance": 7.5, "height": None, "width": None},
     }  # fmt: skip
-    manifest.write(output, {**said, "onnx": {"opset": onnx.OPSET, "gates": gates}})
+    manifest.write(output, {**said, "onnx": {"opset": onnx.OPSET, "seams": seams}})
     return result
 
 

@@ -90,6 +90,13 @@ class FireGate(nn.Module):
         return fires if kth is None else fires & ~(latents < kth)
 
 
+class Seam(nn.Module):
+    """Marks a tensor, so that every backend can show it."""
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone() if torch.compiler.is_compiling() else tensor
+
+
 class FeatureAblation(nn.Module):
     """Suppresses chosen SAE features in the output of one hookpoint.
 
@@ -151,7 +158,11 @@ class FeatureAblation(nn.Module):
         self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
         self.register_buffer("thresholds", empty(timesteps, features))
         self.register_buffer("gains", empty(timesteps, features))
-        self.gate = FireGate()
+        self.gate, self.seam_input, self.seam_output = FireGate(), Seam(), Seam()
+        if reads == "delta":
+            self.seam_before = Seam()
+        if residual != "keep":
+            self.members = Seam()
 
     def _apply(self, fn, recurse: bool = True):  # noqa: ANN001, ANN202
         # `.half()` and `.to(bfloat16)` must not touch the tables: they decide what fires and how strongly.
@@ -176,30 +187,30 @@ class FeatureAblation(nn.Module):
         middles = (stored[:-1] + stored[1:]) / 2
         return (timestep[:, None] < middles[None]).sum(-1)
 
-    def forward(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Edit a feature map.
+    def forward(self, tokens: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Edit the tokens of a map.
 
         Args:
-            hidden: the block's output `[B, d, H, W]`.
+            tokens: the block's output `[B, L, d]`.
             timestep: float32, `[1]` for the batch or `[B]`.
-            before: the block's input, for an SAE that reads `delta`.
+            before: the block's input `[B, L, d]`, for an SAE that reads `delta`.
 
         Returns:
-            the edited map, same shape and dtype; exactly `hidden` where nothing fires and `residual` is `keep`.
+            the edited tokens, same shape and dtype; exactly `tokens` where nothing fires and `residual` is `keep`.
         """
-        height, width = hidden.shape[-2:]
-        out = hidden.flatten(2).transpose(1, 2)
-        x = out if before is None else out - before.flatten(2).transpose(1, 2)
+        out = self.seam_input(tokens)
+        x = out if before is None else out - self.seam_before(before)
         row = self.rows(timestep)
         thresholds = self.thresholds.index_select(0, row)[:, None]
         gains = self.gains.index_select(0, row)[:, None]
 
-        tokens = x
+        read = x
         if self.unit_norm:
-            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
-            tokens = (x - mean) / (std + 1e-5)
-        tokens = tokens - self.pre_bias if self.subtract_bias else tokens
-        z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
+            # With `keepdim`, the exporter would take its shape from the UNet's input, which a cut-out edit doesn't have.
+            mean, std = x.mean(-1, keepdim=True), x.std(-1)[..., None]
+            read = (x - mean) / (std + 1e-5)
+        read = read - self.pre_bias if self.subtract_bias else read
+        z = F.relu(F.linear(read, self.encoder_weight, self.encoder_bias))
         chosen = z if self.chosen_rows else z.index_select(-1, self.features)
         top = kth = None
         if self.k is None:
@@ -218,14 +229,21 @@ class FeatureAblation(nn.Module):
         if self.residual == "keep":
             y = out.float() + (change @ rows) * scale
         else:
-            active = z * (z > self.latent_thresholds) if top is None else torch.zeros_like(z).scatter(-1, top.indices, top.values)
+            if top is None:
+                active = z * self.members(z > self.latent_thresholds)
+            else:
+                active = torch.zeros_like(z).scatter(-1, self.members(top.indices), top.values)
             decoded = (active.float() @ rows + self.pre_bias.float()) * scale + (mean.float() if self.unit_norm else 0.0)
             y = decoded + (change @ rows.index_select(0, self.features)) * scale
             if self.residual == "upstream":
                 y = y + (decoded - x.float())
             y = y if before is None else y + (out - x).float()
-        y = y.to(out.dtype)
-        return y.transpose(1, 2).unflatten(-1, (height, width))
+        return self.seam_output(y.to(out.dtype))
+
+    def on_map(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+        """The same for maps `[B, d, H, W]`."""
+        tokens, *others = (m.flatten(2).transpose(1, 2) for m in (hidden, before) if m is not None)
+        return self(tokens, timestep, *others).transpose(1, 2).unflatten(-1, hidden.shape[-2:])
 
     def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
@@ -234,10 +252,10 @@ class FeatureAblation(nn.Module):
             raise AblationIntegrityError("an edited block was run outside its UNet's forward, so its timestep is unknown; call the UNet")
         before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
         if isinstance(output, torch.Tensor):
-            return self(output, timestep, before)
+            return self.on_map(output, timestep, before)
         if isinstance(output, tuple):
-            return (self(output[0], timestep, before), *output[1:])
-        output.sample = self(output.sample, timestep, before)
+            return (self.on_map(output[0], timestep, before), *output[1:])
+        output.sample = self.on_map(output.sample, timestep, before)
         return output
 
 

@@ -121,7 +121,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     keeps_checker = getattr(edited, "safety_checker", None) is not None and "checkpoint" in s.formats
     edit_hash = edited.unet.config["ablation"]["sha256"]
     kind = type(edited).__name__
-    gates: dict[str, str] = {}
+    seams: dict[str, dict[str, str]] = {}
     if "onnx" in s.formats:
         edited.to("cpu")
         parts = onnx.components(edited)
@@ -131,7 +131,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         del edited
         while parts:
             progress(f"exporting {parts[0].folder} to ONNX")
-            gates |= onnx.write(parts.pop(0), folder)
+            seams |= onnx.write(parts.pop(0), folder)
             gc.collect()
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -144,7 +144,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
                  "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},
         "sampling": {"steps": plan.steps, "guidance": plan.guidance, "height": s.height, "width": s.width},
-        "onnx": {"opset": onnx.OPSET, "gates": gates},
+        "onnx": {"opset": onnx.OPSET, "seams": seams},
         "device": s.device,
         "license": licence.of_model(prepared.model_folder),
         "warnings": prepared.warnings,

@@ -223,7 +223,7 @@ def _torch_rows(
 
         def call() -> None:
             for name, m in here.items():
-                modules[name](m, timestep)
+                modules[name].on_map(m, timestep)
 
         return call
 

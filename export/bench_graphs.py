@@ -32,7 +32,7 @@ class _Edits(torch.nn.Module):
         self.inner = modules
 
     def forward(self, timestep: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(module(m, timestep.reshape(1)) for module, m in zip(self.inner.values(), maps, strict=True))
+        return tuple(module.on_map(m, timestep.reshape(1)) for module, m in zip(self.inner.values(), maps, strict=True))
 
 
 def export_edit(modules: Any, maps: Mapping[str, torch.Tensor], timestep: torch.Tensor, folder: Path) -> tuple[Path, Feed]:

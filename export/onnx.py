@@ -23,11 +23,13 @@ from ..editor.conditions import conditions_of, unet_arguments
 from ..editor.errors import SaeuronError
 from ..editor.families import TextEncoder, family_of
 from ..editor.sampling import vae_dtype
-from ..validation.manifest import gate_tensor
+from ..validation.manifest import seam_tensor
 
 OPSET = 20
 # protobuf stops at 2 GiB; below this bound one plain file is the most portable form.
 _INLINE_LIMIT = 1 << 30
+_PARTS = {"seam_input": "input", "seam_before": "before", "seam_output": "output", "gate": "fires", "members": "members"}
+"""module of an edit → which of its tensors that is"""
 _LATENTS = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
 
 
@@ -152,11 +154,11 @@ def _quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def write(component: Component, root: Path) -> dict[str, str]:
+def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     """Export one component to `root/<folder>/model.onnx` (and `model.onnx_data` beside it when large).
 
     Returns:
-        for an edited UNet: hookpoint → name of the tensor that holds its gate's decisions.
+        for an edited UNet: hookpoint → part of the edit (see `seam_tensor`) → name of its tensor in the graph.
 
     Raises:
         SaeuronError: the exporter failed, or fixed an axis that has to stay dynamic.
@@ -176,9 +178,10 @@ def write(component: Component, root: Path) -> dict[str, str]:
     assert program is not None
     model = program.model
     weights = list(model.graph.initializers.values())
+    seams = _name_seams(model.graph, component.module)
     _optimise(model)
+    names = _close_seams(model.graph, seams)
     _name_axes(model.graph, component)
-    gates = _name_gates(model.graph, component.module) if component.folder == "unet" else {}
     _strip_metadata(model)
 
     folder = root / component.folder
@@ -192,7 +195,7 @@ def write(component: Component, root: Path) -> dict[str, str]:
     if isinstance(component.module, _VaeEncoder | _VaeDecoder):
         # optimum wants a config beside every graph; the other networks' comes with the checkpoint.
         component.module.vae.save_config(folder)
-    return gates
+    return names
 
 
 @torch.no_grad()
@@ -237,19 +240,38 @@ def _name_axes(graph: ir.Graph, component: Component) -> None:
                 value.shape[axis] = name
 
 
-def _name_gates(graph: ir.Graph, module: nn.Module) -> dict[str, str]:
-    """Give each gate's decision tensor a stable name, so that validation can ask any graph for it."""
-    unet = module.unet
-    if not isinstance(unet, AblatedUNet2DConditionModel):
+def _name_seams(graph: ir.Graph, module: nn.Module) -> dict[str, dict[str, ir.Value]]:
+    """Hookpoint → part → the tensor at that edge of the edit, under a name by which validation can ask any graph for it.
+
+    They are outputs until `_optimise` is done, so that no rewriting goes across them or renames them.
+    """
+    if not isinstance(module, _UNet) or not isinstance(module.unet, AblatedUNet2DConditionModel):
         return {}
-    found: dict[str, str] = {}
-    for hookpoint in unet.config["ablation"]["hookpoints"]:
-        scope = f"ablations.{hookpoint.replace('.', '-')}.gate"
-        inside = [n for n in graph if f"{scope}'" in n.metadata_props.get("pkg.torch.onnx.name_scopes", "")]
-        if not inside:
-            raise SaeuronError(f"ONNX export lost the gate of '{hookpoint}'")
-        found[hookpoint] = inside[-1].outputs[0].name = gate_tensor(hookpoint)
+    found: dict[str, dict[str, ir.Value]] = {}
+    for key, ablation in module.unet.ablations.items():
+        hookpoint = key.replace("-", ".")
+        found[hookpoint] = {}
+        for marker, part in _PARTS.items():
+            if not hasattr(ablation, marker):
+                continue
+            inside = [n for n in graph if f"ablations.{key}.{marker}'" in n.metadata_props.get("pkg.torch.onnx.name_scopes", "")]
+            if not inside:
+                raise SaeuronError(f"ONNX export lost {part} of the edit at '{hookpoint}'")
+            value = found[hookpoint][part] = inside[-1].outputs[0]
+            value.name = seam_tensor(hookpoint, part)
+            graph.outputs.append(value)
     return found
+
+
+def _close_seams(graph: ir.Graph, seams: dict[str, dict[str, ir.Value]]) -> dict[str, dict[str, str]]:
+    """Make inner tensors of them again; returns their names."""
+    names = {hookpoint: {part: seam_tensor(hookpoint, part) for part in parts} for hookpoint, parts in seams.items()}
+    wanted = {name for parts in names.values() for name in parts.values()}
+    graph.outputs[:] = [v for v in graph.outputs if v.name not in wanted]
+    made = {value.name for node in graph for value in node.outputs}
+    if lost := sorted(wanted - made):
+        raise SaeuronError(f"ONNX export lost {', '.join(lost)}")
+    return names
 
 
 def _strip_metadata(model: ir.Model) -> None:

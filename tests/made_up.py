@@ -76,7 +76,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
         "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "a" * 64, "safety_checker": False},
         "saes": {POINT: {"source": "demo:saes", "sha256": "b" * 64}}, "activations": [],
         "edit": {"sha256": "c" * 64, "tensors_sha256": "d" * 64, "hookpoints": {POINT: {"features": 3, "timesteps": 2}}},
-        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"gates": {}}, "validation": summary, **changes,
+        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"seams": {}}, "validation": summary, **changes,
     }  # fmt: skip
     manifest.write(root, record)
     return root

@@ -53,7 +53,7 @@ _FIELDS = Fields(
         "model": Fields({"source": str, "pipeline": str, "unet_sha256": str, "safety_checker": bool}),
         "saes": Each(Fields({"source": str, "sha256": str})), "activations": Items(dict), "edit": Fields({"sha256": str, "tensors_sha256": str}),
         "sampling": Fields({"steps": int, "guidance": float, "height": Maybe(int), "width": Maybe(int)}),
-        "onnx": Fields({"gates": Each(str)}), "files": Each(Fields({"sha256": str, "bytes": int})),
+        "onnx": Fields({"seams": Each(Fields({"input": str, "output": str, "fires": str}, {"before": str, "members": str}))}), "files": Each(Fields({"sha256": str, "bytes": int})),
     },
     {
         # Not there yet while an export proves what it wrote.
@@ -67,9 +67,16 @@ _FIELDS = Fields(
 )  # fmt: skip
 
 
-def gate_tensor(hookpoint: str) -> str:
-    """Name of the tensor with a gate's decisions in an exported graph."""
-    return f"ablations.{hookpoint}.fires"
+def seam_tensor(hookpoint: str, part: str) -> str:
+    """Name of a tensor at the edge of an edit in an exported graph.
+
+    Args:
+        hookpoint: where the edit sits.
+        part: `input` (the block's output, as tokens `[B, L, d]`), `before` (the block's input, where the SAE reads what the block adds),
+            `output` (the edited tokens), `fires` (the gate's decisions, bool `[B, L, U]`) or `members` (which latents are active, where the
+            residual isn't `keep`: int64 `[B, L, k]`, or bool `[B, L, n]` with JumpReLU).
+    """
+    return f"saeuron/{hookpoint}/{part}"
 
 
 def strict_json(value: Any) -> str:

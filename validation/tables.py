@@ -17,7 +17,7 @@ import numpy as np
 from ..editor.edit_header import TENSORS, EditHeader, edit_sha256, read_edit_header
 from ..editor.errors import SaeuronError
 from ..editor.files import read_header, read_json
-from .manifest import gate_tensor
+from .manifest import seam_tensor
 
 Tables = dict[str, np.ndarray]
 _KEYS = ("features", "timesteps", "thresholds", "gains")
@@ -182,7 +182,9 @@ def in_graph(folder: Path, edit: EditFile, gate: str) -> list[str]:
         if k != "features" or _needs_features(h, edit, gate, settings)
     }
     names, held = _live(folder / "model.onnx", {v.size for v in wanted.values()})
-    found = [f"onnx: no output of the graph depends on the gate of '{h}'" for h in edit.header.latents if gate_tensor(h) not in names]
+    found = [
+        f"onnx: no output of the graph depends on the gate of '{h}'" for h in edit.header.latents if seam_tensor(h, "fires") not in names
+    ]
     return found + [
         f"onnx: the table '{key}' of '{h}' is not in the graph, or no output depends on it"
         for (h, key), expected in wanted.items()

@@ -45,7 +45,8 @@ def tensors(network: Any) -> set[str]:
 def main(artifact: Path) -> int:
     """Exit code: 0 if every graph is parsed and built, and the UNet's holds the edit."""
     golden = read_golden(artifact)
-    gates = json.loads((artifact / "saeuron.json").read_text())["onnx"]["gates"]
+    seams = json.loads((artifact / "saeuron.json").read_text())["onnx"]["seams"]
+    wanted = {name for parts in seams.values() for name in parts.values()}
     report = Report("tensorrt-rtx", golden.precision)
     logger = trt.Logger(trt.Logger.ERROR)
     sizes = shapes(golden, artifact)
@@ -56,10 +57,10 @@ def main(artifact: Path) -> int:
         if error:
             continue
         if name == "unet":
-            missing = sorted(set(gates.values()) - tensors(network))
+            missing = sorted(wanted - tensors(network))
             report.line(
-                bool(gates) and not missing,
-                f"{name}: the network holds the edit's decisions at {', '.join(gates)}{f'; missing: {missing}' if missing else ''}",
+                bool(wanted) and not missing,
+                f"{name}: the network holds the edges of the edit at {', '.join(seams)}{f'; missing: {missing}' if missing else ''}",
             )
         batch = 2 if name == "unet" else 1  # guidance
         for tensor in (network.get_input(i) for i in range(network.num_inputs)):

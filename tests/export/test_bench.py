@@ -50,7 +50,7 @@ def test_the_graph_of_the_edit_alone_is_the_edit(parts, gate, tmp_path):
     maps = {HOOKPOINT: torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(1))}
     path, feed = bench_graphs.export_edit(edited.ablations, maps, torch.tensor(501.0), tmp_path / gate)
     (found,) = run_session(open_session(path), dict(feed)).values()
-    wanted = next(iter(edited.ablations.values()))(maps[HOOKPOINT], torch.tensor([501.0]))
+    wanted = next(iter(edited.ablations.values())).on_map(maps[HOOKPOINT], torch.tensor([501.0]))
     assert not torch.equal(wanted, maps[HOOKPOINT])
     assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
 

@@ -308,7 +308,7 @@ def _artifact(folder: Path) -> None:
         "concepts": ["A"], "settings": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}], "residual": "keep", "gate": "exact", "precision": "fp32",
         "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "0", "safety_checker": False},
         "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
-        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "gates": {HOOKPOINT: "x"}}, "warnings": [], "versions": {},
+        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {HOOKPOINT: {"input": "x", "output": "y", "fires": "z"}}}, "warnings": [], "versions": {},
         "validation": {"passed": True, "scope": "full", "precision": "fp32", "worst_share_of_effect": {"onnx": 0.001}, "failures": []},
         "engines": {"rtx-sm86": {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
                                  "components": {"unet": {"precision": "fp32", "onnx": graphs["unet"], "shapes": {"sample": [[1], [2], [3]]}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}},

@@ -237,9 +237,9 @@ def test_a_graph_that_goes_around_its_edit(copy, kept):
 
     path = copy / "unet" / "model.onnx"
     graph = (model := onnx.load(path)).graph
-    (edited,) = json.loads((copy / manifest.NAME).read_text())["onnx"]["gates"].values()
+    (parts,) = json.loads((copy / manifest.NAME).read_text())["onnx"]["seams"].values()
     readers = {name: node for node in reversed(graph.node) for name in node.input}
-    last = edited
+    last = parts["fires"]
     while (node := readers[last]).op_type != "Add":
         last = node.output[0]
     (unedited,) = set(node.input) - {last}
