@@ -105,11 +105,12 @@ class LeanPipeline:
         Raises:
             SaeuronError: a seed or a size that can't be.
         """
-        sides = []
-        for pixels, own, name in ((height, self._sizes.own[0], "height"), (width, self._sizes.own[1], "width")):
-            side = own * self.factor if pixels is None else pixels
-            self._sizes.check_side(side, name)
-            sides.append(side // self.factor)
+        for pixels, name in ((height, "height"), (width, "width")):
+            if pixels is not None:
+                self._sizes.check_side(pixels, name)
+        sides = self._sizes.latents(height, width)
+        for side, name in zip(sides, ("height", "width"), strict=True):
+            self._sizes.check_side(side * self.factor, name)
         return initial_noise(seeds, (self.channels, *sides))
 
     def check_latents(self, latents: np.ndarray) -> None:
