@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import SaeuronError, first_line, panics_as_errors
 from .families import Family
-from .files import read_header, read_json
+from .files import read_header, read_json, refuse_pointer
 from .quiet import quiet_loading
 
 # Names that diffusers and transformers look for, e.g. `model.safetensors`, `diffusion_pytorch_model.fp16-00001-of-00002.safetensors`.
@@ -66,6 +66,8 @@ def named(index: Mapping[str, Any], family: Family, without: Sequence[str] = ())
 def check_files(folder: Path, variant: str | None) -> None:
     """Raise `SaeuronError` unless a component's safetensors files are whole, and hold what their index says."""
     used, files = weight_files(folder, variant)
+    for path in files:
+        refuse_pointer(path)
     held = {path.name: read_header(path)[1] for path in files if path.suffix == ".safetensors"}
     for path in folder.glob("*.index*.json"):
         match = _INDEX.fullmatch(path.name)
@@ -124,7 +126,9 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
         SaeuronError: not a weight too few or too many, and each in its shape; or the files can't be read.
     """
     used, files = weight_files(folder, variant)
-    options = {} if dtype is None else {"torch_dtype": dtype}
+    options: dict[str, Any] = {"use_safetensors": files[0].suffix == ".safetensors"}
+    if dtype is not None:
+        options["torch_dtype"] = dtype
     if device is not None:
         options["device_map"] = {"": device}
     try:
@@ -134,8 +138,9 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
             )
     except Exception as error:  # diffusers and transformers raise many types
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
+    odd = {key for key, *_ in info["mismatched_keys"]}
     # A weight that an index promises and its file lacks is in no list, but stays without values.
-    empty = [] if device == "meta" else [name for name, value in network.state_dict().items() if value.is_meta]
+    empty = [] if device == "meta" else [key for key, value in network.state_dict().items() if value.is_meta and key not in odd]
     shapes = [f"{key} {list(held)} instead of {list(wanted)}" for key, held, wanted in info["mismatched_keys"]]
     refuse_odd({*info["missing_keys"], *empty}, info["unexpected_keys"], shapes, f"{folder}: the weights in {files[0].name}")
     return network

@@ -89,6 +89,11 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     used = {weight_files(folder / name, variant)[0] for name in networks}
     if variant is not None and variant not in used:
         raise SaeuronError(f"--variant {variant}: no component of '{folder}' has weights of this variant")
+    extractor = index.get("feature_extractor")
+    if "safety_checker" in networks and not (
+        isinstance(extractor, list) and extractor[0] and (folder / "feature_extractor" / "preprocessor_config.json").is_file()
+    ):
+        raise SaeuronError(f"'{folder}' is incomplete: its safety checker needs a feature_extractor, with preprocessor_config.json")
     for name in {t.tokenizer for t in family.text_encoders}:
         for path in (folder / name).iterdir():
             if path.is_file():

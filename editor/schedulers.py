@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,11 @@ def scheduler_in(folder: Path) -> Any:
     family, entry = family_of(index), index.get("scheduler")
     name = str(entry[1] if isinstance(entry, list) and len(entry) == 2 else entry)
     cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not hasattr(cls, "set_timesteps"):
+    try:
+        known = hasattr(cls, "set_timesteps")
+    except ImportError as error:  # of a package that diffusers has this scheduler from
+        raise SaeuronError(f"'{folder}': its scheduler can't be opened: {first_line(error)}") from None
+    if not known:
         raise SaeuronError(f"'{folder}': its scheduler is a {name[:60]}, which is none of diffusers'")
     if not hasattr(cls, "scale_model_input"):
         raise SaeuronError(
@@ -55,7 +58,7 @@ def ddim_of(family: Family, scheduler: Any) -> Any:
     from diffusers import DDIMScheduler
 
     name = type(scheduler).__name__
-    if "beta_start" not in scheduler.config:
+    if not hasattr(scheduler, "alphas_cumprod"):
         raise SaeuronError(f"DDIM can't sample in the place of {name}: it has another noise schedule (no betas)")
     # `from_config` would take DDIM's defaults for what the file left to the defaults of its own class, or to the constructor.
     config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
@@ -148,8 +151,3 @@ def _highest(scheduler: Any) -> float:
         return float(timesteps(scheduler, 10).max())
     except SaeuronError:
         return -float("inf")
-
-
-def settings_of(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config as the family's constructor would leave it; for loops without diffusers."""
-    return {**config, **{key: value for key, value in family.mends.items() if key in config}}

@@ -217,14 +217,18 @@ class LeanPipeline:
 
 
 def scheduler_of(root: Path, kind: str | None = None) -> Scheduler:
-    """An artifact's scheduler; the index names its class, as for diffusers.
+    """An artifact's scheduler; the index names its class, as for diffusers, whose pipeline mends some of its settings.
 
     Raises:
         SaeuronError: see `make_scheduler`.
     """
-    entry = read_json(root / "model_index.json").get("scheduler")
+    index = read_json(root / "model_index.json")
+    entry = index.get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-    return make_scheduler({**read_json(root / "scheduler" / "scheduler_config.json"), "_class_name": name}, kind)
+    # A class whose config has no such setting never clips; DDIM in its place must not either.
+    never = {} if name == "DDIMScheduler" else {"clip_sample": False}
+    config = {**never, **read_json(root / "scheduler" / "scheduler_config.json"), **family_of(index).mends, "_class_name": name}
+    return make_scheduler(config, kind)
 
 
 def _layers(path: Path) -> int:
