@@ -187,10 +187,11 @@ def _mean_over_prompts(values: torch.Tensor) -> torch.Tensor:
 
 
 def ddim_timesteps(scheduler_config: Mapping[str, Any], steps: int) -> torch.Tensor:
-    """The timesteps, descending int64 `[steps]`, of DDIM made from a pipeline's scheduler config."""
+    """The timesteps, descending int64 `[steps]`, of DDIM with a scheduler's config; `schedulers.ddim_of` gives a pipeline's."""
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    # All that the config holds was really used; diffusers would take its defaults for what is named here.
+    scheduler = DDIMScheduler.from_config({k: v for k, v in scheduler_config.items() if k != "_use_default_values"})
     if not 0 < steps <= scheduler.config.num_train_timesteps:
         raise SaeuronError(
             f"activations have {steps} steps, but the model's scheduler was trained on {scheduler.config.num_train_timesteps}"

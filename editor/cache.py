@@ -22,13 +22,16 @@ def key(**content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def model_sha256(folder: Path, pictures: bool = False) -> str:
+def model_sha256(folder: Path, pictures: bool = False, variant: str | None = None) -> str:
     """Hash of what a pipeline's activations depend on, or with `pictures` its pictures, which takes the autoencoder in.
 
-    UNet, text encoders, tokenizers and scheduler by their files; the scheduler's class too, which `model_index.json` chooses.
+    UNet, text encoders, tokenizers and scheduler by their files; the scheduler's class too, which `model_index.json` chooses; and
+    the variant of the weight files, where one is chosen.
     """
     parts = ("unet", "text_encoder", "tokenizer", "scheduler", *(("vae",) if pictures else ()))
     digest = hashlib.sha256(json.dumps(read_json(folder / "model_index.json").get("scheduler")).encode())
+    if variant is not None:
+        digest.update(f"variant {variant}\n".encode())
     for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(parts)):
         for path in sorted(p for p in part.rglob("*") if p.is_file()):
             digest.update(f"{path.relative_to(folder)}:{file_sha256(path)}\n".encode())

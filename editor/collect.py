@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +19,19 @@ from safetensors.torch import load_file, save_file
 
 from .activations import ConceptActivations
 from .errors import SaeuronError
-from .files import read_header
+from .families import family_of
+from .files import read_header, read_json
 from .hookpoints import to_tokens
 from .names import normalise
 from .process import Process
 from .prompt_sets import check_sets
 from .sae import SparseAutoencoder
 from .sampling import generate, observe
+from .schedulers import check_loop, ddim_of, scheduler_in, timesteps
 from .writing import whole_file
 
+METHOD = 2
+"""of sampling, part of the names of stored work: until 1, DDIM clipped samples where the pipeline's own scheduler never does"""
 _SCALE = float(2**40)
 # |sum| stays below 2^22 · 2^40; a mean latent of 1000 over four thousand prompts.
 _LARGEST = float(2**22)
@@ -49,7 +53,7 @@ class Sampling:
     """pixels; None: the model's own size"""
     width: int | None = None
     scheduler: str = "ddim"
-    """`ddim` (eta 0, made from the pipeline's own config) or `model`"""
+    """`ddim` (eta 0, made from the pipeline's own scheduler) or `model`"""
 
 
 _DEFAULT, _ALONE = Sampling(), Process()
@@ -135,10 +139,18 @@ def collect(
     return _merge(everything, units, names, prompts, saes, sampling, dict(provenance or {}))
 
 
+def check_sampling(folder: Path, sampling: Sampling) -> None:
+    """Raise `SaeuronError` unless the pipeline in a folder can be sampled so; no network is opened."""
+    scheduler = scheduler_in(folder)
+    if sampling.scheduler == "ddim":
+        scheduler = ddim_of(family_of(read_json(folder / "model_index.json")), scheduler)
+    check_loop(scheduler, sampling.steps)
+
+
 def _check_timesteps(scheduler: Any, steps: int) -> None:
     """Activations are stored by timestep, so no two steps may have the same."""
-    scheduler.set_timesteps(steps)
-    found = [round(float(t)) for t in scheduler.timesteps]
+    check_loop(scheduler, steps)
+    found = [round(t) for t in timesteps(scheduler, steps).tolist()]
     if len(set(found)) < len(found):
         raise SaeuronError(
             f"{type(scheduler).__name__} calls the UNet more than once at a timestep, and activations are stored by timestep; collect with the scheduler ddim"
@@ -154,22 +166,21 @@ def _units(prompts: Mapping[str, Sequence[str]], sampling: Sampling) -> list[_Un
 
 
 @contextmanager
-def _ddim(pipeline: Any) -> Iterator[None]:
-    """The pipeline with a DDIM scheduler made from its own config."""
-    from diffusers import DDIMScheduler
+def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
+    """A context in which the pipeline has a DDIM scheduler made from its own (`ddim`), or its own (`model`).
 
-    own, pipeline.scheduler = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
+    Raises:
+        SaeuronError: another kind, or no DDIM that samples as the pipeline would.
+    """
+    if kind not in ("ddim", "model"):
+        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
+    own = pipeline.scheduler
+    if kind == "ddim":
+        pipeline.scheduler = ddim_of(family_of(pipeline), own)
     try:
         yield
     finally:
         pipeline.scheduler = own
-
-
-def scheduler_of(pipeline: Any, kind: str) -> Any:
-    """A context in which the pipeline has a DDIM scheduler (`ddim`) or its own (`model`)."""
-    if kind not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
-    return _ddim(pipeline) if kind == "ddim" else nullcontext()
 
 
 def _run_unit(

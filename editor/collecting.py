@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cache
-from .collect import Process, Sampling, clear, collect
+from .collect import METHOD, Process, Sampling, clear, collect
 from .sae import SparseAutoencoder
 from .writing import alone, whole_file
 
@@ -32,6 +32,7 @@ def cached_file(model: str, hookpoint: str, sae: SparseAutoencoder, prompts: Pro
         prompts=[[n, list(p)] for n, p in prompts.items()],
         sampling=asdict(sampling),
         precision="fp32",
+        method=METHOD,
     )
     return cache.root() / "activations" / f"{name}.safetensors"
 

@@ -38,6 +38,16 @@ def conditions_of(config: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def text_width(config: Any) -> int:
+    """Width of the text that a UNet takes; its config may name it once a level.
+
+    Args:
+        config: of the UNet, completed by the class's defaults.
+    """
+    width = config["cross_attention_dim"]
+    return int(width[0]) if isinstance(width, list | tuple) else int(width)
+
+
 def _width(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if type(value) is not int or not 1 <= value <= _WIDEST:

@@ -19,6 +19,8 @@ class TextEncoder:
     """component and folder of the tokenizer whose ids it takes"""
     outputs: tuple[str, ...]
     """fields of its output in optimum's order; clients take the first one by place"""
+    cls: str
+    """name of its class in transformers"""
     hidden_states: bool = False
     """whether the pipeline reads inner layers: `hidden_states.0` (embeddings) to `hidden_states.N` follow the other outputs"""
 
@@ -54,6 +56,8 @@ class Family:
     """whether it runs a float16 autoencoder in float32 where the autoencoder's config says `force_upcast`"""
     normalises_latents: bool = False
     """whether it heeds `latents_mean` and `latents_std` in the autoencoder's config"""
+    mends: Mapping[str, Any] = field(default_factory=dict)
+    """settings of a scheduler that its constructor sets, whatever the file says, where the scheduler has them"""
 
     @property
     def cls(self) -> Any:
@@ -66,6 +70,32 @@ class Family:
     def networks(self) -> tuple[str, ...]:
         """Components with weights that every pipeline of the family has."""
         return ("unet", *(t.name for t in self.text_encoders), "vae")
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Network → name of the class that it has to have."""
+        found = {"unet": "UNet2DConditionModel", **{t.name: t.cls for t in self.text_encoders}, "vae": "AutoencoderKL"}
+        return {**found, **{name: _OPTIONAL[name] for name in self.optional}}
+
+    def class_of(self, network: str) -> Any:
+        """The class of a network, from diffusers or transformers."""
+        import diffusers
+        import transformers
+
+        if network == "safety_checker":
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+            return StableDiffusionSafetyChecker
+        return getattr(diffusers if network in ("unet", "vae") else transformers, self.classes[network])
+
+    def mended(self, scheduler: Any) -> Any:
+        """A scheduler as the pipeline's constructor leaves it."""
+        from .quiet import quiet_loading
+
+        parts = (*self.networks, *(t.tokenizer for t in self.text_encoders), "feature_extractor", *self.optional)
+        switches = {"requires_safety_checker": False} if "requires_safety_checker" in self.options else {}
+        with quiet_loading():
+            return self.cls(**dict.fromkeys(parts), scheduler=scheduler, **switches, **self.fixed).scheduler
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -82,18 +112,23 @@ class Family:
         return next((t for t in self.text_encoders if t.name == name), None)
 
 
+_OPTIONAL = {"safety_checker": "StableDiffusionSafetyChecker", "image_encoder": "CLIPVisionModelWithProjection"}
+
 FAMILIES = (
     Family(
         "StableDiffusionPipeline",
-        (TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output")),),
+        (TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output"), "CLIPTextModel"),),
         optional=("safety_checker", "image_encoder"),
         options=("requires_safety_checker",),
+        mends={"steps_offset": 1, "clip_sample": False},
     ),
     Family(
         "StableDiffusionXLPipeline",
         (
-            TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output"), hidden_states=True),
-            TextEncoder("text_encoder_2", "tokenizer_2", ("text_embeds", "last_hidden_state"), hidden_states=True),
+            TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output"), "CLIPTextModel", hidden_states=True),
+            TextEncoder(
+                "text_encoder_2", "tokenizer_2", ("text_embeds", "last_hidden_state"), "CLIPTextModelWithProjection", hidden_states=True
+            ),
         ),
         optional=("image_encoder",),
         options=("force_zeros_for_empty_prompt",),

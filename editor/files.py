@@ -19,6 +19,13 @@ _JSON_LIMIT = 16 * 2**20
 """bytes of JSON that are parsed: Python's objects take some twenty times as many"""
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise `SaeuronError` for what Git leaves in the place of a large file that it has not fetched."""
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise SaeuronError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -26,6 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SaeuronError: missing, larger than 16 MiB, not JSON, or not an object.
     """
     try:
+        refuse_pointer(path)
         if path.stat().st_size > _JSON_LIMIT:
             raise SaeuronError(f"{path} is larger than {_JSON_LIMIT >> 20} MiB; that is no settings file")
         value = parse_json(path.read_text(encoding="utf-8"))
@@ -73,6 +81,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     from safetensors import SafetensorError, safe_open
 
     try:
+        refuse_pointer(path)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
         if _JSON_LIMIT < size <= path.stat().st_size:

@@ -13,6 +13,7 @@ from .errors import SaeuronError
 from .families import family_of
 from .hookpoints import find_hookpoint, read_map
 from .names import normalise
+from .sizes import latent_sides
 
 
 class Capture(NamedTuple):
@@ -31,12 +32,12 @@ def initial_latents(pipeline: Any, seeds: Sequence[int], height: int | None = No
         seeds: one a picture.
         height: pixels; default: the UNet's own sample size.
         width: pixels.
+
+    Raises:
+        SaeuronError: see `latent_sides`.
     """
     unet, factor = pipeline.unet, pipeline.vae_scale_factor
-    size = unet.config.sample_size
-    default = (size, size) if isinstance(size, int) else tuple(size)
-    h = default[0] if height is None else height // factor
-    w = default[1] if width is None else width // factor
+    h, w = latent_sides(unet.config.sample_size, factor, height, width)
     rows = [torch.randn(unet.config.in_channels, h, w, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     return torch.stack(rows).to(unet.device, unet.dtype)
 

@@ -62,7 +62,7 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     prepared = prepare(plan, progress)
     check_space(settings.output, sum(estimate(prepared).values()))
     progress(f"loading {plan.model}")
-    pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device)
+    pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device, variant=settings.variant)
     refuse_edited(pipeline.unet)
     with building(settings.output, settings.overwrite) as folder:
         hook = TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate) if settings.validate else None
@@ -139,7 +139,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "concepts": prepared.edit.concepts,
         "settings": prepared.sources["concepts"],
         "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": sorted(f for f in s.formats if f != "trt"),
-        "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker},
+        "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker, "variant": s.variant},
         "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
         "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
                  "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},

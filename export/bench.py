@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from ..editor.bake import bake
-from ..editor.conditions import conditions_of, unet_arguments
+from ..editor.conditions import conditions_of, text_width, unet_arguments
 from ..editor.edit import Edit
 from ..editor.hook import AblationHook
 from ..editor.hookpoints import to_tokens
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import observe
+from ..editor.sizes import latent_sides
 from ..validation.engines import BACKENDS as ENGINES
 from . import bench_graphs
 from .engine_worker import resident_bytes
@@ -125,15 +126,14 @@ def hardware(s: BenchSettings) -> dict[str, str]:
 
 
 def _inputs(unet: Any, s: BenchSettings) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    own = unet.config.sample_size
-    height, width = (own, own) if isinstance(own, int) else own
+    height, width = latent_sides(unet.config.sample_size, 1, s.height, s.width)
     generator = torch.Generator().manual_seed(s.seed)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(unet.dtype)
 
-    sample = noise(s.batch, unet.config.in_channels, s.height or height, s.width or width)
-    context = noise(s.batch, s.tokens, unet.config.cross_attention_dim)
+    sample = noise(s.batch, unet.config.in_channels, height, width)
+    context = noise(s.batch, s.tokens, text_width(unet.config))
     conditions = {name: noise(s.batch, size) for name, size in conditions_of(unet.config).items()}
     return (sample, s.timestep, context), unet_arguments(conditions)
 

@@ -30,7 +30,7 @@ def of_plan(wanted: dict[str, Any], precision: str, say: Callable[[str], None]) 
     """A pipeline's UNet and the edit that presets and options make."""
     ready = prepare(resolve(Settings(**wanted)), say)
     say(f"loading {ready.plan.model}")
-    pipeline = load_pipeline(ready.plan.model, PRECISIONS[precision])
+    pipeline = load_pipeline(ready.plan.model, PRECISIONS[precision], variant=ready.plan.settings.variant)
     tokens = getattr(pipeline, ready.family.text_encoders[0].name).config.max_position_embeddings
     return pipeline.unet, ready.edit, ready.saes, tokens, pipeline.vae_scale_factor
 

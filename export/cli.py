@@ -109,6 +109,7 @@ def export(
             metavar="DIR|ID", help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.", rich_help_panel=_WHERE
         ),
     ] = None,
+    variant: o.Variant = None,
     hookpoint: Annotated[
         str | None,
         typer.Option(
@@ -222,7 +223,7 @@ def export(
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     wanted = Settings(
-        concepts=names(concepts), output=output, formats=names(format), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
+        concepts=names(concepts), output=output, formats=names(format), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint,
         activations=tuple(activations or ()), select=select, multiplier=multiplier, residual=residual, gate=gate, precision=precision or "",
         steps=steps, guidance=guidance, height=height, width=width, device=device, settings=settings, preset_files=tuple(preset_file or ()), validate=validate, proof=proof,
         proof_prompts=tuple(proof_prompt or ()), allow_amplify=allow_amplify, overwrite=overwrite, edit=edit,

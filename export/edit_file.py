@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..editor.activations import ddim_timesteps
 from ..editor.bake import check_gate
 from ..editor.edit import Edit
 from ..editor.edit_header import EditHeader
 from ..editor.errors import SaeuronError
 from ..editor.families import family_of
 from ..editor.files import read_json
-from ..editor.pipelines import check_folder, locate
+from ..editor.pipelines import open_folder
 from ..editor.sae import SparseAutoencoder
+from ..editor.schedulers import check_loop, check_reach, scheduler_in, timesteps
 from .prepare import Prepared, in_turns, open_saes, safety_checker
 from .settings import Plan, public_name
 
@@ -28,8 +28,9 @@ def prepare_edit(plan: Plan) -> Prepared:
     """
     s = plan.settings
     assert plan.edit is not None and s.edit is not None
-    folder = locate(plan.model)
-    check_folder(folder)
+    folder = open_folder(plan.model, None, s.variant, (s.height, s.width))
+    scheduler = scheduler_in(folder)
+    check_loop(scheduler, plan.steps)
     saes = open_saes(folder, plan.saes)
     edit, where = Edit.load(s.edit), str(s.edit)
     for hookpoint, sae in saes.items():
@@ -40,9 +41,13 @@ def prepare_edit(plan: Plan) -> Prepared:
                 f"--gate threshold: '{where}' has no calibrated thresholds at '{hookpoint}' (edits by hand have none), so without the top-k test it would act on every positive latent; use --gate exact"
             )
     check_gate(s.gate, edit)
+    measured = bool(edit.provenance.get("activations"))
+    for hookpoint, part in edit.hookpoints.items():
+        # An edit by hand may act at every timestep, whatever its units, or at a few of them.
+        if measured or bool((part.thresholds != part.thresholds[:1]).any()):
+            check_reach(scheduler, plan.steps, part.timesteps, f"those of '{where}' at '{hookpoint}'", ends=measured)
     if s.validate and s.proof == "short":
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        _check_short(edit, ddim_timesteps(scheduler, plan.steps)[:_SHORT], where)
+        _check_short(edit, timesteps(scheduler, plan.steps)[:_SHORT], where)
     has_checker, warnings = safety_checker(folder, s.formats)
     edit.provenance["concepts"] = concepts = _concepts(edit, s.gate != "threshold")
     edit.provenance["saes"] = {
@@ -57,7 +62,9 @@ def prepare_edit(plan: Plan) -> Prepared:
         warnings.append(f"the edit comes from a file; what it does to pictures was not measured for {names}")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    return Prepared(plan, folder, family_of(check_folder(folder)), has_checker, edit, saes, prompts, edit.provenance, warnings)
+    return Prepared(
+        plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, edit.provenance, warnings
+    )
 
 
 def _check_sae(edit: Edit, header: EditHeader, hookpoint: str, sae: SparseAutoencoder, where: str) -> None:

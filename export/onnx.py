@@ -19,7 +19,7 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from ..editor.ablated_unet import AblatedUNet2DConditionModel
-from ..editor.conditions import conditions_of, unet_arguments
+from ..editor.conditions import conditions_of, text_width, unet_arguments
 from ..editor.errors import SaeuronError
 from ..editor.families import TextEncoder, family_of
 from ..editor.sampling import vae_dtype
@@ -127,7 +127,7 @@ def unet_component(unet: Any, tokens: int) -> Component:
     conditions = conditions_of(config)
     inputs = {
         "sample": torch.randn(2, config.in_channels, size, size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
-        "encoder_hidden_states": torch.randn(2, tokens, config.cross_attention_dim, dtype=dtype),
+        "encoder_hidden_states": torch.randn(2, tokens, text_width(config), dtype=dtype),
         **{name: torch.randn(2, width, dtype=dtype) for name, width in conditions.items()},
     }  # fmt: skip
     dynamic: dict[str, dict[int, str]] = {

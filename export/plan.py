@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..editor.families import FAMILIES
 from .folder import check_output
-from .settings import Plan, Settings, path_of, resolve, to_fetch
+from .settings import Plan, Settings, resolve, to_fetch
 from .tensorrt import components, ready
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def describe(settings: Settings) -> dict[str, Any]:
     # What lies here decides how much is known: without the model and its SAEs no hash of the activations, without those no features.
     waiting = _to_collect(plan, bool(remote))
     if plan.model not in remote:
-        from .prepare import check_engine_shapes
+        from .prepare import check_engine_shapes, open_model
 
         check_engine_shapes(plan)
+        if remote:
+            open_model(plan, (settings.height, settings.width))  # else it is opened above or below
     if waiting:
         found["to_collect"] = waiting
     if remote:
@@ -83,11 +85,10 @@ def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
         named = {w.collecting.domain: (w.collecting, w.hookpoint) for w in plan.wishes if w.collecting}
         waiting = [(c, [hookpoint]) for c, hookpoint in named.values()]
     else:
-        from ..editor.pipelines import locate
-        from ..editor.sae import SparseAutoencoder
-        from .prepare import uncollected
+        from .prepare import open_model, open_saes, uncollected
 
-        waiting = uncollected(plan, locate(plan.model), {h: SparseAutoencoder.load(path_of(source), h) for h, source in plan.saes.items()})
+        folder = open_model(plan, (plan.settings.height, plan.settings.width))
+        waiting = uncollected(plan, folder, open_saes(folder, plan.saes))
     return [
         {
             "domain": c.domain,

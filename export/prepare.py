@@ -14,15 +14,18 @@ from ..editor.bake import check_gate, refuse_edited
 from ..editor.cache import model_sha256
 from ..editor.collect import Sampling
 from ..editor.collecting import cached_file, ensure
-from ..editor.conditions import conditions_of, unet_arguments
+from ..editor.components import weight_files
+from ..editor.conditions import conditions_of, text_width, unet_arguments
 from ..editor.edit import Edit, Suppression, make_edit
 from ..editor.errors import SaeuronError
 from ..editor.families import Family, family_of
 from ..editor.files import read_header, read_json
 from ..editor.hookpoints import find_hookpoint, output_tensor
-from ..editor.pipelines import check_folder, load_pipeline, locate
+from ..editor.pipelines import check_folder, load_pipeline, locate, open_folder
 from ..editor.sae import SparseAutoencoder
 from ..editor.sae_formats import check_width
+from ..editor.schedulers import check_loop, check_reach, ddim_of, scheduler_in
+from ..editor.sizes import latent_sides
 from ..editor.suggest import unknown
 from . import tensorrt
 from .progress import Remaining
@@ -68,19 +71,41 @@ class Sources:
         return self.activations[wish.hookpoint, wish.activations]
 
 
-def open_sources(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Sources:
+def open_sources(
+    plan: Plan, progress: Callable[[str], None] = lambda text: None, size: tuple[int | None, int | None] | None = None
+) -> Sources:
     """Open SAEs and activations, collecting those that no file is named for.
+
+    Args:
+        plan: what is asked for.
+        progress: told what is done.
+        size: see `pipelines.open_folder`.
 
     Raises:
         SaeuronError: anything missing, damaged or inconsistent.
     """
-    folder = locate(plan.model)
-    check_folder(folder)
+    folder = open_model(plan, size)
+    family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
     saes = open_saes(folder, plan.saes)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     plan = _with_activations(plan, folder, saes, progress)
-    wishes, activations = _open_activations(plan, saes, scheduler)
+    wishes, activations = _open_activations(plan, saes, lambda steps: ddim_timesteps(ddim_of(family, scheduler).config, steps))
+    for (hookpoint, _), held in activations.items():
+        check_reach(scheduler, plan.steps, held.timesteps, f"those of the activations at '{hookpoint}'", ends=True)
     return Sources(plan, folder, saes, wishes, activations)
+
+
+def open_model(plan: Plan, size: tuple[int | None, int | None] | None = None) -> Path:
+    """The model's folder, once its parts fit together and its schedulers can take the steps that are asked for.
+
+    Raises:
+        SaeuronError: see `pipelines.open_folder` and `schedulers.check_loop`.
+    """
+    folder = open_folder(plan.model, None, plan.settings.variant, size)
+    family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
+    check_loop(scheduler, plan.steps)
+    for collecting, _ in _domains(plan):
+        check_loop(ddim_of(family, scheduler), collecting.steps)
+    return folder
 
 
 def check_engine_shapes(plan: Plan) -> None:
@@ -88,7 +113,7 @@ def check_engine_shapes(plan: Plan) -> None:
     wanted, s = plan.settings.engines, plan.settings
     if wanted:
         folder = locate(plan.model)
-        check_folder(folder)
+        check_folder(folder, s.variant)
         tensorrt.check_shapes(folder, {"guidance": plan.guidance, "height": s.height, "width": s.width}, wanted.shapes)
 
 
@@ -102,7 +127,7 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         from .edit_file import prepare_edit
 
         return prepare_edit(plan)
-    sources = open_sources(plan, progress)
+    sources = open_sources(plan, progress, (plan.settings.height, plan.settings.width))
     plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
     has_checker, warnings = safety_checker(folder, plan.settings.formats)
     suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
@@ -126,16 +151,18 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
     prompts = _prompts(plan, wishes, activations)
     # So that the edit's file is enough to export it again (--edit).
     edit.provenance |= {"prompts": prompts, "sampling": {"steps": plan.steps, "guidance": plan.guidance}}
-    return Prepared(plan, folder, family_of(check_folder(folder)), has_checker, edit, saes, prompts, edit.provenance, warnings)
+    return Prepared(
+        plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, edit.provenance, warnings
+    )
 
 
 def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
     """Domains whose activations would have to be collected first, with their hookpoints."""
-    model = model_sha256(folder) if any(w.collecting for w in plan.wishes) else ""
+    model = model_sha256(folder, variant=plan.settings.variant) if any(w.collecting for w in plan.wishes) else ""
     return [
         (c, missing)
         for c, hookpoints in _domains(plan)
-        if (missing := [h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c)).is_file()])
+        if (missing := [h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c, folder, plan)).is_file()])
     ]
 
 
@@ -152,8 +179,11 @@ def _domains(plan: Plan) -> list[tuple[Collecting, list[str]]]:
     return found
 
 
-def _sampling(c: Collecting) -> Sampling:
-    return Sampling(steps=c.steps, guidance=c.guidance)
+def _sampling(c: Collecting, folder: Path, plan: Plan) -> Sampling:
+    # A model without a size of its own is collected at the artifact's.
+    own = read_json(folder / "unet" / "config.json").get("sample_size") is not None
+    height, width = (None, None) if own else (plan.settings.height, plan.settings.width)
+    return Sampling(steps=c.steps, guidance=c.guidance, height=height, width=width)
 
 
 def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder], progress: Callable[[str], None]) -> Plan:
@@ -161,13 +191,14 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
     domains = _domains(plan)
     if not domains:
         return plan
-    model, device = model_sha256(folder), plan.settings.device
+    variant, device = plan.settings.variant, plan.settings.device
+    model = model_sha256(folder, variant=variant)
     opened: list[Any] = []
 
     def pipeline() -> Any:
         if not opened:
             progress(f"loading {plan.model} to collect concept activations")
-            opened.append(load_pipeline(plan.model, torch.float32, device))
+            opened.append(load_pipeline(plan.model, torch.float32, device, variant=variant))
             refuse_edited(opened[0].unet)
         return opened[0]
 
@@ -180,7 +211,15 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
                 f"collecting activations of {domain}: {done} of {total} prompts{clock.text(done, total)}{f', {concept}' if concept else ''}"
             )
 
-        files = ensure(pipeline, model, {h: saes[h] for h in hookpoints}, collecting.prompts, _sampling(collecting), collecting.domain, say)
+        files = ensure(
+            pipeline,
+            model,
+            {h: saes[h] for h in hookpoints},
+            collecting.prompts,
+            _sampling(collecting, folder, plan),
+            collecting.domain,
+            say,
+        )
         wishes = [replace(w, activations=str(files[w.hookpoint])) if w.collecting == collecting else w for w in wishes]
     for sae in saes.values():
         sae.to("cpu")
@@ -189,16 +228,9 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
 
 def safety_checker(folder: Path, formats: tuple[str, ...]) -> tuple[bool, list[str]]:
     """Whether the base model has a safety checker, and what has to be said about the artifact's."""
-    has_checker = _has_checker(folder, check_folder(folder))
+    entry = read_json(folder / "model_index.json").get("safety_checker")
+    has_checker = isinstance(entry, list) and bool(entry[0])
     return has_checker, _checker_warnings(has_checker, formats)
-
-
-def _has_checker(folder: Path, index: dict[str, Any]) -> bool:
-    entry = index.get("safety_checker")
-    named = isinstance(entry, list) and bool(entry[0])
-    if named and not (folder / "safety_checker").is_dir():
-        raise SaeuronError(f"'{folder}' is incomplete: model_index.json names a safety checker, but its folder is missing")
-    return named
 
 
 def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
@@ -244,20 +276,21 @@ def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, widt
     """
     from diffusers import UNet2DConditionModel
 
-    config = UNet2DConditionModel.load_config(folder / "unet")
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
     found: dict[str, tuple[int, int, int]] = {}
     for name in hookpoints:
         find_hookpoint(unet, name).register_forward_hook(
             lambda m, a, out, name=name: found.__setitem__(name, _map(output_tensor(out), name))
         )
-    factor = 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", [1] * 4)) - 1)
     own = unet.config.sample_size
-    rows, columns = (own, own) if isinstance(own, int) else tuple(own)
-    rows, columns = (height // factor if height else rows), (width // factor if width else columns)
-    context = torch.empty(1, 8, unet.config.cross_attention_dim, device="meta")
-    conditions = {name: torch.empty(1, size, device="meta") for name, size in conditions_of(config).items()}
+    if own is None and height is None:
+        rows, columns = (2 ** len(unet.config.block_out_channels),) * 2  # for whoever asks for the channels alone
+    else:
+        levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", [64]))  # the class's own default
+        rows, columns = latent_sides(own, 2 ** (levels - 1), height, width)
+    context = torch.empty(1, 8, text_width(unet.config), device="meta")
+    conditions = {name: torch.empty(1, size, device="meta") for name, size in conditions_of(unet.config).items()}
     sample = torch.empty(1, unet.config.in_channels, rows, columns, device="meta")
     unet(sample, torch.empty(1, device="meta"), context, **unet_arguments(conditions))
     for name in hookpoints:
@@ -273,14 +306,14 @@ def _map(tensor: Any, name: str) -> tuple[int, int, int]:
 
 
 def _open_activations(
-    plan: Plan, saes: dict[str, SparseAutoencoder], scheduler: dict[str, Any]
+    plan: Plan, saes: dict[str, SparseAutoencoder], ddim: Callable[[int], torch.Tensor]
 ) -> tuple[list[Wish], dict[tuple[str, str], ConceptActivations]]:
     opened: dict[tuple[str, str], ConceptActivations] = {}
     kept: list[Wish] = []
     for wish in plan.wishes:
         key = wish.hookpoint, wish.activations
         if key not in opened:
-            opened[key] = ConceptActivations.load(path_of(wish.activations), lambda steps: ddim_timesteps(scheduler, steps))
+            opened[key] = ConceptActivations.load(path_of(wish.activations), ddim)
             _check_activations(opened[key], saes[wish.hookpoint], wish.hookpoint)
         if wish.concept in opened[key].concepts:
             if any((w.concept, w.hookpoint) == (wish.concept, wish.hookpoint) for w in kept):
@@ -332,24 +365,24 @@ def in_turns(lists: Sequence[Sequence[str]]) -> list[str]:
 def estimate(prepared: Prepared) -> dict[str, int]:
     """Bytes on disk by part of the artifact, from file headers alone."""
     s = prepared.plan.settings
-    numbers = sum(_numbers(prepared.model_folder / name) for name in prepared.family.networks)
+    numbers = sum(_numbers(prepared.model_folder / name, s.variant) for name in prepared.family.networks)
     network = (numbers + _edit_numbers(prepared)) * _BYTES[s.precision]
     found = dict.fromkeys(s.formats, network)
     if s.engines:
         found["trt"] = network * len(s.engines.targets)
     if prepared.has_checker and "checkpoint" in s.formats:
-        found["safety_checker"] = sum(p.stat().st_size for p in prepared.model_folder.glob("safety_checker/*.safetensors"))
+        found["safety_checker"] = sum(p.stat().st_size for p in weight_files(prepared.model_folder / "safety_checker", s.variant)[1])
     return found
 
 
 def graph_bytes(prepared: Prepared) -> dict[str, int]:
     """Bytes of weights in each ONNX graph."""
-    folder = prepared.model_folder
+    folder, variant = prepared.model_folder, prepared.plan.settings.variant
     numbers = {
-        **{t.name: _numbers(folder / t.name) for t in prepared.family.text_encoders},
-        "vae_decoder": _numbers(folder / "vae", ("decoder.", "post_quant_conv.")),
-        "vae_encoder": _numbers(folder / "vae", ("encoder.", "quant_conv.")),
-        "unet": _numbers(folder / "unet") + _edit_numbers(prepared),
+        **{t.name: _numbers(folder / t.name, variant) for t in prepared.family.text_encoders},
+        "vae_decoder": _numbers(folder / "vae", variant, ("decoder.", "post_quant_conv.")),
+        "vae_encoder": _numbers(folder / "vae", variant, ("encoder.", "quant_conv.")),
+        "unet": _numbers(folder / "unet", variant) + _edit_numbers(prepared),
     }
     width = _BYTES[prepared.plan.settings.precision]
     found = {name: number * width for name, number in numbers.items()}
@@ -373,15 +406,13 @@ def _edit_numbers(prepared: Prepared) -> int:
     return found
 
 
-def _numbers(folder: Path, prefixes: tuple[str, ...] = ("",)) -> int:
-    """Number of weights in a component's safetensors files (one variant) whose names start so."""
-    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16" not in f.name and "non_ema" not in f.name] or sorted(
-        folder.glob("*.safetensors")
-    )
-    if not files:
-        return sum(p.stat().st_size for p in folder.glob("*.bin")) // 4
+def _numbers(folder: Path, variant: str | None, prefixes: tuple[str, ...] = ("",)) -> int:
+    """Number of weights in a component's files whose names start so; of pickled ones, a guess from their size."""
     total = 0
-    for file in files:
+    for file in weight_files(folder, variant)[1]:
+        if file.suffix == ".bin":
+            total += file.stat().st_size // 4
+            continue
         for name, (dtype, shape) in read_header(file)[1].items():
             if dtype in _WIDTHS and name.startswith(prefixes):
                 total += int(torch.Size(shape).numel())

@@ -38,6 +38,8 @@ class Settings:
     output: Path
     formats: tuple[str, ...] = ("checkpoint", "onnx")
     model: str | None = None
+    variant: str | None = None
+    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
     sae: tuple[str, ...] = ()
     hookpoint: str | None = None
     activations: tuple[str, ...] = ()

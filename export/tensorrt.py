@@ -152,9 +152,10 @@ def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> 
     sizes = Sizes.of(root)
     factor = sizes.factor
     found: dict[str, Range] = {}
-    for name, size, given in (("height", sizes.own[0], shapes.height), ("width", sizes.own[1], shapes.width)):
-        usual = record["sampling"][name] or size * factor
-        pixels = given or (usual, usual, usual)
+    sampling = record["sampling"]
+    own = sizes.latents(sampling["height"], sampling["width"])
+    for name, side, given in (("height", own[0], shapes.height), ("width", own[1], shapes.width)):
+        pixels = given or (sampling[name] or side * factor,) * 3
         for value in pixels:
             sizes.check_side(value, f"--shapes: {name}")
         low, middle, high = (value // factor for value in pixels)
@@ -202,7 +203,8 @@ def between(root: Path, sampling: dict[str, Any], shapes: Shapes) -> list[tuple[
         fixed sizes, and where nothing lies between (2 and 3 pictures, say).
     """
     sizes = Sizes.of(root)
-    own = [sampling[name] or side * sizes.factor for name, side in zip(("height", "width"), sizes.own, strict=True)]
+    sides = sizes.latents(sampling["height"], sampling["width"])
+    own = [sampling[name] or side * sizes.factor for name, side in zip(("height", "width"), sides, strict=True)]
     ranges = [shapes.batch, *(given or (side,) * 3 for given, side in zip((shapes.height, shapes.width), own, strict=True))]
     units = (1, sizes.multiple, sizes.multiple)
     found = []

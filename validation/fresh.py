@@ -47,7 +47,7 @@ def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> An
     Raises:
         SaeuronError: it is not the one on record.
     """
-    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device)
+    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device, variant=record["model"].get("variant"))
     if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
         raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
     return pipeline

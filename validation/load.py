@@ -29,6 +29,7 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
         AblationIntegrityError: the edit is missing or altered.
     """
     from ..editor.ablated_unet import AblatedUNet2DConditionModel
+    from ..editor.components import named, open_network
     from ..editor.pipelines import check_device
     from .reference import PRECISIONS
 
@@ -39,11 +40,13 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
     if check_files:
         manifest.check_files(root, record)
     target = check_device(device)
-    family = family_of(read_json(root / "model_index.json"))
+    index = read_json(root / "model_index.json")
+    family = family_of(index)
     dtype = dtype or PRECISIONS[record["precision"]]
     with quiet_loading():
         unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
         # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.
-        rest = family.cls.from_pretrained(root, unet=None, torch_dtype=dtype, local_files_only=True, **family.fixed)
+        parts = {name: open_network(root / name, family.class_of(name), dtype) for name in named(index, family, without=("unet",))}
+        rest = family.cls.from_pretrained(root, unet=None, **parts, torch_dtype=dtype, local_files_only=True, **family.fixed)
         pipeline = rebuilt(rest, unet=unet)
     return pipeline.to(target)

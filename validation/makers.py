@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..editor.errors import SaeuronError
+from ..editor.sizes import latent_sides
 from ..editor.suggest import unknown
 from . import engines, manifest
 from .installed import missing
@@ -155,9 +156,7 @@ class Makers:
         from .reference import decode
 
         unet, factor = pipeline.unet, pipeline.vae_scale_factor
-        size = unet.config.sample_size
-        own = (size, size) if isinstance(size, int) else tuple(size)
-        sides = [o if p is None else p // factor for o, p in zip(own, (self._height, self._width), strict=True)]
+        sides = latent_sides(unet.config.sample_size, factor, self._height, self._width)
 
         def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
             noise = torch.from_numpy(initial_noise(seeds, (unet.config.in_channels, *sides)))

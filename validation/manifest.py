@@ -50,7 +50,7 @@ _FIELDS = Fields(
         "formats": Items(Choice(tuple(BACKENDS))), "concepts": Items(str), "residual": Choice(RESIDUALS), "gate": Choice(GATES),
         "precision": Choice(PRECISIONS), "warnings": Items(str),
         "settings": Items(Fields({"name": str, "hookpoint": str, "select": str, "multiplier": Maybe(float), "status": str})),
-        "model": Fields({"source": str, "pipeline": str, "unet_sha256": str, "safety_checker": bool}),
+        "model": Fields({"source": str, "pipeline": str, "unet_sha256": str, "safety_checker": bool}, {"variant": Maybe(str)}),
         "saes": Each(Fields({"source": str, "sha256": str})), "activations": Items(dict), "edit": Fields({"sha256": str, "tensors_sha256": str}),
         "sampling": Fields({"steps": int, "guidance": float, "height": Maybe(int), "width": Maybe(int)}),
         "onnx": Fields({"seams": Each(Fields({"input": str, "output": str, "fires": str}, {"before": str, "members": str}))}), "files": Each(Fields({"sha256": str, "bytes": int})),

@@ -20,7 +20,7 @@ from ..editor.families import family_of
 from ..editor.hook import AblationHook
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import autoencoder, check_finite, denoise, initial_latents, step_generators, unscaled
-from ..editor.sizes import multiple_of
+from ..editor.sizes import latent_sides, multiple_of
 from .configs import configs_of
 from .golden import Case, Golden, Run
 from .seam import digest
@@ -153,9 +153,8 @@ def make_golden(
     shown = prompts[: max(1, len(edit.concepts))]
     several = shown if len(shown) > 1 else (prompts * 2)[:2]
     unit = multiple_of(pipeline.vae_scale_factor, len(pipeline.unet.config.block_out_channels))
-    size = pipeline.unet.config.sample_size
-    own = (size, size) if isinstance(size, int) else tuple(size)
-    h, w = height or own[0] * pipeline.vae_scale_factor, width or own[1] * pipeline.vae_scale_factor
+    factor = pipeline.vae_scale_factor
+    h, w = (side * factor for side in latent_sides(pipeline.unet.config.sample_size, factor, height, width))
     # Not square, and of another width than the other cases.
     wide = max(unit, (h * 3 // 4) // unit * unit), w + unit
     cases: list[Case] = []
@@ -281,7 +280,7 @@ def _draws_noise(scheduler: Any, latents: torch.Tensor) -> bool:
     """Whether a step adds noise: from the same generator it would be other noise at another precision, no drift."""
     if "generator" not in inspect.signature(scheduler.step).parameters:
         return False
-    own = type(scheduler).from_config(scheduler.config)
+    own = copy.deepcopy(scheduler)
     own.set_timesteps(4)
     generator = step_generators([0], (1,))[0]
     before, sample = generator.get_state(), latents[:1].cpu()

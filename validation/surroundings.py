@@ -7,7 +7,6 @@ scheduler with other timesteps gives other pictures from an equal UNet.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ def surroundings(
         `input_ids_2` and so on), `timesteps [steps]`, `init_noise_sigma`, `trajectory
         [steps, 4, 4]` (the scheduler's own loop with a fixed field in place of the UNet), and the settings.
     """
-    import torch
+    from ..editor.schedulers import walk
 
     ids: dict[str, np.ndarray] = {}
     for name, tokenizer in tokenizers.items():
@@ -56,22 +55,9 @@ def surroundings(
         # The prompts exercise few of the words, so both lists are compared whole.
         ids[name.replace("tokenizer", "vocabulary")] = _digest(sorted(tokenizer.get_vocab().items()))
         ids[name.replace("tokenizer", "merges")] = _digest(_merges(tokenizer))
-    own = type(scheduler).from_config(scheduler.config)
-    own.set_timesteps(steps)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(1, 1, 4, 4, generator=generator) * own.init_noise_sigma
-    field = torch.randn(1, 1, 4, 4, generator=generator)
-    trajectory = []
-    for t in own.timesteps:
-        seen = own.scale_model_input(sample, t)
-        # Deterministic schedulers take no generator.
-        accepts = "generator" in inspect.signature(own.step).parameters
-        sample = own.step(
-            torch.tanh(seen + field), t, sample, **({"generator": torch.Generator().manual_seed(1)} if accepts else {})
-        ).prev_sample
-        trajectory.append(sample[0, 0].double().numpy())
+    own, trajectory = walk(scheduler, steps)
     return {
-        **ids, "timesteps": own.timesteps.double().numpy(), "trajectory": np.stack(trajectory),
+        **ids, "timesteps": own.timesteps.double().numpy(), "trajectory": trajectory.numpy(),
         "init_noise_sigma": np.array([float(own.init_noise_sigma)]),
         **{name: np.atleast_1d(np.asarray(value, dtype=np.float64)) for name, value in settings.items()},
     }  # fmt: skip
@@ -109,6 +95,7 @@ def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarra
 
     index = read_json(root / "model_index.json")
     family = family_of(index)
+    # As the file has it: not every client's pipeline mends it, as diffusers' does.
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(root / "scheduler")
     tokenizers = {t.tokenizer: AutoTokenizer.from_pretrained(root / t.tokenizer) for t in family.text_encoders}
     return surroundings(tokenizers, scheduler, _settings(family, index), prompts, steps)

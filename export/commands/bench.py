@@ -38,6 +38,7 @@ def bench(
     preset_file: o.PresetFiles = None,
     activations: o.Activations = None,
     model: o.Model = None,
+    variant: o.Variant = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
     backend: Annotated[
@@ -87,7 +88,7 @@ def bench(
         gpu()
     if random is not None and random not in RANDOM:
         raise SaeuronError(unknown("size", random, RANDOM))
-    if random and (concepts or model or sae or activations or hookpoint or preset_file):
+    if random and (concepts or model or variant or sae or activations or hookpoint or preset_file):
         raise SaeuronError(
             "--random brings its own model, SAE and features; leave --concepts, --model, --sae, --hookpoint and --activations out"
         )
@@ -99,8 +100,8 @@ def bench(
     check_pixels(height, width)
     files = _files(output, overwrite)
     wanted: dict[str, Any] = {
-        "concepts": names(concepts) or ("Neon",), "model": model, "sae": tuple(sae or ()), "hookpoint": hookpoint, "activations": tuple(activations or ()),
-        "preset_files": tuple(preset_file or ()), "output": Path("unused"),
+        "concepts": names(concepts) or ("Neon",), "model": model, "variant": variant, "sae": tuple(sae or ()), "hookpoint": hookpoint, "activations": tuple(activations or ()),
+        "preset_files": tuple(preset_file or ()), "output": Path("unused"), "height": height, "width": width,
     }  # fmt: skip
     shown = RANDOM.get(random or "")
     if not shown:

@@ -43,6 +43,7 @@ def collect(
         str, typer.Option(metavar="NAME", help="With --prompts: what the file says they are.", rich_help_panel=o.WHAT)
     ] = "own",
     model: o.Model = None,
+    variant: o.Variant = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
     steps: Annotated[
@@ -109,17 +110,13 @@ def collect(
         "fetch": check_sources([("model", source), *(("SAE", s) for s in saes.values())]),
     }  # fmt: skip
     check_scheduler(scheduler)
-    if dry_run:
-        if not plan["fetch"]:
-            with progress_line("opening SAE"):
-                _open(source, saes)
-        _print(plan, as_json)
-        return
-    with progress_line("starting") as say:
-        from ...editor.collect import Sampling
+    with progress_line("opening SAE" if dry_run else "starting") as say:
+        if not (dry_run and plan["fetch"]):
+            from ...editor.collect import Sampling
 
-        sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
-        written = _run(source, saes, sets, sampling, plan["domain"], precision, device, files, say)
+            sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
+            folder, opened = _open(source, variant, saes, sampling)
+        written = dry_run or _run(source, variant, folder, opened, sets, sampling, plan["domain"], precision, device, files, say)
     if written:
         _print(plan, as_json)
 
@@ -188,26 +185,27 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
     return files
 
 
-def _open(model: str, sources: dict[str, str]) -> tuple[Path, dict[str, SparseAutoencoder]]:
-    """The model's folder and the SAEs, each checked against its block."""
-    from ...editor.pipelines import check_folder, locate
+def _open(model: str, variant: str | None, sources: dict[str, str], sampling: Sampling) -> tuple[Path, dict[str, SparseAutoencoder]]:
+    """The model's folder, checked, and the SAEs, each checked against its block."""
+    from ...editor.collect import check_sampling
+    from ...editor.pipelines import open_folder
     from ..prepare import open_saes
 
-    folder = locate(model)
-    check_folder(folder)
+    folder = open_folder(model, None, variant, (sampling.height, sampling.width))
+    check_sampling(folder, sampling)
     return folder, open_saes(folder, sources)
 
 
 def _run(
-    model: str, saes: dict[str, str], sets: dict[str, tuple[str, ...]], sampling: Sampling, domain: str, precision: str, device: str,
-    files: dict[str, Path], say: Any,
+    model: str, variant: str | None, folder: Path, opened: dict[str, SparseAutoencoder], sets: dict[str, tuple[str, ...]], sampling: Sampling,
+    domain: str, precision: str, device: str, files: dict[str, Path], say: Any,
 ) -> bool:  # fmt: skip
     """Collect and write; False in every process but the first."""
     from accelerate import PartialState
 
     from ...editor import cache
     from ...editor.bake import refuse_edited
-    from ...editor.collect import Process, clear
+    from ...editor.collect import METHOD, Process, clear
     from ...editor.collect import collect as run
     from ...editor.collecting import put
     from ...editor.pipelines import check_device, load_pipeline
@@ -215,15 +213,14 @@ def _run(
     from ...validation.reference import PRECISIONS as DTYPES
     from ..progress import Remaining
 
-    folder, opened = _open(model, saes)
     check_device(device)
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
-    pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device)
+    pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device, variant=variant)
     refuse_edited(pipeline.unet)
-    identity = cache.model_sha256(folder)
+    identity = cache.model_sha256(folder, variant=variant)
     job = cache.key(
-        model=identity, saes={h: s.sha256() for h, s in opened.items()}, sampling=vars(sampling), precision=precision,
+        model=identity, saes={h: s.sha256() for h, s in opened.items()}, sampling=vars(sampling), precision=precision, method=METHOD,
         sets=[[n, list(p)] for n, p in sets.items()],
     )  # fmt: skip
     first = next(iter(files.values()))

@@ -45,6 +45,7 @@ def features(
     ] = None,
     activations: o.Activations = None,
     model: o.Model = None,
+    variant: o.Variant = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
     pictures: Annotated[int, typer.Option(metavar="N", help="Pictures made in all; prompts are drawn at random.", rich_help_panel=o.HOW)] = 64,
@@ -88,7 +89,7 @@ def features(
     plan: Plan | None = None
     texts = _texts(prompts)
     if concepts:
-        plan, shown = _plan(names(concepts), rule, model, sae, hookpoint, activations, preset_file, device)
+        plan, shown = _plan(names(concepts), rule, model, variant, sae, hookpoint, activations, preset_file, device)
         texts = texts or shown
         source, sources, wanted = plan.model, plan.saes, {}
         steps, guidance = steps or plan.steps, plan.guidance if guidance is None else guidance
@@ -107,7 +108,7 @@ def features(
         belongs: dict[tuple[str, int], list[str]] = {}
         if plan is not None:
             sources, wanted, belongs = _chosen(plan, limit, say)
-        records, hashes = _run(source, sources, wanted, texts, pictures, sampling, device, rows, say)
+        records, hashes = _run(source, variant, sources, wanted, texts, pictures, sampling, device, rows, say)
         say("drawing sheets")
         found = _write(output, overwrite, records, belongs, hashes, source, sampling, columns)
     for entry in found["features"]:
@@ -142,7 +143,7 @@ def _numbers(texts: tuple[str, ...], hookpoints: list[str]) -> dict[str, list[in
 
 
 def _plan(
-    concepts: tuple[str, ...], rule: str | None, model: str | None, sae: list[str] | None, hookpoint: str | None,
+    concepts: tuple[str, ...], rule: str | None, model: str | None, variant: str | None, sae: list[str] | None, hookpoint: str | None,
     activations: list[str] | None, preset_files: list[str] | None, device: str,
 ) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
@@ -150,7 +151,7 @@ def _plan(
     from ..settings import Settings, resolve, to_fetch
 
     wanted = Settings(
-        concepts=concepts, output=Path("unused"), model=model, sae=tuple(sae or ()), hookpoint=hookpoint, select=rule,
+        concepts=concepts, output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, select=rule,
         activations=tuple(activations or ()), device=device, preset_files=tuple(preset_files or ()),
     )  # fmt: skip
     plan = resolve(wanted)
@@ -182,25 +183,26 @@ def _chosen(plan: Plan, limit: int, say: Any) -> tuple[dict[str, str], dict[str,
 
 
 def _run(
-    model: str, sources: dict[str, str], wanted: dict[str, list[int]], texts: tuple[str, ...], pictures: int, sampling: Sampling, device: str,
-    rows: int, say: Any,
+    model: str, variant: str | None, sources: dict[str, str], wanted: dict[str, list[int]], texts: tuple[str, ...], pictures: int, sampling: Sampling,
+    device: str, rows: int, say: Any,
 ) -> tuple[list[FeatureRecord], dict[str, str]]:  # fmt: skip
     """What was recorded, and the hash of each hookpoint's SAE."""
     from ...editor.bake import refuse_edited
+    from ...editor.collect import check_sampling
     from ...editor.feature_maps import draw_prompts, record_features
-    from ...editor.pipelines import check_folder, load_pipeline, locate
+    from ...editor.pipelines import load_pipeline, open_folder
     from ..prepare import open_saes
     from ..progress import Remaining
 
-    folder = locate(model)
-    check_folder(folder)
+    folder = open_folder(model, None, variant, (sampling.height, sampling.width))
+    check_sampling(folder, sampling)
     saes = open_saes(folder, {h: sources[h] for h in wanted})
     for at, numbers in wanted.items():
         for number in numbers:
             if number >= (n := saes[at].config.num_latents):
                 raise SaeuronError(f"feature {number}: the SAE at '{at}' has features 0 to {n - 1}")
     say(f"loading {model}")
-    pipeline = load_pipeline(model, None, device)
+    pipeline = load_pipeline(model, None, device, variant=variant)
     refuse_edited(pipeline.unet)
     clock = Remaining()
 

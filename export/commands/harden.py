@@ -75,6 +75,7 @@ def harden(
     steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
     guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
     model: o.Model = None,
+    variant: o.Variant = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
     device: o.Device = "cpu",
@@ -115,7 +116,7 @@ def harden(
     if not (0 <= cost < 100 and math.isfinite(cost)):
         raise SaeuronError(f"--cost is {cost:g}; it is a number of points from 0 to below 100")
     wanted = Settings(
-        concepts=names(concepts), output=output, model=model, sae=tuple(sae or ()), hookpoint=hookpoint, activations=tuple(activations or ()),
+        concepts=names(concepts), output=output, model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, activations=tuple(activations or ()),
         steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()), settings=settings,
     )  # fmt: skip
     plan = resolve(wanted)
@@ -167,11 +168,11 @@ def _run(
         if name not in domains:
             raise SaeuronError(unknown("concept", name, domains, f"to the judge '{judge_name}'"))
     say(f"loading {sources.plan.model}")
-    pipeline = load_pipeline(sources.plan.model, None, wanted.device)
+    pipeline = load_pipeline(sources.plan.model, None, wanted.device, variant=wanted.variant)
     refuse_edited(pipeline.unet)
     if type(pipeline).__name__ != "StableDiffusionPipeline":
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {type(pipeline).__name__}")
-    identity = model_sha256(sources.model_folder, pictures=True)
+    identity = model_sha256(sources.model_folder, pictures=True, variant=wanted.variant)
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
     began = time.monotonic()

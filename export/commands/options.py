@@ -29,6 +29,14 @@ Model = Annotated[
     str | None,
     typer.Option(metavar="DIR|ID", help="Base model: diffusers folder, Hub id, or demo. Default: the preset's.", rich_help_panel=WHERE),
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of the base model's weight files, e.g. fp16 for model.fp16.safetensors. Default: the plain ones.",
+        rich_help_panel=WHERE,
+    ),
+]
 Sae = Annotated[
     list[str] | None,
     typer.Option(

@@ -32,6 +32,7 @@ def select(
         bool, typer.Option("--allow-amplify", help="Accept a positive multiplier, which strengthens the concept.", rich_help_panel=o.WHAT)
     ] = False,
     model: o.Model = None,
+    variant: o.Variant = None,
     hookpoint: o.Hookpoint = None,
     sae: o.Sae = None,
     device: o.Device = "cpu",
@@ -52,7 +53,7 @@ def select(
     if output is not None:
         check_files([output], overwrite)
     wanted = Settings(
-        concepts=names(concepts), output=Path("unused"), model=model, sae=tuple(sae or ()), hookpoint=hookpoint,
+        concepts=names(concepts), output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint,
         activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()), allow_amplify=allow_amplify,
     )  # fmt: skip
     plan = resolve(wanted)

@@ -45,6 +45,7 @@ def steer(
         bool, typer.Option("--allow-amplify", help="Accept numbers above 1, which strengthen a feature.", rich_help_panel=o.WHAT)
     ] = False,
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
+    variant: o.Variant = None,
     hookpoint: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated.", rich_help_panel=o.WHERE),
@@ -99,18 +100,18 @@ def steer(
     check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
-        from ...editor.activations import ddim_timesteps
-        from ...editor.files import read_json
-        from ...editor.pipelines import check_folder, locate
+        from ...editor.pipelines import open_folder
+        from ...editor.schedulers import check_loop, scheduler_in
+        from ...editor.schedulers import timesteps as timesteps_of
         from ...editor.steering import steering_edit
         from ..prepare import open_saes
         from ..settings import public_name
 
-        folder = locate(model)
-        check_folder(folder)
+        folder = open_folder(model, None, variant, (height, width) if preview else None)
+        scheduler = scheduler_in(folder)
+        check_loop(scheduler, count)
         saes = open_saes(folder, sources)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        trained = int(scheduler.get("num_train_timesteps", 1000))
+        trained = int(scheduler.config.num_train_timesteps)
         edit = steering_edit(gains, saes, bounds, residual, name, allow_amplify, trained)
         for at, source in sources.items():
             edit.provenance["saes"][at]["source"] = public_name(source)
@@ -119,13 +120,13 @@ def steer(
         sheet = None
         if preview:
             edit.provenance["prompts"] = list(preview)
-            fired, sheet = _preview(model, edit, saes, preview, seed, count, scale, height, width, device, say)
+            fired, sheet = _preview(model, variant, edit, saes, preview, seed, count, scale, height, width, device, say)
         _write(edit, sheet, files)
     found: dict[str, Any] = {
         "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": edit.provenance["concepts"],
     }  # fmt: skip
-    if bounds and not any(bounds[1] <= t <= bounds[0] for t in ddim_timesteps(scheduler, count)):
-        print_warning(f"none of {count} DDIM steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there")
+    if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, count).tolist()):
+        print_warning(f"none of the model's {count} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there")
     if preview:
         found |= {"preview": str(files[1]), "fired": fired}
         for concept, share in fired.items():
@@ -177,7 +178,7 @@ def _files(output: Path | None, preview: bool, overwrite: bool) -> list[Path]:
 
 
 def _preview(
-    model: str, edit: Any, saes: Any, prompts: list[str], seed: int, steps: int, guidance: float, height: int | None, width: int | None,
+    model: str, variant: str | None, edit: Any, saes: Any, prompts: list[str], seed: int, steps: int, guidance: float, height: int | None, width: int | None,
     device: str, say: Any,
 ) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
     """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
@@ -188,7 +189,7 @@ def _preview(
     from ...validation.sheets import picture_rows
 
     say(f"loading {model}")
-    pipeline = load_pipeline(model, None, device)
+    pipeline = load_pipeline(model, None, device, variant=variant)
     refuse_edited(pipeline.unet)
     seeds = [seed + j for j in range(len(prompts))]
 

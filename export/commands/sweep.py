@@ -60,6 +60,7 @@ def sweep(
     steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
     guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
     model: o.Model = None,
+    variant: o.Variant = None,
     sae: o.Sae = None,
     device: o.Device = "cpu",
     output: Annotated[
@@ -98,7 +99,7 @@ def sweep(
     places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in hookpoint or []]
     together = ",".join(dict.fromkeys(h for place in places for h in place)) or None
     wanted = Settings(
-        concepts=names(concepts), output=output, model=model, sae=tuple(sae or ()), hookpoint=together, activations=tuple(activations or ()),
+        concepts=names(concepts), output=output, model=model, variant=variant, sae=tuple(sae or ()), hookpoint=together, activations=tuple(activations or ()),
         residual=residual, steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()),
     )  # fmt: skip
     plan = resolve(wanted)
@@ -169,10 +170,16 @@ def _run(
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     say(f"loading {sources.plan.model}")
-    pipeline = load_pipeline(sources.plan.model, None, wanted.device)
+    pipeline = load_pipeline(sources.plan.model, None, wanted.device, variant=wanted.variant)
     refuse_edited(pipeline.unet)
     bench = Sweep(
-        pipeline, sources.saes, activations, judge, common, output / "results", cache.model_sha256(sources.model_folder, pictures=True)
+        pipeline,
+        sources.saes,
+        activations,
+        judge,
+        common,
+        output / "results",
+        cache.model_sha256(sources.model_folder, pictures=True, variant=wanted.variant),
     )
     before = Remaining()
 

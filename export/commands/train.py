@@ -25,6 +25,7 @@ _TRAINING = "Training"
 
 def _train(
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
+    variant: o.Variant = None,
     hookpoint: Annotated[
         str | None,
         typer.Option(
@@ -104,9 +105,9 @@ def _train(
 
         sampling = Sampling(sampling_steps, guidance, picture_seed, batch_size, height, width, scheduler)
         if dry_run:
-            plan = _plan(model, hookpoints, settings, sampling, len(texts))
+            plan = _plan(model, variant, hookpoints, settings, sampling, len(texts))
         else:
-            report = _run(model, hookpoints, texts, settings, sampling, output, cache, device, tuple(tracker or ()), say)
+            report = _run(model, variant, hookpoints, texts, settings, sampling, output, cache, device, tuple(tracker or ()), say)
     if dry_run:
         _print_plan(plan, as_json)
     elif report is not None:
@@ -116,13 +117,16 @@ def _train(
             _print(report, output)
 
 
-def _plan(model: str, hookpoints: list[str], settings: TrainSettings, sampling: Sampling, texts: int) -> dict[str, Any]:
-    from ...editor.pipelines import check_folder, locate
+def _plan(
+    model: str, variant: str | None, hookpoints: list[str], settings: TrainSettings, sampling: Sampling, texts: int
+) -> dict[str, Any]:
+    from ...editor.collect import check_sampling
+    from ...editor.pipelines import open_folder
     from ...editor.stream import buffer_bytes
     from ..prepare import maps_of
 
-    folder = locate(model)
-    check_folder(folder)
+    folder = open_folder(model, None, variant, (sampling.height, sampling.width))
+    check_sampling(folder, sampling)
     found: dict[str, Any] = {"model": model, "prompts": texts, "steps": settings.steps, "tokens": settings.steps * settings.batch}
     maps = maps_of(folder, hookpoints, sampling.height, sampling.width)
     _check_maps(maps, settings, sampling)
@@ -163,14 +167,15 @@ def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, 
 
 
 def _run(
-    model: str, hookpoints: list[str], texts: tuple[str, ...], settings: TrainSettings, sampling: Sampling, output: Path, cache: Path | None,
-    device: str, trackers: tuple[str, ...], say: Any,
+    model: str, variant: str | None, hookpoints: list[str], texts: tuple[str, ...], settings: TrainSettings, sampling: Sampling, output: Path,
+    cache: Path | None, device: str, trackers: tuple[str, ...], say: Any,
 ) -> dict[str, Any] | None:  # fmt: skip
     from accelerate import Accelerator
 
     from ...editor.bake import refuse_edited
     from ...editor.cache import model_sha256
-    from ...editor.pipelines import check_device, load_pipeline, locate
+    from ...editor.collect import check_sampling
+    from ...editor.pipelines import check_device, load_pipeline, open_folder
     from ...editor.training import Trainer, TrainEvent
     from ...editor.writing import alone
     from ...validation.reference import PRECISIONS as DTYPES
@@ -178,7 +183,8 @@ def _run(
     from ..progress import Remaining
 
     check_device(device)
-    folder = locate(model)
+    folder = open_folder(model, None, variant, (sampling.height, sampling.width))
+    check_sampling(folder, sampling)
     # Refuses a hookpoint that isn't there, and what doesn't fit it, before the model is loaded.
     _check_maps(maps_of(folder, hookpoints, sampling.height, sampling.width), settings, sampling)
     mixed = {"fp32": "no"}.get(settings.precision, settings.precision)
@@ -187,9 +193,9 @@ def _run(
     except (ValueError, ImportError) as error:
         raise SaeuronError(f"training can't start: {first_line(error)}") from None
     say(f"loading {model}")
-    pipeline = load_pipeline(model, DTYPES[settings.precision], str(accelerator.device) if device == "cuda" else device)
+    pipeline = load_pipeline(model, DTYPES[settings.precision], str(accelerator.device) if device == "cuda" else device, variant=variant)
     refuse_edited(pipeline.unet)
-    trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder))
+    trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder, variant=variant))
     if trackers:
         accelerator.init_trackers("saeuron", config=dataclasses.asdict(settings))
     clock, first = Remaining(), 0

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...editor.families import family_of
+from ...editor.schedulers import ddim_of
 from .prompts import Template, context, embedding_table, nearest, vocabulary
 
 # The best iterate is chosen on a fixed batch, looked at this often.
@@ -45,10 +47,8 @@ class DiffusionLoss:
     """
 
     def __init__(self, pipeline: Any, targets: Targets, steps: int, seed: int) -> None:
-        from diffusers import DDIMScheduler
-
         self.pipeline, self.targets = pipeline, targets
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        self.scheduler = ddim_of(family_of(pipeline), pipeline.scheduler)
         self.scheduler.set_timesteps(steps)
         self._generator = torch.Generator().manual_seed(seed)
         fixed = torch.Generator().manual_seed(seed + 1)

@@ -105,11 +105,12 @@ class LeanPipeline:
         Raises:
             SaeuronError: a seed or a size that can't be.
         """
-        sides = []
-        for pixels, own, name in ((height, self._sizes.own[0], "height"), (width, self._sizes.own[1], "width")):
-            side = own * self.factor if pixels is None else pixels
-            self._sizes.check_side(side, name)
-            sides.append(side // self.factor)
+        for pixels, name in ((height, "height"), (width, "width")):
+            if pixels is not None:
+                self._sizes.check_side(pixels, name)
+        sides = self._sizes.latents(height, width)
+        for side, name in zip(sides, ("height", "width"), strict=True):
+            self._sizes.check_side(side * self.factor, name)
         return initial_noise(seeds, (self.channels, *sides))
 
     def check_latents(self, latents: np.ndarray) -> None:
@@ -216,14 +217,18 @@ class LeanPipeline:
 
 
 def scheduler_of(root: Path, kind: str | None = None) -> Scheduler:
-    """An artifact's scheduler; the index names its class, as for diffusers.
+    """An artifact's scheduler; the index names its class, as for diffusers, whose pipeline mends some of its settings.
 
     Raises:
         SaeuronError: see `make_scheduler`.
     """
-    entry = read_json(root / "model_index.json").get("scheduler")
+    index = read_json(root / "model_index.json")
+    entry = index.get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-    return make_scheduler({**read_json(root / "scheduler" / "scheduler_config.json"), "_class_name": name}, kind)
+    # A class whose config has no such setting never clips; DDIM in its place must not either.
+    never = {} if name == "DDIMScheduler" else {"clip_sample": False}
+    config = {**never, **read_json(root / "scheduler" / "scheduler_config.json"), **family_of(index).mends, "_class_name": name}
+    return make_scheduler(config, kind)
 
 
 def _layers(path: Path) -> int:
