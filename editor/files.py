@@ -19,6 +19,20 @@ _JSON_LIMIT = 16 * 2**20
 """bytes of JSON that are parsed: Python's objects take some twenty times as many"""
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise where a file is only a Git LFS pointer to what should be there.
+
+    Raises:
+        SaeuronError: it is one.
+        OSError: it can't be opened.
+    """
+    with path.open("rb") as file:
+        if file.read(42).startswith(b"version https://git-lfs.github.com/spec/"):
+            raise SaeuronError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download the file"
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -28,12 +42,15 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise SaeuronError(f"{path} is larger than {_JSON_LIMIT >> 20} MiB; that is no settings file")
+        refuse_pointer(path)
         value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaeuronError(f"{path} does not exist") from None
     except SaeuronError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except ValueError as error:
         raise SaeuronError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise SaeuronError(f"{path} holds {type(value).__name__}, expected an object")
@@ -73,6 +90,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     from safetensors import SafetensorError, safe_open
 
     try:
+        refuse_pointer(path)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
         if _JSON_LIMIT < size <= path.stat().st_size:
@@ -87,9 +105,11 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         raise SaeuronError(f"{path} does not exist") from None
     except SaeuronError:
         raise
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except (SafetensorError, ValueError) as error:
         raise SaeuronError(
-            f"{path} is no whole safetensors file ({error}); it may be truncated (download it again) or another kind of file"
+            f"{path} is no whole safetensors file ({first_line(error)}); it may be truncated (download it again) or another kind of file"
         ) from None
 
 
@@ -111,7 +131,7 @@ def open_safetensors(path: Path, expected: dict[str, tuple[int, ...]] | None = N
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, KeyError) as error:
-        raise SaeuronError(f"{path} can't be read: {error}") from None
+        raise SaeuronError(f"{path} can't be read: {first_line(error)}") from None
     return {name: tensors[name] for name in (expected or tensors)}
 
 
@@ -123,6 +143,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         SaeuronError: the block raised something.
     """
     try:
+        if path.is_file():
+            refuse_pointer(path)
         yield
     except (SaeuronError, ImportError):
         raise
