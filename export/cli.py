@@ -1,4 +1,4 @@
-"""The door: `saeuron-export` and `saeuron`. torch and diffusers are imported only once a command needs them."""
+"""The commands `saeuron-export` and `saeuron`. torch and diffusers are imported only once a command needs them."""
 
 from __future__ import annotations
 
@@ -434,8 +434,12 @@ def _run(command: typer.Typer) -> None:
     _silence()
     try:
         code = command(standalone_mode=False)
+        sys.stdout.flush()
     except _UsageError as error:
         print_error(_usage_line(error))
+        code = 2
+    except SaeuronError as error:  # of stdout, at the very end or under `--help`
+        print_error(str(error))
         code = 2
     except typer.Abort:
         err.print("interrupted; nothing was left behind")
@@ -477,6 +481,3 @@ def _silence() -> None:
     # Without any handler Python would print warnings of every logger.
     logging.getLogger().addHandler(logging.NullHandler())
 
-
-if __name__ == "__main__":
-    main()

@@ -32,16 +32,17 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
             print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
         except RuntimeError as error:
             # Known by name and text, since neither torch nor the editor is imported for the sake of an error.
-            if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+            if "home directory" in str(error):
+                print_error("no home folder is known, so nothing can be kept there; set HOME, or HF_HOME (downloads) and SAEURON_CACHE (activations)")
+            elif "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
                 print_error(f"not enough memory ({first_line(error)}); take smaller batches, or a machine with more")
             elif type(error).__name__ != "AblationIntegrityError":
                 raise
             else:
                 print_error(str(error))
         except OSError as error:
-            if error.filename is None:
-                raise
-            print_error(f"'{error.filename}': {error.strerror}")
+            place = f"'{error.filename}': " if error.filename is not None else ""
+            print_error(f"{place}{error.strerror or first_line(error)}")
         except MemoryError as error:
             print_error(f"not enough memory ({error or 'allocation failed'}); take smaller batches, or a machine with more")
         except KeyboardInterrupt:
