@@ -11,11 +11,6 @@ For a token `x` of a hookpoint's output, with encoder `W`, chosen features `F`, 
 
 Some SAEs read what the block adds (output minus input) instead of its output; the sum is added to the output all the same.
 
-Membership needs every latent, and thereby the whole encoder. The gate `screened` first looks at the chosen latents and a few
-that are often active: where k of these surely exceed a chosen one, it can't be among the k largest, whatever the rest are.
-Only tokens that this leaves open go through the whole encoder; and the whole map does, as with `exact`, where a decision lies
-within the rounding by which a product of fewer rows may differ.
-
 It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name with
 a tensor of a wrong shape in its place, and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN
 instead of the unedited model.
@@ -45,13 +40,6 @@ _RENAMED = {"conv_in": "edited_conv_in"}
 BARRIER = "conv_in.bias"
 _MODULE_NAME = "saeuron_unet_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 _STATE = threading.local()
-# A token or row beyond this norm is not ruled out: its products could overflow.
-LARGEST_NORM = 1e15
-# Libraries multiply a few rows by another kernel, which rounds otherwise than that for a whole map.
-_FEWEST_ROWS = 32
-# Of more tokens than this share, one surely lies so close to the k-th place that the whole map is needed.
-_MOST_GATHERED = 0.25
-
 
 _COPIED = f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{_RENAMED['conv_in']}'"
 
@@ -84,10 +72,6 @@ class _Barrier(nn.Module):
         return super().state_dict(*args, **kwargs)
 
 
-def _copies(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(t.clone(memory_format=torch.contiguous_format) for t in tensors)
-
-
 class FireGate(nn.Module):
     """Which chosen features fire; a module of its own so that every backend can show its decisions."""
 
@@ -116,12 +100,11 @@ class FeatureAblation(nn.Module):
         features: number `U` of chosen features.
         timesteps: number `T` of calibrated timesteps.
         residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
-        gate: `exact`, `threshold` or `screened` (decides as `exact`; `keep` and `topk` only).
+        gate: `exact` or `threshold` (`keep` only).
         unit_norm: whether the SAE normalises each token first.
         activation: `topk` or `jumprelu`.
         subtract_bias: whether `b_dec` is subtracted before encoding.
         reads: `output`, or `delta` for output minus input of the block.
-        screen: number `S` of often-active latents that `screened` compares with, at least `k`.
     """
 
     TABLES = ("thresholds", "gains")
@@ -135,23 +118,19 @@ class FeatureAblation(nn.Module):
     thresholds: torch.Tensor
     gains: torch.Tensor
     latent_thresholds: torch.Tensor
-    screen_weight: torch.Tensor
-    screen_bias: torch.Tensor
 
     def __init__(
         self, width: int, latents: int, k: int | None, features: int, timesteps: int,
         residual: str = "keep", gate: str = "exact", unit_norm: bool = False, activation: str = "topk", subtract_bias: bool = True,
-        reads: str = "output", screen: int = 0,
+        reads: str = "output",
     ) -> None:  # fmt: skip
         super().__init__()
-        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold", "screened"):
+        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold"):
             raise ValueError(f"unknown residual {residual!r} or gate {gate!r}")
         if gate != "exact" and residual != "keep":
             raise ValueError(f"gate {gate!r} works with residual 'keep' only")
         if activation not in ("topk", "jumprelu") or reads not in ("output", "delta") or (activation == "topk") != (k is not None):
             raise ValueError(f"unknown activation {activation!r} with k {k!r}, or reads {reads!r}")
-        if (gate == "screened") != (screen > 0) or (gate == "screened" and (k is None or screen < k)):
-            raise ValueError(f"gate {gate!r} with k {k!r} and {screen} latents to screen by")
         self.k, self.residual, self.gate_kind, self.unit_norm = k, residual, gate, unit_norm
         self.subtract_bias, self.reads = subtract_bias, reads
         # Only membership in a top k needs the latents that aren't chosen, and only a whole decode.
@@ -168,10 +147,6 @@ class FeatureAblation(nn.Module):
         self.register_buffer("decoder_weight", empty(decoded, width))
         if activation == "jumprelu":
             self.register_buffer("latent_thresholds", empty(rows))
-        if gate == "screened":
-            # Rows of the encoder once more, side by side: the chosen ones, then the often-active ones.
-            self.register_buffer("screen_weight", empty(features + screen, width))
-            self.register_buffer("screen_bias", empty(features + screen))
         self.register_buffer("features", torch.full((features,), -1, dtype=torch.int64))
         self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
         self.register_buffer("thresholds", empty(timesteps, features))
@@ -201,108 +176,6 @@ class FeatureAblation(nn.Module):
         middles = (stored[:-1] + stored[1:]) / 2
         return (timestep[:, None] < middles[None]).sum(-1)
 
-    def latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """All latents of gathered tokens: `[1, tokens, d]` → `[1, tokens, n]`; rounded as those of a map, whose bias torch adds apart."""
-        return F.relu(F.linear(tokens, self.encoder_weight) + self.encoder_bias)
-
-    def reach(self, norm: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Bound of all that a latent's sum adds up: `‖x‖ ‖w_i‖ + |b_i|`, with what squares and subnormal inputs may lose."""
-        lost = 1e-12 + self.pre_bias.shape[0] ** 0.5 * torch.finfo(self.encoder_weight.dtype).tiny
-        return (norm + lost) * (weight.float().square().sum(-1).sqrt() + lost) + bias.float().abs()
-
-    def ruled_out(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-        """Tokens of which no chosen latent can fire, whatever the other latents are.
-
-        Computed apart from `latents`, in float32, these latents are rounded otherwise. So they are given the room that any order
-        of summation in float32, inputs cut to TF32 and a result in 16 bits can take; what lies within is not ruled out.
-
-        Args:
-            tokens: what the encoder reads `[B, tokens, d]`.
-            thresholds: `[B or 1, 1, U]`.
-
-        Returns:
-            bool `[B, tokens]`; False where a token is not finite.
-        """
-        assert self.k is not None
-        info, chosen, width = torch.finfo(tokens.dtype), self.features.shape[0], tokens.shape[-1]
-        x = tokens.float()
-        norm = x.square().sum(-1, keepdim=True).sqrt()
-        reach = self.reach(norm, self.screen_weight, self.screen_bias)
-        room = (4 * (width + 2) * 2.0**-24 + 2 * max(info.eps, 2.0**-10)) * reach + 4 * info.tiny
-        z = F.relu(F.linear(x, self.screen_weight.float(), self.screen_bias.float()))
-        highest = (z + room)[..., :chosen]
-        kth = (z - room)[..., chosen:].topk(self.k, dim=-1).values[..., -1:]
-        usual = (norm < LARGEST_NORM) & (reach[..., :chosen] < info.max / 2)
-        return (((highest <= thresholds) | (highest < kth)) & usual).all(-1)
-
-    def whole(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`, by the very product that `exact` computes."""
-        assert self.k is not None
-        z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
-        return z.index_select(-1, self.features), z.topk(self.k, dim=-1).values[..., -1:]
-
-    def gathered(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The encoder for some tokens of a map only, and whether `whole` would decide the same.
-
-        A product of fewer rows may be summed in another order. A decision holds if it is the same wherever all latents lie within
-        the rounding of two such sums.
-
-        Args:
-            tokens: `[tokens, d]`.
-            thresholds: `[tokens, U]`.
-
-        Returns:
-            chosen latents `[tokens, U]`, k-th largest `[tokens, 1]`, bool scalar.
-        """
-        assert self.k is not None
-        info, width = torch.finfo(tokens.dtype), tokens.shape[-1]
-        # Rows of zeros in front, which decide nothing: no product is a thin one, and nothing is empty, which CUDA's reductions refuse.
-        tokens = torch.cat([tokens.new_zeros(_FEWEST_ROWS, width), tokens])
-        thresholds = F.pad(thresholds, (0, 0, _FEWEST_ROWS, 0), value=float("inf"))
-        z = self.latents(tokens[None])[0]
-        chosen, latents = z.index_select(-1, self.features), self.encoder_weight.shape[0]
-        top = z.topk(min(self.k + 1, latents), dim=-1).values
-        kth, c = top[:, self.k - 1 : self.k], chosen.float()
-        norm = tokens.float().square().sum(-1, keepdim=True).sqrt()
-        largest = self.reach(norm, self.encoder_weight, self.encoder_bias).amax(-1, keepdim=True)
-        rounding = 2 * (width + 2) * 2.0**-24 + (0.0 if info.bits == 32 else 2 * info.eps)
-        room = rounding * largest + 4 * info.tiny
-        fires = c - room > thresholds
-        if latents > self.k:  # else all are members
-            # The next one is below: a latent is among the k, the k-th itself included, or shares its place with it.
-            fires = fires & (c - room > top[:, self.k :].float() + room)
-        not_fires = (c + room <= thresholds) | (c + room < kth.float() - room)
-        usual = (norm < LARGEST_NORM) & (largest < info.max / 2)
-        holds = (fires | not_fires) & usual
-        holds = torch.cat([torch.ones_like(holds[:_FEWEST_ROWS]), holds[_FEWEST_ROWS:]])
-        return chosen[_FEWEST_ROWS:], kth[_FEWEST_ROWS:], holds.all()
-
-    def screened(self, tokens: torch.Tensor, thresholds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chosen latents `[B, tokens, U]` and k-th largest latents `[B, tokens, 1]`; zeros and infinity where nothing can fire."""
-        if torch.is_autocast_enabled(tokens.device.type):  # the encoder's precision is not that of its tensors
-            return self.whole(tokens)
-        flat = tokens.flatten(0, 1)
-        unsure = ~self.ruled_out(tokens, thresholds).flatten()
-        few = unsure.sum() <= _MOST_GATHERED * flat.shape[0]
-        at = (unsure & few).nonzero().flatten()
-        graph = torch.compiler.is_compiling()
-        if not graph and not few:
-            return self.whole(tokens)
-        if not graph and not len(at):
-            return self.scattered(tokens, flat.new_zeros(0, self.features.shape[0]), flat.new_zeros(0, 1), at)
-        bars = thresholds.expand(*tokens.shape[:2], -1).flatten(0, 1).index_select(0, at)
-        some, kth, same = self.gathered(flat.index_select(0, at), bars)
-        same = same & few
-        if graph:
-            return torch.cond(same, self.scattered, lambda x, *values: _copies(*self.whole(x)), (tokens, some, kth, at))
-        return self.scattered(tokens, some, kth, at) if same else self.whole(tokens)
-
-    def scattered(self, tokens: torch.Tensor, some: torch.Tensor, kth: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `gathered` found for the tokens `at`, in the form of `whole`: zeros and infinity for the others, where nothing fires."""
-        chosen = torch.zeros_like(tokens[..., :1], dtype=some.dtype).repeat(1, 1, some.shape[-1]).flatten(0, 1).index_copy(0, at, some)
-        bar = torch.full_like(tokens[..., :1], float("inf"), dtype=kth.dtype).flatten(0, 1).index_copy(0, at, kth)
-        return chosen.view(tokens.shape[0], tokens.shape[1], some.shape[-1]), bar.view(tokens.shape[0], tokens.shape[1], 1)
-
     def forward(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """Edit a feature map.
 
@@ -326,13 +199,9 @@ class FeatureAblation(nn.Module):
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             tokens = (x - mean) / (std + 1e-5)
         tokens = tokens - self.pre_bias if self.subtract_bias else tokens
-        if self.gate_kind == "screened":
-            chosen, kth = self.screened(tokens, thresholds)
-            z = chosen  # read by a whole decode only, which this gate doesn't do
-        else:
-            z, kth = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias)), None
-            chosen = z if self.chosen_rows else z.index_select(-1, self.features)
-        top = None
+        z = F.relu(F.linear(tokens, self.encoder_weight, self.encoder_bias))
+        chosen = z if self.chosen_rows else z.index_select(-1, self.features)
+        top = kth = None
         if self.k is None:
             bars = self.latent_thresholds if self.chosen_rows else self.latent_thresholds.index_select(0, self.features)
             thresholds = torch.maximum(thresholds, bars.float())
@@ -389,7 +258,7 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
 
     Args:
         ablation: `{"format", "mid_block_type", "residual", "gate", "sha256", "hookpoints": {name: {"width", "latents",
-            "k", "features", "timesteps", "unit_norm", "activation", "subtract_bias", "reads"[, "screen"]}}}`; written by `saeuron`, checked at every load.
+            "k", "features", "timesteps", "unit_norm", "activation", "subtract_bias", "reads"}}}`; written by `saeuron`, checked at every load.
         **config: the stock UNet's config, except that `mid_block_type` holds `SENTINEL`.
     """
 

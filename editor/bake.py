@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ablated_unet import _RENAMED, BARRIER, FORMAT, LARGEST_NORM, SENTINEL, AblatedUNet2DConditionModel
-from .edit import Edit, HookpointEdit
+from .ablated_unet import _RENAMED, BARRIER, FORMAT, SENTINEL, AblatedUNet2DConditionModel
+from .edit import Edit
 from .errors import SaeuronError
 from .hookpoints import find_hookpoint
 from .sae import SparseAutoencoder
 
-GATES = ("exact", "threshold", "screened")
+GATES = ("exact", "threshold")
 
 
 def refuse_edited(unet: nn.Module) -> None:
@@ -30,26 +30,12 @@ def refuse_edited(unet: nn.Module) -> None:
         )
 
 
-def check_gate(gate: str, edit: Edit, saes: Mapping[str, SparseAutoencoder]) -> None:
+def check_gate(gate: str, edit: Edit) -> None:
     """Raise `SaeuronError` unless the gate is known and can decide this edit."""
     if gate not in GATES:
         raise SaeuronError(f"gate '{gate}' is not known; it is one of {', '.join(GATES)}")
     if gate != "exact" and edit.residual != "keep":
         raise SaeuronError(f"gate '{gate}' needs residual 'keep'; '{edit.residual}' decodes every latent and so needs gate 'exact'")
-    for name, part in edit.hookpoints.items() if gate == "screened" else ():
-        if name in saes:
-            _check_screened(name, part, saes[name])
-
-
-def _check_screened(name: str, part: HookpointEdit, sae: SparseAutoencoder) -> None:
-    if sae.config.k is None:
-        raise SaeuronError(f"gate 'screened': the JumpReLU SAE at '{name}' has no top-k test to spare; gate 'exact' costs as little")
-    if part.often is None or len(part.often) < sae.config.k:
-        raise SaeuronError(
-            f"gate 'screened': the edit doesn't say which latents of '{name}' are often active (edits by hand and older files don't); use gate 'exact', or make the edit from concept activations"
-        )
-    if not float(sae.W_enc.norm(dim=1).max() + sae.b_enc.abs().max()) < LARGEST_NORM:
-        raise SaeuronError(f"gate 'screened': the encoder at '{name}' has rows of a norm beyond {LARGEST_NORM:g}; use gate 'exact'")
 
 
 def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact") -> AblatedUNet2DConditionModel:
@@ -59,8 +45,7 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         unet: the original `UNet2DConditionModel`.
         edit: what to suppress.
         saes: hookpoint → SAE.
-        gate: `exact` (whole encoder, top-k membership), `threshold` (chosen encoder rows only, residual `keep`) or `screened` (decides
-            as `exact`, at less cost where nothing fires; residual `keep`, top-k SAEs, and an edit that knows which latents are often active).
+        gate: `exact` (whole encoder, top-k membership) or `threshold` (chosen encoder rows only, residual `keep`).
 
     Returns:
         the edited UNet, in `unet`'s dtype and device, sealed.
@@ -71,7 +56,7 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
     refuse_edited(unet)
     if type(unet).__name__ != "UNet2DConditionModel":
         raise SaeuronError(f"only UNet2DConditionModel can be edited, not {type(unet).__name__}")
-    check_gate(gate, edit, saes)
+    check_gate(gate, edit)
 
     shapes: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -96,11 +81,6 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
         }  # fmt: skip
         if sae.config.activation == "jumprelu":
             values["latent_thresholds"] = sae.threshold[rows]
-        if gate == "screened":
-            assert sae.config.k is not None
-            screen = part.screen(sae.config.k)
-            shapes[name]["screen"] = len(screen) - len(part.features)
-            values |= {"screen_weight": sae.W_enc[screen], "screen_bias": sae.b_enc[screen]}
         prefix = f"ablations.{name.replace('.', '-')}."
         tensors |= {prefix + key: value.detach().clone() for key, value in values.items()}
 

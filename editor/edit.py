@@ -19,11 +19,6 @@ from .names import normalise
 from .rule import Rule
 from .selection import scores, select
 
-# Of the often-active latents, how many an edit keeps, and how many times k the gate `screened` compares with.
-_OFTEN = 4096
-_SCREEN = 32
-_TENSORS = TENSORS[:-1]
-
 
 @dataclass
 class HookpointEdit:
@@ -43,13 +38,6 @@ class HookpointEdit:
     """latents n of the SAE"""
     chosen: dict[str, list[list[int]]] = field(default_factory=dict)
     """concept → features at each timestep"""
-    often: torch.Tensor | None = None
-    """int64 `[≤ 4096]`, latents by mean activation over concepts and timesteps, largest first; None for edits by hand"""
-
-    def screen(self, k: int) -> torch.Tensor:
-        """Encoder rows that the gate `screened` looks at: the chosen ones, then the most active ones."""
-        assert self.often is not None
-        return torch.cat([self.features, self.often[: _SCREEN * k]])
 
     def check(self, where: str) -> None:
         """Raise `SaeuronError` unless the tables fit together; a file may come from anywhere."""
@@ -65,18 +53,10 @@ class HookpointEdit:
             else "gains that are not finite, or thresholds that are NaN"
             if not bool(self.gains.isfinite().all()) or bool(torch.stack([self.thresholds, self.gate_thresholds]).isnan().any())
             else "another number of steps in its list of chosen features" if any(len(rows) != shape[0] for rows in self.chosen.values())
-            else "often-active latents that are no latents of the SAE, each once" if self.often is not None and not self._often_fits()
             else None
         )  # fmt: skip
         if reason:
             raise SaeuronError(f"{where}: damaged edit ({reason})")
-
-    def _often_fits(self) -> bool:
-        often = self.often
-        assert often is not None
-        if often.dtype != torch.int64 or often.ndim != 1 or not len(often):
-            return False
-        return int(often.min()) >= 0 and int(often.max()) < self.latents and len(often.unique()) == len(often)
 
     def chosen_mask(self, concepts: Sequence[str]) -> torch.Tensor:
         """bool `[T, U]`: chosen by one of these concepts."""
@@ -88,8 +68,7 @@ class HookpointEdit:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file holds of it, by name."""
-        found = {key: getattr(self, key).contiguous() for key in _TENSORS}
-        return found if self.often is None else found | {"often": self.often.contiguous()}
+        return {key: getattr(self, key).contiguous() for key in TENSORS}
 
     def rows(self, timestep: torch.Tensor) -> torch.Tensor:
         """Nearest table rows `[B]` for float timesteps `[B]`; halfway takes the larger timestep."""
@@ -163,10 +142,9 @@ class Edit:
         try:
             parts = {
                 name: HookpointEdit(
-                    **{key: tensors[f"{name}/{key}"] for key in _TENSORS},
+                    **{key: tensors[f"{name}/{key}"] for key in TENSORS},
                     latents=n,
                     chosen={c: list(r) for c, r in header.chosen[name].items()},
-                    often=tensors.get(f"{name}/often"),
                 )
                 for name, n in header.latents.items()
             }
@@ -251,10 +229,4 @@ def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[t
         gains, thresholds, gate = (torch.where(wins, new, old) for new, old in ((gain, gains), (threshold, thresholds), (membership, gate)))
     features = thresholds.isfinite().any(0).nonzero().flatten()
     thresholds, gains, gate = (table[:, features].contiguous() for table in (thresholds, gains, gate))
-    return HookpointEdit(features, first.timesteps.clone(), thresholds, gains, gate, n, chosen, _often(sources))
-
-
-def _often(sources: Sequence[ConceptActivations]) -> torch.Tensor:
-    """Latents by their mean activation, each domain counted once; at equal means the lower index first."""
-    means = [source.means.mean((0, 1), dtype=torch.float64) for source in {id(s): s for s in sources}.values()]
-    return torch.stack(means).sum(0).sort(descending=True, stable=True).indices[:_OFTEN].clone()
+    return HookpointEdit(features, first.timesteps.clone(), thresholds, gains, gate, n, chosen)

@@ -14,8 +14,8 @@ from .files import parse_json, read_header
 FORMAT = "saeuron-edit-1"
 _MOST_LATENTS = 2**31
 RESIDUALS = ("keep", "upstream", "drop")
-TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds", "often")
-"""what a file holds of each hookpoint, in the order of the hash; edits by hand have no `often`"""
+TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
+"""what a file holds of each hookpoint, in the order of the hash"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def edit_sha256(residual: str, latents: Mapping[str, int], tensors: Mapping[str,
     for hookpoint, n in sorted(latents.items()):
         digest.update(f"{hookpoint}:{n}".encode())
         for key in TENSORS:
-            if f"{hookpoint}/{key}" in tensors:
-                digest.update(key.encode() + tensors[f"{hookpoint}/{key}"])
+            digest.update(key.encode() + tensors[f"{hookpoint}/{key}"])
     return digest.hexdigest()
 
 

@@ -42,8 +42,7 @@ class AblationHook:
         unet: the original UNet.
         edit: what to suppress.
         saes: hookpoint → SAE; used at the UNet's precision.
-        gate: `exact`, METHOD's rule, which `screened` decides by too; or `threshold`, the reference of artifacts baked without the
-            membership test.
+        gate: `exact`, METHOD's rule; or `threshold`, the reference of artifacts baked without the membership test.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
         open_gates: gradients also pass through the decisions, straight through (for attacks); no value changes.
 

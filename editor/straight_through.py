@@ -48,13 +48,11 @@ class StraightThroughGate(FireGate):
 def open_gates(unet: nn.Module) -> Iterator[Any]:
     """The edited UNet with straight-through gates while the context is open; as before afterwards."""
     modules = [m for m in unet.modules() if isinstance(m, FeatureAblation)]
-    kept = [(m.gate, m.gate_kind) for m in modules]
+    kept = [m.gate for m in modules]
     try:
         for module in modules:
             module.gate = StraightThroughGate()
-            # Screened latents of tokens that are ruled out are never computed, so no gradient would pass there.
-            module.gate_kind = "exact" if module.gate_kind == "screened" else module.gate_kind
         yield unet
     finally:
-        for module, (gate, kind) in zip(modules, kept, strict=True):
-            module.gate, module.gate_kind = gate, kind
+        for module, gate in zip(modules, kept, strict=True):
+            module.gate = gate

@@ -29,7 +29,6 @@ from ..editor.sampling import observe
 from ..validation.engines import BACKENDS as ENGINES
 from . import bench_graphs
 from .engine_worker import resident_bytes
-from .tensorrt import GATES_OF_DYNAMIC_SHAPE
 
 Progress = Callable[[str], None]
 HOOK, UNEDITED = "hook", "unedited"
@@ -270,8 +269,6 @@ def _graph_rows(
             with ExitStack() as opened:
                 calls = {}
                 for name, path in paths.items():
-                    if backend in ENGINES and name in GATES_OF_DYNAMIC_SHAPE:
-                        continue  # has no engine; its row stays empty
                     progress(f"{backend}: opening {name}")
                     calls[name] = bench_graphs.opener(backend, s.provider)(path, feeds[name], opened)
                 whole = {UNEDITED: calls.pop(UNEDITED)}
@@ -279,7 +276,6 @@ def _graph_rows(
                 by_process = backend == "onnx" and s.provider == "CPUExecutionProvider"
                 memory = {name: working_bytes(call) if by_process else None for name, call in calls.items()}
             rows += _rows(backend, edits, forwards, memory, {})
-            rows += [Row(backend, gate, None, None, None, None, None) for gate in s.gates if gate not in calls]
     return rows
 
 

@@ -20,7 +20,7 @@ from .prepare import prepare
 from .settings import Settings, resolve
 
 HOOKPOINT = "up_blocks.1.attentions.1"
-_LATENTS, _K, _FEATURES, _OFTEN = 20480, 32, 8, 256
+_LATENTS, _K, _FEATURES, _COMMON = 20480, 32, 8, 256
 
 Model = tuple[Any, Edit, dict[str, SparseAutoencoder], int, int]
 """UNet, edit, SAEs, text tokens, pixels a latent pixel"""
@@ -57,16 +57,16 @@ def random_sd14(precision: str, present: bool, say: Callable[[str], None]) -> Mo
     rows = F.normalize(torch.randn(_LATENTS, tokens.shape[-1], generator=generator), dim=1)
     spread = float((tokens - center).norm(dim=-1).mean())
     bias = torch.zeros(_LATENTS)
-    bias[:_OFTEN] = 0.15 * spread  # active at most tokens, as a few latents of every trained SAE are
+    bias[:_COMMON] = 0.15 * spread  # active at most tokens, as a few latents of every trained SAE are
     tensors = {"W_enc": rows, "b_enc": bias, "W_dec": rows.clone(), "b_dec": center}
     sae = SparseAutoencoder.from_tensors(SaeConfig(tokens.shape[-1], _LATENTS, _K), tensors, "random")
     latents = sae.latents(tokens)
     members = torch.bincount(sae.top(latents).indices.flatten(), minlength=_LATENTS)
-    members[:_OFTEN] = 0 if present else members.max() + 1  # what is active everywhere belongs to no concept
+    members[:_COMMON] = 0 if present else members.max() + 1  # what is active everywhere belongs to no concept
     chosen = members.topk(2 * _FEATURES, largest=present).indices
     level = 0.2 * float(sae.top(latents).values.mean())
     means = torch.full((2, 3, _LATENTS), 1e-4 * level)
-    means[..., :_OFTEN] = 2 * level  # shared by both concepts, so no rule chooses them
+    means[..., :_COMMON] = 2 * level  # shared by both concepts, so no rule chooses them
     means[0, :, chosen[:_FEATURES]], means[1, :, chosen[_FEATURES:]] = level, level
     activations = ConceptActivations(["one", "two"], [1, 1], means, torch.tensor([901, 501, 101]))
     wishes = [Suppression(name, HOOKPOINT, Rule.parse(f"count:{_FEATURES}"), -1.0) for name in ("one", "two")]

@@ -137,7 +137,7 @@ def export(
         str,
         typer.Option(
             metavar="GATE",
-            help="exact (whole encoder), screened (decides as exact, cheaper where the concept is absent) or threshold (no top-k membership test, cheaper, approximate).",
+            help="exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate).",
             rich_help_panel=_HOW,
         ),
     ] = "exact",

@@ -39,7 +39,7 @@ def prepare_edit(plan: Plan) -> Prepared:
             raise SaeuronError(
                 f"--gate threshold: '{where}' has no calibrated thresholds at '{hookpoint}' (edits by hand have none), so without the top-k test it would act on every positive latent; use --gate exact"
             )
-    check_gate(s.gate, edit, saes)
+    check_gate(s.gate, edit)
     if s.validate and s.proof == "short":
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         _check_short(edit, ddim_timesteps(scheduler, plan.steps)[:_SHORT], where)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
@@ -221,32 +220,9 @@ def _optimise(model: ir.Model) -> None:
         rewrite(model, used)
     for step in (
         passes.IdentityEliminationPass(), passes.RemoveUnusedNodesPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.LiftSubgraphInitializersToMainGraphPass(),
         passes.DeduplicateInitializersPass(), passes.CommonSubexpressionEliminationPass(), passes.OutputFixPass(), passes.NameFixPass(),
     ):  # fmt: skip
         step(model)
-    _share(model.graph)
-
-
-def _share(graph: ir.Graph) -> None:
-    """Keep one of weights that are equal: a branch folds the encoder's transpose a second time.
-
-    onnx_ir's own passes for this leave large weights out, or hash every one of them.
-    """
-    if not any(node.op_type == "If" for node in graph):
-        return
-    kept: dict[tuple[Any, ...], list[ir.Value]] = {}
-    for value in list(graph.initializers.values()):
-        if value.const_value is None or value.const_value.size < 1024 or value.is_graph_output():
-            continue
-        array = value.const_value.numpy()
-        alike = kept.setdefault((value.const_value.dtype, array.shape, array.flat[:64].tobytes()), [])
-        same = next((v for v in alike if v.const_value is not None and np.array_equal(v.const_value.numpy(), array)), None)
-        if same is None:
-            alike.append(value)
-        else:
-            value.replace_all_uses_with(same)
-            del graph.initializers[value.name or ""]
 
 
 def _name_axes(graph: ir.Graph, component: Component) -> None:

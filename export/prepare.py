@@ -112,7 +112,7 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         plan.residual,
         plan.settings.allow_amplify,
     )
-    check_gate(plan.settings.gate, edit, saes)
+    check_gate(plan.settings.gate, edit)
     edit.provenance = {
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
         "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
@@ -368,7 +368,7 @@ def _edit_numbers(prepared: Prepared) -> int:
     for hookpoint, sae in prepared.saes.items():
         part, gate = prepared.edit.hookpoints[hookpoint], prepared.plan.settings.gate
         n, chosen = sae.config.num_latents, len(part.features)
-        rows = chosen if gate == "threshold" else n + (len(part.screen(sae.config.k or 0)) if gate == "screened" else 0)
+        rows = chosen if gate == "threshold" else n
         found += sae.config.d_in * (rows + (chosen if prepared.edit.residual == "keep" else n))
     return found
 

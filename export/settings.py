@@ -19,11 +19,11 @@ from ..editor.rule import Rule
 from ..editor.suggest import unknown
 from ..validation.engines import Target
 from .checks import check_guidance, check_pixels, check_steps
-from .tensorrt import EngineSettings, Shapes, check_gate, check_precision
+from .tensorrt import EngineSettings, Shapes, check_precision
 
 FORMATS = ("checkpoint", "onnx", "trt")
 _ALIASES = {"tensorrt": "trt"}
-GATES = ("exact", "threshold", "screened")
+GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
 DEFAULT_SELECT = "percentile:99.999"
@@ -98,7 +98,6 @@ class Settings:
         found.check()
         if self.precision:
             check_precision(found.targets, self.precision)
-        check_gate(self.gate)
         return found
 
 

@@ -32,7 +32,6 @@ Progress = Callable[[str], None]
 Range = tuple[int, int, int]
 """smallest, usual and largest size"""
 _LARGEST_VOLUME = 2**31 - 1
-GATES_OF_DYNAMIC_SHAPE = ("screened",)
 PLACE = "saeuron-build"
 _NAMES = ("batch", "height", "width")
 _PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
@@ -130,14 +129,6 @@ def check_precision(targets: Iterable[Target], precision: str) -> None:
             if precision not in engines.PRECISIONS.get(sm, (precision,)):
                 able = " and ".join(engines.PRECISIONS[sm])
                 raise SaeuronError(f"{sm} computes in {able} only, not in {precision}; export an artifact with --precision {able} for it")
-
-
-def check_gate(gate: str) -> None:
-    """Raise `SaeuronError` for a gate whose graph holds shapes that depend on the data, which a CUDA graph can't."""
-    if gate in GATES_OF_DYNAMIC_SHAPE:
-        raise SaeuronError(
-            f"gate '{gate}' gathers tokens by what they hold, for which engines have no fixed shape; export with --gate exact"
-        )
 
 
 def components(family: Family) -> list[str]:

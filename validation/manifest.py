@@ -31,7 +31,7 @@ BACKENDS = {
 _ADDED = ("validation/", "tensorrt/")
 """folders that may be written into a finished artifact"""
 
-GATES = ("exact", "threshold", "screened")
+GATES = ("exact", "threshold")
 PRECISIONS = ("fp32", "fp16", "bf16")
 _ENGINE = Fields({
     "precision": Choice(PRECISIONS), "onnx": Each(str), "shapes": Each(Items(Items(int), 3)), "types": dict, "bytes": int, "seconds": float,

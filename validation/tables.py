@@ -62,7 +62,7 @@ def read_edit(path: Path) -> EditFile:
     wanted = [f"{hookpoint}/{key}" for hookpoint in header.latents for key in TENSORS]
     tensors = read_tensors(path, lambda name: name in wanted)
     for hookpoint in header.latents:
-        _check_shapes(path, hookpoint, {key: tensors.get(f"{hookpoint}/{key}") for key in TENSORS[:-1]})
+        _check_shapes(path, hookpoint, {key: tensors.get(f"{hookpoint}/{key}") for key in TENSORS})
     return EditFile(header, tensors)
 
 
@@ -190,17 +190,6 @@ def in_graph(folder: Path, edit: EditFile, gate: str) -> list[str]:
     ]
 
 
-def _inputs(node: Any) -> set[str]:
-    """Names that a node reads, its branches and loops included, with all that these read and give."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            found |= {value.name for value in inner.output}
-            for each in inner.node:
-                found |= _inputs(each)
-    return found
-
-
 def _reaching(graph: Any) -> set[str]:
     """Names of tensors that an output of a graph depends on, the outputs included."""
     found, open_ = set(), [value.name for value in graph.output]
@@ -210,7 +199,7 @@ def _reaching(graph: Any) -> set[str]:
         if name and name not in found:
             found.add(name)
             if name in maker:
-                open_ += _inputs(maker[name])
+                open_ += maker[name].input
     return found
 
 

@@ -89,7 +89,7 @@ def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -
         pipeline: the original one, at the artifact's precision.
         edit: what is suppressed.
         saes: hookpoint → SAE.
-        gate: `exact`, `threshold` or `screened`.
+        gate: `exact` or `threshold`.
 
     Returns:
         component → tensor → digest; the edit's tensors are the component `edit`, named `HOOKPOINT/NAME`.
@@ -118,9 +118,6 @@ def _of_sae(sae: Any, edit: Edit, hookpoint: str, gate: str) -> dict[str, Any]:
     found = {
         "encoder_weight": sae.W_enc[encoded], "encoder_bias": sae.b_enc[encoded], "decoder_weight": sae.W_dec[decoded], "pre_bias": sae.b_dec,
     }  # fmt: skip
-    if gate == "screened":
-        screen = edit.hookpoints[hookpoint].screen(sae.config.k)
-        found |= {"screen_weight": sae.W_enc[screen], "screen_bias": sae.b_enc[screen]}
     return found | ({"latent_thresholds": sae.threshold[encoded]} if sae.config.activation == "jumprelu" else {})
 
 

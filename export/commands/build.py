@@ -33,7 +33,7 @@ def build(
     """
     from ..add_engines import add_engines, check_free
     from ..folder import check_space
-    from ..tensorrt import EngineSettings, Shapes, axes_of, check_gate, check_precision, ready
+    from ..tensorrt import EngineSettings, Shapes, axes_of, check_precision, ready
 
     wanted = EngineSettings(
         tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
@@ -46,7 +46,6 @@ def build(
             f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record['formats'])}); export it with --format trt"
         )
     check_precision(wanted.targets, record["precision"])
-    check_gate(record["gate"])
     found = ready(wanted)
     check_free(artifact, [one.folder for one in found], overwrite)
     sizes = axes_of(artifact, record, wanted.shapes)

@@ -10,9 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet, run
-from tests.editor.test_screened import cases, modules
 
 from saeuron.editor.bake import bake
 from saeuron.editor.hook import AblationHook
@@ -20,7 +18,7 @@ from saeuron.editor.hook import AblationHook
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 needs_provider = pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA provider")
 BARS = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
-GATES = ("exact", "threshold", "screened")
+GATES = ("exact", "threshold")
 
 
 @pytest.fixture(scope="module")
@@ -64,40 +62,6 @@ def test_equals_the_cpu(parts):
         plain = unet(*there(x), 501, *there(c)).sample.cpu()
     other = copy.deepcopy(edited).cpu()(x, 501, c).sample
     assert (here - other).norm() < 1e-3 * (other - plain).norm()
-
-
-@settings(max_examples=600, deadline=None)
-@given(cases())
-def test_screened_decides_as_exact_on_any_input(case):
-    (exact, screened), hidden, timestep = case
-    made = [m.cuda() for m in (exact, screened)]
-    (one, fires), (other, also) = (outcome_there(m, hidden.cuda(), timestep) for m in made)
-    assert torch.equal(fires, also)
-    assert torch.equal(one.isnan(), other.isnan())
-
-
-def outcome_there(module, hidden, timestep):
-    seen = []
-    handle = module.gate.register_forward_hook(lambda m, args, fires: seen.append(fires))
-    result = module(hidden, torch.tensor([timestep], device="cuda"))
-    handle.remove()
-    return result, seen[0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("seed", range(8))
-def test_screened_decides_as_exact_at_length(dtype, seed):
-    """Long sums, every latent twice, thresholds in the midst: see the CPU's test of the same name."""
-    g = torch.Generator().manual_seed(seed)
-    d, n, k, features = 1280, 4096, 32, torch.arange(0, 64, 7)
-    weight = torch.nn.functional.normalize(torch.randn(n // 2, d, generator=g), dim=1).repeat(2, 1)
-    bias = torch.zeros(n)
-    bias[100:200] = 0.5
-    bars = torch.rand(2, len(features), generator=g) * 0.5
-    pair = modules(weight, bias, features, torch.arange(100, 200), bars, k, dtype)
-    hidden = torch.randn(2, d, 12, 12, generator=g).to(dtype).cuda()
-    (_, fires), (_, also) = (outcome_there(m.cuda(), hidden, 50.0) for m in pair)
-    assert torch.equal(fires, also)
 
 
 @pytest.mark.parametrize("gate", ["exact", "threshold"])
