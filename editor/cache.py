@@ -24,7 +24,9 @@ def root() -> Path:
     try:
         return Path.home() / ".cache" / "saeuron"
     except RuntimeError:
-        raise SaeuronError("no home folder is known, so there is no place to keep activations; set SAEURON_CACHE, or HOME, to a folder") from None
+        raise SaeuronError(
+            "no home folder is known, so there is no place to keep activations; set SAEURON_CACHE, or HOME, to a folder"
+        ) from None
 
 
 def key(**content: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_hub_id(name: str, what: str) -> None:
+    """Raise unless a source that isn't here can be a Hub id; `what` it is, e.g. `model`.
+
+    Raises:
+        SaeuronError: why it isn't here.
+    """
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return
+    try:
+        os.stat(name)
+    except PermissionError:
+        raise SaeuronError(f"{what}: there is no permission to look into '{name}'") from None
+    except (OSError, ValueError):
+        pass
+    if os.path.islink(name):
+        raise SaeuronError(f"{what}: '{name}' is a link to '{os.readlink(name)}', which isn't there")
+    raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
+
+
 def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: str) -> Path:
     """A local copy of (part of) a Hub repository, through huggingface_hub's own cache.
 
@@ -167,9 +187,21 @@ def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: st
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise SaeuronError(f"{what}: no folder '{repo_id}' here, and it is no Hub id (owner/name) either")
+    check_hub_id(repo_id, what)
+    # A folder of the owner's name speaks for a path, so what was never fetched is not fetched on a guess.
+    near = os.path.isdir(repo_id.partition("/")[0])
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision, local_files_only=near))
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        raise SaeuronError(
+            f"{what}: '{repo_id}' is no folder here, and no home folder is known in which it could be kept; set HF_HOME, or HOME, to a folder"
+        ) from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if near and isinstance(error, LocalEntryNotFoundError):
+            owner = repo_id.partition("/")[0]
+            raise SaeuronError(
+                f"{what}: there is no folder '{repo_id}', though there is a folder '{owner}'; if the Hub's model of that name is meant, run it elsewhere, or fetch it first: hf download {repo_id}"
+            ) from None
         raise SaeuronError(f"{what}: '{repo_id}' is no folder here and could not be fetched from the Hub: {hub_reason(error)}") from None

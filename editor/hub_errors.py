@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from .errors import first_line
 
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "TimeoutException", "ConnectionError", "ProxyError", "NetworkError")
@@ -34,6 +36,8 @@ def hub_reason(error: BaseException) -> str:
         return reasons[status]
     if isinstance(status, int) and status >= 500:
         return f"the Hub answers with error {status}; try again later"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        return f"{first_line(error)}; set HF_HOME to a folder that can be written and has room"
     if kinds & set(_UNREACHABLE):
         # Large files go through a store of their own, which a proxy or a mirror may lack.
         other = "; HF_HUB_DISABLE_XET=1 sends large files without Xet" if "xet" in str(error).lower() else ""

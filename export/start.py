@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
+
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -25,4 +29,14 @@ def _enter(name: str) -> None:
         getattr(cli, name)()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing was left behind\n")
-        sys.exit(130)
+        _leave()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave()
+        raise
+
+
+def _leave() -> NoReturn:
+    """A library that was interrupted in the middle of its import may leave Python unable to end in order, so it ends at once."""
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
