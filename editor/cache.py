@@ -8,13 +8,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .errors import SaeuronError
 from .files import file_sha256, read_json
 
 
 def root() -> Path:
-    """`$SAEURON_CACHE`, else `$XDG_CACHE_HOME/saeuron`, else `~/.cache/saeuron`."""
-    own = os.environ.get("SAEURON_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeuron"
+    """`$SAEURON_CACHE`, else `$XDG_CACHE_HOME/saeuron`, else `~/.cache/saeuron`.
+
+    Raises:
+        SaeuronError: none of them is known.
+    """
+    own, shared = os.environ.get("SAEURON_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or shared:
+        return Path(own) if own else Path(str(shared)) / "saeuron"
+    try:
+        return Path.home() / ".cache" / "saeuron"
+    except RuntimeError:
+        raise SaeuronError(
+            "no home folder is known, so there is no place to keep activations; set SAEURON_CACHE, or HOME, to a folder"
+        ) from None
 
 
 def key(**content: Any) -> str:

@@ -63,7 +63,9 @@ def load_presets(path: Path) -> dict[str, Concept]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaeuronError(f"preset file '{path}' does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise SaeuronError(f"preset file '{path}' can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise SaeuronError(f"preset file '{path}' can't be read as TOML: {error}") from None
     for key in content:
         if key not in ("defaults", "concepts", "contrast"):

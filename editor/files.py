@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,17 @@ _JSON_LIMIT = 16 * 2**20
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise `SaeuronError` for what Git leaves in the place of a large file that it has not fetched."""
+    """Raise where a file is only a Git LFS pointer to what should be there.
+
+    Raises:
+        SaeuronError: it is one.
+        OSError: it can't be opened.
+    """
     with path.open("rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise SaeuronError(f"{path} is a Git-LFS pointer, not the file itself; fetch it with `git lfs pull`")
+        if file.read(42).startswith(b"version https://git-lfs.github.com/spec/"):
+            raise SaeuronError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download the file"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,15 +41,17 @@ def read_json(path: Path) -> dict[str, Any]:
         SaeuronError: missing, larger than 16 MiB, not JSON, or not an object.
     """
     try:
-        refuse_pointer(path)
         if path.stat().st_size > _JSON_LIMIT:
             raise SaeuronError(f"{path} is larger than {_JSON_LIMIT >> 20} MiB; that is no settings file")
+        refuse_pointer(path)
         value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaeuronError(f"{path} does not exist") from None
     except SaeuronError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except ValueError as error:
         raise SaeuronError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise SaeuronError(f"{path} holds {type(value).__name__}, expected an object")
@@ -96,9 +106,11 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         raise SaeuronError(f"{path} does not exist") from None
     except SaeuronError:
         raise
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+    except (SafetensorError, ValueError) as error:
         raise SaeuronError(
-            f"{path} is no whole safetensors file ({error}); it may be truncated (download it again) or another kind of file"
+            f"{path} is no whole safetensors file ({first_line(error)}); it may be truncated (download it again) or another kind of file"
         ) from None
 
 
@@ -120,7 +132,7 @@ def open_safetensors(path: Path, expected: dict[str, tuple[int, ...]] | None = N
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, KeyError) as error:
-        raise SaeuronError(f"{path} can't be read: {error}") from None
+        raise SaeuronError(f"{path} can't be read: {first_line(error)}") from None
     return {name: tensors[name] for name in (expected or tensors)}
 
 
@@ -132,6 +144,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         SaeuronError: the block raised something.
     """
     try:
+        if path.is_file():
+            refuse_pointer(path)
         yield
     except (SaeuronError, ImportError):
         raise
@@ -145,6 +159,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_hub_id(name: str, what: str) -> None:
+    """Raise unless a source that isn't here can be a Hub id; `what` it is, e.g. `model`.
+
+    Raises:
+        SaeuronError: why it isn't here.
+    """
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return
+    try:
+        os.stat(name)
+    except PermissionError:
+        raise SaeuronError(f"{what}: there is no permission to look into '{name}'") from None
+    except (OSError, ValueError):
+        pass
+    if os.path.islink(name):
+        raise SaeuronError(f"{what}: '{name}' is a link to '{os.readlink(name)}', which isn't there")
+    raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
+
+
 def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: str) -> Path:
     """A local copy of (part of) a Hub repository, through huggingface_hub's own cache.
 
@@ -154,9 +187,21 @@ def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: st
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise SaeuronError(f"{what}: no folder '{repo_id}' here, and it is no Hub id (owner/name) either")
+    check_hub_id(repo_id, what)
+    # A folder of the owner's name speaks for a path, so what was never fetched is not fetched on a guess.
+    near = os.path.isdir(repo_id.partition("/")[0])
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision, local_files_only=near))
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        raise SaeuronError(
+            f"{what}: '{repo_id}' is no folder here, and no home folder is known in which it could be kept; set HF_HOME, or HOME, to a folder"
+        ) from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if near and isinstance(error, LocalEntryNotFoundError):
+            owner = repo_id.partition("/")[0]
+            raise SaeuronError(
+                f"{what}: there is no folder '{repo_id}', though there is a folder '{owner}'; if the Hub's model of that name is meant, run it elsewhere, or fetch it first: hf download {repo_id}"
+            ) from None
         raise SaeuronError(f"{what}: '{repo_id}' is no folder here and could not be fetched from the Hub: {hub_reason(error)}") from None

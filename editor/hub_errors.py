@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+from .errors import first_line
+
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "TimeoutException", "ConnectionError", "ProxyError", "NetworkError")
 
 
@@ -32,12 +36,10 @@ def hub_reason(error: BaseException) -> str:
         return reasons[status]
     if isinstance(status, int) and status >= 500:
         return f"the Hub answers with error {status}; try again later"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        return f"{first_line(error)}; set HF_HOME to a folder that can be written and has room"
     if kinds & set(_UNREACHABLE):
         # Large files go through a store of their own, which a proxy or a mirror may lack.
         other = "; HF_HUB_DISABLE_XET=1 sends large files without Xet" if "xet" in str(error).lower() else ""
-        return f"the Hub can't be reached ({_first_line(error)}){other}"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return f"the Hub can't be reached ({first_line(error, 200)}){other}"
+    return first_line(error, 200)

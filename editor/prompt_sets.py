@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import SaeuronError
+from .errors import SaeuronError, first_line
 
 
 def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:
@@ -38,15 +38,21 @@ def lines_of(path: Path) -> tuple[str, ...]:
     """Prompts of a text file, one a line, empty lines left out."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise SaeuronError(f"prompts '{path}': there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"prompts '{path}' can't be read: {error}") from None
+        raise SaeuronError(f"prompts '{path}' can't be read: {first_line(error)}") from None
     return tuple(t.strip() for t in texts if t.strip())
 
 
 def _table(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        raise SaeuronError(f"prompts '{path}': there is no such file") from None
+    except OSError as error:
+        raise SaeuronError(f"prompts '{path}' can't be read: {first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
     table = content.get("prompts")
     if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):

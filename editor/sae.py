@@ -172,6 +172,10 @@ class SparseAutoencoder(nn.Module):
             tensor = tensors[name]
             if tensor.shape != parameter.shape:
                 raise SaeuronError(f"{where}: {name} has shape {list(tensor.shape)}, the config asks for {list(parameter.shape)}")
+            if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                raise SaeuronError(
+                    f"{where}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected floats of 16, 32 or 64 bits"
+                )
             if not bool(torch.isfinite(tensor).all()):
                 raise SaeuronError(f"{where}: {name} holds NaN or infinite values; the file is damaged")
         sae.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .errors import SaeuronError
 _NAME = 120
 """bytes of a file's name that go into the hidden folder's, whose own must not get too long"""
 _OLD = "old"
+_FULL = 16 << 10
+"""bytes: a disk with less free room is full, where something failed"""
 _PLACES = 8
 """hidden folders of one name that are looked for; more are there only if as many processes were killed at once"""
 
@@ -54,6 +57,32 @@ def written(path: Path) -> Iterator[None]:
         if (reason := _of_writing(error)) is None:
             raise
         raise SaeuronError(f"'{path}' can't be written: {reason}") from None
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for what isn't kept, where the system keeps such things (`TMPDIR`).
+
+    Raises:
+        SaeuronError: there is no such place, or it ran full: whatever failed inside, that was why.
+    """
+    try:
+        place = tempfile.TemporaryDirectory(prefix="saeuron-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise SaeuronError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to a folder that can be written") from None
+    with place as folder:
+        try:
+            yield Path(folder)
+        except SaeuronError:
+            raise
+        except Exception as error:
+            free = shutil.disk_usage(folder).free
+            if free < _FULL or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+                where = Path(folder).parent
+                raise SaeuronError(
+                    f"the temporary folder '{where}' is full ({free >> 10} KiB free); set TMPDIR to one with more room"
+                ) from None
+            raise
 
 
 def _of_writing(error: BaseException) -> str | None:

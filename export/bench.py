@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from ..editor.hookpoints import to_tokens
 from ..editor.sae import SparseAutoencoder
 from ..editor.sampling import observe
 from ..editor.sizes import latent_sides
+from ..editor.writing import temporary
 from ..validation.engines import BACKENDS as ENGINES
 from . import bench_graphs
 from .engine_worker import resident_bytes
@@ -258,13 +258,13 @@ def _graph_rows(
     time_of = torch.tensor(timestep, dtype=torch.float32)
     feed = {"sample": sample, "timestep": time_of, "encoder_hidden_states": context, **(more.get("added_cond_kwargs") or {})}
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with temporary() as folder, torch.no_grad():
         paths, feeds = {}, {}
         for gate in s.gates:
             progress(f"exporting the edit with gate {gate}")
-            paths[gate], feeds[gate] = bench_graphs.export_edit(bake(unet, edit, saes, gate).ablations, maps, time_of, Path(folder) / gate)
+            paths[gate], feeds[gate] = bench_graphs.export_edit(bake(unet, edit, saes, gate).ablations, maps, time_of, folder / gate)
         progress("exporting the unedited UNet")
-        paths[UNEDITED], feeds[UNEDITED] = bench_graphs.export_unet(unet, s.tokens, feed, Path(folder))
+        paths[UNEDITED], feeds[UNEDITED] = bench_graphs.export_unet(unet, s.tokens, feed, folder)
         for backend in (b for b in s.backends if b != "torch"):
             with ExitStack() as opened:
                 calls = {}

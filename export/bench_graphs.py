@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import onnx as library
 import torch
 
+from ..editor.writing import temporary
 from ..validation.engines import BACKENDS as ENGINES
 from ..validation.engines import gpu
 from ..validation.sessions import open_session
@@ -84,7 +84,7 @@ def _engine(backend: str, path: Path, feed: Feed, opened: ExitStack) -> Call:
     from ..validation.engines import tensorrt_module
     from ..validation.tensorrt_runner import Cuda, Engine
 
-    folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+    folder = opened.enter_context(temporary())
     axes = _axes(path, feed)
     job = {
         "backend": backend, "sms": [gpu().sm] if backend == "trt-rtx" else [], "graph": str(path), "engine": os.fspath(folder / f"{path.parent.name}.engine"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ..editor.errors import SaeuronError, first_line, panics_as_errors
 from ..editor.families import family_of, rebuilt
 from ..editor.files import read_json
-from ..editor.writing import whole_file
+from ..editor.writing import temporary, whole_file
 
 
 def edited_pipeline(pipeline: Any, unet: Any) -> Any:
@@ -63,11 +62,13 @@ def small_files(model: Path) -> list[str]:
     try:
         with panics_as_errors():
             pipeline = family.cls.from_pretrained(model, **heavy, local_files_only=True, **family.fixed)
-        with tempfile.TemporaryDirectory() as trial:
+        with temporary() as trial:
             pipeline.save_pretrained(trial)
             for text in family.text_encoders:
-                _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), Path(trial) / text.tokenizer)
-            return [path.relative_to(trial).as_posix() for path in Path(trial).rglob("*") if path.is_file()]
+                _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), trial / text.tokenizer)
+            return [path.relative_to(trial).as_posix() for path in trial.rglob("*") if path.is_file()]
+    except SaeuronError:
+        raise
     except Exception as error:  # diffusers and transformers raise many types
         raise SaeuronError(f"'{model}' can't be loaded by diffusers: {first_line(error)}") from None
 

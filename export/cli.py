@@ -1,4 +1,4 @@
-"""The door: `saeuron-export` and `saeuron`. torch and diffusers are imported only once a command needs them."""
+"""The commands `saeuron-export` and `saeuron`. torch and diffusers are imported only once a command needs them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .commands.steer import steer
 from .commands.sweep import sweep
 from .commands.train import train
 from .commands.verify import verify
-from .console import clean, err, escaped, names, out, print_error, print_warning, progress_line, write_json
+from .console import INTERRUPTED, clean, err, escaped, interrupted, names, out, print_error, print_warning, progress_line, write_json
 from .once import OnceCommand
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ app = typer.Typer(name="saeuron", pretty_exceptions_enable=False, rich_markup_mo
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"saeuron-export {importlib.metadata.version('saeuron-export')}")
+        sys.stdout.write(f"saeuron-export {importlib.metadata.version('saeuron-export')}\n")
         raise typer.Exit
 
 
@@ -57,7 +57,7 @@ _Version = Annotated[bool, typer.Option("--version", callback=clean(_print_versi
 def root(context: typer.Context, version: _Version = False) -> None:
     """Remove concepts from diffusion models with features of a sparse autoencoder, and ship the result as one proven artifact."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        sys.stdout.write(context.get_help() + "\n")
         raise typer.Exit(2)
 
 
@@ -436,12 +436,17 @@ def _run(command: typer.Typer) -> None:
     _silence()
     try:
         code = command(standalone_mode=False)
+        sys.stdout.flush()
     except _UsageError as error:
         print_error(_usage_line(error))
         code = 2
-    except typer.Abort:
-        err.print("interrupted; nothing was left behind")
-        code = 130
+    except SaeuronError as error:  # of stdout, at the very end or under `--help`
+        print_error(str(error))
+        code = 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer makes it of an interruption between the commands' own handlers, too
+        interrupted("nothing was left behind")
     sys.exit(code or 0)
 
 
@@ -478,7 +483,3 @@ def _silence() -> None:
     logging.captureWarnings(True)
     # Without any handler Python would print warnings of every logger.
     logging.getLogger().addHandler(logging.NullHandler())
-
-
-if __name__ == "__main__":
-    main()

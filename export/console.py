@@ -14,8 +14,10 @@ from rich.console import Console
 from ..editor.errors import SaeuronError, first_line
 
 _LONGEST = 2000
+INTERRUPTED = 130
 out = Console()
 err = Console(stderr=True)
+_told: list[str] = []
 
 
 def clean(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,21 +34,24 @@ def clean(function: Callable[..., Any]) -> Callable[..., Any]:
             print_error(f"'{error.name}' is not installed; pip install 'saeuron-export[{extra}]'")
         except RuntimeError as error:
             # Known by name and text, since neither torch nor the editor is imported for the sake of an error.
-            if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+            if "home directory" in str(error):
+                print_error(
+                    "no home folder is known, so nothing can be kept there; set HOME, or HF_HOME (downloads) and SAEURON_CACHE (activations)"
+                )
+            elif "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
                 print_error(f"not enough memory ({first_line(error)}); take smaller batches, or a machine with more")
             elif type(error).__name__ != "AblationIntegrityError":
                 raise
             else:
                 print_error(str(error))
         except OSError as error:
-            if error.filename is None:
-                raise
-            print_error(f"'{error.filename}': {error.strerror}")
+            place = f"'{error.filename}': " if error.filename is not None else ""
+            print_error(f"{place}{error.strerror or first_line(error)}")
         except MemoryError as error:
             print_error(f"not enough memory ({error or 'allocation failed'}); take smaller batches, or a machine with more")
         except KeyboardInterrupt:
-            err.print("interrupted; nothing was left behind")
-            raise typer.Exit(130) from None
+            interrupted("nothing was left behind")
+            raise typer.Exit(INTERRUPTED) from None
         raise typer.Exit(2)
 
     return run
@@ -60,10 +65,17 @@ def resumable(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
-            err.print("interrupted; the same command goes on from what was finished")
-            raise typer.Exit(130) from None
+            interrupted("the same command goes on from what was finished")
+            raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+def interrupted(what: str) -> None:
+    """One line on stderr, once: a command says more than what is around it."""
+    if not _told:
+        err.print(f"interrupted; {what}", highlight=False, soft_wrap=True)
+    _told.append(what)
 
 
 def print_error(text: str) -> None:

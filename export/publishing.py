@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import html
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import temporary
 from ..validation import manifest, signature
 from ..validation.manifest import GOLDEN
 from ..validation.verify import verify
@@ -134,9 +134,9 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
         raise SaeuronError(
             f"'{wish.artifact}' is signed, and its card and manifest are completed for publishing, which that signature doesn't cover; sign again with --sign KEY"
         )
-    with tempfile.TemporaryDirectory(prefix="saeuron-publish-") as place:
+    with temporary() as place:
         # Of the folder's own name, which a signature holds.
-        folder = Path(place) / wish.repo.partition("/")[2]
+        folder = place / wish.repo.partition("/")[2]
         for name in files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from ..editor.by_hand import LARGEST
 from ..editor.concepts import KEYS, Concept, check_type, expand, presets
 from ..editor.edit_header import RESIDUALS, EditHeader, read_edit_header
 from ..editor.errors import SaeuronError
+from ..editor.files import check_hub_id
 from ..editor.names import normalise
 from ..editor.rule import Rule
 from ..editor.suggest import unknown
@@ -257,8 +258,7 @@ def check_sources(named: Sequence[tuple[str, str]]) -> list[str]:
     """
     found = {name: what for what, name in named if name != "demo" and not os.path.exists(path_of(name))}
     for name, what in found.items():
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
+        check_hub_id(name, what)
     return list(found)
 
 

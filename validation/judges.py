@@ -245,7 +245,7 @@ def _label_lines(path: Path) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"judge onnx: '{path}' can't be read: {error}") from None
+        raise SaeuronError(f"judge onnx: '{path}' can't be read: {first_line(error, 200)}") from None
     if twice := [name for name in found if found.count(name) > 1]:
         raise SaeuronError(f"judge onnx: '{path}' names '{twice[0]}' twice")
     return found

@@ -148,6 +148,8 @@ def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) 
         SaeuronError: no artifact there, of another format, or a field that is missing or holds something else.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise SaeuronError(f"'{root}' is no artifact: {'it is a file; give its folder' if root.exists() else 'there is no such folder'}")
     if not (root / NAME).is_file():
         raise SaeuronError(f"'{root}' is no artifact: it has no {NAME}")
     manifest = read_json(root / NAME)

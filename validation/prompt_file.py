@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import SaeuronError
+from ..editor.errors import SaeuronError, first_line
 from ..editor.seeds import LARGEST_SEED
 from .verdicts import Wanted
 
@@ -36,7 +36,7 @@ def read_prompts(path: Path, seed: int, guidance: float) -> list[Wanted]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SaeuronError(f"--prompts '{path}' can't be read: {error}") from None
+        raise SaeuronError(f"--prompts '{path}' can't be read: {first_line(error)}") from None
     if kind == _LINES:
         rows: list[tuple[str, dict[str, Any]]] = [
             (f"line {n}", {"prompt": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip()

@@ -13,12 +13,12 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError
+from ..editor.writing import temporary
 from . import manifest
 from .installed import missing
 
@@ -105,8 +105,8 @@ def sign(root: Path, key: Path) -> Path:
 
     config = signing.Config().use_elliptic_key_signer(private_key=key, password=_password())  # type: ignore[arg-type]
     config.set_hashing_config(hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=[manifest.SIGNATURE, *_OTHERS]))
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / manifest.SIGNATURE
+    with temporary() as folder:
+        made = folder / manifest.SIGNATURE
         try:
             config.sign(root.resolve(), made)
         except ValueError as error:

@@ -217,7 +217,7 @@ def _read_latents(path: Path) -> np.ndarray:
         try:
             found = load_file(path)[name]
         except Exception as error:  # a type that numpy lacks
-            raise SaeuronError(f"--latents '{path}': '{name}' can't be read: {error}") from None
+            raise SaeuronError(f"--latents '{path}': '{name}' can't be read: {first_line(error, 200)}") from None
     elif path.suffix == ".npy":
         try:
             found = np.load(path, allow_pickle=False)

@@ -161,7 +161,7 @@ def _saelens(folder: Path) -> None:
 
     t = _tensors()
     config = {
-        "architecture": "jumprelu",
+        "architecture": "topk",
         "d_in": _WIDTH,
         "d_sae": _LATENTS,
         "k": 4,
@@ -171,7 +171,7 @@ def _saelens(folder: Path) -> None:
         "dtype": "float32",
     }
     _put(folder, "cfg.json", json.dumps(config))
-    save_file({**t, "W_enc": t["W_enc"].T.contiguous(), "threshold": torch.ones(_LATENTS)}, folder / "sae_weights.safetensors")
+    save_file({**t, "W_enc": t["W_enc"].T.contiguous()}, folder / "sae_weights.safetensors")
 
 
 @reader(_saelens, {"cfg.json": m.as_json, "sae_weights.safetensors": m.as_safetensors})
@@ -190,6 +190,20 @@ def _unbox(folder: Path) -> None:
 
 @reader(_unbox, {"config.json": m.as_json, "state_dict.pth": m.as_torch_zip})
 def _sae_of_sdxl_unbox(folder: Path) -> None:
+    _read_sae(folder)
+
+
+def _finebooru(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    t = _tensors()
+    _put(folder, "config.json", json.dumps({"features": _WIDTH, "pages": _LATENTS, "k": 4, "sample": None}))
+    ours = {"encoder.weight": t["W_enc"], "encoder.bias": t["b_enc"], "decoder.weight": t["W_dec"].T.contiguous(), "bias": t["b_dec"]}
+    save_file(ours, folder / "model.safetensors")
+
+
+@reader(_finebooru, {"config.json": m.as_json, "model.safetensors": m.as_safetensors})
+def _sae_of_finebooru(folder: Path) -> None:
     _read_sae(folder)
 
 

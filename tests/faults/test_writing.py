@@ -1,5 +1,6 @@
 """Full disks, folders that can't be written, processes that are killed or want the same place: whole or not at all, and one line."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -200,6 +201,23 @@ def test_a_full_disk_while_collecting(tiny, small_disk, tmp_path):
     refused("No space left", "collect", "--prompts", tmp_path / "p.toml", "--model", tiny["model"], "--sae", tiny["sae"], "--hookpoint", HOOKPOINT,
             "--steps", 3, "--guidance", 3, "--output", small_disk / "a.safetensors")  # fmt: skip
     assert [n for n in names(small_disk) if not n.startswith(".")] == ["filler"]
+
+
+def test_a_temporary_folder_that_is_full_or_missing_is_named(small_disk, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    with pytest.raises(SaeuronError, match=f"temporary folder '{small_disk}' is full"), writing.temporary() as folder:
+        (folder / "x").write_bytes(bytes(16 << 20))
+    with pytest.raises(SaeuronError, match="is full"), writing.temporary() as folder:
+        with contextlib.suppress(OSError):
+            (folder / "x").write_bytes(bytes(16 << 20))
+        raise RuntimeError("a library that says nothing of the disk")
+    for error in (SaeuronError("x"), ZeroDivisionError("x")):
+        with pytest.raises(type(error), match="x"), writing.temporary():
+            raise error
+    assert names(small_disk) == []
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk / "gone"))
+    with pytest.raises(SaeuronError, match="set TMPDIR"), writing.temporary():
+        pass
 
 
 def test_a_read_only_disk(tiny, small_disk):

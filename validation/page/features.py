@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ...editor.edit_header import EditHeader
-from ...editor.errors import SaeuronError
+from ...editor.errors import SaeuronError, first_line
 from ...editor.files import read_header, read_json
 from .. import shape
 from ..shape import Each, Fields, Items
@@ -135,7 +135,7 @@ def _maps(path: Path, name: str, pictures: int, timesteps: int) -> np.ndarray:
         with safe_open(path, "np") as handle:
             values = handle.get_tensor(name)
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise SaeuronError(f"{path} can't be read: {error}") from None
+        raise SaeuronError(f"{path} can't be read: {first_line(error, 200)}") from None
     if values.dtype != np.float32 or not np.isfinite(values).all() or (values < 0).any():
         raise SaeuronError(f"{path}: '{name}' holds other things than activations")
     return values.mean(1)
@@ -148,5 +148,5 @@ def _picture(folder: Path, said: Path, name: str) -> Image.Image:
         with Image.open(folder / name, formats=("PNG",)) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SaeuronError(f"'{folder / name}' is no picture: {error}") from None
+        raise SaeuronError(f"'{folder / name}' is no picture: {first_line(error, 200)}") from None
     return fitted(picture, _LONGEST) if max(picture.size) > _LONGEST else picture

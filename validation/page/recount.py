@@ -104,7 +104,7 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any], left_
     try:
         listed = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SaeuronError(f"'{path}' can't be read: {error}") from None
+        raise SaeuronError(f"'{path}' can't be read: {first_line(error, 200)}") from None
     if any(list(row) != list(columns) or None in row.values() for row in listed):
         raise SaeuronError(f"'{path}' has a row without the columns {', '.join(columns)}; evaluate again with --overwrite")
     if strange := sorted({row["backend"] for row in listed} - {*backends, *left_out}):

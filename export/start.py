@@ -1,0 +1,42 @@
+"""The door: `saeuron` and `saeuron-export`. It imports next to nothing, so that an interruption is one line from the start on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """`saeuron …`."""
+    _enter("main")
+
+
+def main_export() -> None:
+    """`saeuron-export …`."""
+    _enter("main_export")
+
+
+def _enter(name: str) -> None:
+    try:
+        from .streams import prepare
+
+        prepare()
+        from . import cli
+
+        getattr(cli, name)()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was left behind\n")
+        _leave()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave()
+        raise
+
+
+def _leave() -> NoReturn:
+    """A library that was interrupted in the middle of its import may leave Python unable to end in order, so it ends at once."""
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
