@@ -122,7 +122,9 @@ class TokenEdit:
         members = latents > sae.threshold if sae.config.k is None else sae.top(latents).indices
         return Found(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
 
-    def apply(self, name: str, found: Found, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def apply(
+        self, name: str, found: Found, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
         """The edited output.
 
         Args:

@@ -65,7 +65,11 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device, variant=settings.variant)
     refuse_edited(pipeline.unet)
     with building(settings.output, settings.overwrite) as folder:
-        hook = TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate) if settings.validate else None
+        hook = (
+            TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate)
+            if settings.validate
+            else None
+        )
         record = _write(prepared, pipeline, folder, progress)
         del pipeline
         gc.collect()

@@ -201,7 +201,8 @@ def _proof(summary: dict[str, Any] | None) -> str:
     verdict = "Passed" if summary["passed"] else "**FAILED**"
     ran = f" It ran on a GPU ({summary['gpu']})." if summary.get("gpu") else " It ran on a CPU; no GPU has run this artifact."
     seams, forwards = (
-        "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in summary[key].items()) for key in ("seam", "forwards")
+        "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in summary[key].items())
+        for key in ("seam", "forwards")
     )
     lines = [
         f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance of an edited token to the dynamic hook's on the same input, as a "

@@ -149,7 +149,9 @@ def compare_shipped(golden: Golden, outputs: Sequence[np.ndarray | str]) -> tupl
     return every.distance, [f"the file as it is shipped: {line}" for line in failures]
 
 
-def _rows(golden: Golden, outputs: Sequence[np.ndarray | str], turned: Sequence[int] | None) -> tuple[list[Forward], list[str], float, list[str]]:
+def _rows(
+    golden: Golden, outputs: Sequence[np.ndarray | str], turned: Sequence[int] | None
+) -> tuple[list[Forward], list[str], float, list[str]]:
     """Forwards that ran; why others didn't; `sum <artifact - neutral, hook - neutral>`; failures."""
     effects = effects_of(golden)
     least = min((e for e in effects if e > 0), default=0.0)
@@ -165,7 +167,7 @@ def _rows(golden: Golden, outputs: Sequence[np.ndarray | str], turned: Sequence[
             change = case.hook.astype(np.float64) - case.neutral
             kept += float(((output - case.neutral.astype(np.float64)) * change).sum())
         rows.append(Forward(
-            case.kind, case.timestep, len(case.sample), *case.sample.shape[-2:], effect, apart, apart / (effect or least or 1.0),
+            case.kind, case.timestep, len(case.sample), case.sample.shape[-2], case.sample.shape[-1], effect, apart, apart / (effect or least or 1.0),
             case.drift, case.hook_drift, turned[i] if turned else None,
         ))  # fmt: skip
     return rows, outside, kept, failures
@@ -178,12 +180,16 @@ def _judge(precision: str, held: Sequence[Forward], drift: float, pooled: float,
             f"inconclusive: rounding at {precision} alone moves the UNet's output by {drift:.1%} of what the edit does; use a higher precision or a stronger edit"
         )
     elif not pooled <= allowed:
-        failures.append(f"UNet differs from the hook by {pooled:.2%} of the edit's effect over {len(held)} forwards (allowed {allowed:.2%})")
+        failures.append(
+            f"UNet differs from the hook by {pooled:.2%} of the edit's effect over {len(held)} forwards (allowed {allowed:.2%})"
+        )
     failures += _whole(every, share)
     for r in held if precision == "fp32" else ():
         if r.turned == 0 and not r.ratio <= BARS[precision]:
             at = f"{r.kind} t={r.timestep:g} batch={r.batch} {r.height}x{r.width}"
-            failures.append(f"UNet differs from the hook by {r.ratio:.2%} of the edit's effect at {at}, where no decision turned (bar {BARS[precision]:.0%})")
+            failures.append(
+                f"UNet differs from the hook by {r.ratio:.2%} of the edit's effect at {at}, where no decision turned (bar {BARS[precision]:.0%})"
+            )
     return failures
 
 

@@ -63,7 +63,9 @@ def check_seam(golden: Golden, runner: Runner) -> Comparison | None:
     return tally.result()
 
 
-def observe(golden: Golden, runner: Runner, reference: Reference | None = None) -> tuple[list[np.ndarray], list[int], Comparison | None] | None:
+def observe(
+    golden: Golden, runner: Runner, reference: Reference | None = None
+) -> tuple[list[np.ndarray], list[int], Comparison | None] | None:
     """Run every golden forward with the seam's tensors shown; None where a backend hides them.
 
     Returns:
@@ -246,7 +248,9 @@ def check_control(golden: Golden) -> dict[str, Any]:
     seams = [(place(c), h, s) for c in golden.cases for h, s in c.seams.items() if s.fires.any()]
     caught = sum(all(_fails(golden.precision, *seam, other) for other in (seam[2].input, seam[2].neutral)) for seam in seams)
     if caught != len(seams) or not seams:
-        failures.append(f"control: a model without the edit passed {len(seams) - caught} of {len(seams)} comparisons at the seam, so they prove nothing")
+        failures.append(
+            f"control: a model without the edit passed {len(seams) - caught} of {len(seams)} comparisons at the seam, so they prove nothing"
+        )
     forwards = compare_forwards(golden, [c.unedited for c in golden.cases])
     forwards_caught = sum(1 for r in forwards.rows if r.effect > 0 and not r.ratio <= forwards.allowed)
     if forwards.passed:

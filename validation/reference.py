@@ -30,6 +30,7 @@ from .weights import of_original
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Detached copy on the CPU, floats widened to float32."""
     tensor = tensor.detach().cpu()
@@ -229,7 +230,7 @@ def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, s
 def _off_grid(job: _Job, calls: list[_Call], number: int, seed: int) -> list[Case]:
     """Cases at timesteps that were not calibrated: halfway between two (of each hookpoint's own grid), and fractional."""
     grids = list({tuple(p.timesteps.tolist()): p.timesteps.double() for p in job.edit.hookpoints.values()}.values())
-    found = []
+    found: list[Case] = []
     for j, grid in ((j, grid) for j in range(number) for grid in grids):
         call = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
         row = int((grid - call.timestep).abs().argmin())

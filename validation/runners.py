@@ -45,9 +45,7 @@ class Runner(Protocol):
         """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
         ...
 
-    def observe(
-        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> Observation | None:
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
         """One forward that shows the edit's inner tensors; None where the backend can't."""
         ...
 
@@ -128,9 +126,7 @@ class TorchRunner:
         with torch.no_grad():
             return to_numpy(unet(tensor(sample), timestep, tensor(context), return_dict=False, **more)[0])
 
-    def observe(
-        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> Observation | None:
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
         from .reference import to_numpy
 
         ablations = getattr(self.pipeline.unet, "ablations", None)
@@ -252,9 +248,7 @@ class OnnxRunner:
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         return run_session(self.session("unet"), _feed(sample, timestep, context, conditions))["out_sample"]
 
-    def observe(
-        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> Observation | None:
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
         names = [name for parts in self.seams.values() for name in parts.values()]
         if self._watching is None:
             # Two sessions of a large UNet would not fit beside each other.

@@ -7,7 +7,7 @@ a single decision that falls otherwise within rounding grows from layer to layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class Seam:
     """float32 `[L]`: how far another pick among latents that tie at place k within rounding moves the result; only where all are decoded"""
     before: np.ndarray | None = None
     """the block's input `[L, d]`, for an SAE that reads `delta`"""
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Seam:
+        """The same with every array changed."""
+        before = None if self.before is None else change(self.before)
+        return Seam(*(change(v) for v in (self.input, self.output, self.neutral, self.fires, self.near, self.slack)), before=before)
 
 
 @dataclass
@@ -193,7 +198,7 @@ def rows_of(values: np.ndarray) -> np.ndarray:
 
 def flat(whole: Seam) -> Seam:
     """A map's `[B, tokens, …]` as one list of tokens `[B · tokens, …]`."""
-    return Seam(**{name: None if value is None else rows_of(value) for name, value in vars(whole).items()})
+    return whole.each(rows_of)
 
 
 def turned_in(found: Mapping[str, Tensors], fires: Mapping[str, np.ndarray], members: Mapping[str, np.ndarray]) -> int:

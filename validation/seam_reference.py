@@ -50,7 +50,8 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
     wide = edit.apply(name, found, x, output, fires, torch.float64)
     neutral = edit.apply(name, found, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
     near, slack = _close(edit, name, found, x)
-    return Seam(*map(_numpy, (output, wide, neutral, fires, near, slack)), None if before is None else _numpy(before))
+    arrays = [_numpy(t) for t in (output, wide, neutral, fires, near, slack)]
+    return Seam(*arrays, before=None if before is None else _numpy(before))
 
 
 def on_tokens(edit: TokenEdit) -> Callable[[str, float, Tensors], Seam]:
@@ -138,4 +139,4 @@ def sample(whole: Seam, number: int = TOKENS, seed: int = 0) -> Seam:
     silent = np.flatnonzero(~fires.any(1) & ~near.any(1))
     ranked = [*best, *silent[: number // 8], *np.flatnonzero(near.any(1))[: number // 4], *np.flatnonzero(fires.any(1)), *silent]
     kept = order[list(dict.fromkeys(map(int, ranked)))[:number]]
-    return Seam(**{name: None if value is None else value[kept] for name, value in vars(every).items()})
+    return every.each(lambda values: values[kept])

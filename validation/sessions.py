@@ -141,7 +141,9 @@ def cut(path: Path, tokens: Sequence[str], outputs: Sequence[str], provider: str
     weights = [w for w in graph.initializer if w.name in seen]
     given = [own[name] for name in own if name in seen]
     if odd := sorted(i.name for i in given if i.name != "timestep"):
-        raise SaeuronError(f"{path}: the edit between {tokens[0]} and {outputs[0]} depends on {', '.join(odd)} too, so it can't be taken out of the graph")
+        raise SaeuronError(
+            f"{path}: the edit between {tokens[0]} and {outputs[0]} depends on {', '.join(odd)} too, so it can't be taken out of the graph"
+        )
     kind = own["sample"].type.tensor_type.elem_type
     inputs = [onnx.helper.make_tensor_value_info(name, kind, ["B", "L", "d"]) for name in tokens] + given
     part = onnx.helper.make_graph(nodes, "edit", inputs, [_named(name) for name in outputs], weights)
@@ -152,7 +154,9 @@ def _graph(path: Path) -> Any:
     try:
         import onnx
     except ImportError:
-        raise SaeuronError("onnx is not installed, so the graph's inner tensors can't be read; install saeuron-export[cpu] (or [gpu])") from None
+        raise SaeuronError(
+            "onnx is not installed, so the graph's inner tensors can't be read; install saeuron-export[cpu] (or [gpu])"
+        ) from None
     return onnx.load(str(path), load_external_data=False)
 
 

@@ -215,9 +215,7 @@ class TensorRTRunner:
         rows = {"sample": sample, "encoder_hidden_states": context, **conditions}
         return in_rows(self.engine("unet"), rows, {"timestep": np.asarray(timestep, np.float32)})["out_sample"]
 
-    def observe(
-        self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING
-    ) -> Observation | None:
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
         """None: an engine hides its inner tensors."""
         return None
 

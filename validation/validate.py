@@ -114,9 +114,7 @@ def validate(
         from .record import check_record
 
         mismatches = check_record(root, record, vectors)
-        around = surroundings.compare(
-            surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings
-        )
+        around = surroundings.compare(surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings)
         found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
         mismatches = mismatches + around["failures"]
     wrong = engines.check_entries(root, record)

@@ -9,8 +9,8 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae
 from saeuron.editor.bake import bake
 from saeuron.editor.errors import SaeuronError
 from saeuron.editor.pipelines import load_pipeline
-from saeuron.validation.golden import Golden
 from saeuron.validation.forwards import compare_forwards
+from saeuron.validation.golden import Golden
 from saeuron.validation.parity import check_components, check_control, check_network, check_runs, check_seam, prove, psnr, run_forwards
 from saeuron.validation.reference import make_golden
 from saeuron.validation.runners import TorchRunner
