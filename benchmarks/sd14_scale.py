@@ -322,26 +322,31 @@ def stage_proof(work: Path) -> dict[str, Any]:
     """Golden vectors by the dynamic hook, then the forwards of the exported UNet in ONNX Runtime."""
     import gc
 
+    import torch
+
+    from saeuron.editor.hook import TokenEdit
     from saeuron.editor.pipelines import load_pipeline
-    from saeuron.validation.parity import check_control, check_forwards
+    from saeuron.validation.parity import check_control, check_network
     from saeuron.validation.reference import make_golden
     from saeuron.validation.runners import OnnxRunner
+    from saeuron.validation.seam_reference import on_tokens
 
     meter = Meter()
     with meter.phase("load"):
         ready, pipeline = prepared(work), load_pipeline(str(work / "model"))
     with meter.phase("golden"):
         golden = make_golden(pipeline, ready.edit, ready.saes, ready.prompts, 50, 7.5, "fp32", scope="short")
+    reference = on_tokens(TokenEdit(ready.edit, ready.saes, torch.float32))
     del ready, pipeline
     gc.collect()
     runner = OnnxRunner(work / "artifact")
     with meter.phase("session"):
         runner.session("unet")
     with meter.phase("forwards"):
-        found = check_forwards(golden, runner.unet)
+        found = check_network(golden, runner, reference)
     fired = sum(int(f.sum()) for c in golden.cases for f in c.fires.values())
     return meter.result("load") | {
-        "forwards": found,
+        **found,
         "control": check_control(golden),
         "fired": fired,
         "decisions": sum(f.size for c in golden.cases for f in c.fires.values()),
@@ -428,8 +433,8 @@ def show(results: dict[str, Any]) -> None:
         if stock and name == "unet":
             notes = f"{r['seconds'] / stock:.2f} times the stock UNet's plain export; {notes}"
         if "forwards" in r:
-            f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["control"]["passed"] else "FAIL"
-            notes = f"{verdict}: worst {f['worst']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
+            f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["seam"]["passed"] and r["control"]["passed"] else "FAIL"
+            notes = f"{verdict}: seam {r['seam']['own_tokens']['worst']:.1e}, forwards {f['pooled']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
         for part, e in r.get("engines", {}).items():
             memory = "" if e["peak_bytes"] is None else f", peak {e['peak_bytes'] / 1e9:.2f} GB"
             notes += f"; engine {part}: {e['seconds']:.1f} s{memory}, {e['bytes'] / 1e9:.2f} GB on disk"

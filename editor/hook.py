@@ -106,20 +106,25 @@ class TokenEdit:
         gains = part.gains[row][:, None].to(x.device)
 
         latents = sae.latents(x)
-        z, kth = sae.active(latents), sae.kth(latents)
-        chosen = latents[..., features]
-        picked = z[..., features].float() > thresholds
-        if kth is None:
+        chosen, kth = latents[..., features], None
+        if sae.config.k is None:
             # JumpReLU: a latent is a member by a threshold of its own, whatever the others do.
-            thresholds = torch.maximum(thresholds, sae.threshold[features].float())
+            members = latents > sae.threshold
+            z = latents * members
+            thresholds = bars = torch.maximum(thresholds, sae.threshold[features].float())
             fires = chosen.float() > thresholds
-        elif self.gate == "threshold":
-            thresholds = part.gate_thresholds[row][:, None].to(x.device)
-            fires, kth = chosen.float() > thresholds, None
         else:
-            # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
-            fires = (chosen >= kth) & (chosen.float() > thresholds)
-        members = latents > sae.threshold if sae.config.k is None else sae.top(latents).indices
+            top = sae.top(latents)
+            members, bars = top.indices, thresholds
+            z = torch.zeros_like(latents).scatter(-1, top.indices, top.values)
+            if self.gate == "threshold":
+                thresholds = part.gate_thresholds[row][:, None].to(x.device)
+                fires = chosen.float() > thresholds
+            else:
+                # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
+                kth = top.values[..., -1:]
+                fires = (chosen >= kth) & (chosen.float() > thresholds)
+        picked = z[..., features].float() > bars
         return Found(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
 
     def apply(

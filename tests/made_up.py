@@ -29,12 +29,16 @@ def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, run
         {"kind": "step", "timestep": t, "batch": 1, "height": 2, "width": 3, "effect": 1.0, "ratio": 1e-6} for t in (999.0, 749.0, 499.0)
     ]
     forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
+    tokens = {
+        "passed": True, "bar": 1e-4, "worst": 1e-6, "where": "", "share": 1.0, "tokens": 50, "fired": 9, "decisions": 100, "close": 0, "turned": 0, "wrong": 0,
+        "tied": 0, "features": 3, "features_fired": 2,
+    }  # fmt: skip
     made: dict[str, Any] = {
-        "gates": {
-            "observable": True, "passed": True, "decisions": 100, "equal": 1.0, "fired": 9, "features_fired": 2, "features": 3, "within_rounding": 0,
-            "flips_within_rounding": 0, "flips_beyond_rounding": 0,
+        "seam": {"passed": True, "golden_tokens": tokens, "own_tokens": None, "turned": 0, "decisions": 100},
+        "forwards": {
+            "passed": passed, "pooled": worst, "allowed": 0.01, "held": 4, "drift": 0.0, "every": worst, "share": 1.0, "worst": worst, "worst_turned": float("nan"),
+            "shipped": worst, "forwards": 4, "fired": 4, "silent": 0, "outside": 0, "rows": forwards,
         },
-        "forwards": {"passed": passed, "worst": worst, "bar": 0.01, "forwards": 4, "fired": 4, "silent": 0, "outside": 0, "rows": forwards},
         "components": {"passed": True, "bar": 1e-3, "relative": {"vae_decoder.sample": 1e-7}, "outside": []},
         "runs": {"passed": True, "rows": [row] if runs else [], "outside": 0, "loop": "diffusers"}, "passed": passed,
     }  # fmt: skip
@@ -45,7 +49,7 @@ def report(scope: str = "full", passed: bool = True, failures: tuple[str, ...] =
     """A report of the proof."""
     return {
         "precision": "fp32", "scope": scope, "prompts": ["p"], "against_topk": {}, "control": {
-            "passed": True, "residual_alone": 0.0, "forwards_caught": 4, "forwards": 4, "runs_caught": 1, "runs_judged": 1, "runs": 1, "failures": [],
+            "passed": True, "residual_alone": 0.0, "seams_caught": 4, "seams": 4, "forwards_caught": 4, "forwards": 4, "runs_caught": 1, "runs_judged": 1, "runs": 1, "failures": [],
         }, "backends": backends or {"onnx": backend()}, "failures": list(failures), "passed": passed, "record": {"passed": True, "failures": []},
         "surroundings": {"passed": True, "bar": 1e-5, "relative": {}, "failures": []},
     }  # fmt: skip
@@ -69,7 +73,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
         Golden("fp32", [], runs, notes={"scope": proof["scope"], "prompts": ["p"], "steps": 4}).save(root / "edit" / "golden.safetensors")
     summary = None
     if proof is not None:
-        summary = {"passed": proof["passed"], "scope": proof["scope"], "precision": "fp32", "worst_share_of_effect": {}, "failures": []}
+        summary = {"passed": proof["passed"], "scope": proof["scope"], "precision": "fp32", "seam": {}, "forwards": {}, "failures": []}
     record = {
         "created": "2030-01-01", "versions": {"numpy": "2"}, "formats": ["onnx"], "concepts": [name], "residual": "keep", "gate": "exact", "precision": "fp32",
         "warnings": ["no safety checker"], "settings": [{"name": name, "hookpoint": POINT, "select": "count:2", "multiplier": -0.3, "status": "tuned"}],

@@ -122,21 +122,17 @@ def edit_in_float64(wanted: Wanted, point: str, timestep: float, output: np.ndar
     """METHOD's formulas on tokens `[L, d]`, written without the hook's code; weights as they are at `dtype`.
 
     Returns:
-        edited tokens; the same with gains of 1; decisions bool `[L, U]`.
+        edited tokens; the same with gains of 1; decisions bool `[L, U]`; active latents bool `[L, n]`.
     """
     sae, part = wanted.saes[point], wanted.edit.hookpoints[point]
     w = {name: p.detach().to(dtype).double().numpy() for name, p in sae.named_parameters()}
     x = output.astype(np.float64) - (0.0 if before is None else before.astype(np.float64))
     mean, scale = (x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + 1e-5) if sae.config.input_unit_norm else (0.0, 1.0)
     z = np.maximum(((x - mean) / scale - w["b_dec"] * sae.config.subtract_bias) @ w["W_enc"].T + w["b_enc"], 0.0)
-    row = int(np.abs(part.timesteps.numpy() - timestep).argmin())
     times = part.timesteps.numpy()
     row = min(range(len(times)), key=lambda i: (abs(times[i] - timestep), -times[i]))
     bars, gains = part.thresholds[row].double().numpy(), part.gains[row].double().numpy()
-    if sae.config.k is None:
-        member = z > w["threshold"]
-    else:
-        member = z >= np.sort(z, axis=1)[:, -sae.config.k][:, None]
+    member = z > w["threshold"] if sae.config.k is None else z >= np.sort(z, axis=1)[:, -sae.config.k][:, None]
     features = part.features.numpy()
     if wanted.gate == "threshold" and sae.config.k is not None:
         fires = z[:, features] > part.gate_thresholds[row].double().numpy()
@@ -148,7 +144,7 @@ def edit_in_float64(wanted: Wanted, point: str, timestep: float, output: np.ndar
     else:
         decoded = (z * member @ w["W_dec"] + w["b_dec"]) * scale + mean
         neutral = decoded + (output - x) + ((decoded - x) if wanted.edit.residual == "upstream" else 0.0)
-    return neutral + change, neutral, fires
+    return neutral + change, neutral, fires, member
 
 
 class Float64:
@@ -170,7 +166,7 @@ class Float64:
             delta = self.wanted.saes[point].config.reads == "delta"
             before = args[0] if args else kwargs["hidden_states"]
             tokens, earlier = (m.flatten(2).transpose(1, 2).reshape(-1, m.shape[1]).numpy() for m in (given, before if delta else given))
-            found, neutral, fires = edit_in_float64(self.wanted, point, self.timestep, tokens, earlier if delta else None, self.dtype)
+            found, neutral, fires, _ = edit_in_float64(self.wanted, point, self.timestep, tokens, earlier if delta else None, self.dtype)
             self.fires[point] = fires
             b, d, h, w = given.shape
             made = torch.from_numpy(neutral if self._neutral else found).view(b, h * w, d).transpose(1, 2).reshape(b, d, h, w)

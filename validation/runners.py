@@ -225,16 +225,19 @@ class OnnxRunner:
         root: the artifact folder.
         provider: execution provider; checked to be the one that runs.
         loop: whose loop makes the free runs: `diffusers` or `lean`.
+        seams: hookpoint → part of the seam → tensor of the graph; default: the manifest's.
     """
 
     name = "onnx"
     shows_seam = True
     skips: Mapping[str, str] = {}
 
-    def __init__(self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers") -> None:
+    def __init__(
+        self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers",
+        seams: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:  # fmt: skip
         self.root, self.provider, self.loop = Path(root), provider, loop
-        self.seams: dict[str, dict[str, str]] = manifest.read(root)["onnx"]["seams"]
-        """hookpoint → part of the seam → tensor"""
+        self.seams: Mapping[str, Mapping[str, str]] = manifest.read(root)["onnx"]["seams"] if seams is None else seams
         self._sessions: dict[str, Any] = {}
         self._parts: dict[str, Any] = {}
         self._watching: Any = None

@@ -57,8 +57,10 @@ class Seam:
 
     def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Seam:
         """The same with every array changed."""
-        before = None if self.before is None else change(self.before)
-        return Seam(*(change(v) for v in (self.input, self.output, self.neutral, self.fires, self.near, self.slack)), before=before)
+        return Seam(
+            change(self.input), change(self.output), change(self.neutral), change(self.fires), change(self.near), change(self.slack),
+            None if self.before is None else change(self.before),
+        )  # fmt: skip
 
 
 @dataclass

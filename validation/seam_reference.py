@@ -50,8 +50,15 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
     wide = edit.apply(name, found, x, output, fires, torch.float64)
     neutral = edit.apply(name, found, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
     near, slack = _close(edit, name, found, x)
-    arrays = [_numpy(t) for t in (output, wide, neutral, fires, near, slack)]
-    return Seam(*arrays, before=None if before is None else _numpy(before))
+    return Seam(
+        _numpy(output),
+        _numpy(wide),
+        _numpy(neutral),
+        _numpy(fires),
+        _numpy(near),
+        _numpy(slack),
+        None if before is None else _numpy(before),
+    )
 
 
 def on_tokens(edit: TokenEdit) -> Callable[[str, float, Tensors], Seam]:

@@ -26,7 +26,7 @@ def test_both_backends_are_proven(demo_artifact):
     report = demo_artifact.report
     assert report["passed"], report["failures"]
     for parts in report["backends"].values():
-        assert parts["forwards"]["worst"] <= 0.01 and parts["gates"]["observable"] and parts["gates"]["fired"] > 0
+        assert parts["forwards"]["worst"] <= 0.01 and parts["seam"]["passed"] and parts["seam"]["own_tokens"]["fired"] > 0
     assert demo_artifact.manifest["validation"]["passed"]
 
 

@@ -18,8 +18,9 @@ from saeuron.editor.sampling import autoencoder, denoise
 from saeuron.export import onnx
 from saeuron.export.artifact import export_artifact
 from saeuron.export.cli import app
+from saeuron.validation.forwards import compare_forwards
 from saeuron.validation.golden import Golden
-from saeuron.validation.parity import check_forwards
+from saeuron.validation.parity import run_forwards
 from saeuron.validation.reference import decode
 from saeuron.validation.runners import TorchRunner
 
@@ -34,7 +35,7 @@ def golden(xl_artifact):
 def test_both_formats_are_proven(xl_artifact, tiny_xl, golden):
     assert xl_artifact.report["passed"], xl_artifact.report["failures"]
     for parts in xl_artifact.report["backends"].values():
-        assert parts["forwards"]["worst"] < 1e-4 and parts["gates"]["fired"] > 0
+        assert parts["forwards"]["worst"] < 1e-4 and parts["seam"]["own_tokens"]["fired"] > 0
         assert {name.split(".")[0] for name in parts["components"]["relative"]} == {
             "text_encoder",
             "text_encoder_2",
@@ -52,13 +53,14 @@ def test_both_formats_are_proven(xl_artifact, tiny_xl, golden):
 
 def test_a_backend_that_ignores_the_conditions_fails(xl_artifact, golden):
     torch_runner = TorchRunner(saeuron.load(xl_artifact.path))
-    assert check_forwards(golden, torch_runner.unet)["passed"]
+    calm = [0] * len(golden.cases)
+    assert compare_forwards(golden, run_forwards(golden, torch_runner.unet), calm).passed
 
     def without(name):
         return lambda x, t, c, conditions: torch_runner.unet(x, t, c, {n: v * (n != name) for n, v in conditions.items()})
 
     for name in ("text_embeds", "time_ids"):
-        assert not check_forwards(golden, without(name))["passed"], name
+        assert not compare_forwards(golden, run_forwards(golden, without(name)), calm).passed, name
 
 
 def test_opens_in_diffusers(xl_artifact, golden):

@@ -98,7 +98,7 @@ def test_validate_without_torch(root, tmp_path):
         and parts["runs"]["rows"]
         and all(r["conclusive"] and r["ssim"] is None for r in parts["runs"]["rows"])
     )
-    assert parts["gates"]["observable"] and parts["gates"]["fired"] > 0 and parts["forwards"]["worst"] < 1e-3
+    assert parts["seam"]["passed"] and parts["seam"]["golden_tokens"]["fired"] > 0 and parts["forwards"]["worst"] < 1e-3
     assert [e["check"] for e in proof["not_checked"]] == ["record", "surroundings"] and "record" not in proof
     assert all("torch, diffusers, transformers" in e["reason"] for e in proof["not_checked"])
     assert "warning: not checked: record (needs torch, diffusers, transformers)" in stderr

@@ -311,10 +311,10 @@ def _artifact(folder: Path) -> None:
         _put(folder, name, b"x")
     report = {
         "passed": True, "scope": "full", "precision": "fp32", "failures": [], "not_checked": [], "record": {"passed": True, "failures": []},
-        "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "worst": 0.001, "bar": 0.01, "rows": [{"kind": "step", "timestep": 1.0, "ratio": 0.001}]},
-                              "gates": {"passed": True, "observable": True, "decisions": 3, "equal": 1.0, "flips_beyond_rounding": 0, "features": 3, "features_fired": 2}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
+        "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "pooled": 0.001, "allowed": 0.01, "held": 1, "share": 1.0, "worst": 0.001, "rows": [{"kind": "step", "timestep": 1.0, "ratio": 0.001}]},
+                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
                               "runs": {"passed": True, "loop": "lean", "rows": [{"conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "ssim": None, "guidance": 3.0, "width": 32, "height": 32}]}}},
-        "control": {"passed": True, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
+        "control": {"passed": True, "seams": 1, "seams_caught": 1, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
     }  # fmt: skip
     _put(folder, "validation/report.json", json.dumps(report))
     graphs = {name: {f"{name}/model.onnx": "0"} for name in ("unet",)}
@@ -323,7 +323,7 @@ def _artifact(folder: Path) -> None:
         "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "0", "safety_checker": False},
         "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
         "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {HOOKPOINT: {"input": "x", "output": "y", "fires": "z"}}}, "warnings": [], "versions": {},
-        "validation": {"passed": True, "scope": "full", "precision": "fp32", "worst_share_of_effect": {"onnx": 0.001}, "failures": []},
+        "validation": {"passed": True, "scope": "full", "precision": "fp32", "seam": {"onnx": 0.001}, "forwards": {"onnx": 0.001}, "failures": []},
         "engines": {"rtx-sm86": {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
                                  "components": {"unet": {"precision": "fp32", "onnx": graphs["unet"], "shapes": {"sample": [[1], [2], [3]]}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}},
                                  "status": "built, not yet run on a GPU", "built": "2026"}},

@@ -147,9 +147,9 @@ def test_engines_are_proven_like_any_backend(device):
     report = prove(golden, [runner])
     found = report["backends"]["trt-rtx/rtx-sm86"]
     assert report["passed"], report["failures"]
-    assert found["forwards"]["worst"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
-    assert found["forwards"]["fired"] > 0 and not found["gates"]["observable"]
-    assert found["gates"]["passed"] is None
+    assert found["forwards"]["pooled"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
+    assert found["forwards"]["fired"] > 0 and found["seam"]["golden_tokens"] is None
+    assert found["seam"]["passed"] is None and "hides" in found["seam"]["not_checked"]
     assert found["runs"]["rows"] and found["runs"]["outside"] > 0 and "vae_decoder.sample" in found["components"]["relative"]
     left = _outside(report["backends"])
     assert {entry["check"] for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"

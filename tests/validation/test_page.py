@@ -108,11 +108,11 @@ def test_what_is_missing_is_said(tmp_path):
     points = open_points(content)
     assert "without validation" in points and "No evaluation was given" in points and "No attack was given" in points
     render(content, "p")
-    unrun = {"passed": None, "not_checked": "an engine hides its inner tensors", "observable": False}
+    unrun = {"passed": None, "not_checked": "an engine hides its inner tensors", "golden_tokens": None, "own_tokens": None}
     engines = {"rtx": {
         "backend": "trt-rtx", "library": "l", "version": "1", "sms": ["sm86"], "precision": "fp32", "options": {}, "components": {}, "status": "built, not yet run",
     }}  # fmt: skip
-    proof = made_up.report(scope="short", onnx=made_up.backend(gates=unrun, runs=False))
+    proof = made_up.report(scope="short", onnx=made_up.backend(seam=unrun, runs=False))
     proof["not_checked"] = [{"check": "record", "reason": "torch is missing"}]
     content = make_content(
         made_up.artifact(tmp_path / "short", proof=proof, pictures=False, engines=engines, settings=[
