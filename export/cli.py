@@ -215,6 +215,7 @@ def export(
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
     from ..validation import signature
+    from .checks import check_packages
     from .folder import check_output
     from .settings import Settings, resolve, to_fetch
     from .tensorrt import ready
@@ -232,6 +233,8 @@ def export(
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
     check_output(wanted.output, wanted.overwrite)
+    if not dry_run:
+        check_packages(plan.settings.formats, validate)
     if sign is not None:
         signature.check_private_key(sign)
     to_fetch(plan)
