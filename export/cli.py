@@ -32,6 +32,7 @@ from .commands.train import train
 from .commands.verify import verify
 from .console import INTERRUPTED, clean, err, escaped, interrupted, names, out, print_error, print_warning, progress_line, write_json
 from .once import OnceCommand
+from .streams import prepare
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -435,6 +436,7 @@ def main_export() -> None:
 def _run(command: typer.Typer) -> None:
     """Run a command line; what typer would draw a box for is one line too."""
     _silence()
+    prepare()
     try:
         code = command(standalone_mode=False)
         sys.stdout.flush()
@@ -484,3 +486,7 @@ def _silence() -> None:
     logging.captureWarnings(True)
     # Without any handler Python would print warnings of every logger.
     logging.getLogger().addHandler(logging.NullHandler())
+
+
+if __name__ == "__main__":
+    main()
