@@ -22,6 +22,7 @@ from ..validation.seam_reference import on_tokens
 from ..validation.validate import GOLDEN, validate
 from . import checkpoint, licence, onnx, tensorrt
 from .card import model_card
+from .checks import check_packages
 from .folder import building, check_output, check_space
 from .prepare import Prepared, check_engine_shapes, estimate, prepare
 from .settings import Settings, public_name, resolve
@@ -55,6 +56,7 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     settings = plan.settings
     targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)
+    check_packages(settings.formats, settings.validate)
     if settings.sign is not None:
         signature.check_private_key(settings.sign)
     check_engine_shapes(plan)

@@ -1,11 +1,13 @@
-"""Bounds of what every command that generates takes. Needs no torch."""
+"""What several commands check before they compute: bounds of what they take, and packages. Needs no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..editor.errors import SaeuronError
 from ..editor.seeds import LARGEST_SEED
+from ..validation.installed import missing
 
 _STEPS = 1000  # every scheduler's training steps
 
@@ -32,6 +34,17 @@ def check_guidance(guidance: float) -> None:
     """Raise unless the guidance scale is a number."""
     if not math.isfinite(guidance):
         raise SaeuronError(f"--guidance {guidance:g} is no finite number")
+
+
+def check_packages(formats: Sequence[str], validate: bool) -> None:
+    """Raise unless the packages are there that graphs are written by, and proven by; they are needed only at the very end."""
+    if "onnx" in formats:
+        needed = ("onnx", "onnxscript", *(("onnxruntime",) if validate else ()))
+        for name in missing(needed):
+            extra = "cpu" if name == "onnxruntime" else "export"
+            raise SaeuronError(
+                f"'{name}' is not installed, which ONNX graphs {'are proven by' if extra == 'cpu' else 'need'}; pip install 'saeuron-export[{extra}]', or leave onnx out of --format"
+            )
 
 
 def check_pixels(height: int | None, width: int | None) -> None:

@@ -32,6 +32,7 @@ from .commands.train import train
 from .commands.verify import verify
 from .console import INTERRUPTED, clean, err, escaped, interrupted, names, out, print_error, print_warning, progress_line, write_json
 from .once import OnceCommand
+from .streams import prepare
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -216,6 +217,7 @@ def export(
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
     from ..validation import signature
+    from .checks import check_packages
     from .folder import check_output
     from .settings import Settings, resolve, to_fetch
     from .tensorrt import ready
@@ -233,6 +235,8 @@ def export(
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
     check_output(wanted.output, wanted.overwrite)
+    if not dry_run:
+        check_packages(plan.settings.formats, validate)
     if sign is not None:
         signature.check_private_key(sign)
     to_fetch(plan)
@@ -434,6 +438,7 @@ def main_export() -> None:
 def _run(command: typer.Typer) -> None:
     """Run a command line; what typer would draw a box for is one line too."""
     _silence()
+    prepare()
     try:
         code = command(standalone_mode=False)
         sys.stdout.flush()
@@ -483,3 +488,7 @@ def _silence() -> None:
     logging.captureWarnings(True)
     # Without any handler Python would print warnings of every logger.
     logging.getLogger().addHandler(logging.NullHandler())
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,14 @@ DEFAULT_MULTIPLIER = -1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `saeuron-export`; None means: take the preset's."""
+    """The options of `saeuron-export`, under the same names; None means: take the preset's.
 
-    concepts: tuple[str, ...]
-    output: Path
+    Where several values can be given, a list or a tuple holds them, and a text is one. Of `concepts` and `format`, a text is what the
+    command takes: names separated by commas. Paths are texts or `Path`s.
+    """
+
+    concepts: tuple[str, ...] = ()
+    output: Path = Path()
     formats: tuple[str, ...] = ("checkpoint", "onnx")
     model: str | None = None
     variant: str | None = None
@@ -70,20 +74,33 @@ class Settings:
     hardware_compatible: bool = False
     version_compatible: bool = False
     edit: Path | None = None
+    """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
     sign: Path | None = None
     """ECDSA private key, in PEM"""
-    """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
+    # The command's names of options that are repeated, or that are lists.
+    format: InitVar[str | Sequence[str] | None] = None
+    proof_prompt: InitVar[str | Sequence[str] | None] = None
+    preset_file: InitVar[str | Path | Sequence[str | Path] | None] = None
 
-    def __post_init__(self) -> None:
-        # Python users pass a name or a list as readily as a tuple.
-        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(v.strip() for v in value.split(",")) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "target", (self.target,) if isinstance(self.target, str) else tuple(self.target))
-        object.__setattr__(self, "output", Path(self.output))
-        for name in ("settings", "edit"):
+    def __post_init__(self, format: Any, proof_prompt: Any, preset_file: Any) -> None:
+        given = {"formats": format, "proof_prompts": proof_prompt, "preset_files": preset_file}
+        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target"):
+            value = getattr(self, name) if given.get(name) is None else given[name]
+            if isinstance(value, str | os.PathLike):
+                value = [value] if value else []
+                if name in ("concepts", "formats"):
+                    value = [part.strip() for text in value for part in str(text).split(",") if part.strip()]
+            self._set(name, tuple(os.fspath(v) for v in value))
+        for name in ("output", "settings", "edit", "sign"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
+                self._set(name, Path(getattr(self, name)))
+        if self.output == Path():
+            raise SaeuronError("no output folder: give output=DIR")
+        if self.model is not None:
+            self._set("model", os.fspath(self.model))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def engines(self) -> EngineSettings | None:

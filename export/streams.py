@@ -14,7 +14,7 @@ BROKEN_PIPE = 141
 
 
 def prepare() -> None:
-    """Make the standard streams safe to write to; once, before anything else is opened.
+    """Make the standard streams safe to write to, best before anything else is opened; a second call changes nothing.
 
     A character that the encoding lacks is written as its escape. A closed stream swallows what it is given, and its number is taken, so
     that no file gets it and a library's notes with it. What stderr can't take is dropped; what stdout can't take ends the command.
@@ -26,6 +26,8 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, this one
     for name, kind in (("stdout", _Stdout), ("stderr", _Stderr)):
         stream = getattr(sys, name)
+        if isinstance(stream, _Stream):
+            continue
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
             continue

@@ -1,6 +1,7 @@
 """The wheel holds everything, the floors import only downwards, and the base install works without torch."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -92,3 +93,18 @@ result = CliRunner().invoke(app, ["export", "--concepts", "Neon", "--output", "/
 assert result.exit_code == 2 and "saeuron-export[export]" in result.stderr, result.stderr
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_the_architecture_lists_every_module_once():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `") and "/" in line.split("|")[1]]
+    listed = []
+    for cell in cells:
+        first, *more = re.findall("`([^`]+)`", cell)
+        listed += [first, *(name if "/" in name else f"{first.rpartition('/')[0]}/{name}" for name in more)]
+    modules = {p.relative_to(ROOT).as_posix() for floor in FLOORS for p in (ROOT / floor).rglob("*.py") if p.name != "__init__.py"}
+    folders = tuple(name for name in listed if name.endswith("/"))
+    sections = {f"validation/page/{name}" for name in re.findall(r"`(\w+\.py)`", text)}
+    assert not [name for name in listed if listed.count(name) > 1]
+    assert not [name for name in listed if name.endswith(".py") and name not in modules]
+    assert not [m for m in modules if m not in listed and not m.startswith(folders) and m not in sections]

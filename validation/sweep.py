@@ -55,6 +55,14 @@ class SweepSettings:
     """of UA, IRA and CRA in what is maximised; the released code's"""
     batch_size: int = 64
 
+    def check(self) -> None:
+        """Raise where a seed is both for tuning and for the report."""
+        both = set(self.tune_seeds) & set(self.report_seeds)
+        if both:
+            raise SaeuronError(
+                f"seed {min(both)} is both for tuning and for the report; figures on seeds that settings were chosen by flatter them"
+            )
+
 
 class Score(NamedTuple):
     """A trial and its figures."""
@@ -84,11 +92,7 @@ class Sweep:
         self, pipeline: Any, saes: Mapping[str, SparseAutoencoder], activations: Mapping[tuple[str, str], ConceptActivations], judge: Judge,
         settings: SweepSettings, store: Path, identity: str,
     ) -> None:  # fmt: skip
-        both = set(settings.tune_seeds) & set(settings.report_seeds)
-        if both:
-            raise SaeuronError(
-                f"seed {min(both)} is both for tuning and for the report; figures on seeds that settings were chosen by flatter them"
-            )
+        settings.check()
         self.pipeline, self.saes, self.activations, self.judge = pipeline, dict(saes), dict(activations), judge
         self.settings, self.store = settings, store
         self._identity = identity
@@ -117,6 +121,21 @@ class Sweep:
         """The trial's edit."""
         wishes = [Suppression(trial.concept, h, Rule.parse(trial.select), trial.multiplier) for h in trial.hookpoints]
         return make_edit(wishes, {(trial.concept, h): self.activations[trial.domain, h] for h in trial.hookpoints}, self.settings.residual)
+
+    def check(self, trials: Iterable[Trial]) -> None:
+        """Raise for a trial that can't be made or judged; draws nothing.
+
+        Raises:
+            SaeuronError: the names of its pictures alone leave none that IRA or CRA could be read from; or see `make_edit`.
+        """
+        for trial in trials:
+            self.edit(trial)
+            # As if the judge saw everything as asked: which figures there are depends on the names alone.
+            asked = [Picture(o, s, o, s) for o, s, _ in self.tuning_jobs(trial)]
+            if math.isnan(self.worth(unlearning(asked, trial.concept, trial.domain))):
+                raise SaeuronError(
+                    f"{trial.concept}: a share of {self.settings.rest:g} of the other pictures leaves none that IRA or CRA can be read from; raise --rest"
+                )
 
     def measure(self, trial: Trial, jobs: Sequence[Job]) -> Score:
         """One trial's figures, from the store if they are there."""
@@ -150,13 +169,11 @@ class Sweep:
 
     def best(self, trials: Iterable[Trial], progress: Callable[[Score], None] = lambda score: None) -> tuple[Score, list[Score]]:
         """Measure every trial on the tuning seeds; the best and all of them. Trials that choose no feature are left out."""
+        trials = list(trials)
+        self.check(trials)
         scores = []
         for trial in trials:
             score = self.measure(trial, self.tuning_jobs(trial))
-            if math.isnan(self.worth(score.figures)):
-                raise SaeuronError(
-                    f"{trial.concept}: a share of {self.settings.rest:g} of the other pictures leaves none that IRA or CRA can be read from; raise --rest"
-                )
             progress(score)
             scores.append(score)
         return max(scores, key=lambda s: self.worth(s.figures)), scores

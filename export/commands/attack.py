@@ -18,6 +18,7 @@ from ...editor.writing import whole_file, whole_folder
 from ..checks import check_guidance, check_seed, check_steps
 from ..console import clean, names, out, print_warning, progress_line, write_json
 from ..folder import check_with_pictures
+from ..settings import check_sources
 from . import options as o
 
 if TYPE_CHECKING:
@@ -124,7 +125,11 @@ def attack(
     check_steps(settings.steps, "--steps")
     check_guidance(settings.guidance)
     check_seed(seed, "--seed")
+    if (kind := record["model"]["pipeline"]) != "StableDiffusionPipeline":
+        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
     pictures = _check_output(output, overwrite)
+    if model:
+        check_sources([("model", model)])
 
     with progress_line("opening the judge") as say:
         from ...validation.judges import open_judge
@@ -215,9 +220,9 @@ def _run(
     from ...validation.load import load
 
     began = time.monotonic()
+    check_device(device)
     say("checking files")
     manifest.check_files(artifact, record)
-    check_device(device)
     say("opening the original model")
     source = model or record["model"]["source"]
     try:

@@ -152,6 +152,7 @@ def _run(
 
     from ...editor.bake import refuse_edited
     from ...editor.cache import model_sha256
+    from ...editor.files import read_json
     from ...editor.pipelines import load_pipeline
     from ...validation.attacks.victims import bare
     from ...validation.hardening import Hardening, widened
@@ -167,11 +168,12 @@ def _run(
     for name in concepts:
         if name not in domains:
             raise SaeuronError(unknown("concept", name, domains, f"to the judge '{judge_name}'"))
+    kind = read_json(sources.model_folder / "model_index.json").get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}")
     say(f"loading {sources.plan.model}")
     pipeline = load_pipeline(sources.plan.model, None, wanted.device, variant=wanted.variant)
     refuse_edited(pipeline.unet)
-    if type(pipeline).__name__ != "StableDiffusionPipeline":
-        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {type(pipeline).__name__}")
     identity = model_sha256(sources.model_folder, pictures=True, variant=wanted.variant)
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
@@ -181,8 +183,11 @@ def _run(
         "concepts": {},
     }  # fmt: skip
     tables = []
-    for name in concepts:
-        before = _before(sources, name, domains[name])
+    befores = {name: _before(sources, name, domains[name]) for name in concepts}
+    for before in befores.values():
+        for trial in (before, *widened(before, factors, gammas or [before.multiplier])):
+            bench.edit(trial)  # what can't be made is refused before anything is drawn
+    for name, before in befores.items():
 
         def told(found: Measured, name: str = name) -> None:
             t = found.trial

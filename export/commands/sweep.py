@@ -110,6 +110,7 @@ def sweep(
         common = SweepSettings(
             plan.steps, plan.guidance, plan.residual, seeds[0], seeds[1], rest, (shares[0], shares[1], shares[2]), batch_size
         )
+        common.check()
         report = _run(wanted, common, judge, places, rules, gammas, output, say)
     if as_json:
         write_json(report)
@@ -181,6 +182,11 @@ def _run(
         output / "results",
         cache.model_sha256(sources.model_folder, pictures=True, variant=wanted.variant),
     )
+    names_of = list(wanted.concepts)
+    trials_of = {
+        name: grid(name, domains[name], places or [tuple(h for c, h in by_place if c == name)], rules, gammas) for name in names_of
+    }
+    bench.check(trial for trials in trials_of.values() for trial in trials)
     before = Remaining()
 
     def unedited(made: int, pictures: int) -> None:
@@ -191,10 +197,6 @@ def _run(
     }  # fmt: skip
     tables = []
     clock, done = Remaining(), 0
-    names_of = list(wanted.concepts)
-    trials_of = {
-        name: grid(name, domains[name], places or [tuple(h for c, h in by_place if c == name)], rules, gammas) for name in names_of
-    }
     total = sum(len(t) for t in trials_of.values())
     for name in names_of:
 

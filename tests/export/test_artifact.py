@@ -1,5 +1,6 @@
 """The folder as a whole: atomic, swept, and honest about what the command says."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -50,16 +51,23 @@ def test_overwrite_replaces_whole(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("delay", [0.5, 6.0, 9.0])
-def test_a_kill_leaves_nothing_under_the_final_name(tiny, tmp_path, delay):
-    options = ["--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint", HOOKPOINT,
-               "--select", "count:20", "--multiplier", "-3", "--steps", "40", "--output", tmp_path / "out"]  # fmt: skip
+@pytest.mark.parametrize("being_written", ["edit/edit.safetensors", "edit/golden.safetensors", "unet/*"])
+def test_a_kill_leaves_nothing_under_the_final_name(tiny, tmp_path, being_written):
+    """Killed the moment that a file of the artifact is there, in its hidden place."""
+    options = ["--concepts", "A", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tiny["activations"], "--hookpoint", HOOKPOINT, "--format", "checkpoint",
+               "--select", "count:20", "--multiplier", "-3", "--steps", "2", "--proof", "short", "--output", tmp_path / "out"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "saeuron.export.cli", "export", *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "saeuron", "export", *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    time.sleep(delay)
+    written = []
+    while not written:
+        with contextlib.suppress(FileNotFoundError):  # what is hidden comes and goes while it is looked through
+            written = list(tmp_path.glob(f".*/**/{being_written}"))
+        assert process.poll() is None, "it ended before a file was seen being written"
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert process.returncode == -signal.SIGKILL and written[0].exists(), "killed in the middle, with files half way"
     assert not (tmp_path / "out").exists()
     export_artifact(settings(tiny, tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "the killed export's folder was not swept"

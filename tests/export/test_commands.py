@@ -255,7 +255,7 @@ def test_amplifying_is_asked_for_by_name_in_select_too(tmp_path):
     assert tomllib.loads((tmp_path / "s.toml").read_text())["concepts"][0]["multiplier"] == 2
 
 
-def test_options_that_can_not_be_meant(collecting, training, tmp_path):
+def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypatch):
     (tmp_path / "taken.safetensors").mkdir()
     there = ["--output", tmp_path / "a.safetensors"]
     for message, options in (
@@ -271,9 +271,11 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path):
     ):  # fmt: skip
         refused(message, *put([*training, "--output", tmp_path / "x"], *options))
     for message, options in (
-        ("'42.9' is no seed", ("--tune-seeds", "42.9")), ("seed lies between", ("--report-seeds", 2**32 + 42)),
+        ("both for tuning and for the report", ("--tune-seeds", "7", "--report-seeds", "7")), ("'42.9' is no seed", ("--tune-seeds", "42.9")), ("seed lies between", ("--report-seeds", 2**32 + 42)),
         ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
     ):  # fmt: skip
+        # Nothing is drawn before it is refused, not even pictures of the unedited model.
+        monkeypatch.setattr("saeuron.validation.sweep.Sweep._pictures", lambda *_: pytest.fail("pictures were drawn"))
         refused(message, "sweep", "--concepts", "House", "--output", tmp_path / "s", *options)
     assert not (tmp_path / "x").exists()
 

@@ -23,7 +23,7 @@ SEED = datetime.date.today().toordinal()
 def test_a_reader_refuses_in_one_line_or_reads(one):
     found = run(one, int(200 * min(one.share, 1)), SEED)
     assert not found.faults, f"seed {SEED}: {found.faults}"
-    assert found.refused > 10 and found.accepted + found.refused == found.inputs
+    assert found.refused > 10 and found.accepted + found.refused == found.inputs, f"seed {SEED}"
 
 
 def test_the_harness_sees_what_is_wrong():

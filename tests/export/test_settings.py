@@ -1,0 +1,60 @@
+"""`saeuron.Settings`, as Python users write it."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from saeuron.editor.errors import SaeuronError
+from saeuron.export.cli import export
+from saeuron.export.settings import Settings, resolve
+
+
+def test_every_option_of_the_command_is_taken_under_its_name():
+    known = set(inspect.signature(Settings).parameters)
+    assert set(inspect.signature(export).parameters) - {"dry_run", "as_json", "version"} <= known
+
+
+def test_one_text_is_one_and_a_list_is_a_list():
+    made = Settings(
+        "Neon, House", "out", format="checkpoint, onnx", proof_prompt="a house, in neon", sae="a,b/c", activations="x,y.safetensors", preset_file="p,q.toml",
+        target="rtx:sm86,sm89",
+    )  # fmt: skip
+    assert made.concepts == ("Neon", "House") and made.formats == ("checkpoint", "onnx")
+    assert made.proof_prompts == ("a house, in neon",) and made.sae == ("a,b/c",) and made.activations == ("x,y.safetensors",)
+    assert made.preset_files == ("p,q.toml",) and made.target == ("rtx:sm86,sm89",)
+    made = Settings(["Neon"], Path("out"), ["onnx"], proof_prompts=["a, b", "c"], sae=[Path("s,t")], model=Path("m,n"), activations=())
+    assert (
+        made.concepts == ("Neon",)
+        and made.proof_prompts == ("a, b", "c")
+        and made.sae == ("s,t",)
+        and made.model == "m,n"
+        and made.activations == ()
+    )
+    assert Settings("Neon", "out", proof_prompts="a, b").proof_prompts == ("a, b",)
+    assert Settings("Neon", "out", proof_prompts=" a").proof_prompts == (" a",) and Settings("", "out").concepts == ()
+
+
+def test_paths_are_texts_or_paths(tmp_path):
+    made = Settings("Neon", "out", sign="key.pem", settings="s.toml", edit="e.safetensors")
+    assert (made.output, made.sign, made.settings, made.edit) == (Path("out"), Path("key.pem"), Path("s.toml"), Path("e.safetensors"))
+    with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
+        from saeuron.export.artifact import export_artifact
+
+        export_artifact(Settings("Neon", tmp_path / "x", "checkpoint", sign="nokey.pem"))
+    with pytest.raises(SaeuronError, match="no output folder"):
+        Settings("Neon")
+    with pytest.raises(SaeuronError, match="does not exist|can't be read"):
+        resolve(Settings(output="x", edit=tmp_path / "gone.safetensors"))
+
+
+def test_what_the_proof_needs_is_looked_for_first(tmp_path, monkeypatch):
+    from saeuron.export import checks
+    from saeuron.export.artifact import export_artifact
+
+    monkeypatch.setattr(checks, "missing", lambda names: [n for n in names if n == "onnxruntime"])
+    with pytest.raises(SaeuronError, match=r"'onnxruntime' is not installed.*saeuron-export\[cpu\]"):
+        export_artifact(Settings("Neon", tmp_path / "x", "onnx"))
+    checks.check_packages(("checkpoint",), True)
+    checks.check_packages(("onnx",), False)
+    assert list(tmp_path.iterdir()) == []
