@@ -132,7 +132,7 @@ def test_timesteps_in_other_units_are_refused(steps):
     for spacing in ("leading", "trailing", "linspace"):
         for count in (1, 4, 20, 100):
             measured = timesteps(diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing, steps_offset=int(spacing == "leading")), count)
-            for usual in ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"):
+            for usual in ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"):
                 check_reach(getattr(diffusers, usual)(**BETAS), steps, measured, "X", ends=True)
 
 
