@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,14 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
                 folder, variant=used, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except Exception as error:  # diffusers and transformers raise many types
-        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
+        defaults = inspect.signature(cls.__init__).parameters
+        nulls = [
+            f"'{key}'"
+            for key, value in read_json(folder / "config.json").items()
+            if value is None and key in defaults and defaults[key].default is not None
+        ]
+        hint = f"; its config.json has null as {', '.join(nulls)}" if nulls else ""
+        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}{hint}") from None
     odd = {key for key, *_ in info["mismatched_keys"]}
     # A weight that an index promises and its file lacks is in no list, but stays without values.
     empty = [] if device == "meta" else [key for key, value in network.state_dict().items() if value.is_meta and key not in odd]

@@ -130,7 +130,17 @@ def open_folder(
 
 def _check_fit(folder: Path, family: Family, networks: dict[str, Any]) -> None:
     """Raise `SaeuronError` unless each network takes what the one before it gives."""
-    unet, latent = networks["unet"].config, networks["vae"].config.latent_channels
+    unet, latent, scale = networks["unet"].config, networks["vae"].config.latent_channels, networks["vae"].config.scaling_factor
+    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,) * 2
+    if unet.sample_size is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+        raise SaeuronError(
+            f"'{folder}': 'sample_size' in unet/config.json is {unet.sample_size!r}; it must be a whole number, two, or null"
+        )
+    if type(scale) not in (int, float) or not 0 < scale < float("inf"):
+        raise SaeuronError(f"'{folder}': 'scaling_factor' in vae/config.json is {scale!r}; it must be a number above 0")
+    for text in family.text_encoders:
+        if type(end := networks[text.name].config.eos_token_id) is not int:
+            raise SaeuronError(f"'{folder}': 'eos_token_id' in {text.name}/config.json is {end!r}; it must be a whole number")
     for way, channels in (("takes", unet.in_channels), ("gives", unet.out_channels)):
         if channels != latent:
             raise SaeuronError(

@@ -120,7 +120,7 @@ def check_loop(scheduler: Any, steps: int) -> None:
         walk(scheduler, steps)
     except Exception as error:  # diffusers' own faults among them
         raise SaeuronError(
-            f"the model's scheduler {type(scheduler).__name__} can't take {steps} steps with its settings: {first_line(error)}; try another number of steps"
+            f"the model's scheduler {type(scheduler).__name__} doesn't run through {steps} steps: {first_line(error)}; mend its settings, or take another number of steps"
         ) from None
 
 
@@ -138,8 +138,8 @@ def check_reach(scheduler: Any, steps: int, calibrated: torch.Tensor, what: str,
     found = timesteps(scheduler, steps)
     outside = max(float(found.max()) - high, low - float(found.min())) if ends and len(calibrated) > 1 else 0.0
     apart = max((float(t.sort().values.diff().max()) for t in (calibrated.double(), found) if len(t) > 1), default=0.0)
-    # In other units (EDM's ln σ / 4, σ itself), not even more steps come near the noisy half of the timesteps.
-    if max(float(found.max()), _highest(scheduler)) < (low + high) / 2 or outside > apart:
+    # In other units (EDM's ln σ / 4, σ itself), not even more steps come near the larger timesteps.
+    if max(float(found.max()), _highest(scheduler)) < high / 2 or outside > apart:
         raise SaeuronError(
             f"the model's scheduler {name} calls the UNet at timesteps {found.max():g} to {found.min():g}, but {what} are {high:g} to {low:g}, and nothing was measured where it goes; give the pipeline another scheduler (in its folder 'scheduler' and in model_index.json), or activations collected with this one"
         )

@@ -23,8 +23,9 @@ from ..validation.validate import GOLDEN, validate
 from . import checkpoint, licence, onnx, tensorrt
 from .card import model_card
 from .checks import check_packages
+from .estimate import estimate
 from .folder import building, check_output, check_space
-from .prepare import Prepared, check_engine_shapes, estimate, prepare
+from .prepare import Prepared, check_engine_shapes, prepare
 from .settings import Settings, public_name, resolve
 
 _PACKAGES = ("saeuron-export", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "numpy")

@@ -49,7 +49,8 @@ def describe(settings: Settings) -> dict[str, Any]:
     if remote:
         found["to_fetch"] = remote
     if not remote and not waiting:
-        from .prepare import estimate, prepare  # needs torch, which the plan alone doesn't
+        from .estimate import estimate  # needs torch, which the plan alone doesn't
+        from .prepare import prepare
 
         prepared = prepare(plan)
         sizes = estimate(prepared)
@@ -131,8 +132,8 @@ def _files_of_model(s: Settings, prepared: Prepared) -> list[str]:
     elif prepared.has_checker:
         files += ["safety_checker/config.json", "safety_checker/model.safetensors"]
     if "onnx" in s.formats:
+        from .estimate import graph_bytes
         from .onnx import _INLINE_LIMIT
-        from .prepare import graph_bytes
 
         files += [f"{name}/model.onnx_data" for name, size in graph_bytes(prepared).items() if size > _INLINE_LIMIT]
     return files
