@@ -22,7 +22,6 @@ import functools
 import hashlib
 import inspect
 import json
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -38,22 +37,46 @@ SENTINEL = "SaeuronAblatedMidBlock"
 FORMAT = 2
 _RENAMED = {"conv_in": "edited_conv_in"}
 BARRIER = "conv_in.bias"
-_MODULE_NAME = "saeuron_unet_" + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+_SOURCE: bytes = globals().get("_SOURCE") or Path(__file__).read_bytes()
+_MODULE_NAME = "saeuron_unet_" + hashlib.sha256(_SOURCE).hexdigest()[:12]
 _STATE = threading.local()
+_UNPICKLE = """
+import sys
+if name not in sys.modules:
+    sys.modules[name] = type(sys)(name)
+    sys.modules[name]._SOURCE = source
+    exec(source, vars(sys.modules[name]))
+kind = getattr(sys.modules[name], kind)
+"""
 
+_AGAIN = "take the artifact again from its source"
 _COPIED = f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{_RENAMED['conv_in']}'"
+_ANOTHER_FORWARD = (
+    "an edited UNet's blocks were run by another forward than its own, so its edit could not work: 'unet.forward' was replaced (an "
+    "accelerator does that), or its blocks were copied; leave its forward in place"
+)
 
 
 class AblationIntegrityError(RuntimeError):
     """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
 
 
-class _Barrier(nn.Module):
+class _Pickled(nn.Module):
+    """Takes this file's source with it into a pickle: another process may have neither saeuron nor the cache that it was opened from."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind, (_, _, *state) = type(self), super().__reduce_ex__(2)
+        if vars(sys.modules[_MODULE_NAME]).get(kind.__name__) is not kind:  # made by somebody from one of ours
+            return super().__reduce_ex__(protocol)
+        said = {"name": _MODULE_NAME, "source": _SOURCE, "kind": kind.__name__, "program": _UNPICKLE}
+        return (eval, ("exec(program) or kind.__new__(kind)", said), *state)
+
+
+class _Barrier(_Pickled):
     """Stands where the stock input convolution was.
 
-    Its bias has a shape that no UNet has, so that a loader which takes known keys and passes over the rest
-    (`load_state_dict(strict=False)` into the base model) meets a size mismatch and raises, instead of leaving the base model as
-    it was. It is NaN, should anyone broadcast it.
+    Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`load_state_dict(strict=False)` into the
+    base model) raises instead of leaving the base model as it was. It is NaN, should anyone broadcast it.
     """
 
     bias: torch.Tensor
@@ -63,7 +86,10 @@ class _Barrier(nn.Module):
         self.register_buffer("bias", torch.full((1,), float("nan")))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise AblationIntegrityError(_COPIED)
+        raise AblationIntegrityError(_ANOTHER_FORWARD)
+
+    def extra_repr(self) -> str:
+        return f"an edited UNet's 'conv_in' is stored as '{_RENAMED['conv_in']}'; name that"
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         # By itself, and not as a part of the UNet: someone copies block by block.
@@ -72,45 +98,39 @@ class _Barrier(nn.Module):
         return super().state_dict(*args, **kwargs)
 
 
-class FireGate(nn.Module):
+class FireGate(_Pickled):
     """Which chosen features fire; a module of its own so that every backend can show its decisions."""
 
     def forward(self, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
-        """Decide.
+        """Decide, bool `[B, L, U]`. A comparison with NaN counts as firing: a NaN latent thus reaches the output and is seen.
 
         Args:
-            latents: chosen latents `[B, tokens, U]`.
+            latents: chosen latents `[B, L, U]`.
             thresholds: `[B or 1, 1, U]`, float32; infinite where a feature isn't chosen at this timestep.
-            kth: the token's k-th largest latent `[B, tokens, 1]`, or None to skip the membership test.
-
-        Returns:
-            bool `[B, tokens, U]`. A comparison with NaN counts as firing: a NaN latent thus reaches the output and is seen.
+            kth: the token's k-th largest latent `[B, L, 1]`, or None to skip the membership test.
         """
         fires = ~(latents.float() <= thresholds)
         return fires if kth is None else fires & ~(latents < kth)
 
 
-class Seam(nn.Module):
+class Seam(_Pickled):
     """Marks a tensor, so that every backend can show it."""
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone() if torch.compiler.is_compiling() else tensor
 
 
-class FeatureAblation(nn.Module):
+class FeatureAblation(_Pickled):
     """Suppresses chosen SAE features in the output of one hookpoint.
 
     Args:
-        width: channels `d` of the hookpoint.
-        latents: latents `n` of the SAE.
+        width, latents: channels `d` of the hookpoint, latents `n` of the SAE.
         k: active latents a token; None for `jumprelu`.
-        features: number `U` of chosen features.
-        timesteps: number `T` of calibrated timesteps.
+        features, timesteps: numbers `U` of chosen features, `T` of calibrated timesteps.
         residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
         gate: `exact` or `threshold` (`keep` only).
-        unit_norm: whether the SAE normalises each token first.
+        unit_norm, subtract_bias: whether the SAE normalises each token first, and subtracts `b_dec` before encoding.
         activation: `topk` or `jumprelu`.
-        subtract_bias: whether `b_dec` is subtracted before encoding.
         reads: `output`, or `delta` for output minus input of the block.
     """
 
@@ -146,7 +166,7 @@ class FeatureAblation(nn.Module):
         decoded = features if residual == "keep" else latents
 
         def empty(*shape: int) -> torch.Tensor:
-            return torch.full(shape, float("nan"))
+            return torch.full(shape, float("nan"), dtype=torch.float32)
 
         self.register_buffer("encoder_weight", empty(rows, width))
         self.register_buffer("encoder_bias", empty(rows))
@@ -175,28 +195,18 @@ class FeatureAblation(nn.Module):
         return self
 
     def rows(self, timestep: torch.Tensor) -> torch.Tensor:
-        """Table rows of the nearest calibrated timesteps; halfway takes the noisier, larger one.
-
-        Args:
-            timestep: float32 `[B or 1]`.
-
-        Returns:
-            int64 `[B or 1]`. Timesteps are stored in descending order.
-        """
-        stored = self.timesteps.float()
+        """Table rows (int64) of the calibrated timesteps nearest to float32 `[B or 1]`; halfway takes the noisier, larger one."""
+        stored = self.timesteps.float()  # descending
         middles = (stored[:-1] + stored[1:]) / 2
-        return (timestep[:, None] < middles[None]).sum(-1)
+        return torch.where(timestep[:, None] < middles[None], 1, 0).sum(-1)
 
     def forward(self, tokens: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Edit the tokens of a map.
+        """The edited tokens, same shape and dtype; exactly `tokens` where nothing fires and `residual` is `keep`.
 
         Args:
             tokens: the block's output `[B, L, d]`.
             timestep: float32, `[1]` for the batch or `[B]`.
             before: the block's input `[B, L, d]`, for an SAE that reads `delta`.
-
-        Returns:
-            the edited tokens, same shape and dtype; exactly `tokens` where nothing fires and `residual` is `keep`.
         """
         out = self.seam_input(tokens)
         x = out if before is None else out - self.seam_before(before)
@@ -220,8 +230,8 @@ class FeatureAblation(nn.Module):
             top = z.topk(self.k, dim=-1)
             kth = top.values[..., -1:]
         fires = self.gate(chosen, thresholds, kth)
-        # Multiplied, not selected: a NaN in a table must reach the output.
-        change = fires.float() * (gains - 1) * chosen.float()
+        # Multiplied, not selected: a NaN in a table must reach the output. Not cast from bool: float16 converters of ONNX break on that.
+        change = torch.where(fires, 1.0, 0.0).float() * (gains - 1) * chosen.float()
 
         # Decoded in float32: rounding in 16 bits would be a share of a small edit's effect.
         rows = self.decoder_weight.float()
@@ -230,7 +240,7 @@ class FeatureAblation(nn.Module):
             y = out.float() + (change @ rows) * scale
         else:
             if top is None:
-                active = z * self.members(z > self.latent_thresholds)
+                active = z * torch.where(self.members(z > self.latent_thresholds), 1.0, 0.0).to(z.dtype)
             else:
                 active = torch.zeros_like(z).scatter(-1, self.members(top.indices), top.values)
             decoded = (active.float() @ rows + self.pre_bias.float()) * scale + (mean.float() if self.unit_norm else 0.0)
@@ -249,7 +259,7 @@ class FeatureAblation(nn.Module):
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
         timestep = getattr(_STATE, "timestep", None)
         if timestep is None:
-            raise AblationIntegrityError("an edited block was run outside its UNet's forward, so its timestep is unknown; call the UNet")
+            raise AblationIntegrityError(f"{_ANOTHER_FORWARD} (the timestep is unknown)")
         before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
         if isinstance(output, torch.Tensor):
             return self.on_map(output, timestep, before)
@@ -260,18 +270,14 @@ class FeatureAblation(nn.Module):
 
 
 def _explicit_signature(init):  # noqa: ANN001, ANN202
-    """Give `__init__(**kwargs)` the parent's parameters and `ablation`.
-
-    diffusers drops every config entry that the signature doesn't name; taking the names from the parent keeps this file
-    right for any version of diffusers.
-    """
+    """Give `__init__(**kwargs)` the parent's parameters, of any version, and `ablation`: diffusers drops config entries it can't find there."""
     parent = inspect.signature(UNet2DConditionModel.__init__)
     extra = inspect.Parameter("ablation", inspect.Parameter.KEYWORD_ONLY, default=None)
     init.__signature__ = parent.replace(parameters=[*parent.parameters.values(), extra])
     return init
 
 
-class AblatedUNet2DConditionModel(UNet2DConditionModel):
+class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     """`UNet2DConditionModel` with `FeatureAblation` modules on its hookpoints.
 
     Args:
@@ -290,15 +296,12 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         if args:
             raise TypeError("AblatedUNet2DConditionModel takes keyword arguments only")
         if not isinstance(ablation, dict) or not ablation.get("hookpoints"):
-            raise AblationIntegrityError(
-                "this UNet's config has no 'ablation' entry: its edit is missing; take the artifact again from its source"
-            )
+            raise AblationIntegrityError(f"this UNet's config has no 'ablation' entry: its edit is missing; {_AGAIN}")
         if ablation.get("format") != FORMAT:
             raise AblationIntegrityError(f"edit format {ablation.get('format')!r} is not known to this file (it knows {FORMAT})")
         if config.get("mid_block_type") != SENTINEL:
-            raise AblationIntegrityError(
-                f"'mid_block_type' in the UNet's config is {config.get('mid_block_type')!r}, not {SENTINEL!r}: the config was altered"
-            )
+            held = repr(config.get("mid_block_type"))
+            raise AblationIntegrityError(f"'mid_block_type' in the UNet's config is {held}, not {SENTINEL!r}: the config was altered")
         super().__init__(**{**config, "mid_block_type": ablation["mid_block_type"]})
         # The parent registered its own values over ours.
         self.register_to_config(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})
@@ -319,12 +322,11 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         leave the edit behind, so they find a module that raises when it is copied or called.
         """
         stored = _RENAMED["conv_in"]
-        running = stored in self._modules and getattr(_STATE, "timestep", None) is not None
-        return self._modules[stored if running else "conv_in"]
+        return self._modules[stored if stored in self._modules and getattr(_STATE, "timestep", None) is not None else "conv_in"]
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""
-        known = torch.as_tensor(timestep, device=sample.device).to(torch.float32).reshape(-1)
+        known = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
         outer = getattr(_STATE, "timestep", None)
         _STATE.timestep = known
         try:
@@ -351,14 +353,13 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
         self._check_loaded()
         found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
         if found != recorded:
-            raise AblationIntegrityError(
-                f"the edit's tensors do not match their recorded hash ({found[:12]} instead of {str(recorded)[:12]}): altered or truncated; take the artifact again from its source"
-            )
+            hashes = f"{found[:12]} instead of {str(recorded)[:12]}"
+            raise AblationIntegrityError(f"the edit's tensors do not match their recorded hash ({hashes}): altered or truncated; {_AGAIN}")
 
     def _check_loaded(self) -> None:
         for name, tensor in self.ablations.state_dict().items():
             if tensor.is_meta or (tensor.is_floating_point() and bool(tensor.isnan().any())):
-                raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; take the artifact again from its source")
+                raise AblationIntegrityError(f"edit tensor 'ablations.{name}' was not loaded; {_AGAIN}")
 
     def tables_sha256(self) -> str:
         """Hash of what decides (features, timesteps, thresholds, gains); no cast of the model changes it."""
@@ -397,15 +398,12 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
                 raise
             # diffusers goes on to advise how to load it all the same.
             what = str(error).partition(". If you want")[0]
-            raise AblationIntegrityError(
-                f"the edited UNet's weights do not fit its config ({what}): altered or truncated; take the artifact again from its source"
-            ) from error
+            what = f"the edited UNet's weights do not fit its config ({what}): altered or truncated"
+            raise AblationIntegrityError(f"{what}; {_AGAIN}") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])
-                raise AblationIntegrityError(
-                    f"{kind.replace('_', ' ')} in the edited UNet's weights: {names}; take the artifact again from its source"
-                )
+                raise AblationIntegrityError(f"{kind.replace('_', ' ')} in the edited UNet's weights: {names}; {_AGAIN}")
         model.check_edit()
         model.ablations.to(model.dtype)
         return (model, info) if want_info else model
@@ -413,10 +411,25 @@ class AblatedUNet2DConditionModel(UNet2DConditionModel):
     @functools.wraps(UNet2DConditionModel.save_pretrained)
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         self.seal()
+        # First, since the parent may upload the folder.
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / f"{_MODULE_NAME}.py").write_bytes(_SOURCE)
         super().save_pretrained(save_directory, *args, **kwargs)
-        shutil.copyfile(__file__, Path(save_directory) / f"{_MODULE_NAME}.py")
+
+    def load_lora_adapter(self, weights: Any, prefix: Any = "transformer", **kwargs: Any) -> Any:
+        """As in the parent; what is meant for the input convolution goes to where that is stored."""
+        stock = f"{prefix}.conv_in." if prefix else "conv_in."
+        stored = stock.replace("conv_in", _RENAMED["conv_in"])
+
+        def renamed(held: Any) -> Any:
+            return {k.replace(stock, stored): v for k, v in held.items()} if isinstance(held, dict) else held
+
+        kwargs = {k: renamed(v) if k == "network_alphas" else v for k, v in kwargs.items()}
+        return super().load_lora_adapter(renamed(weights), prefix, **kwargs)
 
 
 # The class claims a module name that carries this file's hash (two repositories' files of one name overwrite each other
-# in diffusers' cache, and `save_pretrained` writes the name into model_index.json); make that name importable here.
-sys.modules.setdefault(_MODULE_NAME, sys.modules[__name__])
+# in diffusers' cache, and `save_pretrained` writes the name into model_index.json); make that name importable here. A second
+# copy of this very file takes the first one's classes, so that either's objects can be pickled by that name.
+if (_first := sys.modules.setdefault(_MODULE_NAME, sys.modules[__name__])) is not sys.modules[__name__]:
+    globals().update({k: v for k, v in vars(_first).items() if isinstance(v, type) and v.__module__ in (_first.__name__, _MODULE_NAME)})

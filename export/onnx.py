@@ -57,7 +57,8 @@ class _UNet(nn.Module):
         text_embeds = None if text_embeds is None else text_embeds.float()
         every = {"text_embeds": text_embeds, "time_ids": time_ids, "timestep_cond": timestep_cond}
         given = {name: value for name, value in every.items() if value is not None}
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **unet_arguments(given))[0]
+        # Many clients feed a timestep of shape [1]; ONNX Runtime takes it for the scalar that is declared.
+        return self.unet(sample, timestep.reshape(1), encoder_hidden_states, return_dict=False, **unet_arguments(given))[0]
 
 
 class _TextEncoder(nn.Module):
@@ -181,6 +182,8 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     seams = _name_seams(model.graph, component.module)
     _optimise(model)
     names = _close_seams(model.graph, seams)
+    if isinstance(component.module, _UNet):
+        _one_batch(model.graph)
     _name_axes(model.graph, component)
     _strip_metadata(model)
 
@@ -226,6 +229,30 @@ def _optimise(model: ir.Model) -> None:
         passes.DeduplicateInitializersPass(), passes.CommonSubexpressionEliminationPass(), passes.OutputFixPass(), passes.NameFixPass(),
     ):  # fmt: skip
         step(model)
+
+
+def _one_batch(graph: ir.Graph) -> None:
+    """Make the graph stop where its inputs differ in batch: ONNX broadcasts a batch of 1, which gives another picture in silence.
+
+    Each input is reshaped to the batch of the first, all other axes kept (0). After `_optimise`, which takes the batches for equal.
+    """
+    sample, *others = (v for v in graph.inputs if v.shape)
+    batch = ir.node("Shape", [sample], attributes={"start": 0, "end": 1})
+    batch.outputs[0].name = "batch"
+    added = [batch]
+    for value in others:
+        assert value.name is not None and value.shape is not None
+        # A product and not a Concat, which ONNX Runtime would fuse into "whatever the batch is" (-1).
+        axes = ir.Value(name=f"{value.name}.axes", const_value=ir.tensor([1] + [0] * (len(value.shape) - 1), dtype=ir.DataType.INT64))
+        graph.register_initializer(axes)
+        shape = ir.node("Mul", [batch.outputs[0], axes])
+        same = ir.node("Reshape", [value, shape.outputs[0]])
+        same.outputs[0].shape, same.outputs[0].type = value.shape, value.type
+        value.replace_all_uses_with(same.outputs[0])
+        same.replace_input_with(0, value)
+        shape.outputs[0].name, same.outputs[0].name = f"{value.name}.shape", f"{value.name}.of_one_batch"
+        added += [shape, same]
+    graph.insert_before(graph[0], added)
 
 
 def _name_axes(graph: ir.Graph, component: Component) -> None:
