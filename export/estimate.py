@@ -53,7 +53,7 @@ def _edit_numbers(prepared: Prepared) -> int:
     for hookpoint, sae in prepared.saes.items():
         part, gate = prepared.edit.hookpoints[hookpoint], prepared.plan.settings.gate
         n, chosen = sae.config.num_latents, len(part.features)
-        rows = chosen if gate == "threshold" else n + (len(part.screen(sae.config.k or 0)) if gate == "screened" else 0)
+        rows = chosen if gate == "threshold" else n
         found += sae.config.d_in * (rows + (chosen if prepared.edit.residual == "keep" else n))
     return found
 
