@@ -38,8 +38,6 @@ class Settings:
     output: Path
     formats: tuple[str, ...] = ("checkpoint", "onnx")
     model: str | None = None
-    variant: str | None = None
-    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
     sae: tuple[str, ...] = ()
     hookpoint: str | None = None
     activations: tuple[str, ...] = ()
@@ -72,6 +70,8 @@ class Settings:
     sign: Path | None = None
     """ECDSA private key, in PEM"""
     """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
+    variant: str | None = None
+    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
 
     def __post_init__(self) -> None:
         # Python users pass a name or a list as readily as a tuple.
