@@ -43,8 +43,6 @@ class Settings:
     output: Path = Path()
     formats: tuple[str, ...] = ("checkpoint", "onnx")
     model: str | None = None
-    variant: str | None = None
-    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
     sae: tuple[str, ...] = ()
     hookpoint: str | None = None
     activations: tuple[str, ...] = ()
@@ -77,6 +75,8 @@ class Settings:
     """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
     sign: Path | None = None
     """ECDSA private key, in PEM"""
+    variant: str | None = None
+    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None
     proof_prompt: InitVar[str | Sequence[str] | None] = None

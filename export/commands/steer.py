@@ -126,7 +126,9 @@ def steer(
         "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": edit.provenance["concepts"],
     }  # fmt: skip
     if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, count).tolist()):
-        print_warning(f"none of the model's {count} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there")
+        print_warning(
+            f"none of {count} {type(scheduler).__name__.removesuffix('Scheduler')} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there"
+        )
     if preview:
         found |= {"preview": str(files[1]), "fired": fired}
         for concept, share in fired.items():
