@@ -46,12 +46,9 @@ if name not in sys.modules:
     exec(source, vars(sys.modules[name]))
 kind = getattr(sys.modules[name], kind)
 """
-
 _AGAIN = "take the artifact again from its source"
 _COPIED = "this UNet carries an edit that a copy of its blocks would lose; its input convolution is 'edited_conv_in'"
-_REPLACED = (
-    "an edited UNet's 'unet.forward' was replaced (accelerators do that) or its blocks were run apart, without their edit; call the UNet"
-)
+_REPLACED = "an edited UNet's 'unet.forward' was replaced (by an accelerator?), or its blocks run apart, without their edit; call the UNet"
 
 
 class AblationIntegrityError(RuntimeError):
@@ -72,8 +69,7 @@ class _Pickled(nn.Module):
 class _Barrier(_Pickled):
     """Stands where the stock input convolution was.
 
-    Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`load_state_dict(strict=False)` into the
-    base model) raises instead of leaving the base model as it was. It is NaN, should anyone broadcast it.
+    Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`strict=False`) raises. It is NaN.
     """
 
     def __init__(self) -> None:
@@ -371,9 +367,7 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
             if "expected shape" not in str(error):
                 raise
             what = str(error).partition(". If you want")[0]  # diffusers goes on to advise how to load it all the same
-            raise AblationIntegrityError(
-                f"the edited UNet's weights don't fit its config ({what}): altered or truncated; {_AGAIN}"
-            ) from error
+            raise AblationIntegrityError(f"weights that don't fit the UNet's config ({what}): altered or truncated; {_AGAIN}") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])
