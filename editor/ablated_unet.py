@@ -55,7 +55,7 @@ class AblationIntegrityError(RuntimeError):
     """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
 
 
-class _Pickled(nn.Module):
+class _Pickled:
     """Takes this file's source with it into a pickle: another process may have neither saeuron nor the cache that it was opened from."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -66,7 +66,7 @@ class _Pickled(nn.Module):
         return (eval, ("exec(program) or kind.__new__(kind)", said), *plain[2:])
 
 
-class _Barrier(_Pickled):
+class _Barrier(_Pickled, nn.Module):
     """Stands where the stock input convolution was.
 
     Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`strict=False`) raises. It is NaN.
@@ -89,7 +89,7 @@ class _Barrier(_Pickled):
         return super().state_dict(*args, **kwargs)
 
 
-class FireGate(_Pickled):
+class FireGate(_Pickled, nn.Module):
     """Which chosen features fire; a module of its own so that every backend can show its decisions."""
 
     def forward(self, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
@@ -104,14 +104,14 @@ class FireGate(_Pickled):
         return fires if kth is None else fires & ~(latents < kth)
 
 
-class Seam(_Pickled):
+class Seam(_Pickled, nn.Module):
     """Marks a tensor, so that every backend can show it."""
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone() if torch.compiler.is_compiling() else tensor
 
 
-class FeatureAblation(_Pickled):
+class FeatureAblation(_Pickled, nn.Module):
     """Suppresses chosen SAE features in the output of one hookpoint.
 
     Args:
@@ -327,8 +327,7 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     def check_edit(self) -> None:
         """Raise `AblationIntegrityError` unless the edit's tensors are those on record."""
         self._check_loaded()
-        found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
-        if found != recorded:
+        if (found := self.edit_sha256()) != (recorded := self.config["ablation"].get("sha256")):
             hashes = f"{found[:12]} instead of {str(recorded)[:12]}"
             raise AblationIntegrityError(f"the edit's tensors do not match their recorded hash ({hashes}): altered or truncated; {_AGAIN}")
 
@@ -344,8 +343,8 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     def seal(self) -> None:
         """Record the hash of the edit as it is now: cast weights are fine; unloaded ones or changed tables raise `AblationIntegrityError`."""
         self._check_loaded()
-        recorded, tables = self.config["ablation"].get("tables_sha256"), self.tables_sha256()
-        if recorded not in (None, tables):
+        tables = self.tables_sha256()
+        if self.config["ablation"].get("tables_sha256") not in (None, tables):
             raise AblationIntegrityError("the edit's tables were changed since they were made; make a new edit instead")
         self.register_to_config(ablation={**dict(self.config["ablation"]), "tables_sha256": tables, "sha256": None})
         self.register_to_config(ablation={**dict(self.config["ablation"]), "sha256": self.edit_sha256()})
@@ -384,10 +383,11 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_lora_adapter(self, weights: Any, prefix: Any = "transformer", **kwargs: Any) -> Any:
-        """As in the parent; what is meant for the input convolution goes to where that is stored."""
+        """As in the parent; what is for the input convolution goes to where that is stored."""
         start = f"{prefix}." if prefix else ""
-        for held in (weights := dict(weights) if isinstance(weights, dict) else weights, kwargs.get("network_alphas")):
-            for key in [k for k in held or () if isinstance(held, dict) and k.startswith(f"{start}conv_in.")]:
+        weights = dict(weights) if isinstance(weights, dict) else weights
+        for held in (h for h in (weights, kwargs.get("network_alphas")) if isinstance(h, dict)):
+            for key in [k for k in held if k.startswith(f"{start}conv_in.")]:
                 held[start + "edited_" + key.removeprefix(start)] = held.pop(key)
         return super().load_lora_adapter(weights, prefix, **kwargs)
 
