@@ -9,8 +9,6 @@ For a token `x` of a hookpoint's output, with encoder `W`, chosen features `F`, 
     fires_i = z_i among the token's k largest (JumpReLU: above a bar of its own) and z_i > threshold_i(t)
     y = x + sum over i in F of fires_i (gain_i(t) - 1) z_i W_dec[i]
 
-Some SAEs read what the block adds (output minus input) instead of its output; the sum is added to the output all the same.
-
 It fails closed: the config names a mid block that no other class knows, one stock weight is stored under another name with
 a tensor of a wrong shape in its place, and edit tensors start as NaN, so a loader that ignores the edit raises or yields NaN
 instead of the unedited model.
@@ -48,45 +46,38 @@ if name not in sys.modules:
     exec(source, vars(sys.modules[name]))
 kind = getattr(sys.modules[name], kind)
 """
-
 _AGAIN = "take the artifact again from its source"
-_COPIED = f"this UNet carries an edit that a copy of its blocks would lose; its input convolution is '{_RENAMED['conv_in']}'"
-_ANOTHER_FORWARD = (
-    "an edited UNet's blocks were run by another forward than its own, so its edit could not work: 'unet.forward' was replaced (an "
-    "accelerator does that), or its blocks were copied; leave its forward in place"
-)
+_COPIED = "this UNet carries an edit that a copy of its blocks would lose; its input convolution is 'edited_conv_in'"
+_REPLACED = "an edited UNet's 'unet.forward' was replaced (by an accelerator?), or its blocks run apart, without their edit; call the UNet"
 
 
 class AblationIntegrityError(RuntimeError):
     """The edit is missing, altered or asked to run outside its UNet; the message says which and what to do."""
 
 
-class _Pickled(nn.Module):
+class _Pickled:
     """Takes this file's source with it into a pickle: another process may have neither saeuron nor the cache that it was opened from."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        kind, (_, _, *state) = type(self), super().__reduce_ex__(2)
+        kind, plain = type(self), super().__reduce_ex__(protocol)
         if vars(sys.modules[_MODULE_NAME]).get(kind.__name__) is not kind:  # made by somebody from one of ours
-            return super().__reduce_ex__(protocol)
+            return plain
         said = {"name": _MODULE_NAME, "source": _SOURCE, "kind": kind.__name__, "program": _UNPICKLE}
-        return (eval, ("exec(program) or kind.__new__(kind)", said), *state)
+        return (eval, ("exec(program) or kind.__new__(kind)", said), *plain[2:])
 
 
-class _Barrier(_Pickled):
+class _Barrier(_Pickled, nn.Module):
     """Stands where the stock input convolution was.
 
-    Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`load_state_dict(strict=False)` into the
-    base model) raises instead of leaving the base model as it was. It is NaN, should anyone broadcast it.
+    Its bias has a shape that no UNet has, so that a loader which passes over unknown keys (`strict=False`) raises. It is NaN.
     """
-
-    bias: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bias", torch.full((1,), float("nan")))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise AblationIntegrityError(_ANOTHER_FORWARD)
+        raise AblationIntegrityError(_REPLACED)
 
     def extra_repr(self) -> str:
         return f"an edited UNet's 'conv_in' is stored as '{_RENAMED['conv_in']}'; name that"
@@ -98,7 +89,7 @@ class _Barrier(_Pickled):
         return super().state_dict(*args, **kwargs)
 
 
-class FireGate(_Pickled):
+class FireGate(_Pickled, nn.Module):
     """Which chosen features fire; a module of its own so that every backend can show its decisions."""
 
     def forward(self, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
@@ -113,14 +104,14 @@ class FireGate(_Pickled):
         return fires if kth is None else fires & ~(latents < kth)
 
 
-class Seam(_Pickled):
+class Seam(_Pickled, nn.Module):
     """Marks a tensor, so that every backend can show it."""
 
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone() if torch.compiler.is_compiling() else tensor
 
 
-class FeatureAblation(_Pickled):
+class FeatureAblation(_Pickled, nn.Module):
     """Suppresses chosen SAE features in the output of one hookpoint.
 
     Args:
@@ -130,8 +121,7 @@ class FeatureAblation(_Pickled):
         residual: `keep`, `upstream` or `drop` (what becomes of the SAE's reconstruction error).
         gate: `exact` or `threshold` (`keep` only).
         unit_norm, subtract_bias: whether the SAE normalises each token first, and subtracts `b_dec` before encoding.
-        activation: `topk` or `jumprelu`.
-        reads: `output`, or `delta` for output minus input of the block.
+        activation, reads: `topk` or `jumprelu`; `output`, or `delta` for output minus input of the block. The sum goes to the output anyhow.
     """
 
     TABLES = ("thresholds", "gains")
@@ -152,32 +142,23 @@ class FeatureAblation(_Pickled):
         reads: str = "output",
     ) -> None:  # fmt: skip
         super().__init__()
-        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold"):
-            raise ValueError(f"unknown residual {residual!r} or gate {gate!r}")
-        if gate != "exact" and residual != "keep":
-            raise ValueError(f"gate {gate!r} works with residual 'keep' only")
+        if residual not in ("keep", "upstream", "drop") or gate not in ("exact", "threshold") or (gate != "exact" and residual != "keep"):
+            raise ValueError(f"unknown residual {residual!r} or gate {gate!r}, or two that don't go together")
         if activation not in ("topk", "jumprelu") or reads not in ("output", "delta") or (activation == "topk") != (k is not None):
             raise ValueError(f"unknown activation {activation!r} with k {k!r}, or reads {reads!r}")
         self.k, self.residual, self.gate_kind, self.unit_norm = k, residual, gate, unit_norm
         self.subtract_bias, self.reads = subtract_bias, reads
         # Only membership in a top k needs the latents that aren't chosen, and only a whole decode.
         self.chosen_rows = residual == "keep" and (gate == "threshold" or activation == "jumprelu")
-        rows = features if self.chosen_rows else latents
-        decoded = features if residual == "keep" else latents
-
-        def empty(*shape: int) -> torch.Tensor:
-            return torch.full(shape, float("nan"), dtype=torch.float32)
-
-        self.register_buffer("encoder_weight", empty(rows, width))
-        self.register_buffer("encoder_bias", empty(rows))
-        self.register_buffer("pre_bias", empty(width))
-        self.register_buffer("decoder_weight", empty(decoded, width))
-        if activation == "jumprelu":
-            self.register_buffer("latent_thresholds", empty(rows))
-        self.register_buffer("features", torch.full((features,), -1, dtype=torch.int64))
-        self.register_buffer("timesteps", torch.full((timesteps,), -1, dtype=torch.int64))
-        self.register_buffer("thresholds", empty(timesteps, features))
-        self.register_buffer("gains", empty(timesteps, features))
+        rows, decoded = features if self.chosen_rows else latents, features if residual == "keep" else latents
+        floats: dict[str, tuple[int, ...]] = {
+            "encoder_weight": (rows, width), "encoder_bias": (rows,), "pre_bias": (width,), "decoder_weight": (decoded, width),
+            "thresholds": (timesteps, features), "gains": (timesteps, features),
+        }  # fmt: skip
+        for name, shape in (floats | ({"latent_thresholds": (rows,)} if activation == "jumprelu" else {})).items():
+            self.register_buffer(name, torch.full(shape, float("nan"), dtype=torch.float32))
+        for name, length in {"features": features, "timesteps": timesteps}.items():
+            self.register_buffer(name, torch.full((length,), -1, dtype=torch.int64))
         self.gate, self.seam_input, self.seam_output = FireGate(), Seam(), Seam()
         if reads == "delta":
             self.seam_before = Seam()
@@ -211,9 +192,7 @@ class FeatureAblation(_Pickled):
         out = self.seam_input(tokens)
         x = out if before is None else out - self.seam_before(before)
         row = self.rows(timestep)
-        thresholds = self.thresholds.index_select(0, row)[:, None]
-        gains = self.gains.index_select(0, row)[:, None]
-
+        thresholds, gains = (table.index_select(0, row)[:, None] for table in (self.thresholds, self.gains))
         read = x
         if self.unit_norm:
             # With `keepdim`, the exporter would take its shape from the UNet's input, which a cut-out edit doesn't have.
@@ -259,7 +238,7 @@ class FeatureAblation(_Pickled):
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
         timestep = getattr(_STATE, "timestep", None)
         if timestep is None:
-            raise AblationIntegrityError(f"{_ANOTHER_FORWARD} (the timestep is unknown)")
+            raise AblationIntegrityError(_REPLACED)
         before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
         if isinstance(output, torch.Tensor):
             return self.on_map(output, timestep, before)
@@ -318,17 +297,15 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     def conv_in(self) -> nn.Module:
         """The stock input convolution, stored under another name so that no stock loader takes this file's weights.
 
-        It is here only while the UNet runs: classes that copy a UNet block by block (`UNetMotionModel.from_unet2d`) would
-        leave the edit behind, so they find a module that raises when it is copied or called.
+        It is here only while the UNet runs: classes that copy it block by block (`UNetMotionModel.from_unet2d`) find a module that raises.
         """
         stored = _RENAMED["conv_in"]
         return self._modules[stored if stored in self._modules and getattr(_STATE, "timestep", None) is not None else "conv_in"]
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""
-        known = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
         outer = getattr(_STATE, "timestep", None)
-        _STATE.timestep = known
+        _STATE.timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
         try:
             return super().forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
         finally:
@@ -336,8 +313,7 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
 
     def edit_sha256(self) -> str:
         """Hash of the edit: its settings and every edit tensor (floats widened to float32)."""
-        settings = {k: v for k, v in dict(self.config["ablation"]).items() if k != "sha256"}
-        return self._digest(settings, self.ablations.state_dict())
+        return self._digest({k: v for k, v in self.config["ablation"].items() if k != "sha256"}, self.ablations.state_dict())
 
     @staticmethod
     def _digest(settings: dict, tensors: dict[str, torch.Tensor]) -> str:
@@ -351,8 +327,7 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     def check_edit(self) -> None:
         """Raise `AblationIntegrityError` unless the edit's tensors are those on record."""
         self._check_loaded()
-        found, recorded = self.edit_sha256(), self.config["ablation"].get("sha256")
-        if found != recorded:
+        if (found := self.edit_sha256()) != (recorded := self.config["ablation"].get("sha256")):
             hashes = f"{found[:12]} instead of {str(recorded)[:12]}"
             raise AblationIntegrityError(f"the edit's tensors do not match their recorded hash ({hashes}): altered or truncated; {_AGAIN}")
 
@@ -366,17 +341,11 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
         return self._digest({}, {n: t for n, t in self.ablations.state_dict().items() if n.rpartition(".")[2] in FeatureAblation.DECIDES})
 
     def seal(self) -> None:
-        """Record the hash of the edit as it is now: its weights may have been cast, its tables may not have changed.
-
-        Raises:
-            AblationIntegrityError: a tensor that was never loaded, or tables other than those sealed before.
-        """
+        """Record the hash of the edit as it is now: cast weights are fine; unloaded ones or changed tables raise `AblationIntegrityError`."""
         self._check_loaded()
-        recorded, tables = self.config["ablation"].get("tables_sha256"), self.tables_sha256()
-        if recorded not in (None, tables):
-            raise AblationIntegrityError(
-                "the edit's tables were changed since they were made; make a new edit instead of changing this one"
-            )
+        tables = self.tables_sha256()
+        if self.config["ablation"].get("tables_sha256") not in (None, tables):
+            raise AblationIntegrityError("the edit's tables were changed since they were made; make a new edit instead")
         self.register_to_config(ablation={**dict(self.config["ablation"]), "tables_sha256": tables, "sha256": None})
         self.register_to_config(ablation={**dict(self.config["ablation"]), "sha256": self.edit_sha256()})
 
@@ -396,10 +365,8 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
         except ValueError as error:
             if "expected shape" not in str(error):
                 raise
-            # diffusers goes on to advise how to load it all the same.
-            what = str(error).partition(". If you want")[0]
-            what = f"the edited UNet's weights do not fit its config ({what}): altered or truncated"
-            raise AblationIntegrityError(f"{what}; {_AGAIN}") from error
+            what = str(error).partition(". If you want")[0]  # diffusers goes on to advise how to load it all the same
+            raise AblationIntegrityError(f"weights that don't fit the UNet's config ({what}): altered or truncated; {_AGAIN}") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
                 names = ", ".join(sorted(str(k) for k in info[kind])[:4])
@@ -411,21 +378,18 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
     @functools.wraps(UNet2DConditionModel.save_pretrained)
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         self.seal()
-        # First, since the parent may upload the folder.
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)  # the code first, since the parent may upload the folder
         (Path(save_directory) / f"{_MODULE_NAME}.py").write_bytes(_SOURCE)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_lora_adapter(self, weights: Any, prefix: Any = "transformer", **kwargs: Any) -> Any:
-        """As in the parent; what is meant for the input convolution goes to where that is stored."""
-        stock = f"{prefix}.conv_in." if prefix else "conv_in."
-        stored = stock.replace("conv_in", _RENAMED["conv_in"])
-
-        def renamed(held: Any) -> Any:
-            return {k.replace(stock, stored): v for k, v in held.items()} if isinstance(held, dict) else held
-
-        kwargs = {k: renamed(v) if k == "network_alphas" else v for k, v in kwargs.items()}
-        return super().load_lora_adapter(renamed(weights), prefix, **kwargs)
+        """As in the parent; what is for the input convolution goes to where that is stored."""
+        start = f"{prefix}." if prefix else ""
+        weights = dict(weights) if isinstance(weights, dict) else weights
+        for held in (h for h in (weights, kwargs.get("network_alphas")) if isinstance(h, dict)):
+            for key in [k for k in held if k.startswith(f"{start}conv_in.")]:
+                held[start + "edited_" + key.removeprefix(start)] = held.pop(key)
+        return super().load_lora_adapter(weights, prefix, **kwargs)
 
 
 # The class claims a module name that carries this file's hash (two repositories' files of one name overwrite each other

@@ -219,7 +219,7 @@ def _torch_rows(
             hook.edit_tokens(name, x, x)
 
     def by_module(gate: str) -> Callable[[], None]:
-        modules = {name.replace("-", "."): module for name, module in edited[gate].ablations.items()}
+        modules: dict[str, Any] = {name.replace("-", "."): module for name, module in edited[gate].ablations.items()}
 
         def call() -> None:
             for name, m in here.items():

@@ -337,7 +337,7 @@ def test_an_unloaded_tensor_shows_as_nan(unet, sae, edit, name):
 
 def test_a_block_run_outside_its_unet_raises(unet, sae, edit):
     edited = bake(unet, edit, {HOOKPOINT: sae})
-    with pytest.raises(AblationIntegrityError, match="another forward than its own"):
+    with pytest.raises(AblationIntegrityError, match="without their edit; call the UNet"):
         edited.get_submodule(HOOKPOINT)(torch.randn(1, 32, 4, 4), torch.randn(1, 6, 24))
 
 
