@@ -3,7 +3,7 @@
 `--random N` makes N random small pipelines with random SAEs and edits (`tests/random_edits.py`), in fp32 and fp16, as checkpoint and as ONNX
 graph. Each is held to an independent float64 computation, must be proven where that agrees, and must not be with any of the mutants.
 `--demo` exports every concept of the embedded demo and ten pairs, as `saeuron-export --concepts NAME --format trt --target rtx:sm89` does.
-Prints Markdown tables; exit code 1 if the proof was wrong anywhere.
+`--stand-in` does the same with `nudity,vangogh` on random models of SD 1.4's layout. Prints Markdown tables; exit code 1 if the proof was wrong anywhere.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -198,6 +199,35 @@ def demo_table(concepts: list[str], options: list[str]) -> int:
     return wrong
 
 
+def stand_in(home: Path) -> None:
+    """A Hub cache that holds small random models under the names that the presets for SD 1.4 ask for."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from tests.conftest import make_sae
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from saeuron.editor.demo.train_pipeline import make_tokenizer
+
+    def snapshot(repo: str) -> Path:
+        folder = home / "hub" / f"models--{repo.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("0" * 40)
+        return folder / "snapshots" / ("0" * 40)
+
+    torch.manual_seed(3)
+    model = snapshot("CompVis/stable-diffusion-v1-4")
+    tokenizer = make_tokenizer(home / "tokenizer")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=77, **ends)  # fmt: skip
+    unet = UNet2DConditionModel(sample_size=16, layers_per_block=2, block_out_channels=(32, 64, 64, 64), norm_num_groups=8, cross_attention_dim=32, attention_head_dim=8)  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4)  # fmt: skip
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False)  # fmt: skip
+    StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(model)  # fmt: skip
+    make_sae(64, 1024, 32).save(snapshot("bcywinski/SAeUron_coco") / "unet.up_blocks.1.attentions.1")
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,6 +235,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first of them")
     parser.add_argument("--demo", action="store_true", help="every concept of the demo, and ten random pairs")
     parser.add_argument("--concepts", nargs="*", help="with --demo: these only")
+    parser.add_argument("--stand-in", action="store_true", help="nudity,vangogh by name alone, on small random models in a Hub cache")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs")
     parser.add_argument("--options", default="--format trt --target rtx:sm89", help="with --demo: of saeuron-export")
     chosen = parser.parse_args()
@@ -217,6 +248,11 @@ def main() -> None:
         pick = np.random.default_rng(chosen.seed)
         pairs = [",".join(str(n) for n in pick.choice(names, 2, replace=False)) for _ in range(10)]
         wrong += demo_table(chosen.concepts or [*names, *pairs], chosen.options.split())
+    if chosen.stand_in:
+        with tempfile.TemporaryDirectory() as home:
+            stand_in(Path(home))
+            os.environ |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": home}
+            wrong += demo_table(["nudity,vangogh"], chosen.options.split())
     raise SystemExit(bool(wrong))
 
 

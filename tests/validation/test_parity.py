@@ -1,6 +1,7 @@
 """The proof must fail whenever it should: an unedited model, a weaker edit, a shifted table, a NaN."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,3 +194,22 @@ def test_golden_vectors_of_another_shape_are_one_line(case, tmp_path):
         wrong.save(tmp_path / "golden.safetensors")
         with pytest.raises(SaeuronError, match=message):
             Golden.load(tmp_path / "golden.safetensors")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left on device"), RuntimeError("std::bad_alloc")])
+def test_what_the_machine_can_not_check_is_no_verdict(case, error):
+    _, edited, golden = case
+
+    class Small(TorchRunner):
+        def observe(self, *case):
+            raise error
+
+    with pytest.raises(SaeuronError, match="could not be checked on this machine"):
+        prove(golden, [Small(edited)])
+
+
+def test_golden_vectors_without_a_hookpoints_tokens_fail(case):
+    _, edited, golden = case
+    less = copy.copy(golden)
+    less.cases = [*golden.cases[:-1], replace(golden.cases[-1], seams={})]
+    assert any("lack tokens of a hookpoint" in line for line in prove(less, [TorchRunner(edited)])["failures"])
