@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from .errors import SaeuronError, first_line
-from .files import file_sha256, open_safetensors, parse_json, read_header
+from .files import file_sha256, open_safetensors, parse_json, read_header, refuse_pointer
 
 _FORMAT = "saeuron-activations-1"
 
@@ -44,6 +44,8 @@ class ConceptActivations:
             raise SaeuronError(f"{where}: concepts, prompts, timesteps and means disagree in number")
         if len(set(self.concepts)) != c:
             raise SaeuronError(f"{where}: a concept is named twice")
+        if c == 0:
+            raise SaeuronError(f"{where}: holds no concept; collect it again")
         if c < 2:
             raise SaeuronError(
                 f"{where}: holds one concept only ('{self.concepts[0]}'); a score needs others to compare with: collect at least one contrast concept"
@@ -93,6 +95,7 @@ class ConceptActivations:
             raise SaeuronError(f"activations: '{path}' does not exist or is no file")
         if path.suffix == ".safetensors":
             return cls._load_safetensors(path)
+        refuse_pointer(path)
         return _load_pickle(path, timesteps)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from .edit_header import RESIDUALS
 from .errors import SaeuronError
+from .files import plain_text
 from .suggest import unknown
 
 _FOLDER = Path(__file__).parent / "presets"
@@ -60,7 +61,7 @@ def load_presets(path: Path) -> dict[str, Concept]:
         SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(plain_text(path))
     except FileNotFoundError:
         raise SaeuronError(f"preset file '{path}' does not exist") from None
     except OSError as error:

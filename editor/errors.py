@@ -30,6 +30,8 @@ def first_line(error: BaseException, most: int = 300) -> str:
         most: characters at most.
     """
     name = type(error).__name__
+    if isinstance(error, EOFError) and not str(error):
+        return "it is empty, or ends too early"
     if isinstance(error, OSError) and error.strerror:
         return (error.strerror if error.filename is None else f"{error.strerror}: '{error.filename}'")[:most]
     text = _ESCAPES.sub("", f"{name} {error}" if isinstance(error, KeyError) else str(error)).replace(" when allow_pickle=False", "")

@@ -34,6 +34,17 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
+def plain_text(path: Path, encoding: str = "utf-8") -> str:
+    """A text file that somebody wrote by hand; a Git LFS pointer is text too, and would be taken for it.
+
+    Raises:
+        SaeuronError: it is such a pointer.
+        OSError, UnicodeDecodeError: it can't be read.
+    """
+    refuse_pointer(path)
+    return path.read_text(encoding=encoding)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -62,9 +73,11 @@ def parse_json(text: str) -> Any:
     """A value from JSON that somebody else wrote.
 
     Raises:
-        ValueError: no JSON, nested too deeply, numbers of thousands of digits, a key twice, or half a character (a lone surrogate), which
+        ValueError: no JSON, a byte order mark, nested too deeply, numbers of thousands of digits, a key twice, or half a character (a lone surrogate), which
             nothing could write or print.
     """
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     try:
         value = json.loads(text, object_pairs_hook=_once)
         if "\\u" in text:

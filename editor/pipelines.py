@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def locate(model: str, revision: str | None = None) -> Path:
         if not (folder / "model_index.json").is_file():
             raise SaeuronError(f"the embedded demo is missing from this installation ({folder}); install saeuron-export again")
         return folder
-    if Path(model).exists():
+    if os.path.exists(model):  # False, not an error, where the name is too long to be one
         return Path(model)
     return hub_folder(model, _HUB_FILES, revision, "model")
 

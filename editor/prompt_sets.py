@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import SaeuronError, first_line
+from .files import plain_text
 
 
 def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:
@@ -37,7 +38,7 @@ def own_prompts(files: list[str]) -> dict[str, tuple[str, ...]]:
 def lines_of(path: Path) -> tuple[str, ...]:
     """Prompts of a text file, one a line, empty lines left out."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = plain_text(path).splitlines()
     except FileNotFoundError:
         raise SaeuronError(f"prompts '{path}': there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -47,7 +48,7 @@ def lines_of(path: Path) -> tuple[str, ...]:
 
 def _table(path: Path) -> dict[str, tuple[str, ...]]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(plain_text(path))
     except FileNotFoundError:
         raise SaeuronError(f"prompts '{path}': there is no such file") from None
     except OSError as error:

@@ -176,6 +176,8 @@ class SparseAutoencoder(nn.Module):
                 raise SaeuronError(
                     f"{where}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, expected floats of 16, 32 or 64 bits"
                 )
+            if tensor.layout != torch.strided:
+                raise SaeuronError(f"{where}: {name} is stored as a sparse tensor, expected a dense one")
             if not bool(torch.isfinite(tensor).all()):
                 raise SaeuronError(f"{where}: {name} holds NaN or infinite values; the file is damaged")
         sae.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)

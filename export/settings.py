@@ -14,7 +14,7 @@ from ..editor.by_hand import LARGEST
 from ..editor.concepts import KEYS, Concept, check_type, expand, presets
 from ..editor.edit_header import RESIDUALS, EditHeader, read_edit_header
 from ..editor.errors import SaeuronError
-from ..editor.files import check_hub_id
+from ..editor.files import check_hub_id, plain_text
 from ..editor.names import normalise
 from ..editor.rule import Rule
 from ..editor.suggest import unknown
@@ -297,7 +297,7 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
         return settings, {}
     path = settings.settings
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(plain_text(path))
     except FileNotFoundError:
         raise SaeuronError(f"settings file '{path}' does not exist") from None
     except (ValueError, RecursionError) as error:

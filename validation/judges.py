@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..editor.errors import SaeuronError, first_line
-from ..editor.files import file_sha256
+from ..editor.files import file_sha256, plain_text
 from ..editor.suggest import unknown
 from .unlearning import DOMAINS, Job, Picture
 
@@ -243,7 +243,7 @@ def _label_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in plain_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise SaeuronError(f"judge onnx: '{path}' can't be read: {first_line(error, 200)}") from None
     if twice := [name for name in found if found.count(name) > 1]:

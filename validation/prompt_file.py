@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.errors import SaeuronError, first_line
+from ..editor.files import plain_text
 from ..editor.seeds import LARGEST_SEED
 from .verdicts import Wanted
 
@@ -34,7 +35,7 @@ def read_prompts(path: Path, seed: int, guidance: float) -> list[Wanted]:
     if kind not in (*_TABLES, _LINES):
         raise SaeuronError(f"--prompts '{path}': give a .csv or .tsv with a column 'prompt', or a .txt with one prompt a line")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = plain_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SaeuronError(f"--prompts '{path}' can't be read: {first_line(error)}") from None
     if kind == _LINES:

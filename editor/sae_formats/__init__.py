@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import SaeuronError
@@ -16,7 +17,7 @@ def read(source: str | Path, hookpoint: str | None = None, revision: str | None 
     """Open `source` by the first reader that recognises it; see `SparseAutoencoder.load`."""
     names = [] if hookpoint is None else [f"unet.{normalise(hookpoint)}", normalise(hookpoint)]
     root = Path(source)
-    if not root.exists():
+    if not os.path.exists(root):  # False, not an error, where the name is too long to be one
         # sdxl-unbox names its folders after the hookpoint and the training's settings, with a `final` folder inside.
         patterns = [f"{n}{tail}" for n in names for tail in ("/*", "_k*/final/*")]
         root = hub_folder(str(source), ["cfg.json", "config.json", "*.safetensors", "state_dict.pth", *patterns], revision, "SAE")

@@ -77,7 +77,7 @@ def check_settings(settings: Mapping[str, Any], where: Path, allowed: Mapping[st
         if key in allowed:
             # 0 and 1 equal False and True, and are none.
             if not any(type(value) is type(a) and value == a for a in allowed[key]):
-                can = ", ".join(json.dumps(a) for a in allowed[key] if a is not None)
+                can = ", ".join(json.dumps(a) for a in allowed[key] if a is not None or len(allowed[key]) == 1)
                 raise SaeuronError(f"{where}: '{key}' = {shown(value)} is not supported, only {can}; this SAE can't be used here")
         elif key not in known:
             raise SaeuronError(

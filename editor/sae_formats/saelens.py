@@ -198,7 +198,7 @@ def _kind(settings: Mapping[str, Any], where: Path) -> tuple[str, Mapping[str, A
     if "topk" in said.values() and kind == "standard":
         metadata = settings.get("metadata")
         version = str(settings.get("sae_lens_version") or (metadata.get("sae_lens_version") if isinstance(metadata, dict) else None) or "0")
-        if not version.startswith(("0", "1", "2", "3", "4", "5")):
+        if version.partition(".")[0] not in ("0", "1", "2", "3", "4", "5"):
             raise SaeuronError(
                 f"{where}: SAELens {version[:20]} reads this file as a plain ReLU SAE, but its activation function is topk; which one holds?"
             )

@@ -31,6 +31,7 @@ def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
     with reading(path, "tensors alone"):
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))  # older files can't be mapped
     held = content.get("state_dict", content) if isinstance(content, dict) else {}
+    held = held if isinstance(held, dict) else {}
     shapes = {"encoder.weight": (latents, width), "decoder.weight": (width, latents), "latent_bias": (latents,), "pre_bias": (width,)}
     for name, shape in shapes.items():
         if not isinstance(held.get(name), torch.Tensor) or tuple(held[name].shape) != shape:

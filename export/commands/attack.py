@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from ...editor.errors import SaeuronError
+from ...editor.files import plain_text
 from ...editor.suggest import unknown
 from ...editor.writing import whole_file, whole_folder
 from ..checks import check_guidance, check_seed, check_steps
@@ -167,7 +168,7 @@ def _lines(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = [line.strip() for line in plain_text(path).splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise SaeuronError(f"--paraphrases '{path}' is no UTF-8 text") from None
     if not found:

@@ -105,6 +105,18 @@ def test_bad_contents_are_refused(tmp_path):
         ConceptActivations.load(tmp_path / "two.pkl")
 
 
+def test_no_concept_at_all_is_refused():
+    with pytest.raises(SaeuronError, match="holds no concept"):
+        ConceptActivations([], [], torch.zeros(0, 2, 4), torch.tensor([9, 1]))
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pt", "a.safetensors"])
+def test_lfs_pointers_are_called_that(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(SaeuronError, match="Git LFS pointer"):
+        ConceptActivations.load(tmp_path / name, TIMESTEPS)
+
+
 def test_truncated_safetensors_is_refused(tmp_path):
     make_activations().save(tmp_path / "a.safetensors")
     data = (tmp_path / "a.safetensors").read_bytes()

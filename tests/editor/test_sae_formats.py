@@ -267,3 +267,34 @@ def test_lfs_pointers_are_called_that(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     with pytest.raises(SaeuronError, match="Git LFS pointer.*git lfs pull"):
         SparseAutoencoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": [1]}, {"state_dict": torch.zeros(2)}, [1]])
+def test_sdxl_unbox_of_another_form(tmp_path, content):
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": D, "n_dirs_local": N, "k": K}))
+    torch.save(content, tmp_path / "state_dict.pth")
+    with pytest.raises(SaeuronError, match="'encoder.weight' is missing"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_sparse_tensors_are_no_weights():
+    sae = make_sae()
+    with pytest.raises(SaeuronError, match="W_dec is stored as a sparse tensor"):
+        SparseAutoencoder.from_tensors(sae.config, {**dict(sae.named_parameters()), "W_dec": sae.W_dec.to_sparse()}, "here")
+
+
+def test_a_later_saelens_is_not_taken_for_an_old_one(tmp_path):
+    lens(tmp_path, TOPK | {"metadata": {"sae_lens_version": "10.0.1"}}, weights())
+    with pytest.raises(SaeuronError, match="which one holds"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_the_only_value_that_is_supported_is_named_even_if_it_is_null(tmp_path):
+    lens(tmp_path, {"hook_head_index": 3}, weights())
+    with pytest.raises(SaeuronError, match="only null;"):
+        SparseAutoencoder.load(tmp_path)
+
+
+def test_a_name_longer_than_any_file_has():
+    with pytest.raises(SaeuronError, match="it is no Hub id"):
+        SparseAutoencoder.load("a" * 5000)
