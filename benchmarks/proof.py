@@ -175,7 +175,7 @@ def demo_table(concepts: list[str], options: list[str]) -> int:
     for name in concepts:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            command = ["saeuron-export", "--concepts", name, *options, "--output", f"{folder}/out"]
+            command = [sys.executable, "-m", "saeuron", "export", "--concepts", name, *options, "--output", f"{folder}/out"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             path = Path(folder, "out", "validation", "report.json")
             if not path.exists():

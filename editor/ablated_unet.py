@@ -210,7 +210,7 @@ class FeatureAblation(_Pickled, nn.Module):
             kth = top.values[..., -1:]
         fires = self.gate(chosen, thresholds, kth)
         # Multiplied, not selected: a NaN in a table must reach the output. Not cast from bool: float16 converters of ONNX break on that.
-        change = torch.where(fires, 1.0, 0.0).float() * (gains - 1) * chosen.float()
+        change = (torch.where(fires, 1.0, 0.0) if fires.dtype == torch.bool else fires).float() * (gains - 1) * chosen.float()
 
         # Decoded in float32: rounding in 16 bits would be a share of a small edit's effect.
         rows = self.decoder_weight.float()

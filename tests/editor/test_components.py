@@ -133,7 +133,7 @@ def test_a_plain_component_beside_a_variant_and_an_unknown_one(folder):
     refused(folder, "--variant bf16", variant="bf16")
     half.write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n")
     open_folder(str(folder))  # not used, so not looked at
-    refused(folder, "Git-LFS pointer", variant="fp16")
+    refused(folder, "Git LFS pointer", variant="fp16")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_plain_component_beside_a_variant_and_an_unknown_one(folder):
 )
 def test_git_lfs_pointers_are_called_that(folder, name):
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
-    refused(folder, "Git-LFS pointer", name)
+    refused(folder, "Git LFS pointer", name)
 
 
 def test_a_safety_checker_that_lacks_a_weight(folder):

@@ -87,7 +87,11 @@ main()
 @pytest.mark.parametrize("delay", [0.1, 0.4, 2.5])
 def test_an_interruption_at_any_time_is_one_line(tmp_path, delay):
     """The time is counted from when the door is there; what comes before is Python itself."""
-    code = "import sys; sys.argv = ['saeuron', *sys.argv[1:]]\nfrom saeuron.export.start import main\nprint(flush=True)\nmain()"
+    # A shell's background jobs ignore the signal, and so would their children.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['saeuron', *sys.argv[1:]]\n"
+        "from saeuron.export.start import main\nprint(flush=True)\nmain()"
+    )
     options = ("export", "--concepts", "Neon", "--format", "checkpoint", "--output", str(tmp_path / "x"))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -115,7 +115,7 @@ def test_validate_without_torch(root, tmp_path):
     [
         (["--backend", "checkpoint"], BLOCKED, "backend 'checkpoint' of "),
         (["--model", "demo"], BLOCKED, "is not installed; pip install 'saeuron-export[export]'"),
-        ([], BLOCKED + ",onnx", "onnx is not installed, so gate decisions can't be read from the graph"),
+        ([], BLOCKED + ",onnx", "onnx is not installed, so the graph's inner tensors can't be read"),
         ([], BLOCKED + ",onnxruntime", "ONNX Runtime is not installed"),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_gpu_that_no_engine_fits_leaves_the_graphs(device, monkeypatch):
 def test_engines_run_where_onnx_runtime_is_missing(device, monkeypatch):
     device()
     record = manifest.read(device.folder)
-    monkeypatch.setattr("saeuron.validation.runners.missing", list)
+    monkeypatch.setattr("saeuron.validation.sessions.missing", list)
     parts, left = _runnable(device.folder, record, (), None, ["torch"])
     assert [name for name, _, _ in parts] == ["trt-rtx/rtx-sm86"] and "ONNX Runtime is not installed" in left[1]["reason"]
     assert choose_networks(device.folder, record).backend == "trt-rtx"

@@ -54,7 +54,7 @@ def _compared(report: dict[str, Any], which: str) -> str:
     if ran:
         farthest = max(ran.values(), key=lambda p: _size(p["forwards"]["pooled"]))["forwards"]
         count = sum(p["forwards"]["forwards"] for p in ran.values())
-        text = f"the UNet of {', '.join(ran)} differs from the dynamic hook's by at most {share(farthest['pooled'])} of what the edit does (allowed {share(farthest['allowed'])}, {count} forwards)"
+        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(farthest['pooled'])} of what the edit does (allowed {share(farthest['allowed'])}, {count} forwards)"
     seams = [part for p in ran.values() for part in (p["seam"]["golden_tokens"], p["seam"]["own_tokens"]) if part]
     if seams:
         worst = max(seams, key=lambda part: _size(part["worst"]))
