@@ -122,6 +122,8 @@ def check_network(golden: Golden, runner: Runner, reference: Reference | None = 
     forwards.failures += failures
     forwards.passed = not forwards.failures
     failures = [line for part in (cut, own) if part is not None for line in part.failures]
+    if cut is None:
+        failures.append("seam: its edit can't be run alone, so it was not compared on the golden tokens")
     decisions = sum(f.size for c in golden.cases for f in c.fires.values())
     return {"seam": asdict(SeamPart(not failures, cut, own, sum(turned), decisions, failures)), "forwards": asdict(forwards)}
 

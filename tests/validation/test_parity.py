@@ -213,3 +213,14 @@ def test_golden_vectors_without_a_hookpoints_tokens_fail(case):
     less = copy.copy(golden)
     less.cases = [*golden.cases[:-1], replace(golden.cases[-1], seams={})]
     assert any("lack tokens of a hookpoint" in line for line in prove(less, [TorchRunner(edited)])["failures"])
+
+
+def test_an_edit_that_shows_itself_and_can_not_be_run_alone_fails(case):
+    _, edited, golden = case
+
+    class Whole(TorchRunner):
+        def edit(self, *tokens):
+            return None
+
+    found = check_network(golden, Whole(edited))["seam"]
+    assert found["passed"] is False and "can't be run alone" in found["failures"][0]
