@@ -20,7 +20,7 @@ from saeuron.editor.bake import bake
 CHILD = """
 import sys, torch
 sys.modules["saeuron"] = None  # as where it isn't installed
-torch.set_num_threads(1)  # as the tests: sums of more threads differ in the last place
+torch.set_num_threads(int(sys.argv[4]))  # the test's number: other numbers of threads differ in the last place
 unet, x, c, y = torch.load(sys.argv[1], weights_only=False)
 with torch.no_grad():
     assert torch.equal(unet(x, 501.0, c).sample, y)
@@ -43,7 +43,8 @@ def test_a_pickle_opens_in_a_process_without_saeuron(edited, tmp_path, monkeypat
     torch.save((edited, x, c, y), tmp_path / "unet.pt")
     torch.save([edited.mid_block, edited.up_blocks[0].attentions[1]], tmp_path / "blocks.pt")  # its hook is a method of the edit
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, tmp_path / "unet.pt", tmp_path / "saved", tmp_path / "blocks.pt"]
+    arguments = [tmp_path / "unet.pt", tmp_path / "saved", tmp_path / "blocks.pt", str(torch.get_num_threads())]
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     module = done.stdout.strip().splitlines()[-1]
