@@ -15,7 +15,7 @@ $(BIN)/saeuron-export: pyproject.toml
 demo: $(BIN)/saeuron-export
 	@echo "Removing the style Stripes and the object Heart from the embedded demo model …"
 	$(BIN)/saeuron-export --concepts Stripes,Heart --format checkpoint,onnx --output $(OUT) --overwrite
-	@TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore -m saeuron.validation.before_after $(OUT) --model demo -o $(OUT)-before-after.png \
+	@TRANSFORMERS_VERBOSITY=error $(BIN)/python -W ignore -m saeuron.validation.page.before_after $(OUT) --model demo -o $(OUT)-before-after.png \
 	  --prompt "An image of Star in Stripes style." --prompt "An image of Boat in Stripes style." \
 	  --prompt "An image of Heart." --prompt "An image of Heart in Sepia style." \
 	  --prompt "An image of Star." --prompt "An image of Boat in Sunset style." \

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from saeuron.editor.bake import bake
-from saeuron.editor.concepts import presets
 from saeuron.editor.demo.render import OBJECTS, STYLES
-from saeuron.editor.families import rebuilt
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.export.prepare import Prepared, prepare
-from saeuron.export.settings import Settings, resolve
-from saeuron.validation.attack import LEARNED, AttackSettings, attack, cases
-from saeuron.validation.attacks.victims import Baked, Hooked, Victim, bare
-from saeuron.validation.intervals import Rate
-from saeuron.validation.judges import open_judge
+from saeuron.editor.denoisers.families import rebuilt
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.features.concepts import presets
+from saeuron.export.plan.prepare import Prepared, prepare
+from saeuron.export.plan.settings import Settings, resolve
+from saeuron.validation.attack import attack
+from saeuron.validation.attack.attack import LEARNED, AttackSettings, cases
+from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare
+from saeuron.validation.evidence.intervals import Rate
+from saeuron.validation.evidence.judges import open_judge
 
 _ROWS = ("unedited", "edited", "prefix", "embedding", "straight-through", "seeds")
 

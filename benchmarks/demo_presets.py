@@ -15,18 +15,19 @@ from typing import Any
 from rich.console import Console
 
 from saeuron.editor import demo
-from saeuron.editor.cache import model_sha256
-from saeuron.editor.concepts import presets
 from saeuron.editor.demo.render import OBJECTS, STYLES
 from saeuron.editor.demo.train_pipeline import TEMPLATES, prompt
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.export.concept_tables import write_tables
-from saeuron.export.prepare import open_sources
-from saeuron.export.settings import Settings, resolve
-from saeuron.validation.judges import open_judge
-from saeuron.validation.sweep import Score, Sweep, SweepSettings, Trial
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.features import concepts
+from saeuron.editor.features.cache import model_sha256
+from saeuron.editor.features.concepts import presets
+from saeuron.export.plan.concept_tables import write_tables
+from saeuron.export.plan.prepare import open_sources
+from saeuron.export.plan.settings import Settings, resolve
+from saeuron.validation.evidence.judges import open_judge
+from saeuron.validation.evidence.sweep import Score, Sweep, SweepSettings, Trial
 
-_PRESETS = Path(demo.__file__).parent.parent / "presets"
+_PRESETS = Path(concepts.__file__).parent / "presets"
 _ORDER = (*STYLES, *OBJECTS)
 
 

@@ -47,9 +47,9 @@ class Stage:
 
 def verified(root: Path) -> dict[str, Any]:
     """The manifest of an artifact whose files are all as it says, and agree."""
-    from saeuron.validation import manifest
-    from saeuron.validation.golden import Golden
-    from saeuron.validation.said import check_said
+    from saeuron.validation.artifact import manifest
+    from saeuron.validation.artifact.golden import Golden
+    from saeuron.validation.trust.agreement import check_said
 
     record = manifest.read(root)
     manifest.check_files(root, record)
@@ -96,7 +96,7 @@ def _replaced(folder: Path) -> Any:
 
 
 def _collected(folder: Path) -> Any:
-    from saeuron.editor.activations import ConceptActivations
+    from saeuron.editor.features.activations import ConceptActivations
 
     files = sorted((folder / "a").glob("*.safetensors")) if (folder / "a").is_dir() else []
     held = {path.name: ConceptActivations.load(path).means.numpy().tobytes() for path in files}
@@ -104,7 +104,7 @@ def _collected(folder: Path) -> Any:
 
 
 def _trained(folder: Path) -> Any:
-    from saeuron.editor.sae import SparseAutoencoder
+    from saeuron.editor.sae.sae import SparseAutoencoder
 
     report = folder / "sae" / "training.json"
     if not report.exists():
@@ -117,7 +117,7 @@ def _trained(folder: Path) -> Any:
 
 
 def _evaluated(folder: Path) -> Any:
-    from saeuron.editor.files import read_json
+    from saeuron.editor.common.files import read_json
 
     result = folder / "evaluation" / "evaluation.json"
     if not result.exists():
@@ -132,8 +132,9 @@ def _evaluated(folder: Path) -> Any:
 
 def _build(folder: Path) -> None:
     """Builds with a stand-in for the library, which writes random engines: the real one takes minutes, and its part is a process of its own."""
-    from saeuron.export import add_engines, tensorrt
-    from saeuron.validation.engines import Target
+    from saeuron.export.formats import tensorrt
+    from saeuron.export.ship import add_engines
+    from saeuron.validation.artifact.engines import Target
 
     def built(job: dict[str, Any], say: Any) -> dict[str, Any]:
         Path(job["engine"]).write_bytes(os.urandom(1 << 16))
@@ -145,7 +146,7 @@ def _build(folder: Path) -> None:
 
 
 def _built(folder: Path) -> Any:
-    from saeuron.validation import engines
+    from saeuron.validation.artifact import engines
 
     record = verified(folder / "artifact")
     wrong = [line for line in engines.check_entries(folder / "artifact", record) if "needed are" not in line]
@@ -267,9 +268,9 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    import saeuron.editor.training
-    import saeuron.export.artifact
-    import saeuron.validation.evaluate  # noqa: F401
+    import saeuron.editor.sae.training
+    import saeuron.export.ship.artifact
+    import saeuron.validation.evidence.evaluate  # noqa: F401
 
     torch.set_num_threads(1)  # a forked process can't use its parent's threads
     os.environ["SAEURON_CACHE"] = tempfile.mkdtemp()

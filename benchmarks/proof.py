@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from tests.random_edits import MUTANTS, PROMPTS, Float64, Wanted, edit_in_float64, make, spoil_graph, spoiled
 
-from saeuron.editor.bake import bake
 from saeuron.editor.demo.render import OBJECTS, STYLES
-from saeuron.editor.hook import TokenEdit
-from saeuron.export import onnx
-from saeuron.validation import parity
-from saeuron.validation.forwards import distance
-from saeuron.validation.golden import Golden
-from saeuron.validation.reference import PRECISIONS, make_golden
-from saeuron.validation.runners import OnnxRunner, TorchRunner
-from saeuron.validation.seam import BARS, digest, rows_of
-from saeuron.validation.seam_reference import on_tokens
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.hook import TokenEdit
+from saeuron.export.formats import onnx
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.artifact.seam import BARS, digest, rows_of
+from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
+from saeuron.validation.proof import parity
+from saeuron.validation.proof.forwards import distance
+from saeuron.validation.proof.reference import PRECISIONS, make_golden
+from saeuron.validation.proof.seam_reference import on_tokens
 
 IN_GRAPH = ("one feature lost", "gains halved", "tables one step off", "one hookpoint lost")
 """mutants that change tables only, which a graph keeps in one piece"""

@@ -2,7 +2,7 @@
 
 Both take the same steps (loss, backward, parallel gradient removed, Adam, decoder renormalised) from the same weights on the same
 tokens, each run in a process of its own, in alternating order. Both use the same fused Adam and the same constraints in place;
-they differ in the loss and its gradients alone (`editor/sae_step.py` against `tests/editor/dense_step.py`).
+they differ in the loss and its gradients alone (`editor/sae/sae_step.py` against `tests/editor/dense_step.py`).
 
 Tokens are sparse sums of random directions with noise. One step warms up and isn't timed. Memory is the largest resident set
 of the process (VmHWM; GB are 10^9 bytes): `peak` all of it, `own` without what Python and torch hold after import. A run's
@@ -37,8 +37,8 @@ def child(a: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tests.editor.dense_step import dense_step
 
-    from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-    from saeuron.editor.sae_step import constrain_gradient, initialise, normalise_decoder, step_loss
+    from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+    from saeuron.editor.sae.sae_step import constrain_gradient, initialise, normalise_decoder, step_loss
 
     torch.set_num_threads(a.threads)
     generator = torch.Generator().manual_seed(a.seed)

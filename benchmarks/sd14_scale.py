@@ -113,11 +113,11 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from saeuron.editor.activations import ConceptActivations, ddim_timesteps
     from saeuron.editor.demo.train_pipeline import make_tokenizer
-    from saeuron.editor.hookpoints import to_tokens
-    from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-    from saeuron.editor.sampling import capture
+    from saeuron.editor.denoisers.hookpoints import to_tokens
+    from saeuron.editor.denoisers.sampling import capture
+    from saeuron.editor.features.activations import ConceptActivations, ddim_timesteps
+    from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
 
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -174,7 +174,7 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
 
 def settings(work: Path, output: Path) -> Any:
     """What `saeuron-export` would be told."""
-    from saeuron.export.settings import Settings
+    from saeuron.export.plan.settings import Settings
 
     return Settings(
         CONCEPTS[:2], output, ("onnx",), str(work / "model"), (str(work / "sae"),), HOOKPOINT, (str(work / "activations.safetensors"),),
@@ -184,8 +184,8 @@ def settings(work: Path, output: Path) -> Any:
 
 def prepared(work: Path) -> Any:
     """SAE, activations and Edit, opened as `saeuron-export` opens them."""
-    from saeuron.export.prepare import prepare
-    from saeuron.export.settings import resolve
+    from saeuron.export.plan.prepare import prepare
+    from saeuron.export.plan.settings import resolve
 
     return prepare(resolve(settings(work, work / "artifact")))
 
@@ -195,7 +195,7 @@ def stage_stock(work: Path) -> dict[str, Any]:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from saeuron.export import onnx
+    from saeuron.export.formats import onnx
 
     meter, model, output = Meter(), work / "model", work / "unet-stock"
     shutil.rmtree(output, ignore_errors=True)
@@ -221,8 +221,8 @@ def stage_unet(work: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from saeuron.editor.bake import bake
-    from saeuron.export import onnx
+    from saeuron.editor.edit.bake import bake
+    from saeuron.export.formats import onnx
 
     meter, model, output = Meter(), work / "model", work / "unet-alone"
     shutil.rmtree(output, ignore_errors=True)
@@ -251,11 +251,11 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
     """What `saeuron-export --format onnx` does between its reference and its proof; the names of the seams' tensors."""
     import gc
 
-    from saeuron.editor.bake import bake
-    from saeuron.editor.files import read_json
-    from saeuron.editor.pipelines import load_pipeline
-    from saeuron.export import checkpoint, onnx
-    from saeuron.validation.reference import PRECISIONS
+    from saeuron.editor.common.files import read_json
+    from saeuron.editor.denoisers.pipelines import load_pipeline
+    from saeuron.editor.edit.bake import bake
+    from saeuron.export.formats import checkpoint, onnx
+    from saeuron.validation.proof.reference import PRECISIONS
 
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
@@ -281,8 +281,8 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
 
 def stage_pipeline(work: Path) -> dict[str, Any]:
     """All four graphs in fp32."""
-    from saeuron.export import onnx
-    from saeuron.validation import manifest
+    from saeuron.export.formats import onnx
+    from saeuron.validation.artifact import manifest
 
     meter, output = Meter(), work / "artifact"
     seams = _graphs(work, output, "fp32", meter)
@@ -301,8 +301,8 @@ def stage_engines(work: Path) -> dict[str, Any]:
     """All four graphs in fp16, and engines of three of them; the builder's own memory is in its own process."""
     import gc
 
-    from saeuron.export import tensorrt
-    from saeuron.validation.engines import Target
+    from saeuron.export.formats import tensorrt
+    from saeuron.validation.artifact.engines import Target
 
     meter, output = Meter(), work / "artifact-fp16"
     _graphs(work, output, "fp16", meter)
@@ -324,12 +324,12 @@ def stage_proof(work: Path) -> dict[str, Any]:
 
     import torch
 
-    from saeuron.editor.hook import TokenEdit
-    from saeuron.editor.pipelines import load_pipeline
-    from saeuron.validation.parity import check_control, check_network
-    from saeuron.validation.reference import make_golden
-    from saeuron.validation.runners import OnnxRunner
-    from saeuron.validation.seam_reference import on_tokens
+    from saeuron.editor.denoisers.pipelines import load_pipeline
+    from saeuron.editor.edit.hook import TokenEdit
+    from saeuron.validation.backends.choose import OnnxRunner
+    from saeuron.validation.proof.parity import check_control, check_network
+    from saeuron.validation.proof.reference import make_golden
+    from saeuron.validation.proof.seam_reference import on_tokens
 
     meter = Meter()
     with meter.phase("load"):

@@ -12,30 +12,42 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..editor.errors import SaeuronError
+from ..editor.common.errors import SaeuronError
 from .commands import options as o
 from .commands.attack import attack
 from .commands.bench import bench
 from .commands.build import build, print_engines
 from .commands.collect import collect
+from .commands.console import (
+    INTERRUPTED,
+    clean,
+    err,
+    escaped,
+    interrupted,
+    names,
+    out,
+    print_error,
+    print_warning,
+    progress_line,
+    write_json,
+)
 from .commands.evaluate import evaluate
 from .commands.features import features
 from .commands.generate import generate
 from .commands.harden import harden
+from .commands.once import OnceCommand
 from .commands.publish import publish
 from .commands.report import report as report_command
 from .commands.select import select
 from .commands.sign import sign as sign_command
 from .commands.steer import steer
+from .commands.streams import prepare
 from .commands.sweep import sweep
 from .commands.train import train
 from .commands.verify import verify
-from .console import INTERRUPTED, clean, err, escaped, interrupted, names, out, print_error, print_warning, progress_line, write_json
-from .once import OnceCommand
-from .streams import prepare
 
 if TYPE_CHECKING:
-    from .settings import Settings
+    from .plan.settings import Settings
 
 # Newer typer carries its own copy of click, so click's base class is reached by way of a public name.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -216,11 +228,11 @@ def export(
 
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
-    from ..validation import signature
-    from .checks import check_packages
-    from .folder import check_output
-    from .settings import Settings, resolve, to_fetch
-    from .tensorrt import ready
+    from ..validation.trust import signature
+    from .formats.tensorrt import ready
+    from .plan.checks import check_packages
+    from .plan.folder import check_output
+    from .plan.settings import Settings, resolve, to_fetch
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
@@ -245,10 +257,10 @@ def export(
     if dry_run:
         _dry_run(wanted, as_json)
         return
-    from ..validation import report
+    from ..validation.proof import report
 
     with progress_line("starting") as progress:
-        from .artifact import export_artifact
+        from .ship.artifact import export_artifact
 
         result = export_artifact(wanted, progress)
     for warning in result.manifest["warnings"]:
@@ -278,7 +290,7 @@ def _report_failures(proof: dict[str, Any] | None) -> None:
 
 
 def _dry_run(wanted: Settings, as_json: bool) -> None:
-    from .plan import describe
+    from .plan.dry_run import describe
 
     plan = describe(wanted)
     if as_json:
@@ -301,8 +313,8 @@ def concepts(
     """
     from dataclasses import asdict
 
-    from ..editor.concepts import presets
-    from ..editor.suggest import unknown
+    from ..editor.common.suggest import unknown
+    from ..editor.features.concepts import presets
 
     keys = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
     rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets(preset_file or ()).values()]
@@ -369,8 +381,9 @@ def validate(
 
     Exit code 0: proven; 1: not proven; 2: can't be done.
     """
-    from ..validation import manifest, report
-    from ..validation.sessions import check_provider
+    from ..validation.artifact import manifest
+    from ..validation.backends.sessions import check_provider
+    from ..validation.proof import report
 
     # What is no artifact, or not in it, is refused before torch is imported, which takes seconds.
     record = manifest.read(artifact)
@@ -381,11 +394,11 @@ def validate(
         if value is not None and not model:
             raise SaeuronError(f"{option} is for a fresh run of the hook; add --model")
     with err.status("checking files") as status:
-        from ..validation.validate import validate as prove
+        from ..validation.proof.validate import validate as prove
 
         golden = reference = None
         if model:
-            from ..validation.fresh import fresh_golden
+            from ..validation.proof.fresh import fresh_golden
 
             golden, reference = fresh_golden(artifact, model, tuple(sae or ()), 1 if seed is None else seed, device)
         proof = prove(

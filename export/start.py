@@ -21,7 +21,7 @@ def main_export() -> None:
 
 def _enter(name: str) -> None:
     try:
-        from .streams import prepare
+        from .commands.streams import prepare
 
         prepare()
         from . import cli

@@ -19,12 +19,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from filelock import FileLock
 
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.edit import Edit, Suppression, make_edit
-from saeuron.editor.rule import Rule
-from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.export.artifact import Result
-from saeuron.export.settings import Settings
+from saeuron.editor.edit.edit import Edit, Suppression, make_edit
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.rule import Rule
+from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import Result
 
 HOOKPOINT = "up_blocks.0.attentions.1"
 WIDTH = 32
@@ -117,7 +117,7 @@ def inputs(
 
 def check_plan(result: Result, settings: Settings) -> None:
     """The dry run of `settings` names exactly the files that their export wrote."""
-    from saeuron.export.plan import describe
+    from saeuron.export.plan.dry_run import describe
 
     planned = describe(replace(settings, output=result.path.with_name("planned")))["files"]
     written = {p.relative_to(result.path).as_posix() for p in result.path.rglob("*") if p.is_file()}
@@ -283,7 +283,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def xl_artifact(tiny_xl, tmp_path_factory):
     """The main job on the tiny SDXL pipeline, checkpoint and ONNX, fully proven."""
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
     return made_once(tmp_path_factory, "xl", lambda path: export_artifact(xl_settings(tiny_xl, path)))
 
@@ -291,7 +291,7 @@ def xl_artifact(tiny_xl, tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory):
     """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
     return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path)))
 

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from saeuron.editor.files import file_sha256
-from saeuron.validation import manifest
-from saeuron.validation.golden import Golden, Run
-from saeuron.validation.intervals import Rate
+from saeuron.editor.common.files import file_sha256
+from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.golden import Golden, Run
+from saeuron.validation.evidence.intervals import Rate
 
 POINT = "up_blocks.0.attentions.1"
 HOSTILE = "</script><img src=x onerror=alert(1)>|**\"Neon'`"

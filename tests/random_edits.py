@@ -16,10 +16,10 @@ from onnx import numpy_helper
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from saeuron.editor import demo
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.edit import Edit, Suppression, make_edit
-from saeuron.editor.rule import Rule
-from saeuron.editor.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.edit.edit import Edit, Suppression, make_edit
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.rule import Rule
+from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
 
 PROMPTS = ["An image of House in Neon style.", "An image of Star.", "A drawing of Boat in Sepia style."]
 

@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from ..collect import Sampling, collect
-from ..concepts import presets
-from ..sae import SparseAutoencoder
-from ..train_settings import TrainSettings
-from ..training import Trainer
+from ..features.collect import Sampling, collect
+from ..features.concepts import presets
+from ..sae.sae import SparseAutoencoder
+from ..sae.train_settings import TrainSettings
+from ..sae.training import Trainer
 from . import GUIDANCE, ROOT, STEPS
 from . import train_pipeline as training
 from .render import dataset

@@ -12,18 +12,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.errors import SaeuronError
-from ...editor.files import plain_text
-from ...editor.suggest import unknown
-from ...editor.writing import whole_file, whole_folder
-from ..checks import check_guidance, check_seed, check_steps
-from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import check_with_pictures
-from ..settings import check_sources
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import plain_text
+from ...editor.common.suggest import unknown
+from ...editor.common.writing import whole_file, whole_folder
+from ..plan.checks import check_guidance, check_seed, check_steps
+from ..plan.folder import check_with_pictures
+from ..plan.settings import check_sources
 from . import options as o
+from .console import clean, names, out, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
-    from ...validation.attack import AttackSettings, Case, Shown
+    from ...validation.attack.attack import AttackSettings, Case, Shown
 
 _BUDGET = "Budget"
 _DEFAULT = "prefix,embedding,straight-through,seeds"
@@ -94,8 +94,8 @@ def attack(
 
     Example: `saeuron attack without-neon -o attack.json`
     """
-    from ...validation import attack as a
-    from ...validation import manifest
+    from ...validation.artifact import manifest
+    from ...validation.attack import attack as a
 
     record = manifest.read(artifact)
     chosen = _attacks(attacks, paraphrases, a.ATTACKS)
@@ -133,7 +133,7 @@ def attack(
         check_sources([("model", model)])
 
     with progress_line("opening the judge") as say:
-        from ...validation.judges import open_judge
+        from ...validation.evidence.judges import open_judge
 
         seer = open_judge(judge)
         cases = a.cases(seer, wanted, record["concepts"])
@@ -212,13 +212,13 @@ def _run(
 
     import torch
 
-    from ...editor.files import file_sha256
-    from ...editor.pipelines import check_device
-    from ...validation import attack as a
-    from ...validation import manifest
-    from ...validation.attacks.victims import Baked, Hooked, Victim, bare
-    from ...validation.fresh import open_edit, open_original, open_saes
-    from ...validation.load import load
+    from ...editor.common.files import file_sha256
+    from ...editor.denoisers.pipelines import check_device
+    from ...validation.artifact import manifest
+    from ...validation.attack import attack as a
+    from ...validation.attack.victims import Baked, Hooked, Victim, bare
+    from ...validation.backends.load import load
+    from ...validation.proof.fresh import open_edit, open_original, open_saes
 
     began = time.monotonic()
     check_device(device)
@@ -254,8 +254,8 @@ def _run(
 
 
 def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
-    from ...editor.files import file_sha256
-    from ...validation.manifest import strict_json
+    from ...editor.common.files import file_sha256
+    from ...validation.artifact.manifest import strict_json
 
     # The report gets its name last: it names the pictures.
     with whole_file(output) as text, whole_folder(pictures) as folder:

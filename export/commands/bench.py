@@ -9,16 +9,16 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.errors import SaeuronError
-from ...editor.suggest import unknown
-from ...validation.engines import BACKENDS as ENGINES
-from ...validation.engines import gpu, tensorrt_module
-from ...validation.sessions import check_provider, provider_of
-from ..checks import check_pixels
-from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import check_files
-from ..settings import GATES, PRECISIONS
+from ...editor.common.errors import SaeuronError
+from ...editor.common.suggest import unknown
+from ...validation.artifact.engines import BACKENDS as ENGINES
+from ...validation.artifact.engines import gpu, tensorrt_module
+from ...validation.backends.sessions import check_provider, provider_of
+from ..plan.checks import check_pixels
+from ..plan.folder import check_files
+from ..plan.settings import GATES, PRECISIONS
 from . import options as o
+from .console import clean, names, out, print_warning, progress_line, write_json
 
 RANDOM = {"sd14": "SD 1.4's UNet with random weights, an SAE of 20480 latents"}
 _BACKENDS = ("torch", "onnx", *ENGINES)
@@ -105,16 +105,16 @@ def bench(
     }  # fmt: skip
     shown = RANDOM.get(random or "")
     if not shown:
-        from ..settings import Settings, resolve, to_fetch
+        from ..plan.settings import Settings, resolve, to_fetch
 
         plan = resolve(Settings(**wanted))
         to_fetch(plan)
         shown = plan.model
     with progress_line("starting") as say:
-        from ...editor.pipelines import check_device
-        from ..bench import BenchSettings
-        from ..bench import bench as measure
-        from ..bench_models import of_plan, random_sd14
+        from ...editor.denoisers.pipelines import check_device
+        from ..bench.bench import BenchSettings
+        from ..bench.bench import bench as measure
+        from ..bench.models import of_plan, random_sd14
 
         check_device(device)
         unet, edit, saes, tokens, factor = random_sd14(precision, present, say) if random else of_plan(wanted, precision, say)
@@ -124,7 +124,7 @@ def bench(
         found = measure(unet, edit, saes, settings, say)
     found["model"] = shown
     if files:
-        from ...validation.manifest import strict_json
+        from ...validation.artifact.manifest import strict_json
 
         files[0].parent.mkdir(parents=True, exist_ok=True)
         files[0].write_text(strict_json(found) + "\n", encoding="utf-8")

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError
-from ...validation import engines, manifest
-from ..console import clean, out, progress_line, write_json
+from ...editor.common.errors import SaeuronError
+from ...validation.artifact import engines, manifest
 from . import options as o
+from .console import clean, out, progress_line, write_json
 
 
 @clean
@@ -31,9 +31,9 @@ def build(
 
     Example: `saeuron build without-neon --target rtx:sm86,sm89`, then on the GPU `saeuron validate without-neon --backend trt-rtx`
     """
-    from ..add_engines import add_engines, check_free
-    from ..folder import check_space
-    from ..tensorrt import EngineSettings, Shapes, axes_of, check_precision, ready
+    from ..formats.tensorrt import EngineSettings, Shapes, axes_of, check_precision, ready
+    from ..plan.folder import check_space
+    from ..ship.add_engines import add_engines, check_free
 
     wanted = EngineSettings(
         tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,

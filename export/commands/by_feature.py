@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...editor import demo
-from ...editor.errors import SaeuronError
-from ...editor.names import normalise
-from ..checks import check_guidance, check_steps
-from ..settings import check_sources
+from ...editor.common.errors import SaeuronError
+from ...editor.common.names import normalise
+from ..plan.checks import check_guidance, check_steps
+from ..plan.settings import check_sources
 
 STEPS, GUIDANCE = 50, 7.5
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.concepts import presets
-from ...editor.errors import SaeuronError
-from ...editor.names import normalise
-from ...editor.prompt_sets import check_sets, own_prompts
-from ...editor.suggest import unknown
-from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
-from ..console import clean, names, out, progress_line, resumable, write_json
-from ..folder import check_files
-from ..settings import check_sources
+from ...editor.common.errors import SaeuronError
+from ...editor.common.names import normalise
+from ...editor.common.suggest import unknown
+from ...editor.features.concepts import presets
+from ...editor.features.prompt_sets import check_sets, own_prompts
+from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
+from ..plan.folder import check_files
+from ..plan.settings import check_sources
 from . import options as o
+from .console import clean, names, out, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...editor.collect import Sampling
-    from ...editor.sae import SparseAutoencoder
+    from ...editor.features.collect import Sampling
+    from ...editor.sae.sae import SparseAutoencoder
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -112,7 +112,7 @@ def collect(
     check_scheduler(scheduler)
     with progress_line("opening SAE" if dry_run else "starting") as say:
         if not (dry_run and plan["fetch"]):
-            from ...editor.collect import Sampling
+            from ...editor.features.collect import Sampling
 
             sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
             folder, opened = _open(source, variant, saes, sampling)
@@ -187,9 +187,9 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
 
 def _open(model: str, variant: str | None, sources: dict[str, str], sampling: Sampling) -> tuple[Path, dict[str, SparseAutoencoder]]:
     """The model's folder, checked, and the SAEs, each checked against its block."""
-    from ...editor.collect import check_sampling
-    from ...editor.pipelines import open_folder
-    from ..prepare import open_saes
+    from ...editor.denoisers.pipelines import open_folder
+    from ...editor.features.collect import check_sampling
+    from ..plan.prepare import open_saes
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
@@ -203,15 +203,15 @@ def _run(
     """Collect and write; False in every process but the first."""
     from accelerate import PartialState
 
-    from ...editor import cache
-    from ...editor.bake import refuse_edited
-    from ...editor.collect import METHOD, Process, clear
-    from ...editor.collect import collect as run
-    from ...editor.collecting import put
-    from ...editor.pipelines import check_device, load_pipeline
-    from ...editor.writing import alone
-    from ...validation.reference import PRECISIONS as DTYPES
-    from ..progress import Remaining
+    from ...editor.common.writing import alone
+    from ...editor.denoisers.pipelines import check_device, load_pipeline
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.features import cache
+    from ...editor.features.collect import METHOD, Process, clear
+    from ...editor.features.collect import collect as run
+    from ...editor.features.collecting import put
+    from ...validation.proof.reference import PRECISIONS as DTYPES
+    from ..plan.progress import Remaining
 
     check_device(device)
     everyone = PartialState(cpu=device == "cpu")

@@ -11,15 +11,15 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.errors import SaeuronError
-from ..checks import check_guidance, check_seed, check_steps
-from ..console import clean, err, escaped, names, out, progress_line, resumable, write_json
-from ..folder import check_parent
+from ...editor.common.errors import SaeuronError
+from ..plan.checks import check_guidance, check_seed, check_steps
+from ..plan.folder import check_parent
 from . import options as o
+from .console import clean, err, escaped, names, out, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...editor.process import Process
-    from ...validation.evaluate import Plan
+    from ...editor.common.process import Process
+    from ...validation.evidence.evaluate import Plan
 
 _STAGES, _PROMPTS, _DISTANCE = "Stages", "On prompts of your own, instead of a judge", "Fréchet distance"
 
@@ -77,7 +77,7 @@ def evaluate(
 
     Exit code 0: done; 1: done, and --compare found another verdict; 2: can't be done.
     """
-    from ...validation.evaluate import Options, check_output, make_plan
+    from ...validation.evidence.evaluate import Options, check_output, make_plan
 
     if steps is not None:
         check_steps(steps, "--steps")
@@ -110,9 +110,9 @@ def evaluate(
         return
     process = _process(device)
     with progress_line("checking files") as say:
-        from ...editor.writing import alone
-        from ...validation.evaluate import evaluate as run
-        from ..progress import Remaining
+        from ...editor.common.writing import alone
+        from ...validation.evidence.evaluate import evaluate as run
+        from ..plan.progress import Remaining
 
         clocks = {name: Remaining() for name in plan.names}
 
@@ -154,7 +154,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _process(device: str) -> Process:
     """This process among those of `torchrun` or `accelerate launch`."""
-    from ...editor.process import Process
+    from ...editor.common.process import Process
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Process()
@@ -166,7 +166,7 @@ def _process(device: str) -> Process:
 
 def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
     """Numbers of what would be made; what is there already, as far as its list says."""
-    from ...validation.verdicts import stored
+    from ...validation.evidence.verdicts import stored
 
     there = stored(folder, plan.columns)
     wanted = {w.name for w in plan.wanted}

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError
-from ...editor.prompt_sets import lines_of
-from ..checks import check_pixels, check_scheduler, check_seed
-from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import building, check_output
+from ...editor.common.errors import SaeuronError
+from ...editor.features.prompt_sets import lines_of
+from ..plan.checks import check_pixels, check_scheduler, check_seed
+from ..plan.folder import building, check_output
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
+from .console import clean, names, out, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...editor.collect import Sampling
-    from ...editor.feature_maps import FeatureRecord
-    from ..settings import Plan
+    from ...editor.features.collect import Sampling
+    from ...editor.features.feature_maps import FeatureRecord
+    from ..plan.settings import Plan
 
 MARKER = "features.json"
 
@@ -102,7 +102,7 @@ def features(
         raise SaeuronError("no prompts: give --prompts FILE with one a line (demo's own: demo:prompts.txt)")
     count, scale = sampling_of(source, steps, guidance)
     with progress_line("starting") as say:
-        from ...editor.collect import Sampling
+        from ...editor.features.collect import Sampling
 
         sampling = Sampling(count, scale, seed, batch_size, height, width, scheduler)
         belongs: dict[tuple[str, int], list[str]] = {}
@@ -123,7 +123,7 @@ def features(
 
 
 def _texts(prompts: str | None) -> tuple[str, ...]:
-    from ..settings import path_of
+    from ..plan.settings import path_of
 
     if prompts is None:
         return ()
@@ -147,8 +147,8 @@ def _plan(
     activations: list[str] | None, preset_files: list[str] | None, device: str,
 ) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
-    from ...editor.concepts import presets
-    from ..settings import Settings, resolve, to_fetch
+    from ...editor.features.concepts import presets
+    from ..plan.settings import Settings, resolve, to_fetch
 
     wanted = Settings(
         concepts=concepts, output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, select=rule,
@@ -163,9 +163,9 @@ def _plan(
 
 def _chosen(plan: Plan, limit: int, say: Any) -> tuple[dict[str, str], dict[str, list[int]], dict[tuple[str, int], list[str]]]:
     """SAEs, features chosen at most steps, and the concepts that each belongs to."""
-    from ...editor.overlap import describe_features
-    from ...editor.selection import scores, select
-    from ..prepare import open_sources
+    from ...editor.features.overlap import describe_features
+    from ...editor.features.selection import scores, select
+    from ..plan.prepare import open_sources
 
     opened = open_sources(plan, say)
     wanted: dict[str, list[int]] = {}
@@ -187,12 +187,12 @@ def _run(
     device: str, rows: int, say: Any,
 ) -> tuple[list[FeatureRecord], dict[str, str]]:  # fmt: skip
     """What was recorded, and the hash of each hookpoint's SAE."""
-    from ...editor.bake import refuse_edited
-    from ...editor.collect import check_sampling
-    from ...editor.feature_maps import draw_prompts, record_features
-    from ...editor.pipelines import load_pipeline, open_folder
-    from ..prepare import open_saes
-    from ..progress import Remaining
+    from ...editor.denoisers.pipelines import load_pipeline, open_folder
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.features.collect import check_sampling
+    from ...editor.features.feature_maps import draw_prompts, record_features
+    from ..plan.prepare import open_saes
+    from ..plan.progress import Remaining
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
@@ -220,9 +220,9 @@ def _write(
     import torch
     from safetensors.torch import save_file
 
-    from ...validation.manifest import strict_json
+    from ...validation.artifact.manifest import strict_json
     from ...validation.page.features import FORMAT, MAPS, PICTURES
-    from ..settings import public_name
+    from ..plan.settings import public_name
 
     several = len({r.hookpoint for r in records}) > 1
     entries = []
@@ -267,7 +267,7 @@ def _entry(record: FeatureRecord, concepts: list[str], sheet: str | None) -> dic
 def _sheet(record: FeatureRecord, concepts: list[str], columns: int) -> Image.Image:
     import numpy as np
 
-    from ...validation.sheets import HeatRow, heat_sheet
+    from ...validation.page.sheets import HeatRow, heat_sheet
 
     steps = sorted({round(i) for i in np.linspace(0, len(record.timesteps) - 1, columns)})
     largest = max(float(p.maps.max()) for p in record.top)

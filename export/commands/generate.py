@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError, first_line
-from ...editor.writing import scratch, written
-from ..checks import check_guidance, check_pixels, check_seed, check_steps
-from ..console import clean, err, escaped, out, print_warning, progress_line, write_json
-from ..folder import check_files
+from ...editor.common.errors import SaeuronError, first_line
+from ...editor.common.writing import scratch, written
+from ..plan.checks import check_guidance, check_pixels, check_seed, check_steps
+from ..plan.folder import check_files
 from . import options as o
+from .console import clean, err, escaped, out, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ...validation.lean import LeanPipeline
-    from ...validation.runners import Way
+    from ...validation.backends.choose import Way
+    from ...validation.backends.lean import LeanPipeline
 
 _SEED = 42
 _MOST = 10_000
@@ -83,7 +83,7 @@ def generate(
 
     Example: `saeuron generate without-neon --prompt "An image of House in Sunset style." --count 4 -o house.png`
     """
-    from ...validation import manifest
+    from ...validation.artifact import manifest
 
     record = manifest.read(artifact)
     sampling = record.get("sampling") or {}
@@ -103,9 +103,9 @@ def generate(
     pictures = [_Picture(t, first + i, file) for i, (t, file) in enumerate(zip(texts, _files(output, len(texts), overwrite), strict=True))]
 
     with progress_line("starting") as say:
-        from ...validation.lean import LeanPipeline
-        from ...validation.runners import choose_networks, open_networks
-        from ...validation.sessions import check_provider
+        from ...validation.backends.choose import choose_networks, open_networks
+        from ...validation.backends.lean import LeanPipeline
+        from ...validation.backends.sessions import check_provider
 
         if device and provider and (device == "cpu") != (provider == "cpu"):
             raise SaeuronError(f"--device {device} and --provider {provider} contradict each other; give one of them")
@@ -201,7 +201,7 @@ def _read_latents(path: Path) -> np.ndarray:
     """A float array from `.npy`, or the only tensor of a `.safetensors` file (or the one called `latents`)."""
     import numpy as np
 
-    from ...editor.files import read_header
+    from ...editor.common.files import read_header
 
     if not path.is_file():
         raise SaeuronError(f"--latents '{path}' is no file")
@@ -279,7 +279,7 @@ def _save(path: Path, array: np.ndarray, made: dict[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ...validation.manifest import strict_json
+    from ...validation.artifact.manifest import strict_json
 
     said = PngInfo()
     for key, value in made.items():

@@ -12,19 +12,19 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.by_hand import LARGEST
-from ...editor.errors import SaeuronError
-from ...editor.suggest import unknown
-from ..checks import check_guidance, check_steps
-from ..console import clean, names, out, progress_line, resumable, write_json
+from ...editor.common.errors import SaeuronError
+from ...editor.common.suggest import unknown
+from ...editor.edit.gains import LARGEST
+from ..plan.checks import check_guidance, check_steps
 from . import options as o
 from .attack import seeds_of
+from .console import clean, names, out, progress_line, resumable, write_json
 from .sweep import numbers_of
 
 if TYPE_CHECKING:
-    from ...validation.hardening import HardenSettings, Measured
-    from ..prepare import Sources
-    from ..settings import Settings
+    from ...validation.attack.hardening import HardenSettings, Measured
+    from ..plan.prepare import Sources
+    from ..plan.settings import Settings
 
 _GRID, _BUDGET = "Candidates", "Budget"
 FORMAT = "saeuron-hardening-1"
@@ -95,8 +95,8 @@ def harden(
 
     Example: `saeuron harden --concepts Neon --widen 2,4 --output hardened`
     """
-    from ...validation.attack import LEARNED, AttackSettings
-    from ..settings import Settings, resolve, to_fetch
+    from ...validation.attack.attack import LEARNED, AttackSettings
+    from ..plan.settings import Settings, resolve, to_fetch
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
@@ -131,7 +131,7 @@ def harden(
     )  # fmt: skip
     budget.check()
     trials = seeds_of(trial_seeds, "--trial-seeds")
-    from ...validation.hardening import HardenSettings
+    from ...validation.attack.hardening import HardenSettings
 
     common = HardenSettings(budget, attack, trials, cost / 100, report_searches, residual=plan.residual)
     common.check()
@@ -150,16 +150,16 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     from dataclasses import asdict
 
-    from ...editor.bake import refuse_edited
-    from ...editor.cache import model_sha256
-    from ...editor.files import read_json
-    from ...editor.pipelines import load_pipeline
-    from ...validation.attacks.victims import bare
-    from ...validation.hardening import Hardening, widened
-    from ...validation.judges import open_judge
-    from ..concept_tables import trial_table
-    from ..prepare import open_sources
-    from ..settings import resolve
+    from ...editor.common.files import read_json
+    from ...editor.denoisers.pipelines import load_pipeline
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.features.cache import model_sha256
+    from ...validation.attack.hardening import Hardening, widened
+    from ...validation.attack.victims import bare
+    from ...validation.evidence.judges import open_judge
+    from ..plan.concept_tables import trial_table
+    from ..plan.prepare import open_sources
+    from ..plan.settings import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
@@ -210,7 +210,7 @@ def _run(
 
 def _before(sources: Sources, concept: str, domain: str) -> Any:
     """The setting that is to be hardened."""
-    from ...validation.sweep import Trial
+    from ...validation.evidence.sweep import Trial
 
     wishes = [w for w in sources.wishes if w.concept == concept]
     if len({(w.rule, w.multiplier) for w in wishes}) > 1:
@@ -220,8 +220,8 @@ def _before(sources: Sources, concept: str, domain: str) -> Any:
 
 def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed run leaves what it found."""
-    from ...validation.manifest import strict_json
-    from ..concept_tables import write_tables
+    from ...validation.artifact.manifest import strict_json
+    from ..plan.concept_tables import write_tables
 
     write_tables(
         output / "settings.toml", tables, "By saeuron harden; figures in report.json.\nRead by: saeuron-export --settings FILE --output DIR"

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...editor.errors import SaeuronError
-from ...editor.names import normalise
-from ..folder import check_parent
+from ...editor.common.errors import SaeuronError
+from ...editor.common.names import normalise
+from ..plan.folder import check_parent
 
 WHAT, WHERE, HOW, OUTPUT, ENGINES = "What", "Where", "How", "Output", "Engines"
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import clean, out, print_warning, progress_line, resumable, write_json
 from . import options as o
+from .console import clean, out, print_warning, progress_line, resumable, write_json
 
 _TRUST, _HUB = "What may be published", "Hub"
 
@@ -49,9 +49,9 @@ def publish(
 
     Exit code 0: published; 2: can't be done. A repeated command sends only what isn't on the Hub yet.
     """
-    from .. import hub, publishing
-    from .. import licence as licences
-    from ..card import hub_id
+    from ..ship import hub, publishing
+    from ..ship import licence as licences
+    from ..ship.card import hub_id
 
     wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
     with progress_line("reading the manifest") as say:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError
-from ...editor.writing import whole_file, whole_folder
-from ..console import clean, out, progress_line, write_json
-from ..folder import check_with_pictures
+from ...editor.common.errors import SaeuronError
+from ...editor.common.writing import whole_file, whole_folder
+from ..plan.folder import check_with_pictures
 from . import options as o
+from .console import clean, out, progress_line, write_json
 
 if TYPE_CHECKING:
     from ...validation.page.render import Pages
@@ -70,7 +70,7 @@ def report(
 
     Example: `saeuron report without-neon --evaluation without-neon-evaluation --attack attack.json --features neon-features`
     """
-    from ...validation import manifest
+    from ...validation.artifact import manifest
 
     record = manifest.read(artifact)
     if into_artifact and output is not None:
@@ -88,7 +88,7 @@ def report(
 
     with progress_line("checking files") as say:
         if into_artifact:
-            from ..into_artifact import put_report
+            from ..ship.into_artifact import put_report
 
             put_report(artifact, overwrite, make, say)
         else:
@@ -106,8 +106,8 @@ def report(
 
 
 def _inside(artifact: Path) -> dict[str, Path]:
-    from ..card import REPORT, REPORT_PICTURES
-    from ..into_artifact import HTML
+    from ..ship.card import REPORT, REPORT_PICTURES
+    from ..ship.into_artifact import HTML
 
     page = artifact / REPORT
     return {"html": artifact / HTML, "markdown": page, "pictures": page.with_name(REPORT_PICTURES)}

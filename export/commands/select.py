@@ -9,12 +9,12 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..console import clean, names, out, print_warning, progress_line, write_json
-from ..folder import check_files
+from ..plan.folder import check_files
 from . import options as o
+from .console import clean, names, out, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
-    from ..prepare import Sources
+    from ..plan.prepare import Sources
 
 
 @clean
@@ -48,7 +48,7 @@ def select(
 
     Example: `saeuron select --concepts Neon,Sepia --select count:2`
     """
-    from ..settings import Settings, resolve, to_fetch
+    from ..plan.settings import Settings, resolve, to_fetch
 
     if output is not None:
         check_files([output], overwrite)
@@ -59,7 +59,7 @@ def select(
     plan = resolve(wanted)
     to_fetch(plan)
     with progress_line("opening SAE and activations") as say:
-        from ..prepare import open_sources
+        from ..plan.prepare import open_sources
 
         sources = open_sources(plan, say)
         found = _describe(sources)
@@ -74,9 +74,9 @@ def select(
 
 
 def _describe(sources: Sources) -> dict[str, Any]:
-    from ...editor.overlap import describe_features, overlaps
-    from ...editor.selection import scores
-    from ...editor.selection import select as choose
+    from ...editor.features.overlap import describe_features, overlaps
+    from ...editor.features.selection import scores
+    from ...editor.features.selection import select as choose
 
     entries: list[dict[str, Any]] = []
     chosen: dict[str, dict[str, list[list[int]]]] = {}
@@ -127,7 +127,7 @@ def _print(found: dict[str, Any], rows: int) -> None:
 
 
 def _write(output: Path, sources: Sources) -> None:
-    from ..concept_tables import one_for_all, write_tables
+    from ..plan.concept_tables import one_for_all, write_tables
 
     plan = sources.plan
     tables = []

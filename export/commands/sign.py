@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ...editor.errors import SaeuronError
-from ..console import clean, out, progress_line, write_json
+from ...editor.common.errors import SaeuronError
 from . import options as o
+from .console import clean, out, progress_line, write_json
 
 
 @clean
@@ -26,8 +26,8 @@ def sign(
 
     Example: `saeuron sign without-neon --key publisher.key`
     """
-    from ...validation import signature
-    from ...validation.verify import verify
+    from ...validation.trust import signature
+    from ...validation.trust.verify import verify
 
     signature.check_private_key(key)
     with progress_line("verifying") as say:

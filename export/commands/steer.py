@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.by_hand import check_gain
-from ...editor.edit_header import RESIDUALS
-from ...editor.errors import SaeuronError
-from ...editor.suggest import unknown
-from ...editor.writing import whole_file
-from ..checks import check_pixels, check_seed
-from ..console import clean, out, print_warning, progress_line, write_json
-from ..folder import check_files
+from ...editor.common.errors import SaeuronError
+from ...editor.common.suggest import unknown
+from ...editor.common.writing import whole_file
+from ...editor.edit.edit_header import RESIDUALS
+from ...editor.edit.gains import check_gain
+from ..plan.checks import check_pixels, check_seed
+from ..plan.folder import check_files
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
+from .console import clean, out, print_warning, progress_line, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,12 +100,12 @@ def steer(
     check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
-        from ...editor.pipelines import open_folder
-        from ...editor.schedulers import check_loop, scheduler_in
-        from ...editor.schedulers import timesteps as timesteps_of
-        from ...editor.steering import steering_edit
-        from ..prepare import open_saes
-        from ..settings import public_name
+        from ...editor.denoisers.pipelines import open_folder
+        from ...editor.denoisers.schedulers import check_loop, scheduler_in
+        from ...editor.denoisers.schedulers import timesteps as timesteps_of
+        from ...editor.edit.steering import steering_edit
+        from ..plan.prepare import open_saes
+        from ..plan.settings import public_name
 
         folder = open_folder(model, None, variant, (height, width) if preview else None)
         scheduler = scheduler_in(folder)
@@ -184,11 +184,11 @@ def _preview(
     device: str, say: Any,
 ) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
     """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
-    from ...editor.bake import refuse_edited
-    from ...editor.hook import AblationHook
-    from ...editor.pipelines import load_pipeline
-    from ...editor.sampling import generate
-    from ...validation.sheets import picture_rows
+    from ...editor.denoisers.pipelines import load_pipeline
+    from ...editor.denoisers.sampling import generate
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.edit.hook import AblationHook
+    from ...validation.page.sheets import picture_rows
 
     say(f"loading {model}")
     pipeline = load_pipeline(model, None, device, variant=variant)

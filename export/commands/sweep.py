@@ -10,18 +10,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...editor.by_hand import LARGEST
-from ...editor.errors import SaeuronError
-from ...editor.names import normalise
-from ...editor.rule import Rule
-from ...editor.suggest import unknown
-from ..checks import check_seed
-from ..console import clean, names, out, progress_line, resumable, write_json
+from ...editor.common.errors import SaeuronError
+from ...editor.common.names import normalise
+from ...editor.common.suggest import unknown
+from ...editor.edit.gains import LARGEST
+from ...editor.features.rule import Rule
+from ..plan.checks import check_seed
 from . import options as o
+from .console import clean, names, out, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...validation.sweep import Score
-    from ..settings import Settings
+    from ...validation.evidence.sweep import Score
+    from ..plan.settings import Settings
 
 _GRID = "Grid"
 _SELECTS = "count:1,count:2,count:4,count:12,count:32"
@@ -79,7 +79,7 @@ def sweep(
 
     Example: `saeuron sweep --concepts Neon,House --select count:1,count:12 --multiplier=-1,-15 --output sweep`
     """
-    from ..settings import Settings, resolve, to_fetch
+    from ..plan.settings import Settings, resolve, to_fetch
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
@@ -105,7 +105,7 @@ def sweep(
     plan = resolve(wanted)
     to_fetch(plan)
     with progress_line("opening SAE and activations") as say:
-        from ...validation.sweep import SweepSettings
+        from ...validation.evidence.sweep import SweepSettings
 
         common = SweepSettings(
             plan.steps, plan.guidance, plan.residual, seeds[0], seeds[1], rest, (shares[0], shares[1], shares[2]), batch_size
@@ -152,15 +152,15 @@ def _run(
     output: Path,
     say: Any,
 ) -> dict[str, Any]:
-    from ...editor import cache
-    from ...editor.bake import refuse_edited
-    from ...editor.pipelines import load_pipeline
-    from ...validation.judges import open_judge
-    from ...validation.sweep import Sweep, grid
-    from ..concept_tables import trial_table
-    from ..prepare import open_sources
-    from ..progress import Remaining
-    from ..settings import resolve
+    from ...editor.denoisers.pipelines import load_pipeline
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.features import cache
+    from ...validation.evidence.judges import open_judge
+    from ...validation.evidence.sweep import Sweep, grid
+    from ..plan.concept_tables import trial_table
+    from ..plan.prepare import open_sources
+    from ..plan.progress import Remaining
+    from ..plan.settings import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
@@ -228,8 +228,8 @@ def _entry(measured: int, best: Score, final: Score, scores: list[Score]) -> dic
 
 def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed sweep leaves what it found."""
-    from ...validation.manifest import strict_json
-    from ..concept_tables import write_tables
+    from ...validation.artifact.manifest import strict_json
+    from ..plan.concept_tables import write_tables
 
     write_tables(
         output / "settings.toml", tables,

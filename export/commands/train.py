@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.errors import SaeuronError, first_line
-from ...editor.prompt_sets import lines_of
-from ...editor.train_settings import TrainSettings, settings_help
-from ..checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
-from ..console import clean, out, print_warning, progress_line, resumable, write_json
+from ...editor.common.errors import SaeuronError, first_line
+from ...editor.features.prompt_sets import lines_of
+from ...editor.sae.train_settings import TrainSettings, settings_help
+from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from . import options as o
+from .console import clean, out, print_warning, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...editor.collect import Sampling
+    from ...editor.features.collect import Sampling
 
 _TRAINING = "Training"
 
@@ -69,7 +69,7 @@ def _train(
     Example, a minute on the demo: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --sampling-steps 20 --guidance 3 --tokens 400000 --output my-sae`
     """
-    from ..settings import path_of
+    from ..plan.settings import path_of
 
     settings = TrainSettings(**training)
     settings.check()
@@ -101,7 +101,7 @@ def _train(
             f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {batch_size}"
         )
     with progress_line("starting") as say:
-        from ...editor.collect import Sampling
+        from ...editor.features.collect import Sampling
 
         sampling = Sampling(sampling_steps, guidance, picture_seed, batch_size, height, width, scheduler)
         if dry_run:
@@ -120,10 +120,10 @@ def _train(
 def _plan(
     model: str, variant: str | None, hookpoints: list[str], settings: TrainSettings, sampling: Sampling, texts: int
 ) -> dict[str, Any]:
-    from ...editor.collect import check_sampling
-    from ...editor.pipelines import open_folder
-    from ...editor.stream import buffer_bytes
-    from ..prepare import maps_of
+    from ...editor.denoisers.pipelines import open_folder
+    from ...editor.features.collect import check_sampling
+    from ...editor.sae.stream import buffer_bytes
+    from ..plan.prepare import maps_of
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
@@ -172,15 +172,15 @@ def _run(
 ) -> dict[str, Any] | None:  # fmt: skip
     from accelerate import Accelerator
 
-    from ...editor.bake import refuse_edited
-    from ...editor.cache import model_sha256
-    from ...editor.collect import check_sampling
-    from ...editor.pipelines import check_device, load_pipeline, open_folder
-    from ...editor.training import Trainer, TrainEvent
-    from ...editor.writing import alone
-    from ...validation.reference import PRECISIONS as DTYPES
-    from ..prepare import maps_of
-    from ..progress import Remaining
+    from ...editor.common.writing import alone
+    from ...editor.denoisers.pipelines import check_device, load_pipeline, open_folder
+    from ...editor.edit.bake import refuse_edited
+    from ...editor.features.cache import model_sha256
+    from ...editor.features.collect import check_sampling
+    from ...editor.sae.training import Trainer, TrainEvent
+    from ...validation.proof.reference import PRECISIONS as DTYPES
+    from ..plan.prepare import maps_of
+    from ..plan.progress import Remaining
 
     check_device(device)
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..console import clean, err, escaped, out, print_warning, progress_line, write_json
-from ..hub import local_copy
+from ..ship.hub import local_copy
 from . import options as o
+from .console import clean, err, escaped, out, print_warning, progress_line, write_json
 
 PublicKey = Annotated[
     Path | None,
@@ -31,7 +31,7 @@ def verify(
 
     Exit code 0: verified; 1: not verified; 2: can't be done.
     """
-    from ...validation.verify import verify as check
+    from ...validation.trust.verify import verify as check
 
     with progress_line("verifying") as say:
         found_at = local_copy(artifact, say)

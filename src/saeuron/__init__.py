@@ -13,19 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .editor.errors import SaeuronError as SaeuronError
-    from .editor.steering import steer as steer
-    from .export.artifact import Result as Result
-    from .export.artifact import export_artifact as export_artifact
-    from .export.settings import Settings as Settings
-    from .validation.load import load as load
-    from .validation.validate import validate as validate
-    from .validation.verify import verify as verify
+    from .editor.common.errors import SaeuronError as SaeuronError
+    from .editor.edit.steering import steer as steer
+    from .export.plan.settings import Settings as Settings
+    from .export.ship.artifact import Result as Result
+    from .export.ship.artifact import export_artifact as export_artifact
+    from .validation.backends.load import load as load
+    from .validation.proof.validate import validate as validate
+    from .validation.trust.verify import verify as verify
 
 # Names are looked up at first use: importing `saeuron` must not need torch.
 _HOME = {
-    "SaeuronError": ".editor.errors", "Settings": ".export.settings", "Result": ".export.artifact", "export_artifact": ".export.artifact",
-    "load": ".validation.load", "steer": ".editor.steering", "validate": ".validation.validate", "verify": ".validation.verify",
+    "SaeuronError": ".editor.common.errors", "Settings": ".export.plan.settings", "Result": ".export.ship.artifact", "export_artifact": ".export.ship.artifact",
+    "load": ".validation.backends.load", "steer": ".editor.edit.steering", "validate": ".validation.proof.validate", "verify": ".validation.trust.verify",
 }  # fmt: skip
 __all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "steer", "validate", "verify"]
 

@@ -1,4 +1,4 @@
-"""The training step written plainly, with dense `[tokens, n]` matrices and autograd: what `editor/sae_step.py` is measured against."""
+"""The training step written plainly, with dense `[tokens, n]` matrices and autograd: what `editor/sae/sae_step.py` is measured against."""
 
 import torch
 import torch.nn.functional as F

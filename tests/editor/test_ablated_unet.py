@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
-from saeuron.editor.ablated_unet import BARRIER, SENTINEL, AblatedUNet2DConditionModel, AblationIntegrityError
-from saeuron.editor.bake import bake
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.hook import AblationHook
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.edit.ablated_unet import BARRIER, SENTINEL, AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.hook import AblationHook
 
 KEY = HOOKPOINT.replace(".", "-")
 BARS = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -141,7 +141,7 @@ def test_nearest_timestep_and_halfway_takes_the_larger(stored, t):
 
 
 def bake_rows(timesteps):
-    from saeuron.editor.ablated_unet import FeatureAblation
+    from saeuron.editor.edit.ablated_unet import FeatureAblation
 
     module = FeatureAblation(4, 8, 2, 1, len(timesteps))
     module.timesteps.copy_(torch.tensor(timesteps))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.conftest import make_activations
 
-from saeuron.editor.activations import ConceptActivations, ddim_timesteps
-from saeuron.editor.errors import SaeuronError
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.features.activations import ConceptActivations, ddim_timesteps
 
 TIMESTEPS = lambda steps: torch.arange(steps - 1, -1, -1) * 10 + 1  # noqa: E731
 

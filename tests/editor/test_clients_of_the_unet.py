@@ -13,9 +13,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import modeling_utils
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
-from saeuron.editor import ablated_unet
-from saeuron.editor.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
-from saeuron.editor.bake import bake
+from saeuron.editor.edit import ablated_unet
+from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit.bake import bake
 
 CHILD = """
 import sys, torch

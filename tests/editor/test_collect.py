@@ -7,12 +7,12 @@ import torch
 from tests.conftest import HOOKPOINT, make_sae
 
 from saeuron.editor import demo
-from saeuron.editor.activations import ddim_timesteps
-from saeuron.editor.collect import Process, Sampling, collect
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.editor.sampling import capture, generate
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import capture, generate
+from saeuron.editor.features.activations import ddim_timesteps
+from saeuron.editor.features.collect import Process, Sampling, collect
+from saeuron.editor.sae.sae import SparseAutoencoder
 
 PROMPTS = {
     "a": ["An image of House.", "An image of Car.", "An image of Star."],
@@ -59,7 +59,7 @@ def test_several_hookpoints_and_kinds_in_one_pass(pipeline, guidance):
 
 
 def test_goes_on_after_a_kill_without_running_a_finished_prompt_again(pipeline, tmp_path, monkeypatch):
-    import saeuron.editor.collect as module
+    import saeuron.editor.features.collect as module
 
     ran, stop_after = [], 2
     real = module._run_unit

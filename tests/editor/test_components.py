@@ -9,8 +9,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tests.conftest import guard
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline, open_folder
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
 
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors",

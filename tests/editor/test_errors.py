@@ -4,9 +4,9 @@ import pytest
 import torch
 from tests.conftest import make_sae
 
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.errors import SaeuronError, first_line
-from saeuron.editor.sae import SparseAutoencoder
+from saeuron.editor.common.errors import SaeuronError, first_line
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.sae.sae import SparseAutoencoder
 
 
 @pytest.mark.parametrize(

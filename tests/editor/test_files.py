@@ -2,14 +2,14 @@
 
 import pytest
 
-from saeuron.editor.concepts import load_presets
-from saeuron.editor.errors import SaeuronError, first_line
-from saeuron.editor.files import read_json
-from saeuron.editor.prompt_sets import lines_of
+from saeuron.editor.common.errors import SaeuronError, first_line
+from saeuron.editor.common.files import read_json
+from saeuron.editor.features.concepts import load_presets
+from saeuron.editor.features.prompt_sets import lines_of
 from saeuron.export.commands.attack import _lines
-from saeuron.export.settings import Settings, _with_file
-from saeuron.validation.judges import _label_lines
-from saeuron.validation.prompt_file import read_prompts
+from saeuron.export.plan.settings import Settings, _with_file
+from saeuron.validation.evidence.judges import _label_lines
+from saeuron.validation.evidence.prompt_file import read_prompts
 
 
 def _settings(path):

@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from tests.conftest import HOOKPOINT, make_sae
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
-from saeuron.editor.collect import Sampling, collect
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline, open_folder
-from saeuron.export.prepare import maps_of
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
+from saeuron.editor.features.collect import Sampling, collect
+from saeuron.export.plan.prepare import maps_of
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import make_sae
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.editor.sae_formats import check_width
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.sae.formats import check_width
+from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
 
 
 def naive(sae, x):

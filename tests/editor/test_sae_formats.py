@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from tests.conftest import make_sae
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.sae import SparseAutoencoder
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.sae.sae import SparseAutoencoder
 
 D, N, K = 12, 40, 5
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.editor.dense_step import dense_step
 
-from saeuron.editor import sae_step
-from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.editor.sae_step import (
+from saeuron.editor.sae import sae_step
+from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.sae_step import (  # fmt: skip
     Codes,
     DeadLatents,
     SaeStep,
@@ -18,7 +18,7 @@ from saeuron.editor.sae_step import (
     initialise,
     normalise_decoder,
     step_loss,
-)  # fmt: skip
+)
 
 
 def problem(N=50, d=12, n=96, k=4, unit_norm=False, seed=0, dtype=torch.float64):

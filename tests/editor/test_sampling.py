@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sampling import denoise, generate, initial_latents, step_generators
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import denoise, generate, initial_latents, step_generators
 
 
 def test_pictures_are_those_of_the_pipeline():

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tests.conftest import HOOKPOINT, make_sae
 
-from saeuron.editor.activations import ddim_timesteps
-from saeuron.editor.collect import Sampling, collect
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.families import FAMILIES, family_of
-from saeuron.editor.pipelines import load_pipeline, open_folder
-from saeuron.editor.schedulers import check_loop, check_reach, ddim_of, scheduler_in, timesteps, walk
-from saeuron.validation.lean.pipeline import scheduler_of
-from saeuron.validation.surroundings import compare, of_folder, of_pipeline
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.families import FAMILIES, family_of
+from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
+from saeuron.editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in, timesteps, walk
+from saeuron.editor.features.activations import ddim_timesteps
+from saeuron.editor.features.collect import Sampling, collect
+from saeuron.validation.backends.lean.pipeline import scheduler_of
+from saeuron.validation.proof.surroundings import compare, of_folder, of_pipeline
 
 BETAS = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085}
 MENDED = {"clip_sample": False, "steps_offset": 1}

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import HOOKPOINT, edit_of, make_activations
 
-from saeuron.editor.edit import Suppression, make_edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.rule import Rule
-from saeuron.editor.selection import scores, select
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.edit.edit import Suppression, make_edit
+from saeuron.editor.features.rule import Rule
+from saeuron.editor.features.selection import scores, select
 
 
 def naive_scores(means, prompts, index):
@@ -119,7 +119,7 @@ def test_unknown_concept_suggests():
 
 
 def test_edit_file_round_trip(tmp_path):
-    from saeuron.editor.edit import Edit
+    from saeuron.editor.edit.edit import Edit
 
     edit = edit_of(make_activations(), ("A", "count:5", -2.0))
     edit.provenance = {"note": "x"}

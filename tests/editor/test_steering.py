@@ -5,13 +5,13 @@ import torch
 from tests.conftest import HOOKPOINT, inputs, make_sae, make_unet
 
 import saeuron
-from saeuron.editor.bake import bake
-from saeuron.editor.edit import Edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.hook import AblationHook
-from saeuron.editor.hookpoints import find_hookpoint, output_tensor, to_map, to_tokens
-from saeuron.editor.sampling import capture
-from saeuron.editor.steering import steer, steering_edit
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.hookpoints import find_hookpoint, output_tensor, to_map, to_tokens
+from saeuron.editor.denoisers.sampling import capture
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.edit import Edit
+from saeuron.editor.edit.hook import AblationHook
+from saeuron.editor.edit.steering import steer, steering_edit
 
 KINDS = {
     "topk": {}, "jumprelu": {"activation": "jumprelu"}, "unit_norm": {"unit_norm": True}, "plain": {"subtract_bias": False}, "delta": {"reads": "delta"},

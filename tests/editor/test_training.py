@@ -6,13 +6,13 @@ import pytest
 import torch
 from tests.conftest import HOOKPOINT
 
-from saeuron.editor.collect import Sampling
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.editor.stream import ActivationStream, Buffer, Share
-from saeuron.editor.train_settings import TrainSettings, settings_help
-from saeuron.editor.training import Trainer, quality
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.features.collect import Sampling
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.editor.sae.stream import ActivationStream, Buffer, Share
+from saeuron.editor.sae.train_settings import TrainSettings, settings_help
+from saeuron.editor.sae.training import Trainer, quality
 
 PROMPTS = ["An image of House.", "An image of Car in Neon style.", "A boat."]
 SAMPLING = Sampling(4, 3.0, seed=5, batch_size=2)

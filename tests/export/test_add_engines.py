@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tests.conftest import refused, run
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.writing import locked
-from saeuron.export import tensorrt
-from saeuron.export.add_engines import add_engines
-from saeuron.export.tensorrt import EngineSettings
-from saeuron.validation import manifest
-from saeuron.validation.engines import Target
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.writing import locked
+from saeuron.export.formats import tensorrt
+from saeuron.export.formats.tensorrt import EngineSettings
+from saeuron.export.ship.add_engines import add_engines
+from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.engines import Target
 
 SETTINGS = EngineSettings()
 A, B = Target("trt-rtx", ("sm80",)), Target("trt-rtx", ("sm86",))
@@ -68,10 +68,10 @@ def test_a_switch_that_fails_is_taken_back(root, monkeypatch, failing):
         rename(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
-        patch.setattr("saeuron.export.switch.os.rename", fails)
+        patch.setattr("saeuron.export.ship.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.ship.switch.os.rename", fails)
         if failing == 4:
-            patch.setattr("saeuron.export.switch.os.replace", lambda *_: fails("", root / "x"))
+            patch.setattr("saeuron.export.ship.switch.os.replace", lambda *_: fails("", root / "x"))
         with pytest.raises(SaeuronError, match="No space left"):
             add_engines(root, SETTINGS, [A], overwrite=True)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import HOOKPOINT, check_plan, guard
 from typer.testing import CliRunner
 
-from saeuron.editor.concepts import presets
-from saeuron.export.artifact import export_artifact
+from saeuron.editor.features.concepts import presets
 from saeuron.export.cli import app
-from saeuron.export.folder import building
-from saeuron.export.settings import Settings
+from saeuron.export.plan.folder import building
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import export_artifact
 
 runner = CliRunner()
 

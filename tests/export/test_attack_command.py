@@ -7,8 +7,8 @@ import shutil
 
 from conftest import refused, run
 
-from saeuron.editor.files import file_sha256
-from saeuron.validation import manifest
+from saeuron.editor.common.files import file_sha256
+from saeuron.validation.artifact import manifest
 
 QUICK = [
     "--steps", 2, "--tokens", 2, "--iterations", 1, "--embedding-iterations", 1, "--restarts", 1, "--tune-seeds", 1, "--report-seeds", 2,

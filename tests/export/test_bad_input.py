@@ -254,9 +254,9 @@ def test_a_read_only_target(job, tmp_path):
 def test_presets_of_two_models_are_refused(monkeypatch):
     from dataclasses import replace
 
-    from saeuron.editor.concepts import presets
-    from saeuron.editor.errors import SaeuronError
-    from saeuron.export import settings as module
+    from saeuron.editor.common.errors import SaeuronError
+    from saeuron.editor.features.concepts import presets
+    from saeuron.export.plan import settings as module
 
     known = presets()
     name = next(iter(known))

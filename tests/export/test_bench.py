@@ -8,12 +8,14 @@ import torch
 from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae, make_unet, refused, run
 from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
-from saeuron.editor.bake import bake
-from saeuron.export import bench_graphs
-from saeuron.export.bench import HOOK, UNEDITED, BenchSettings, bench, rounds
-from saeuron.validation import engines, tensorrt_runner
-from saeuron.validation.engines import Gpu
-from saeuron.validation.sessions import open_session, run_session
+from saeuron.editor.edit.bake import bake
+from saeuron.export.bench import bench
+from saeuron.export.bench import graphs as bench_graphs
+from saeuron.export.bench.bench import HOOK, UNEDITED, BenchSettings, rounds
+from saeuron.validation.artifact import engines
+from saeuron.validation.artifact.engines import Gpu
+from saeuron.validation.backends import tensorrt_runner
+from saeuron.validation.backends.sessions import open_session, run_session
 
 GATES = ("exact", "threshold")
 

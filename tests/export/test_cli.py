@@ -139,7 +139,7 @@ def test_help_is_readable_at_80_columns():
 def test_concepts_fit_80_columns(monkeypatch):
     from dataclasses import replace
 
-    from saeuron.editor import concepts
+    from saeuron.editor.features import concepts
 
     known = concepts.presets()
     long = replace(

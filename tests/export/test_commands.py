@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, by_two_processes, make_sae, put, refused, run
 
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.concepts import presets
-from saeuron.editor.files import read_header
+from saeuron.editor.common.files import read_header
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.concepts import presets
 
 PROMPTS = """
 [prompts]
@@ -118,8 +118,8 @@ def test_select_shows_features_and_writes_settings_that_export_reads(tmp_path):
 
 def test_select_figures_are_what_their_words_say(tmp_path):
     from saeuron.editor import demo
-    from saeuron.editor.overlap import describe_features, overlaps
-    from saeuron.editor.selection import scores
+    from saeuron.editor.features.overlap import describe_features, overlaps
+    from saeuron.editor.features.selection import scores
 
     held = ConceptActivations.load(next(demo.ROOT.glob("style-*.safetensors")))
     steps = len(held.timesteps)
@@ -275,7 +275,7 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypat
         ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
     ):  # fmt: skip
         # Nothing is drawn before it is refused, not even pictures of the unedited model.
-        monkeypatch.setattr("saeuron.validation.sweep.Sweep._pictures", lambda *_: pytest.fail("pictures were drawn"))
+        monkeypatch.setattr("saeuron.validation.evidence.sweep.Sweep._pictures", lambda *_: pytest.fail("pictures were drawn"))
         refused(message, "sweep", "--concepts", "House", "--output", tmp_path / "s", *options)
     assert not (tmp_path / "x").exists()
 
@@ -283,8 +283,8 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypat
 def test_a_sweep_measures_again_for_another_judge_or_autoencoder(tmp_path):
     """What is stored belongs to the weights that made and judged the pictures."""
     from saeuron.editor import demo
-    from saeuron.editor.cache import model_sha256
-    from saeuron.validation.judges import open_judge
+    from saeuron.editor.features.cache import model_sha256
+    from saeuron.validation.evidence.judges import open_judge
 
     other = {name: torch.zeros_like(t) for name, t in load_file(demo.CLASSIFIER).items()}
     save_file(other, tmp_path / "judge.safetensors", metadata=read_header(demo.CLASSIFIER)[0])

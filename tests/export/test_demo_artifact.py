@@ -12,12 +12,12 @@ from tests.conftest import check_plan, refused, run
 from typer.testing import CliRunner
 
 import saeuron
-from saeuron.editor.errors import SaeuronError
+from saeuron.editor.common.errors import SaeuronError
 from saeuron.export.cli import app
-from saeuron.export.settings import Settings
-from saeuron.validation import manifest
-from saeuron.validation.golden import Golden
-from saeuron.validation.validate import validate
+from saeuron.export.plan.settings import Settings
+from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.proof.validate import validate
 
 runner = CliRunner()
 
@@ -87,7 +87,7 @@ def test_loads_by_our_loader_and_really_removes(demo_artifact):
     """The judge, trained on rendered pictures alone, no longer sees the style or the object, and still sees the rest."""
     from saeuron.editor import demo
     from saeuron.editor.demo.classifier import DemoClassifier
-    from saeuron.editor.sampling import generate
+    from saeuron.editor.denoisers.sampling import generate
 
     pipeline = saeuron.load(demo_artifact.path)
     judge = DemoClassifier.load(demo.CLASSIFIER)

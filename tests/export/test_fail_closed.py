@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from tests.conftest import HOOKPOINT, inputs, made_once
 
 import saeuron
-from saeuron.editor.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
-from saeuron.editor.edit import Edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.hook import AblationHook
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.export.artifact import export_artifact
-from saeuron.export.settings import Settings
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit.edit import Edit
+from saeuron.editor.edit.hook import AblationHook
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import export_artifact
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 sys.path.insert(0, str(CLIENTS))

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tests.conftest import make_sae, run
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from saeuron.editor.edit import Edit
+from saeuron.editor.edit.edit import Edit
 
 
 @pytest.fixture(scope="module")

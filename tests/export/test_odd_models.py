@@ -7,7 +7,7 @@ import pytest
 from diffusers import EDMEulerScheduler, StableDiffusionPipeline
 from tests.conftest import HOOKPOINT, refused, run
 
-from saeuron.validation import manifest
+from saeuron.validation.artifact import manifest
 
 
 @pytest.fixture

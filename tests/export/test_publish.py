@@ -15,12 +15,12 @@ from tests.export.test_artifact import settings
 from tests.validation.test_signature import keys  # noqa: F401 - a fixture
 from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 - fixtures
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import file_sha256
-from saeuron.export import licence, publishing
-from saeuron.export.card import model_card
-from saeuron.validation import manifest
-from saeuron.validation.verify import GOLDEN, verify
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import file_sha256
+from saeuron.export.ship import licence, publishing
+from saeuron.export.ship.card import model_card
+from saeuron.validation.artifact import manifest
+from saeuron.validation.trust.verify import GOLDEN, verify
 
 # The client reads its settings once, at import, so it runs in a process of its own, as a user's does.
 _RUN = "import sys\nfrom saeuron.export import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' if 'torch' in sys.modules else 'bare', file=sys.stderr)"
@@ -398,7 +398,7 @@ def test_a_licence_with_derivatives(card):
 
 
 def test_the_export_records_the_licence_and_signs(tiny, tmp_path, keys):  # noqa: F811
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
     model = shutil.copytree(tiny["model"], tmp_path / "model")
     (model / "README.md").write_text("---\nlicense: mit\n---\n")

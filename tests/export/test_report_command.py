@@ -12,9 +12,9 @@ import made_up
 import pytest
 from conftest import refused, run
 
-from saeuron.export.card import evidence_in, model_card
-from saeuron.export.into_artifact import put_report
-from saeuron.validation import manifest
+from saeuron.export.ship.card import evidence_in, model_card
+from saeuron.export.ship.into_artifact import put_report
+from saeuron.validation.artifact import manifest
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.render import render
 
@@ -112,17 +112,17 @@ def test_an_interrupted_write_is_taken_back_or_mended(tmp_path, monkeypatch, fai
         return stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
-        patch.setattr("saeuron.export.switch.os.rename", stops(OSError(28, "No space left on device", "x")))
+        patch.setattr("saeuron.export.ship.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.ship.switch.os.rename", stops(OSError(28, "No space left on device", "x")))
         refused("No space left on device", "report", root, "--evaluation", evaluation, "--into-artifact", "--overwrite")
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
     calls.clear()
     place = tmp_path / "place"
     with monkeypatch.context() as patch:
-        patch.setattr("saeuron.export.switch.exchange", lambda *_: False)
-        patch.setattr("saeuron.export.switch.os.rename", stops(Killed()))
-        patch.setattr("saeuron.export.switch.contextlib.ExitStack.callback", lambda *_: None)
-        patch.setattr("saeuron.editor.writing.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("saeuron.export.ship.switch.exchange", lambda *_: False)
+        patch.setattr("saeuron.export.ship.switch.os.rename", stops(Killed()))
+        patch.setattr("saeuron.export.ship.switch.contextlib.ExitStack.callback", lambda *_: None)
+        patch.setattr("saeuron.editor.common.writing.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             put_report(root, True, lambda: render(make_content(root, [evaluation]), "report-pictures"))
     for left in root.glob(".saeuron-report*"):

@@ -12,17 +12,17 @@ from tests.conftest import XL_HOOKPOINT, check_plan, xl_settings
 from typer.testing import CliRunner
 
 import saeuron
-from saeuron.editor.families import family_of
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sampling import autoencoder, denoise
-from saeuron.export import onnx
-from saeuron.export.artifact import export_artifact
+from saeuron.editor.denoisers.families import family_of
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import autoencoder, denoise
 from saeuron.export.cli import app
-from saeuron.validation.forwards import compare_forwards
-from saeuron.validation.golden import Golden
-from saeuron.validation.parity import run_forwards
-from saeuron.validation.reference import decode
-from saeuron.validation.runners import TorchRunner
+from saeuron.export.formats import onnx
+from saeuron.export.ship.artifact import export_artifact
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.backends.choose import TorchRunner
+from saeuron.validation.proof.forwards import compare_forwards
+from saeuron.validation.proof.parity import run_forwards
+from saeuron.validation.proof.reference import decode
 
 runner = CliRunner()
 

@@ -9,12 +9,12 @@ import torch
 from onnx.utils import Extractor
 from tests.conftest import HOOKPOINT, WIDTH, edit_of, inputs, make_activations, make_sae, make_unet
 
-from saeuron.editor.bake import bake
-from saeuron.editor.edit import Edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.export import onnx as export
-from saeuron.validation.manifest import seam_tensor
-from saeuron.validation.reference import PRECISIONS
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.edit import Edit
+from saeuron.export.formats import onnx as export
+from saeuron.validation.artifact.manifest import seam_tensor
+from saeuron.validation.proof.reference import PRECISIONS
 
 SAES = {
     HOOKPOINT: {}, "up_blocks.0.attentions.0": {"reads": "delta"}, "mid_block.attentions.0": {"unit_norm": True},

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from saeuron.editor.errors import SaeuronError
+from saeuron.editor.common.errors import SaeuronError
 from saeuron.export.cli import export
-from saeuron.export.settings import Settings, resolve
+from saeuron.export.plan.settings import Settings, resolve
 
 
 def test_every_option_of_the_command_is_taken_under_its_name():
@@ -39,7 +39,7 @@ def test_paths_are_texts_or_paths(tmp_path):
     made = Settings("Neon", "out", sign="key.pem", settings="s.toml", edit="e.safetensors")
     assert (made.output, made.sign, made.settings, made.edit) == (Path("out"), Path("key.pem"), Path("s.toml"), Path("e.safetensors"))
     with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
-        from saeuron.export.artifact import export_artifact
+        from saeuron.export.ship.artifact import export_artifact
 
         export_artifact(Settings("Neon", tmp_path / "x", "checkpoint", sign="nokey.pem"))
     with pytest.raises(SaeuronError, match="no output folder"):
@@ -49,8 +49,8 @@ def test_paths_are_texts_or_paths(tmp_path):
 
 
 def test_what_the_proof_needs_is_looked_for_first(tmp_path, monkeypatch):
-    from saeuron.export import checks
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.plan import checks
+    from saeuron.export.ship.artifact import export_artifact
 
     monkeypatch.setattr(checks, "missing", lambda names: [n for n in names if n == "onnxruntime"])
     with pytest.raises(SaeuronError, match=r"'onnxruntime' is not installed.*saeuron-export\[cpu\]"):

@@ -5,10 +5,10 @@ from tests.conftest import check_plan, guard
 
 import saeuron
 from saeuron.editor import demo
-from saeuron.editor.errors import SaeuronError
-from saeuron.export import onnx
-from saeuron.export.artifact import export_artifact
-from saeuron.export.settings import Settings
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.export.formats import onnx
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import export_artifact
 
 
 def test_fp16_onnx_says_that_the_safety_checker_is_lost(tmp_path, monkeypatch):

@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, check_plan, make_sae, put
 from typer.testing import CliRunner
 
-from saeuron.editor.edit import Edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import read_header
-from saeuron.editor.hookpoints import to_tokens
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sampling import capture, generate
-from saeuron.export.artifact import export_artifact
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import read_header
+from saeuron.editor.denoisers.hookpoints import to_tokens
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import capture, generate
+from saeuron.editor.edit.edit import Edit
 from saeuron.export.cli import app
-from saeuron.export.settings import Settings
-from saeuron.validation.sheets import heat, picture_rows
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import export_artifact
+from saeuron.validation.page.sheets import heat, picture_rows
 
 runner = CliRunner()
 PROMPTS = [
@@ -197,7 +197,7 @@ def looking(tiny, tmp_path):
 
 
 def test_features_are_those_of_a_brute_force_search(looking, seen, active, tmp_path, monkeypatch):
-    monkeypatch.setattr("saeuron.editor.feature_maps.draw_prompts", lambda prompts, count, seed: list(prompts)[:count])
+    monkeypatch.setattr("saeuron.editor.features.feature_maps.draw_prompts", lambda prompts, count, seed: list(prompts)[:count])
     found = json.loads(run(*looking, "--features", ",".join(map(str, active)), "--json").stdout)
     assert found == json.loads((tmp_path / "out" / "features.json").read_text())
     for entry, number in zip(found["features"], active, strict=True):
@@ -287,7 +287,7 @@ def test_pictures_are_drawn_where_they_belong():
 
 
 def test_settings_of_an_edit_name_no_concepts(tmp_path):
-    from saeuron.export.settings import resolve
+    from saeuron.export.plan.settings import resolve
 
     with pytest.raises(SaeuronError, match="or --edit FILE"):
         resolve(Settings((), tmp_path / "out"))

@@ -9,18 +9,18 @@ import torch
 from tests.conftest import HOOKPOINT, make_sae, make_unet, refused, run
 from tests.export.tensorrt_operators import SUPPORTED
 
-from saeuron.editor.bake import bake
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import file_sha256
-from saeuron.export import tensorrt
-from saeuron.export.engine_worker import build
-from saeuron.export.onnx import unet_component
-from saeuron.export.onnx import write as write_graph
-from saeuron.export.settings import Settings, resolve
-from saeuron.export.tensorrt import EngineSettings, Shapes, axes, check_precision, write
-from saeuron.validation import engines, manifest
-from saeuron.validation.engines import Target
-from saeuron.validation.reference import PRECISIONS
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import file_sha256
+from saeuron.editor.edit.bake import bake
+from saeuron.export.formats import tensorrt
+from saeuron.export.formats.engine_worker import build
+from saeuron.export.formats.onnx import unet_component
+from saeuron.export.formats.onnx import write as write_graph
+from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_precision, write
+from saeuron.export.plan.settings import Settings, resolve
+from saeuron.validation.artifact import engines, manifest
+from saeuron.validation.artifact.engines import Target
+from saeuron.validation.proof.reference import PRECISIONS
 
 rtx = pytest.mark.usefixtures("rtx_library")
 
@@ -229,7 +229,7 @@ def test_axes_are_counted_in_pictures_and_pixels(graphs):
 )
 def test_sizes_between_a_profiles_points(tiny, text, sizes):
     """Of the tiny model, whose sides are multiples of 32 pixels or fewer: each size lies strictly between two points on some axis."""
-    from saeuron.editor.sizes import Sizes
+    from saeuron.editor.denoisers.sizes import Sizes
 
     unit = Sizes.of(tiny["model"]).multiple
     found = tensorrt.between(tiny["model"], {"height": 64, "width": 64}, tensorrt.Shapes.parse(text))

@@ -14,10 +14,10 @@ from tests.conftest import refused, run
 from tests.validation.test_lean import SD, change
 from tests.validation.test_schedulers import with_scheduler
 
-from saeuron.validation import manifest
-from saeuron.validation.lean import LeanPipeline
-from saeuron.validation.runners import OnnxRunner
-from saeuron.validation.validate import validate
+from saeuron.validation.artifact import manifest
+from saeuron.validation.backends.choose import OnnxRunner
+from saeuron.validation.backends.lean import LeanPipeline
+from saeuron.validation.proof.validate import validate
 
 PROMPT = "An image of Car in Sunset style."
 # In a process of its own: what was asked for is told, and the named packages raise as if they were not installed.
@@ -30,7 +30,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 if sys.argv[1:] == ["import"]:
-    import saeuron.validation.lean
+    import saeuron.validation.backends.lean
 else:
     from saeuron.export.cli import main
     main()
@@ -51,7 +51,7 @@ def root(demo_artifact):
 
 def test_importing_needs_three_packages():
     code = (
-        "import sys; import saeuron.validation.lean; "
+        "import sys; import saeuron.validation.backends.lean; "
         "print(sorted({'torch', 'diffusers', 'transformers', 'scipy', 'onnx', 'onnxruntime', 'PIL', 'skimage'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -106,7 +106,7 @@ def test_validate_without_torch(root, tmp_path):
     code, stdout, stderr = bare("validate", root)
     assert code == 0 and "proven, as far as it could be checked here" in stdout, stderr
     words = " ".join(stdout.split())
-    assert "not checked" in words and "surroundings" in words and "no scikit-image" in words and "loop of validation/lean" in words
+    assert "not checked" in words and "surroundings" in words and "no scikit-image" in words and "loop of validation/backends/lean" in words
     assert "warning: not checked: checkpoint (needs torch" in stderr
 
 
@@ -129,7 +129,7 @@ def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkey
     """Free runs fail by the lean loop as they do by diffusers' own."""
     folder = shutil.copytree(root, tmp_path / "copy")
     change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="leading")
-    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
     assert not proof["passed"] and all("free run" in line for line in proof["failures"]) and proof["failures"]
     change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
@@ -150,7 +150,7 @@ def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkey
 def test_a_manifest_that_says_otherwise_than_the_edit_is_not_proven_without_torch(root, tmp_path, monkeypatch, file, entries, message):
     folder = shutil.copytree(root, tmp_path / "copy")
     change(folder / file, **entries)
-    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
     assert not proof["passed"] and any(message in line for line in proof["failures"]), proof["failures"]
 
@@ -159,13 +159,13 @@ def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypa
     from diffusers import PNDMScheduler
 
     folder = with_scheduler(root, tmp_path / "copy", PNDMScheduler(**SD, skip_prk_steps=True))
-    monkeypatch.setattr("saeuron.validation.validate.missing", lambda: ["torch"])
+    monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
     runs = proof["backends"]["onnx"]["runs"]
     assert runs["passed"] is None and "PNDMScheduler, which only diffusers runs" in runs["not_checked"] and not runs["rows"]
     assert {"backend": "onnx", "check": "runs", "reason": runs["not_checked"]} in proof["not_checked"]
     assert proof["passed"] and proof["backends"]["onnx"]["passed"]
-    from saeuron.validation import report
+    from saeuron.validation.proof import report
 
     assert "not checked" in [str(c) for c in report.table(proof).columns[2]._cells][3]
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.export.console import escaped
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.export.commands.console import escaped
 
 from . import mutations
 from .readers import Reader, damaged

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from saeuron.editor import demo
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.edit import Edit, Suppression, make_edit
-from saeuron.editor.families import family_of
-from saeuron.editor.files import file_sha256, open_safetensors, read_header, read_json
-from saeuron.editor.rule import Rule
-from saeuron.editor.sae import SaeConfig, SparseAutoencoder
-from saeuron.validation.counting import Counting
-from saeuron.validation.intervals import Rate
+from saeuron.editor.common.files import file_sha256, open_safetensors, read_header, read_json
+from saeuron.editor.denoisers.families import family_of
+from saeuron.editor.edit.edit import Edit, Suppression, make_edit
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.rule import Rule
+from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.validation.evidence.counting import Counting
+from saeuron.validation.evidence.intervals import Rate
 
 from . import mutations as m
 
@@ -103,8 +103,8 @@ def _edit() -> Edit:
 
 
 def _golden(path: Path) -> None:
-    from saeuron.validation.golden import Case, Golden, Run
-    from saeuron.validation.weights import Digest
+    from saeuron.validation.artifact.golden import Case, Golden, Run
+    from saeuron.validation.artifact.weights import Digest
 
     a = np.zeros((1, 2, 2, 2), np.float32)
     fires = {HOOKPOINT: np.zeros((1, 4, 3), bool)}
@@ -208,7 +208,7 @@ def _sae_of_finebooru(folder: Path) -> None:
 
 
 def _timesteps(steps: int) -> torch.Tensor:
-    from saeuron.editor.activations import ddim_timesteps
+    from saeuron.editor.features.activations import ddim_timesteps
 
     return ddim_timesteps({"num_train_timesteps": 1000}, steps)
 
@@ -248,7 +248,7 @@ prompts = ["a {title}", "b"]
 
 @reader(lambda f: _put(f, "s.toml", _SETTINGS), {"s.toml": m.as_toml}, 0.3)
 def _settings_file(folder: Path) -> None:
-    from saeuron.export.settings import Settings, resolve
+    from saeuron.export.plan.settings import Settings, resolve
 
     resolve(Settings((), folder / "out", settings=folder / "s.toml"))
 
@@ -276,7 +276,7 @@ prompts = ["c"]
 
 @reader(lambda f: _put(f, "p.toml", _PRESETS), {"p.toml": m.as_toml})
 def _preset_file(folder: Path) -> None:
-    from saeuron.editor.concepts import load_presets
+    from saeuron.editor.features.concepts import load_presets
 
     load_presets(folder / "p.toml")
 
@@ -286,14 +286,14 @@ def _preset_file(folder: Path) -> None:
     {"p.toml": m.as_toml, "q.txt": m.as_lines},
 )
 def _prompt_sets(folder: Path) -> None:
-    from saeuron.editor.prompt_sets import check_sets, own_prompts
+    from saeuron.editor.features.prompt_sets import check_sets, own_prompts
 
     check_sets(own_prompts([str(folder / "p.toml"), f"C={folder / 'q.txt'}"]))
 
 
 def _artifact(folder: Path) -> None:
     """An artifact in form: the demo's configs, an edit, golden vectors, files in the place of graphs and engines."""
-    from saeuron.validation import manifest
+    from saeuron.validation.artifact import manifest
 
     source = demo.resolve("demo")
     for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"):
@@ -332,8 +332,8 @@ def _artifact(folder: Path) -> None:
 
 @reader(_artifact, {"saeuron.json": m.as_json}, 3)
 def _manifest(folder: Path) -> None:
-    from saeuron.export.card import model_card
-    from saeuron.validation import engines, manifest
+    from saeuron.export.ship.card import model_card
+    from saeuron.validation.artifact import engines, manifest
 
     manifest.said_engines(folder)
     record = manifest.read(folder)
@@ -349,7 +349,7 @@ def _manifest(folder: Path) -> None:
 
 @reader(lambda f: _edit().save(f / "e.safetensors"), {"e.safetensors": m.as_safetensors}, 2)
 def _edit_file(folder: Path) -> None:
-    from saeuron.editor.edit_header import read_edit_header
+    from saeuron.editor.edit.edit_header import read_edit_header
 
     header = read_edit_header(folder / "e.safetensors")
     assert isinstance(header.concepts, list)
@@ -364,7 +364,7 @@ def _edit_file(folder: Path) -> None:
 
 @reader(lambda f: _golden(f / "g.safetensors"), {"g.safetensors": m.as_safetensors}, 2)
 def _golden_file(folder: Path) -> None:
-    from saeuron.validation.golden import Golden, read_pictures
+    from saeuron.validation.artifact.golden import Golden, read_pictures
 
     for shown in read_pictures(folder / "g.safetensors"):
         assert len(shown.prompts) == len(shown.hook)
@@ -379,18 +379,18 @@ _OF_ARTIFACT: dict[str, m.Mutation] = {
 
 @reader(_artifact, {"unet/config.json": m.as_json, "edit/edit.safetensors": m.as_safetensors}, 1)
 def _what_files_say_of_one_another(folder: Path) -> None:
-    from saeuron.validation import manifest
-    from saeuron.validation.golden import Golden
-    from saeuron.validation.said import check_said
+    from saeuron.validation.artifact import manifest
+    from saeuron.validation.artifact.golden import Golden
+    from saeuron.validation.trust.agreement import check_said
 
     check_said(folder, manifest.read(folder), Golden.load(folder / "edit/golden.safetensors"))
 
 
 @reader(_artifact, _OF_ARTIFACT, 1)
 def _configs(folder: Path) -> None:
-    from saeuron.export.tensorrt import Shapes, axes_of
-    from saeuron.validation import manifest
-    from saeuron.validation.configs import compare_configs
+    from saeuron.export.formats.tensorrt import Shapes, axes_of
+    from saeuron.validation.artifact import manifest
+    from saeuron.validation.trust.configs import compare_configs
 
     source = demo.resolve("demo")
     reference = {
@@ -404,7 +404,7 @@ def _configs(folder: Path) -> None:
 
 @reader(_artifact, {**_OF_ARTIFACT, "tokenizer/tokenizer_config.json": m.as_json}, 0.5)
 def _pipeline_without_torch(folder: Path) -> None:
-    from saeuron.validation.lean.pipeline import LeanPipeline
+    from saeuron.validation.backends.lean.pipeline import LeanPipeline
 
     pipeline = LeanPipeline(folder, None)  # type: ignore[arg-type]
     pipeline.initial_latents([1])
@@ -413,7 +413,7 @@ def _pipeline_without_torch(folder: Path) -> None:
 
 @reader(_artifact, {"scheduler/scheduler_config.json": m.as_json}, 2)
 def _scheduler(folder: Path) -> None:
-    from saeuron.validation.lean.pipeline import scheduler_of
+    from saeuron.validation.backends.lean.pipeline import scheduler_of
 
     for kind in (None, "ddim", "euler"):
         made = scheduler_of(folder, kind)
@@ -429,7 +429,7 @@ def _tokenizer_files(folder: Path) -> None:
 
 @reader(_tokenizer_files, {"tokenizer/tokenizer_config.json": m.as_json, "tokenizer/tokenizer.json": m.as_json}, 0.3)
 def _tokenizer(folder: Path) -> None:
-    from saeuron.validation.lean.tokenizer import ClipTokenizer
+    from saeuron.validation.backends.lean.tokenizer import ClipTokenizer
 
     made = ClipTokenizer(folder / "tokenizer")
     made(["a house", ""])
@@ -462,8 +462,8 @@ def _tokenizer_of_lists(folder: Path) -> None:
     0.5,
 )
 def _model_folder(folder: Path) -> None:
-    from saeuron.editor.pipelines import check_folder
-    from saeuron.editor.sizes import Sizes
+    from saeuron.editor.denoisers.pipelines import check_folder
+    from saeuron.editor.denoisers.sizes import Sizes
 
     check_folder(folder / "m")
     Sizes.of(folder / "m")
@@ -481,8 +481,8 @@ def _graphs(folder: Path) -> None:
 
 @reader(_graphs, {"model.onnx": m.raw})
 def _onnx_graph(folder: Path) -> None:
-    from saeuron.validation.sessions import open_session
-    from saeuron.validation.weights import _used
+    from saeuron.validation.artifact.weights import _used
+    from saeuron.validation.backends.sessions import open_session
 
     list(_used(folder / "model.onnx"))
     open_session(folder / "model.onnx")
@@ -509,7 +509,7 @@ def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[d
 
 def _evidence(folder: Path) -> None:
     _artifact(folder)
-    from saeuron.validation import manifest
+    from saeuron.validation.artifact import manifest
 
     edit, sha = manifest.read(folder)["edit"]["sha256"], file_sha256(folder / "saeuron.json")
     judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
@@ -550,7 +550,7 @@ def _evidence_of_a_report(folder: Path) -> None:
 
 
 def _verdict_files(folder: Path) -> None:
-    from saeuron.validation.verdicts import FORMAT, RESULT
+    from saeuron.validation.evidence.verdicts import FORMAT, RESULT
 
     _put(folder, RESULT, json.dumps({"format": FORMAT, "finished": False, "settings": {"a": 1, "b": [1]}}))
     _list_of_pictures(folder, ("onnx",))
@@ -558,8 +558,8 @@ def _verdict_files(folder: Path) -> None:
 
 @reader(_verdict_files, {"evaluation.json": m.as_json, "verdicts.csv": m.as_lines}, 1)
 def _evaluation_folder(folder: Path) -> None:
-    from saeuron.validation.evaluate import _held
-    from saeuron.validation.verdicts import Store, Wanted, check_folder, stored
+    from saeuron.validation.evidence.evaluate import _held
+    from saeuron.validation.evidence.verdicts import Store, Wanted, check_folder, stored
 
     stored(folder, _COLUMNS)
     check_folder(folder, {"a": 1, "b": [1]}, False)
@@ -576,7 +576,7 @@ def _evaluation_folder(folder: Path) -> None:
     {"p.csv": m.as_lines, "p.tsv": m.as_lines, "p.txt": m.as_lines},
 )
 def _prompts_of_a_user(folder: Path) -> None:
-    from saeuron.validation.prompt_file import read_prompts
+    from saeuron.validation.evidence.prompt_file import read_prompts
 
     for ending in ("csv", "tsv", "txt"):
         read_prompts(folder / f"p.{ending}", 1, 7.5)
@@ -607,7 +607,7 @@ def _latents(folder: Path) -> None:
     {"object.txt": m.as_lines, "preprocess.json": m.as_json},
 )
 def _judge_of_ones_own(folder: Path) -> None:
-    from saeuron.validation.judges import _label_lines, _preprocessing
+    from saeuron.validation.evidence.judges import _label_lines, _preprocessing
 
     _label_lines(folder / "object.txt")
     _preprocessing(folder / "preprocess.json")

@@ -9,12 +9,12 @@ import pytest
 from tests.faults.fuzzing import run
 from tests.faults.readers import _artifact, readers
 
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import open_safetensors, parse_json, read_header, read_json
-from saeuron.export.console import escaped
-from saeuron.validation import manifest
-from saeuron.validation.golden import Golden
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import open_safetensors, parse_json, read_header, read_json
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.export.commands.console import escaped
+from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.golden import Golden
 
 SEED = datetime.date.today().toordinal()
 
@@ -125,8 +125,8 @@ def test_external_data_of_a_graph_may_not_lie_elsewhere(tmp_path):
     import onnx
     from onnx import TensorProto, helper
 
-    from saeuron.validation.sessions import open_session
-    from saeuron.validation.weights import _used
+    from saeuron.validation.artifact.weights import _used
+    from saeuron.validation.backends.sessions import open_session
 
     (tmp_path / "secret").write_bytes(np.ones(4, np.float32).tobytes())
     (tmp_path / "a").mkdir()

@@ -10,9 +10,9 @@ import time
 import pytest
 from tests.conftest import HOOKPOINT, make_activations, make_sae, refused, run
 
-from saeuron.editor import writing
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.writing import alone, exchange, scratch, whole_file, whole_folder
+from saeuron.editor.common import writing
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.writing import alone, exchange, scratch, whole_file, whole_folder
 
 fork = multiprocessing.get_context("fork")
 
@@ -181,7 +181,7 @@ def job(tiny, output):
 def test_a_full_disk(tiny, small_disk, monkeypatch):
     refused("GiB free", *job(tiny, small_disk / "out"))
     # As if the room had gone while it was being written.
-    monkeypatch.setattr("saeuron.export.artifact.check_space", lambda *_: None)
+    monkeypatch.setattr("saeuron.export.ship.artifact.check_space", lambda *_: None)
     for kinds in ("checkpoint", "onnx"):
         refused("can't be written: ", *job(tiny, small_disk / "out"), "--format", kinds)
         assert names(small_disk) == []
@@ -241,9 +241,9 @@ def test_two_exports_into_one_folder(tiny, tmp_path):
 
 def test_a_cache_that_two_processes_share(tiny, tmp_path):
     """Both want activations that aren't there: one collects, the other waits and takes them."""
-    from saeuron.editor.collect import Sampling
-    from saeuron.editor.collecting import ensure
-    from saeuron.editor.pipelines import load_pipeline
+    from saeuron.editor.denoisers.pipelines import load_pipeline
+    from saeuron.editor.features.collect import Sampling
+    from saeuron.editor.features.collecting import ensure
 
     pipeline = load_pipeline(str(tiny["model"]))
     prompts = {"A": ("a", "b"), "B": ("c",)}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet, run
 
-from saeuron.editor.bake import bake
-from saeuron.editor.hook import AblationHook
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.hook import AblationHook
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 needs_provider = pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no CUDA provider")
@@ -175,7 +175,7 @@ def test_evaluate_and_attack(artifact, tmp_path):
 
 def test_train_and_collect(tmp_path):
     """Sums of activations are equal but for rounding; a trained SAE explains as much as the CPU's."""
-    from saeuron.editor.activations import ConceptActivations
+    from saeuron.editor.features.activations import ConceptActivations
 
     (tmp_path / "p.toml").write_text('[prompts]\nNeon = ["An image of Star in Neon style."]\nplain = ["An image of Star."]\n')
     means, unexplained = [], []

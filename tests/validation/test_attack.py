@@ -9,18 +9,18 @@ import torch
 from conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
 from saeuron.editor import demo
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.bake import bake
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.families import rebuilt
-from saeuron.editor.hook import AblationHook
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.editor.straight_through import open_gates
-from saeuron.validation.attack import Attacker, AttackSettings, attack, budget, cases
-from saeuron.validation.attacks import prompts, search
-from saeuron.validation.attacks.victims import Baked, Hooked, bare
-from saeuron.validation.judges import open_judge
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.families import rebuilt
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.hook import AblationHook
+from saeuron.editor.edit.straight_through import open_gates
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.validation.attack import attack, prompts, search
+from saeuron.validation.attack.attack import Attacker, AttackSettings, budget, cases
+from saeuron.validation.attack.victims import Baked, Hooked, bare
+from saeuron.validation.evidence.judges import open_judge
 
 PLACE = "up_blocks.1.attentions.1"
 TINY = AttackSettings(

@@ -11,10 +11,10 @@ from tests.conftest import refused, run
 from tests.validation.test_evaluate import rows_of
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.validation.clip_score import ClipScore, figures
-from saeuron.validation.verdicts import Wanted
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.validation.evidence.clip_score import ClipScore, figures
+from saeuron.validation.evidence.verdicts import Wanted
 
 _PLACES = 10
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from diffusers import DPMSolverMultistepScheduler
 
-from saeuron.editor.ablated_unet import SENTINEL
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.validation.configs import compare_configs, configs_of
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.edit.ablated_unet import SENTINEL
+from saeuron.validation.trust.configs import compare_configs, configs_of
 
 
 def drop(path, key):

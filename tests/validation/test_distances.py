@@ -8,10 +8,10 @@ from PIL import Image
 from tests.conftest import refused, run
 from tests.validation.test_evaluate import rows_of
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.validation.distances import Distances, reference_files
-from saeuron.validation.frechet import frechet
-from saeuron.validation.judges import DemoJudge
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.validation.evidence.distances import Distances, reference_files
+from saeuron.validation.evidence.frechet import frechet
+from saeuron.validation.evidence.judges import DemoJudge
 
 
 def pictures(folder, count, seed=0, size=(32, 32)):

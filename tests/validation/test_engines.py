@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import file_sha256
-from saeuron.validation import engines, manifest, tensorrt_runner
-from saeuron.validation.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
-from saeuron.validation.golden import Golden
-from saeuron.validation.parity import prove
-from saeuron.validation.runners import Way, choose_networks
-from saeuron.validation.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
-from saeuron.validation.validate import _outside, _runnable
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import file_sha256
+from saeuron.validation.artifact import engines, manifest
+from saeuron.validation.artifact.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.backends import tensorrt_runner
+from saeuron.validation.backends.choose import Way, choose_networks
+from saeuron.validation.backends.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
+from saeuron.validation.proof.parity import prove
+from saeuron.validation.proof.validate import _outside, _runnable
 
 
 def test_targets_are_read_and_named():
@@ -235,7 +236,7 @@ def test_a_gpu_that_no_engine_fits_leaves_the_graphs(device, monkeypatch):
 def test_engines_run_where_onnx_runtime_is_missing(device, monkeypatch):
     device()
     record = manifest.read(device.folder)
-    monkeypatch.setattr("saeuron.validation.sessions.missing", list)
+    monkeypatch.setattr("saeuron.validation.backends.sessions.missing", list)
     parts, left = _runnable(device.folder, record, (), None, ["torch"])
     assert [name for name, _, _ in parts] == ["trt-rtx/rtx-sm86"] and "ONNX Runtime is not installed" in left[1]["reason"]
     assert choose_networks(device.folder, record).backend == "trt-rtx"
@@ -261,8 +262,8 @@ def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message
 
 def test_a_range_without_a_golden_vector_between_its_points_is_said(demo_artifact):
     """An engine that is right at the points that its builder knew may be wrong between them."""
-    from saeuron.editor.sizes import Sizes
-    from saeuron.validation.validate import _between
+    from saeuron.editor.denoisers.sizes import Sizes
+    from saeuron.validation.proof.validate import _between
 
     root = demo_artifact.path
     golden, sizes = Golden.load(root / "edit" / "golden.safetensors"), Sizes.of(root)

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 from tests.conftest import by_two_processes, demo_as_onnx, put, refused, run
 
-from saeuron.editor.edit import Edit
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.files import file_sha256
-from saeuron.validation import nudity
-from saeuron.validation.counting import Counting
-from saeuron.validation.evaluate import Options, evaluate, make_plan
-from saeuron.validation.frechet import frechet
-from saeuron.validation.intervals import wilson
-from saeuron.validation.judges import DemoJudge
-from saeuron.validation.prompt_file import read_prompts
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.files import file_sha256
+from saeuron.editor.edit.edit import Edit
+from saeuron.validation.evidence import nudity
+from saeuron.validation.evidence.counting import Counting
+from saeuron.validation.evidence.evaluate import Options, evaluate, make_plan
+from saeuron.validation.evidence.frechet import frechet
+from saeuron.validation.evidence.intervals import wilson
+from saeuron.validation.evidence.judges import DemoJudge
+from saeuron.validation.evidence.prompt_file import read_prompts
 
 # The artifact removes Neon and House.
 QUICK = ["--steps", "2", "--objects", "House,Car", "--styles", "Neon,Sepia,plain", "--seeds", "188,3"]
@@ -97,8 +97,8 @@ def test_verdicts_are_what_the_judge_says_of_the_stored_pictures(done):
 
 
 def test_pictures_are_those_of_the_pipeline_people_use(root, done):
-    from saeuron.editor.sampling import generate
-    from saeuron.validation.load import load
+    from saeuron.editor.denoisers.sampling import generate
+    from saeuron.validation.backends.load import load
 
     folder, found = done
     mine = [r for r in rows_of(folder) if r["backend"] == "checkpoint"]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.validation.frechet import Inception, frechet
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.validation.evidence.frechet import Inception, frechet
 
 
 def sample(seed, count, width, scale=1.0):

@@ -11,18 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saeuron.editor import demo
-from saeuron.editor.activations import ConceptActivations
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.rule import Rule
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.editor.selection import select
-from saeuron.validation.attack import AttackSettings, attack, cases
-from saeuron.validation.attacks.victims import Hooked, bare
-from saeuron.validation.hardening import Hardening, HardenSettings, Measured, widened
-from saeuron.validation.intervals import Rate
-from saeuron.validation.judges import open_judge
-from saeuron.validation.sweep import Trial
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.rule import Rule
+from saeuron.editor.features.selection import select
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.validation.attack import attack
+from saeuron.validation.attack.attack import AttackSettings, cases
+from saeuron.validation.attack.hardening import Hardening, HardenSettings, Measured, widened
+from saeuron.validation.attack.victims import Hooked, bare
+from saeuron.validation.evidence.intervals import Rate
+from saeuron.validation.evidence.judges import open_judge
+from saeuron.validation.evidence.sweep import Trial
 
 PLACE = "up_blocks.1.attentions.1"
 BUDGET = AttackSettings(steps=3, tokens=2, embedding_iterations=2, restarts=2, batch=2, tune_seeds=(1,), report_seeds=(2, 3))

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from tests.conftest import demo_as_onnx
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sampling import generate
-from saeuron.validation.judges import NOT_JUDGED, DemoJudge, look, open_judge
-from saeuron.validation.unlearning import Picture
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import generate
+from saeuron.validation.evidence.judges import NOT_JUDGED, DemoJudge, look, open_judge
+from saeuron.validation.evidence.unlearning import Picture
 
 
 @pytest.fixture(scope="module")

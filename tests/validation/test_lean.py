@@ -11,17 +11,17 @@ from tests.validation.test_schedulers import with_scheduler
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from saeuron.editor import demo
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.families import family_of
-from saeuron.editor.sampling import denoise, initial_latents
-from saeuron.editor.schedulers import ddim_of
-from saeuron.validation import manifest
-from saeuron.validation.lean import ClipTokenizer, LeanPipeline
-from saeuron.validation.lean.noise import torch_randn
-from saeuron.validation.load import load
-from saeuron.validation.parity import psnr
-from saeuron.validation.reference import decode
-from saeuron.validation.runners import OnnxRunner, TorchRunner, Way, choose_networks, open_networks
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.families import family_of
+from saeuron.editor.denoisers.sampling import denoise, initial_latents
+from saeuron.editor.denoisers.schedulers import ddim_of
+from saeuron.validation.artifact import manifest
+from saeuron.validation.backends.choose import OnnxRunner, TorchRunner, Way, choose_networks, open_networks
+from saeuron.validation.backends.lean import ClipTokenizer, LeanPipeline
+from saeuron.validation.backends.lean.noise import torch_randn
+from saeuron.validation.backends.load import load
+from saeuron.validation.proof.parity import psnr
+from saeuron.validation.proof.reference import decode
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DEMO_SETTINGS = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

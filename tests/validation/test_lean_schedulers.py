@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.validation.lean import schedulers
-from saeuron.validation.lean.schedulers import _OF_OTHERS, make_scheduler
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.validation.backends.lean import schedulers
+from saeuron.validation.backends.lean.schedulers import _OF_OTHERS, make_scheduler
 
 CLASSES = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}
 SHARED = {

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 
-from saeuron.editor.errors import SaeuronError
-from saeuron.validation import manifest
-from saeuron.validation.intervals import Rate as CountedRate
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.validation.artifact import manifest
+from saeuron.validation.evidence.intervals import Rate as CountedRate
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
 from saeuron.validation.page.figures import interval, percent, share

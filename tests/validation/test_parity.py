@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae
 
-from saeuron.editor.bake import bake
-from saeuron.editor.errors import SaeuronError
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.validation.forwards import compare_forwards
-from saeuron.validation.golden import Golden
-from saeuron.validation.parity import check_components, check_control, check_network, check_runs, check_seam, prove, psnr, run_forwards
-from saeuron.validation.reference import make_golden
-from saeuron.validation.runners import TorchRunner
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.edit.bake import bake
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.backends.choose import TorchRunner
+from saeuron.validation.proof.forwards import compare_forwards
+from saeuron.validation.proof.parity import (
+    check_components,
+    check_control,
+    check_network,
+    check_runs,
+    check_seam,
+    prove,
+    psnr,
+    run_forwards,
+)
+from saeuron.validation.proof.reference import make_golden
 
 KEY = HOOKPOINT.replace(".", "-")
 

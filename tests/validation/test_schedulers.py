@@ -15,16 +15,16 @@ from diffusers import (
 )
 from tests.conftest import HOOKPOINT, XL_HOOKPOINT
 
-from saeuron.editor.edit import Edit
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.editor.sae import SparseAutoencoder
-from saeuron.editor.sampling import denoise, generate, initial_latents, step_generators
-from saeuron.export.artifact import export_artifact
-from saeuron.export.settings import Settings
-from saeuron.validation.load import load
-from saeuron.validation.parity import prove
-from saeuron.validation.reference import _draws_noise, make_golden
-from saeuron.validation.runners import OnnxRunner, TorchRunner
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.editor.denoisers.sampling import denoise, generate, initial_latents, step_generators
+from saeuron.editor.edit.edit import Edit
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import export_artifact
+from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
+from saeuron.validation.backends.load import load
+from saeuron.validation.proof.parity import prove
+from saeuron.validation.proof.reference import _draws_noise, make_golden
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = {

@@ -7,15 +7,15 @@ import pytest
 import torch
 from tests.random_edits import MUTANTS, PROMPTS, edit_in_float64, make, spoil_graph, spoiled
 
-from saeuron.editor.bake import bake
-from saeuron.editor.hook import TokenEdit
-from saeuron.export import onnx
-from saeuron.validation.golden import Golden
-from saeuron.validation.parity import check_network, check_seam, prove
-from saeuron.validation.reference import PRECISIONS, make_golden
-from saeuron.validation.runners import OnnxRunner, TorchRunner
-from saeuron.validation.seam import BARS, Seam, Tally, digest, rounded, rows_of, ulp
-from saeuron.validation.seam_reference import expected, on_tokens, rounding, sample
+from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.hook import TokenEdit
+from saeuron.export.formats import onnx
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.artifact.seam import BARS, Seam, Tally, digest, rounded, rows_of, ulp
+from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
+from saeuron.validation.proof.parity import check_network, check_seam, prove
+from saeuron.validation.proof.reference import PRECISIONS, make_golden
+from saeuron.validation.proof.seam_reference import expected, on_tokens, rounding, sample
 
 SEED = 0  # two hookpoints, `upstream`, unit norm: every active latent counts, and many tie in 16 bits
 

@@ -9,8 +9,9 @@ import pytest
 from tests.conftest import refused, run
 from tests.validation.test_verify import copy, failures, files_of, rewrite, whole  # noqa: F401
 
-from saeuron.validation import manifest, signature
-from saeuron.validation.verify import verify
+from saeuron.validation.artifact import manifest
+from saeuron.validation.trust import signature
+from saeuron.validation.trust.verify import verify
 
 
 @pytest.fixture

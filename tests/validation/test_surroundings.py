@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
-from saeuron.editor.pipelines import load_pipeline
-from saeuron.validation.surroundings import compare, of_folder, of_pipeline
+from saeuron.editor.denoisers.pipelines import load_pipeline
+from saeuron.validation.proof.surroundings import compare, of_folder, of_pipeline
 
 PROMPTS = ["An image of House.", "An image of Car in Neon style."]
 

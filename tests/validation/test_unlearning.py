@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from saeuron.validation.intervals import Rate
-from saeuron.validation.unlearning import Picture, all_jobs, rates, unlearning, without
+from saeuron.validation.evidence.intervals import Rate
+from saeuron.validation.evidence.unlearning import Picture, all_jobs, rates, unlearning, without
 
 OBJECTS, STYLES = ["House", "Car", "Star"], ["Neon", "Sepia", None]
 

@@ -16,17 +16,18 @@ from tests.conftest import HOOKPOINT, made_once, make_sae, refused, run
 from tests.export.test_artifact import settings
 from tests.export.test_without_torch import bare
 
-from saeuron.editor.ablated_unet import AblatedUNet2DConditionModel
-from saeuron.editor.edit import Edit
-from saeuron.editor.files import file_sha256
-from saeuron.validation import manifest, tables
-from saeuron.validation.verify import EDIT, GOLDEN, verify
+from saeuron.editor.common.files import file_sha256
+from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel
+from saeuron.editor.edit.edit import Edit
+from saeuron.validation.artifact import manifest
+from saeuron.validation.trust import tables
+from saeuron.validation.trust.verify import EDIT, GOLDEN, verify
 
 
 @pytest.fixture(scope="session")
 def whole(tiny, tmp_path_factory):
     """A tiny artifact, checkpoint and ONNX, proven."""
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
     made = made_once(
         tmp_path_factory, "verify", lambda path: export_artifact(settings(tiny, path, formats=("checkpoint", "onnx"), proof_prompts=("a",)))
@@ -143,8 +144,8 @@ def test_measures_against_other_loaders_that_were_taken_out(copy, tamper, said):
 
 
 def test_the_sentinel_is_the_class_s():
-    from saeuron.editor.ablated_unet import SENTINEL
-    from saeuron.validation import shipped_class
+    from saeuron.editor.edit.ablated_unet import SENTINEL
+    from saeuron.validation.trust import shipped_class
 
     assert shipped_class.SENTINEL == SENTINEL
 
@@ -260,7 +261,7 @@ def test_a_graph_that_goes_around_its_edit(copy, kept):
 @pytest.mark.parametrize("kind", ["threshold", "jumprelu", "drop"])
 def test_every_kind_of_edit_is_proven_and_verifies(tiny, tmp_path, kind):
     """Where the encoder's chosen rows alone are baked, a graph has no table of feature numbers."""
-    from saeuron.export.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
     changes = {"jumprelu": {}, "drop": {"residual": "drop"}}.get(kind, {"gate": kind})
     if kind == "jumprelu":

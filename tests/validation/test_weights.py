@@ -10,13 +10,13 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from tests.conftest import XL_HOOKPOINT as HOOKPOINT
 
-from saeuron.editor.edit import Edit
-from saeuron.editor.families import family_of
-from saeuron.editor.files import read_json
-from saeuron.validation import graphs, manifest, weights
-from saeuron.validation.golden import Golden
-from saeuron.validation.record import check_record
-from saeuron.validation.validate import GOLDEN
+from saeuron.editor.common.files import read_json
+from saeuron.editor.denoisers.families import family_of
+from saeuron.editor.edit.edit import Edit
+from saeuron.validation.artifact import graphs, manifest, weights
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.proof.validate import GOLDEN
+from saeuron.validation.trust.record import check_record
 
 
 @pytest.fixture

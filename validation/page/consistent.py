@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...editor.errors import SaeuronError
-from ..attack import ATTACKS, LEARNED, figures
-from ..makers import HOOK, UNEDITED, stage
+from ...editor.common.errors import SaeuronError
+from ..attack.attack import ATTACKS, LEARNED, figures
+from ..evidence.makers import HOOK, UNEDITED, stage
 
 FIGURES_OF = {
     "unlearncanvas": {"accuracy", "concepts", "mean", "kept", "retained", "shared_table_entries"},

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...editor.edit_header import read_edit_header
-from ...editor.errors import SaeuronError
-from ...editor.files import file_sha256, read_json
-from .. import manifest
-from ..golden import read_pictures
-from ..manifest import GOLDEN
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import file_sha256, read_json
+from ...editor.edit.edit_header import read_edit_header
+from ..artifact import manifest
+from ..artifact.golden import read_pictures
+from ..artifact.manifest import GOLDEN
 from .feature_section import feature_section
 from .features import read_features
 from .figures import SENSITIVE

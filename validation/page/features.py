@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ...editor.edit_header import EditHeader
-from ...editor.errors import SaeuronError, first_line
-from ...editor.files import read_header, read_json
-from .. import shape
-from ..shape import Each, Fields, Items
-from ..sheets import fitted, heat
+from ...editor.common.errors import SaeuronError, first_line
+from ...editor.common.files import read_header, read_json
+from ...editor.edit.edit_header import EditHeader
+from ..artifact import shape
+from ..artifact.shape import Each, Fields, Items
+from .sheets import fitted, heat
 
 FORMAT = "saeuron-features-1"
 MARKER, MAPS, PICTURES = "features.json", "maps.safetensors", "pictures"

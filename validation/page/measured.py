@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..makers import UNEDITED
-from ..nudity import NUDE
+from ..evidence.makers import UNEDITED
+from ..evidence.nudity import NUDE
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
 from .sources import FIGURES, PLAIN_ROWS, Attack, Evaluation
 

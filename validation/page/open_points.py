@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
-from ..attack import ATTACKS
-from ..makers import UNEDITED
+from ..attack.attack import ATTACKS
+from ..evidence.makers import UNEDITED
 from .figures import SENSITIVE, TITLES, known, plural
 from .sources import FIGURES, UNEDITED_PARAPHRASES, Attack, Evaluation, Known, Stage
 

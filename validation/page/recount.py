@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...editor.errors import SaeuronError, first_line
-from ...editor.files import file_sha256
-from ..comparison import compare, compared, pixels_of
-from ..counting import PLAIN, Counting
-from ..judges import NOT_JUDGED
-from ..unlearning import DOMAINS
-from ..verdicts import PICTURES, RESULT, VERDICTS, Row
+from ...editor.common.errors import SaeuronError, first_line
+from ...editor.common.files import file_sha256
+from ..evidence.comparison import compare, compared, pixels_of
+from ..evidence.counting import PLAIN, Counting
+from ..evidence.judges import NOT_JUDGED
+from ..evidence.unlearning import DOMAINS
+from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, Row
 from .consistent import FIGURES_OF
 
 _NOT_COUNTED = ("shared_table_entries",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import manifest
+from ..artifact import manifest
 from .figures import listed
 from .sources import Known
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...editor.by_hand import BY_HAND
-from ...editor.edit_header import EditHeader
-from ...editor.errors import SaeuronError
-from ...editor.files import read_json
-from .. import intervals as counting
-from .. import manifest, shape
-from ..golden import Shown
-from ..makers import UNEDITED
-from ..shape import Choice, Each, Fields, Items, Maybe
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import read_json
+from ...editor.edit.edit_header import EditHeader
+from ...editor.edit.gains import BY_HAND
+from ..artifact import manifest, shape
+from ..artifact.golden import Shown
+from ..artifact.shape import Choice, Each, Fields, Items, Maybe
+from ..evidence import intervals as counting
+from ..evidence.makers import UNEDITED
 from .consistent import FIGURES_OF, check_backends, check_rows
 from .features import Features
 from .recount import recount

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..makers import HOOK, UNEDITED
+from ..evidence.makers import HOOK, UNEDITED
 from .curve import number
 from .figures import interval, percent, plural, share
 from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, AttackRow, Evaluation, Known

@@ -1,0 +1,243 @@
+"""Opening the original pipeline: what can be edited is loaded, everything else is refused in one line, before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import demo
+from ..common.errors import SaeuronError, first_line, panics_as_errors
+from ..common.files import hub_folder, read_json, refuse_pointer
+from ..common.quiet import quiet_loading
+from ..edit.ablated_unet import SENTINEL
+from .components import check_files, named, open_networks, weight_files
+from .conditions import conditions_of
+from .families import FAMILIES, Family, family_of
+from .schedulers import scheduler_in
+from .sizes import latent_sides
+
+_NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
+_TOKENIZERS = sorted({t.tokenizer for f in FAMILIES for t in f.text_encoders})
+_HUB_FILES = [
+    "model_index.json",
+    "README.md",  # tells the licence
+    *(f"{folder}/*" for folder in ("scheduler", "feature_extractor", *_TOKENIZERS)),
+    *(f"{network}/*.{ending}" for network in _NETWORKS for ending in ("json", "safetensors")),
+]
+
+
+def locate(model: str, revision: str | None = None) -> Path:
+    """Folder of a model: `demo`, a local folder, or a Hub id (fetched into huggingface_hub's cache)."""
+    if model == "demo" or model.startswith("demo:"):
+        folder = demo.resolve(model)
+        if not (folder / "model_index.json").is_file():
+            raise SaeuronError(f"the embedded demo is missing from this installation ({folder}); install saeuron-export again")
+        return folder
+    if os.path.exists(model):  # False, not an error, where the name is too long to be one
+        return Path(model)
+    return hub_folder(model, _HUB_FILES, revision, "model")
+
+
+def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
+    """The folder's `model_index.json`, after checking that it is a whole pipeline of a kind that can be edited.
+
+    Args:
+        folder: the pipeline's.
+        variant: of the weight files, e.g. `fp16`; None: the plain ones.
+
+    Raises:
+        SaeuronError: no pipeline, another kind, already edited, incomplete or truncated.
+    """
+    if not folder.is_dir():
+        raise SaeuronError(f"'{folder}' is a file; a model is a diffusers folder, a Hub id or demo")
+    if not (folder / "model_index.json").is_file():
+        raise SaeuronError(f"'{folder}' is no diffusers pipeline: it has no model_index.json")
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name")
+    known = [f.pipeline for f in FAMILIES]
+    if kind not in known:
+        if not isinstance(index.get("unet"), list):
+            raise SaeuronError(f"'{folder}' holds a {kind}, which has no UNet (SD3, FLUX and other transformer models can't be edited)")
+        if index.get("requires_aesthetics_score"):
+            raise SaeuronError(f"'{folder}' holds an SDXL refiner ({kind}); only base models can be edited")
+        raise SaeuronError(
+            f"'{folder}' holds a {kind}; only text-to-image {' and '.join(known)} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards"
+        )
+    family = family_of(index)
+    for text in family.text_encoders:
+        entry = index.get(text.name)
+        if not (isinstance(entry, list) and entry and entry[0]):
+            raise SaeuronError(f"'{folder}' has no {text.name}, as SDXL's refiner has none; only whole base models can be edited")
+    for name in family.folders:
+        if not (folder / name).is_dir():
+            raise SaeuronError(f"'{folder}' is incomplete: its '{name}' folder is missing")
+    if (folder / "unet" / "config.json").is_file():
+        config = read_json(folder / "unet" / "config.json")
+        if config.get("mid_block_type") == SENTINEL or "ablation" in config:
+            raise SaeuronError(f"the UNet in '{folder}' already carries an edit; start from the original model")
+    try:
+        networks = named(index, family)
+    except SaeuronError as error:
+        raise SaeuronError(f"'{folder}': {error}") from None
+    for name in networks:
+        if not (folder / name).is_dir():
+            raise SaeuronError(f"'{folder}' is incomplete: model_index.json names {name}, but its folder is missing")
+        if not (folder / name / "config.json").is_file():
+            raise SaeuronError(f"'{folder}' is incomplete: {name}/config.json is missing")
+        check_files(folder / name, variant)
+        read_json(folder / name / "config.json")
+    used = {weight_files(folder / name, variant)[0] for name in networks}
+    if variant is not None and variant not in used:
+        raise SaeuronError(f"--variant {variant}: no component of '{folder}' has weights of this variant")
+    extractor = index.get("feature_extractor")
+    if "safety_checker" in networks and not (
+        isinstance(extractor, list) and extractor[0] and (folder / "feature_extractor" / "preprocessor_config.json").is_file()
+    ):
+        raise SaeuronError(f"'{folder}' is incomplete: its safety checker needs a feature_extractor, with preprocessor_config.json")
+    for name in {t.tokenizer for t in family.text_encoders}:
+        for path in (folder / name).iterdir():
+            if path.is_file():
+                refuse_pointer(path)
+    conditions_of(read_json(folder / "unet" / "config.json"))
+    return index
+
+
+def open_folder(
+    model: str, revision: str | None = None, variant: str | None = None, size: tuple[int | None, int | None] | None = None
+) -> Path:
+    """Folder of a model whose parts are all there and fit together; no value of a weight is read.
+
+    Args:
+        model: `demo`, a diffusers folder, or a Hub id.
+        revision: Hub revision.
+        variant: of the weight files, e.g. `fp16`.
+        size: height and width that pictures will have, pixels, None: the model's own; None: no pictures are made.
+
+    Raises:
+        SaeuronError: see `check_folder`; weights missing or surplus, parts that don't fit, a scheduler that can't be used.
+    """
+    folder = locate(model, revision)
+    index = check_folder(folder, variant)
+    family = family_of(index)
+    networks = open_networks(folder, index, family, variant=variant, device="meta")
+    _check_fit(folder, family, networks)
+    if size is not None:
+        latent_sides(networks["unet"].config.sample_size, 2 ** (len(networks["vae"].config.block_out_channels) - 1), *size)
+    _check_tokenizers(folder, index, family, networks)
+    scheduler_in(folder)
+    return folder
+
+
+def _check_fit(folder: Path, family: Family, networks: dict[str, Any]) -> None:
+    """Raise `SaeuronError` unless each network takes what the one before it gives."""
+    unet, latent, scale = networks["unet"].config, networks["vae"].config.latent_channels, networks["vae"].config.scaling_factor
+    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,) * 2
+    if unet.sample_size is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+        raise SaeuronError(
+            f"'{folder}': 'sample_size' in unet/config.json is {unet.sample_size!r}; it must be a whole number, two, or null"
+        )
+    if type(scale) not in (int, float) or not 0 < scale < float("inf"):
+        raise SaeuronError(f"'{folder}': 'scaling_factor' in vae/config.json is {scale!r}; it must be a number above 0")
+    for text in family.text_encoders:
+        if type(end := networks[text.name].config.eos_token_id) is not int:
+            raise SaeuronError(f"'{folder}': 'eos_token_id' in {text.name}/config.json is {end!r}; it must be a whole number")
+    for way, channels in (("takes", unet.in_channels), ("gives", unet.out_channels)):
+        if channels != latent:
+            raise SaeuronError(
+                f"'{folder}': the UNet {way} {channels} channels, the autoencoder's latents have {latent}; inpainting, depth and upscaling models can't be edited, only text-to-image ones"
+            )
+    widths = {t.name: networks[t.name].config.hidden_size for t in family.text_encoders}
+    wanted = unet.cross_attention_dim
+    if any(w != sum(widths.values()) for w in (wanted if isinstance(wanted, list | tuple) else [wanted])):
+        given = " and ".join(f"{name} gives {number}" for name, number in widths.items())
+        raise SaeuronError(f"'{folder}': the UNet takes text of width {wanted}, but {given}; its parts come from different models")
+    pooled = conditions_of(unet).get("text_embeds")
+    if (pooled is not None) != (len(widths) > 1):
+        raise SaeuronError(
+            f"'{folder}': the UNet is not one that a {family.pipeline} runs (its addition_embed_type is {unet.addition_embed_type})"
+        )
+    last = networks[family.text_encoders[-1].name].config
+    if pooled is not None and pooled != last.projection_dim:
+        raise SaeuronError(
+            f"'{folder}': the UNet takes pooled text of width {pooled}, but {family.text_encoders[-1].name} gives {last.projection_dim}; its parts come from different models"
+        )
+
+
+def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, networks: dict[str, Any]) -> None:
+    """Raise `SaeuronError` unless each tokenizer opens, and its text encoder knows every token and every place."""
+    import transformers
+
+    for text in family.text_encoders:
+        where, config, entry = folder / text.tokenizer, networks[text.name].config, index.get(text.tokenizer)
+        cls: Any = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
+        if not hasattr(cls, "from_pretrained"):
+            raise SaeuronError(f"'{folder}': model_index.json names no tokenizer of transformers as {text.tokenizer}")
+        try:
+            with quiet_loading(), panics_as_errors():
+                tokenizer: Any = cls.from_pretrained(where, local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise many types
+            raise SaeuronError(f"'{where}' can't be opened as a tokenizer: {first_line(error)}") from None
+        if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
+            raise SaeuronError(
+                f"'{folder}': the {text.tokenizer} has tokens up to number {last}, but {text.name} only knows {config.vocab_size}; after adding tokens, call {text.name}.resize_token_embeddings and save both"
+            )
+        if tokenizer.model_max_length > config.max_position_embeddings:
+            raise SaeuronError(
+                f"'{folder}': the {text.tokenizer} pads to {tokenizer.model_max_length:g} tokens, but {text.name} takes {config.max_position_embeddings}; set 'model_max_length' in {text.tokenizer}/tokenizer_config.json"
+            )
+
+
+def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: str | None = None, variant: str | None = None) -> Any:
+    """The original pipeline.
+
+    Args:
+        model: `demo`, a diffusers folder, or a Hub id.
+        dtype: torch dtype, default float32.
+        device: torch device.
+        revision: Hub revision.
+        variant: of the weight files, e.g. `fp16`; None: the plain ones.
+
+    Raises:
+        SaeuronError: see `check_folder`; weights missing or surplus; or the device isn't there.
+    """
+    import torch
+
+    folder = locate(model, revision)
+    index = check_folder(folder, variant)
+    family = family_of(index)
+    target = check_device(device)
+    dtype = dtype or torch.float32
+    networks = open_networks(folder, index, family, dtype, variant)
+    try:
+        with quiet_loading(), panics_as_errors():
+            pipeline = family.cls.from_pretrained(folder, **networks, torch_dtype=dtype, local_files_only=True, **family.fixed)
+    except Exception as error:  # diffusers and transformers raise many types
+        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(target)
+
+
+def check_device(device: str) -> Any:
+    """The torch device of that name; raises `SaeuronError` unless it is there."""
+    import torch
+
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise SaeuronError(f"device '{device}' can't be used: {first_line(error)}") from None
+    return target
+
+
+def unet_sha256(unet: Any) -> str:
+    """Hash of a UNet's weights as they are stored (name, dtype, bytes)."""
+    import hashlib
+
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

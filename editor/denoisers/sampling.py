@@ -1,0 +1,204 @@
+"""The denoising loop with explicit noise, its pictures, and captures of a block's output; the loop itself is diffusers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from ..common.errors import SaeuronError
+from ..common.names import normalise
+from .families import family_of
+from .hookpoints import find_hookpoint, read_map
+from .sizes import latent_sides
+
+
+class Capture(NamedTuple):
+    """One forward of the UNet."""
+
+    timestep: float
+    outputs: dict[str, torch.Tensor]
+    """hookpoint → feature map `[B, C, H, W]`"""
+
+
+def initial_latents(pipeline: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> torch.Tensor:
+    """Unit-variance noise `[B, C, h, w]`, one CPU generator a seed, so that batching never changes a picture.
+
+    Args:
+        pipeline: any diffusers pipeline with `unet` and `vae_scale_factor`.
+        seeds: one a picture.
+        height: pixels; default: the UNet's own sample size.
+        width: pixels.
+
+    Raises:
+        SaeuronError: see `latent_sides`.
+    """
+    unet, factor = pipeline.unet, pipeline.vae_scale_factor
+    h, w = latent_sides(unet.config.sample_size, factor, height, width)
+    rows = [torch.randn(unet.config.in_channels, h, w, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    return torch.stack(rows).to(unet.device, unet.dtype)
+
+
+def step_generators(seeds: Sequence[int], shape: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a picture, in the state that drawing the picture's initial latents leaves it in.
+
+    Schedulers that add noise at every step (Euler ancestral, LCM) draw from these. Started anew from the same seed, a
+    generator would give the initial latents a second time.
+
+    Args:
+        seeds: one a picture.
+        shape: of one picture's latents, `[C, h, w]`.
+    """
+    generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
+    for generator in generators:
+        torch.randn(*shape, generator=generator)
+    return generators
+
+
+def denoise(
+    pipeline: Any, prompts: Sequence[str] | None, latents: torch.Tensor, seeds: Sequence[int], steps: int, guidance: float,
+    output_type: str = "latent", **options: Any,
+) -> Any:  # fmt: skip
+    """One call of a pipeline: the same arguments give the same result whatever ran before, with any scheduler.
+
+    Args:
+        pipeline: a text-to-image diffusers pipeline.
+        prompts: one a picture; None with `prompt_embeds` among the options.
+        latents: unit-variance noise `[B, C, h, w]`.
+        seeds: one a picture, for schedulers that draw noise; empty: they draw from torch's own generator.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 1 or less switches it off.
+        output_type: `pil` or `latent`.
+        **options: passed on.
+
+    Returns:
+        pictures, or final latents `[B, C, h, w]`.
+
+    Raises:
+        SaeuronError: pictures with values that are not finite, which would come out black: nobody may take that for a concept that is gone.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    factor = pipeline.vae_scale_factor
+    found = pipeline(
+        prompt=None if prompts is None else list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
+        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type="pt" if output_type == "pil" else output_type, **options,
+    ).images  # fmt: skip
+    if output_type != "pil":
+        return found
+    check_finite(found)
+    return pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(found))
+
+
+def check_finite(values: torch.Tensor) -> None:
+    """Raise `SaeuronError` for latents or pictures with infinities or NaN."""
+    if not torch.isfinite(values).all():
+        raise SaeuronError(
+            "the model gave values that are not finite, so there is no picture; try another guidance scale, or a wider precision"
+        )
+
+
+def generate(
+    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float,
+    height: int | None = None, width: int | None = None, output_type: str = "pil", batch_size: int = 16,
+) -> list[Image.Image] | torch.Tensor:  # fmt: skip
+    """Run a pipeline from seeds, `batch_size` pictures at a time.
+
+    Args:
+        pipeline: a text-to-image diffusers pipeline.
+        prompts: one a picture.
+        seeds: one a picture.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 1 or less switches it off.
+        height: pixels.
+        width: pixels.
+        output_type: `pil` or `latent`.
+        batch_size: pictures at a time.
+
+    Returns:
+        pictures, or final latents `[B, C, h, w]`.
+    """
+    results: list[Any] = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        latents = initial_latents(pipeline, seeds[part], height, width)
+        results.extend(denoise(pipeline, prompts[part], latents, seeds[part], steps, guidance, output_type))
+    return torch.stack(results) if output_type == "latent" else results
+
+
+def vae_dtype(pipeline: Any) -> torch.dtype:
+    """The type in which the pipeline runs its autoencoder; SDXL's overflows in float16."""
+    vae = pipeline.vae
+    upcast = family_of(pipeline).upcasts_vae and vae.dtype == torch.float16 and vae.config.force_upcast
+    return torch.float32 if upcast else vae.dtype
+
+
+@contextmanager
+def autoencoder(pipeline: Any) -> Iterator[Any]:
+    """The pipeline's autoencoder in the type in which the pipeline runs it; as before afterwards."""
+    vae, own, used = pipeline.vae, pipeline.vae.dtype, vae_dtype(pipeline)
+    if used == own:
+        yield vae
+        return
+    torch.nn.Module.to(vae, used)  # diffusers' own `to` warns of layers to be kept in float32, of which there are none
+    try:
+        yield vae
+    finally:
+        torch.nn.Module.to(vae, own)
+
+
+def unscaled(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Final latents `[B, C, h, w]` → what the autoencoder decodes, as the pipeline itself does it."""
+    config = pipeline.vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None or not family_of(pipeline).normalises_latents:
+        return latents / config.scaling_factor
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(latents.device, latents.dtype) for v in (mean, std))
+    return latents * std / config.scaling_factor + mean
+
+
+@contextmanager
+def observe(unet: torch.nn.Module, reads: Mapping[str, str], look: Callable[[float, dict[str, torch.Tensor]], None]) -> Iterator[None]:
+    """Call `look(timestep, {hookpoint: map [B, C, H, W]})` after every forward of `unet`; nothing is kept.
+
+    Args:
+        unet: the UNet.
+        reads: hookpoint → `output`, or `delta` for output minus input.
+        look: called once a forward, inside it.
+    """
+    current: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, kind: str) -> Any:
+        def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            current[name] = read_map(kind, args, kwargs, output).detach()
+
+        return hook
+
+    def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        found = dict(current)
+        current.clear()
+        look(timestep_of(args, kwargs), found)
+
+    handles = [find_hookpoint(unet, n).register_forward_hook(keep(normalise(n), kind), with_kwargs=True) for n, kind in reads.items()]
+    handles.append(unet.register_forward_hook(finish, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def capture(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Capture]]:
+    """Collect the outputs of hookpoints at every forward of `unet`."""
+    seen: list[Capture] = []
+    with observe(unet, dict.fromkeys(names, "output"), lambda timestep, maps: seen.append(Capture(timestep, maps))):
+        yield seen
+
+
+def timestep_of(args: tuple, kwargs: dict) -> float:
+    """The (first) timestep a UNet was called with."""
+    value = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    return float(torch.as_tensor(value).reshape(-1)[0])

@@ -1,0 +1,1 @@
+"""The Edit, its dynamic reference (the hook), and the module that is shipped."""

@@ -1,0 +1,122 @@
+"""What an edit file says in its header. Needs no torch: an export checks it before torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import SaeuronError
+from ..common.files import parse_json, read_header
+
+FORMAT = "saeuron-edit-1"
+_MOST_LATENTS = 2**31
+RESIDUALS = ("keep", "upstream", "drop")
+TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
+"""what a file holds of each hookpoint, in the order of the hash"""
+
+
+@dataclass(frozen=True)
+class EditHeader:
+    """An edit without its tables."""
+
+    residual: str
+    latents: Mapping[str, int]
+    """hookpoint → latents n of its SAE"""
+    chosen: Mapping[str, Mapping[str, list[list[int]]]]
+    """hookpoint → concept → features at each timestep"""
+    provenance: Mapping[str, Any]
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of all concepts, sorted."""
+        return sorted({c for by in self.chosen.values() for c in by})
+
+    @property
+    def model(self) -> str | None:
+        """The base model on record, if it can be found by that name: `demo` or a Hub id."""
+        return _findable(self.provenance.get("model"))
+
+    def sae(self, hookpoint: str) -> str | None:
+        """The SAE on record, if it can be found by that name."""
+        return _findable(self._sae(hookpoint).get("source"))
+
+    def sae_sha256(self, hookpoint: str) -> str | None:
+        """Hash of the SAE that the edit was made with; None if the file doesn't say."""
+        value = self._sae(hookpoint).get("sha256")
+        return value if isinstance(value, str) else None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Prompts on record that show what the edit does."""
+        found = self.provenance.get("prompts")
+        return tuple(found) if isinstance(found, list) and all(isinstance(text, str) for text in found) else ()
+
+    def sampling(self, key: str) -> float | None:
+        """`steps` or `guidance` on record."""
+        table = self.provenance.get("sampling")
+        value = table.get(key) if isinstance(table, dict) else None
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+    def _sae(self, hookpoint: str) -> dict[str, Any]:
+        table = self.provenance.get("saes")
+        entry = table.get(hookpoint) if isinstance(table, dict) else None
+        return entry if isinstance(entry, dict) else {}
+
+
+def edit_sha256(residual: str, latents: Mapping[str, int], tensors: Mapping[str, bytes]) -> str:
+    """Hash of what an edit does (not of its provenance).
+
+    Args:
+        residual: its treatment of the reconstruction error.
+        latents: hookpoint → latents n of its SAE.
+        tensors: `HOOKPOINT/NAME` → raw little-endian elements.
+    """
+    digest = hashlib.sha256(residual.encode())
+    for hookpoint, n in sorted(latents.items()):
+        digest.update(f"{hookpoint}:{n}".encode())
+        for key in TENSORS:
+            digest.update(key.encode() + tensors[f"{hookpoint}/{key}"])
+    return digest.hexdigest()
+
+
+def _findable(source: Any) -> str | None:
+    """Of a local path only the last part is on record, which leads nowhere."""
+    known = isinstance(source, str) and (source == "demo" or source.startswith("demo:") or source.count("/") == 1)
+    return source if known and not source.startswith((".", "/", "~")) else None
+
+
+def read_edit_header(path: Path) -> EditHeader:
+    """Read it.
+
+    Raises:
+        SaeuronError: missing, damaged, or no edit.
+    """
+    header, _ = read_header(path)
+    if header.get("format") != FORMAT:
+        raise SaeuronError(f"{path} is no edit file (format {header.get('format')!r}, expected {FORMAT!r})")
+    try:
+        residual = header["residual"]
+        latents, chosen, provenance = (parse_json(header[key]) for key in ("latents", "chosen", "provenance"))
+        whole = (
+            residual in RESIDUALS and isinstance(provenance, dict) and isinstance(latents, dict) and isinstance(chosen, dict)
+            and bool(latents) and set(latents) == set(chosen) and all(_is_index(n) for n in latents.values())
+            and all(_features_by_concept(by) for by in chosen.values())
+        )  # fmt: skip
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise SaeuronError(f"{path}: damaged edit ({error})") from None
+    if not whole:
+        raise SaeuronError(f"{path}: damaged edit (its header doesn't hold hookpoints with latents and chosen features)")
+    return EditHeader(residual, latents, chosen, provenance)
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_LATENTS
+
+
+def _features_by_concept(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(rows, list) and all(isinstance(row, list) and all(_is_index(f) for f in row) for row in rows) for rows in value.values()
+    )

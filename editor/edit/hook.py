@@ -1,0 +1,233 @@
+"""The dynamic reference: SAeUron's intervention as a hook, written to be read beside the paper, not to be fast.
+
+Everything that we ship is proven against this. It differs from the released hook where that is wrong (METHOD: arXiv
+2501.18052, section 3.3): it looks its step up by timestep value instead of counting calls, takes maps that aren't square,
+and adds the reconstruction error back with the right sign unless `residual` is `upstream`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..common.errors import SaeuronError
+from ..denoisers.hookpoints import find_hookpoint, input_tensor, output_tensor, replace_tensor, to_map, to_tokens
+from ..sae.formats import check_width
+from ..sae.sae import SparseAutoencoder
+from .edit import Edit
+from .straight_through import straight_through
+
+
+class Decision(NamedTuple):
+    """What one hookpoint did in one forward."""
+
+    fires: torch.Tensor
+    """bool `[B, tokens, U]`"""
+    picked: torch.Tensor
+    """the same with membership in torch.topk's own pick; differs from `fires` at ties, and for the gate `threshold`"""
+    members: torch.Tensor
+    """which latents are active: int64 `[B, tokens, k]`, or of a JumpReLU SAE bool `[B, tokens, n]`"""
+
+
+class Found(NamedTuple):
+    """Latents of tokens, and what the edit decides of them."""
+
+    latents: torch.Tensor
+    """all of them before sparsification, `[B, tokens, n]`"""
+    active: torch.Tensor
+    """the same with all inactive ones zeroed; of latents that tie at place k, torch.topk picks"""
+    kth: torch.Tensor | None
+    """the k-th largest latent `[B, tokens, 1]`; None where no k-th latent decides (JumpReLU, and the gate `threshold`)"""
+    thresholds: torch.Tensor
+    """float32 `[B or 1, 1, U]`: the bar of each chosen latent besides `kth`"""
+    gains: torch.Tensor
+    """float32 `[B or 1, 1, U]`"""
+    chosen: torch.Tensor
+    """the chosen latents, `[B, tokens, U]`"""
+    decision: Decision
+
+
+class Seen(NamedTuple):
+    """Tokens of one block in one forward, `[B, tokens, d]`."""
+
+    output: torch.Tensor
+    """before the edit"""
+    before: torch.Tensor | None
+    """the block's input, for an SAE that reads `delta`"""
+
+
+class TokenEdit:
+    """An `Edit` of tokens, at the precision of a model.
+
+    Args:
+        edit: what to suppress.
+        saes: hookpoint → SAE.
+        dtype: of the model; the SAEs are cast to it.
+        device: where the tokens are.
+        gate: `exact`, METHOD's rule; or `threshold`, the reference of artifacts baked without the membership test.
+    """
+
+    def __init__(
+        self, edit: Edit, saes: Mapping[str, SparseAutoencoder], dtype: torch.dtype, device: torch.device | str = "cpu", gate: str = "exact"
+    ) -> None:  # fmt: skip
+        self.edit, self.gate, self.dtype = edit, gate, dtype
+        self.saes: dict[str, SparseAutoencoder] = {}
+        for name, part in edit.hookpoints.items():
+            if name not in saes:
+                raise SaeuronError(f"the edit needs an SAE for hookpoint '{name}'; given: {', '.join(saes) or 'none'}")
+            if saes[name].config.num_latents != part.latents:
+                raise SaeuronError(
+                    f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {saes[name].config.num_latents}"
+                )
+            self.saes[name] = copy.deepcopy(saes[name]).to(device, dtype)
+
+    def reads_delta(self, name: str) -> bool:
+        """Whether the SAE reads what the block adds to its input."""
+        return self.saes[name].config.reads == "delta"
+
+    def decide(self, name: str, timestep: torch.Tensor, x: torch.Tensor) -> Found:
+        """What fires at a hookpoint.
+
+        Args:
+            name: hookpoint.
+            timestep: float `[1]` or `[B]`.
+            x: tokens that the SAE reads `[B, tokens, d]`.
+        """
+        part, sae = self.edit.hookpoints[name], self.saes[name]
+        check_width(sae, x.shape[-1], name)
+        row = part.rows(timestep.cpu())
+        features = part.features.to(x.device)
+        thresholds = part.thresholds[row][:, None].to(x.device)
+        gains = part.gains[row][:, None].to(x.device)
+
+        latents = sae.latents(x)
+        chosen, kth = latents[..., features], None
+        if sae.config.k is None:
+            # JumpReLU: a latent is a member by a threshold of its own, whatever the others do.
+            members = latents > sae.threshold
+            z = latents * members
+            thresholds = bars = torch.maximum(thresholds, sae.threshold[features].float())
+            fires = chosen.float() > thresholds
+        else:
+            top = sae.top(latents)
+            members, bars = top.indices, thresholds
+            z = torch.zeros_like(latents).scatter(-1, top.indices, top.values)
+            if self.gate == "threshold":
+                thresholds = part.gate_thresholds[row][:, None].to(x.device)
+                fires = chosen.float() > thresholds
+            else:
+                # By value: of latents that tie at place k, which is frequent in 16 bits, topk picks one at random.
+                kth = top.values[..., -1:]
+                fires = (chosen >= kth) & (chosen.float() > thresholds)
+        picked = z[..., features].float() > bars
+        return Found(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
+
+    def apply(
+        self, name: str, found: Found, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The edited output.
+
+        Args:
+            name: hookpoint.
+            found: see `decide`.
+            x: tokens that the SAE reads `[B, tokens, d]`.
+            output: tokens of the block's output, same shape.
+            fires: `[B, tokens, U]`, 0 or 1 or bool.
+            dtype: to decode in; float32 or wider: in 16 bits the difference of two decodes would be mostly rounding.
+
+        Returns:
+            `[B, tokens, d]` in `dtype`.
+        """
+        sae, features = self.saes[name], self.edit.hookpoints[name].features.to(x.device)
+        # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
+        z = found.active.to(dtype)
+        edited = z.clone()
+        edited[..., features] += fires.to(dtype) * ((found.gains - 1).to(dtype) * found.chosen.to(dtype))
+        like, output = x.to(dtype), output.to(dtype)
+        decoded, decoded_edited = sae.decode(z, like), sae.decode(edited, like)
+        # What the SAE doesn't read: nothing, or the block's input where it reads what the block adds to it.
+        rest = output - like
+        if self.edit.residual == "keep":
+            return output + (decoded_edited - decoded)
+        if self.edit.residual == "upstream":
+            return rest + decoded_edited + (decoded - like)
+        return rest + decoded_edited
+
+
+class AblationHook:
+    """Applies an `Edit` to a UNet while the context is open.
+
+    Args:
+        unet: the original UNet.
+        edit: what to suppress.
+        saes: hookpoint → SAE; used at the UNet's precision.
+        gate: see `TokenEdit`.
+        record: keep every `Decision` in `decisions` (hookpoint → one a forward).
+        record_tokens: keep what the blocks gave in `seen`, which takes memory.
+        open_gates: gradients also pass through the decisions, straight through (for attacks); no value changes.
+
+    Differentiable: gradients pass through latents, gains and decoder (and not through the decisions, which are steps).
+    """
+
+    def __init__(
+        self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False,
+        open_gates: bool = False, record_tokens: bool = False,
+    ) -> None:  # fmt: skip
+        self.unet, self.record, self.record_tokens, self.open_gates = unet, record, record_tokens, open_gates
+        for name in edit.hookpoints:
+            find_hookpoint(unet, name)
+        parameter = next(unet.parameters())
+        self.tokens = TokenEdit(edit, saes, parameter.dtype, parameter.device, gate)
+        self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}
+        self.seen: list[dict[str, Seen]] = []
+        """one a forward: hookpoint → what its block gave"""
+        self.timestep: torch.Tensor | None = None
+        """`[1]` or `[B]`: of the forward that runs; set it to edit tokens outside of one"""
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> AblationHook:
+        self._handles = [self.unet.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
+        for name in self.decisions:
+            block = find_hookpoint(self.unet, name)
+            self._handles.append(block.register_forward_hook(self._edit_output(name), with_kwargs=True))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _note_timestep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        value = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        self.timestep = torch.as_tensor(value).reshape(-1)
+        if self.record_tokens:
+            self.seen.append({})
+
+    def _edit_output(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            feature_map = output_tensor(output)
+            given = to_tokens(feature_map)
+            before = to_tokens(input_tensor(args, kwargs)) if self.tokens.reads_delta(name) else None
+            if self.record_tokens:
+                self.seen[-1][name] = Seen(given.detach(), None if before is None else before.detach())
+            tokens = self.edit_tokens(name, given if before is None else given - before, given)
+            return replace_tensor(output, to_map(tokens, *feature_map.shape[-2:]))
+
+        return hook
+
+    def edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
+        assert self.timestep is not None
+        found = self.tokens.decide(name, self.timestep, x)
+        fires = found.decision.fires
+        if self.open_gates:
+            bar = found.thresholds if found.kth is None else torch.maximum(found.thresholds, found.kth.float())
+            fires = straight_through(fires, found.chosen, bar)
+        if self.record:
+            self.decisions[name].append(found.decision)
+        return self.tokens.apply(name, found, x, output, fires, torch.float32).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Concepts and features: presets, prompts, activations, scores, rules, overlap, maps."""

@@ -1,0 +1,144 @@
+"""Presets: what is known of a concept, so that its name alone is enough on the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import SaeuronError
+from ..common.files import plain_text
+from ..common.suggest import unknown
+from ..edit.edit_header import RESIDUALS
+
+_FOLDER = Path(__file__).parent / "presets"
+STATUSES = ("tuned", "untuned")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One preset. Every field can be overridden on the command line."""
+
+    name: str
+    model: str
+    """diffusers folder, Hub id, or `demo`; empty where the base model has no Hub id and must be given"""
+    domain: str
+    """`style`, `object`, …: the concepts that the score compares with"""
+    sae: str
+    """folder or Hub id that holds `<hookpoint>/cfg.json`"""
+    hookpoint: str
+    select: str
+    """`percentile:P` or `count:N`"""
+    multiplier: float
+    """gamma; negative suppresses"""
+    activations: str = ""
+    """concept-activations file; `demo:…` lies inside the package; empty: collected from the prompts"""
+    residual: str = "keep"
+    status: str = "untuned"
+    """`tuned` where UA, IRA and CRA were measured with these very settings"""
+    steps: int = 50
+    guidance: float = 7.5
+    collect_steps: int = 100
+    """denoising steps of the concept activations"""
+    collect_guidance: float = 9.0
+    prompts: tuple[str, ...] = field(default=())
+    """prompts that show the concept: for the proof, and for its activations where they are collected"""
+    compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """name → prompts of every concept and contrast set of the domain in the same file, this one included"""
+
+
+KEYS = tuple(f.name for f in fields(Concept) if f.name != "compared")
+"""what a table of a preset file may hold"""
+_NEEDED = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier")
+
+
+def load_presets(path: Path) -> dict[str, Concept]:
+    """Read a preset file: `[defaults]`, one `[[concepts]]` table a concept, one `[[contrast]]` table a contrast set.
+
+    Raises:
+        SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with.
+    """
+    try:
+        content = tomllib.loads(plain_text(path))
+    except FileNotFoundError:
+        raise SaeuronError(f"preset file '{path}' does not exist") from None
+    except OSError as error:
+        raise SaeuronError(f"preset file '{path}' can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SaeuronError(f"preset file '{path}' can't be read as TOML: {error}") from None
+    for key in content:
+        if key not in ("defaults", "concepts", "contrast"):
+            raise SaeuronError(f"preset file '{path}': {unknown('table', key, ['defaults', 'concepts', 'contrast'])}")
+    defaults, tables, contrasts = content.get("defaults", {}), content.get("concepts", []), content.get("contrast", [])
+    if not isinstance(defaults, dict) or not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in (tables, contrasts)):
+        raise SaeuronError(f"{path}: expected a [defaults] table and [[concepts]] and [[contrast]] tables")
+    concepts = [_concept({**defaults, **table}, path) for table in tables]
+    domains: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name, domain, prompts in [*((c.name, c.domain, c.prompts) for c in concepts), *(_contrast(t, path) for t in contrasts)]:
+        if name in domains.setdefault(domain, {}):
+            raise SaeuronError(f"{path.name}: '{name}' is there twice in domain '{domain}'")
+        domains[domain][name] = prompts
+    for concept in concepts:
+        if not concept.activations and len(domains[concept.domain]) < 2:
+            raise SaeuronError(
+                f"{path.name}: concept '{concept.name}' has nothing to compare with; add a [[contrast]] set of domain '{concept.domain}'"
+            )
+    return {c.name: replace(c, compared=domains[c.domain]) for c in concepts}
+
+
+def _concept(values: dict[str, Any], path: Path) -> Concept:
+    where = f"{path.name}: concept '{values.get('name', '?')}'"
+    for key in values:
+        if key not in KEYS:
+            raise SaeuronError(f"{where}: {unknown('key', key, KEYS)}")
+    missing = [n for n in _NEEDED if n not in values]
+    if missing:
+        raise SaeuronError(f"{where}: missing {', '.join(missing)}")
+    for key, value in values.items():
+        check_type(key, value, where)
+    if not values.get("activations") and not values.get("prompts"):
+        raise SaeuronError(f"{where}: has neither activations nor prompts to collect them from")
+    numbers: dict[str, float] = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
+    return Concept(**{**values, **numbers, "prompts": expand(values.get("prompts", ()), values["name"])})
+
+
+def _contrast(values: dict[str, Any], path: Path) -> tuple[str, str, tuple[str, ...]]:
+    where = f"{path.name}: contrast set '{values.get('name', '?')}'"
+    if set(values) != {"name", "domain", "prompts"} or not values["prompts"]:
+        raise SaeuronError(f"{where}: it holds name, domain and prompts, nothing else")
+    for key, value in values.items():
+        check_type(key, value, where)
+    return values["name"], values["domain"], expand(values["prompts"], values["name"])
+
+
+def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:
+    """Prompts with `{name}` as it is written and `{title}` with spaces for underscores."""
+    return tuple(p.replace("{name}", name).replace("{title}", name.replace("_", " ")) for p in prompts)
+
+
+def check_type(key: str, value: Any, where: str) -> None:
+    """Raise unless `value` can be a preset's `key`."""
+    number: dict[str, Any] = dict.fromkeys(("multiplier", "guidance", "collect_guidance"), (int, float))
+    types: dict[str, Any] = {**number, "steps": int, "collect_steps": int, "prompts": list}
+    if (
+        not isinstance(value, types.get(key, str))
+        or isinstance(value, bool)
+        or (key == "prompts" and not all(isinstance(v, str) for v in value))
+    ):
+        raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
+    if key == "status" and value not in STATUSES:
+        raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
+    if key == "residual" and value not in RESIDUALS:
+        raise SaeuronError(f"{where}: {unknown('residual', value, RESIDUALS)}")
+    if types.get(key) is int and value < 1:
+        raise SaeuronError(f"{where}: '{key}' is {value}; it must be at least 1")
+
+
+def presets(files: Sequence[Path | str] = ()) -> dict[str, Concept]:
+    """All shipped presets and those of `files`, name → preset; a later file's name wins."""
+    found: dict[str, Concept] = {}
+    for path in (*sorted(_FOLDER.glob("*.toml")), *(Path(f) for f in files)):
+        found |= load_presets(path)
+    return found

@@ -1,0 +1,61 @@
+"""Sets of prompts by name, as files give them. Needs no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..common.errors import SaeuronError, first_line
+from ..common.files import plain_text
+
+
+def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:
+    """Raise `SaeuronError` unless there are at least two sets of prompts, none of them empty."""
+    if len(prompts) < 2:
+        raise SaeuronError("only one set of prompts: a score compares a concept with others; add at least one contrast set")
+    for name, texts in prompts.items():
+        if not texts:
+            raise SaeuronError(f"'{name}' has no prompts")
+
+
+def own_prompts(files: list[str]) -> dict[str, tuple[str, ...]]:
+    """Name → prompts from `FILE.toml` with a [prompts] table, or `NAME=FILE.txt` with one a line.
+
+    Raises:
+        SaeuronError: a file that can't be read, or a name twice.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in files:
+        name, equals, path = text.partition("=")
+        for key, values in ({name: lines_of(Path(path))} if equals else _table(Path(text))).items():
+            if key in found:
+                raise SaeuronError(f"--prompts: '{key}' is named twice")
+            found[key] = values
+    return found
+
+
+def lines_of(path: Path) -> tuple[str, ...]:
+    """Prompts of a text file, one a line, empty lines left out."""
+    try:
+        texts = plain_text(path).splitlines()
+    except FileNotFoundError:
+        raise SaeuronError(f"prompts '{path}': there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SaeuronError(f"prompts '{path}' can't be read: {first_line(error)}") from None
+    return tuple(t.strip() for t in texts if t.strip())
+
+
+def _table(path: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        content = tomllib.loads(plain_text(path))
+    except FileNotFoundError:
+        raise SaeuronError(f"prompts '{path}': there is no such file") from None
+    except OSError as error:
+        raise SaeuronError(f"prompts '{path}' can't be read: {first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
+    table = content.get("prompts")
+    if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):
+        raise SaeuronError(f"prompts '{path}': expected a [prompts] table, each name with a list of texts")
+    return {name: tuple(values) for name, values in table.items()}

@@ -1,0 +1,1 @@
+"""The sparse autoencoder, readers of other people's files, training."""

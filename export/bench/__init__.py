@@ -1,0 +1,1 @@
+"""What an edit costs: the same forward on several backends."""

@@ -1,0 +1,1 @@
+"""Settings become a plan: what is opened, checked and estimated before anything is computed."""

@@ -1,0 +1,358 @@
+"""Opens what a plan names and makes the Edit; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import read_json
+from ...editor.common.suggest import unknown
+from ...editor.denoisers.conditions import conditions_of, text_width, unet_arguments
+from ...editor.denoisers.families import Family, family_of
+from ...editor.denoisers.hookpoints import find_hookpoint, output_tensor
+from ...editor.denoisers.pipelines import check_folder, load_pipeline, locate, open_folder
+from ...editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in
+from ...editor.denoisers.sizes import latent_sides
+from ...editor.edit.bake import check_gate, refuse_edited
+from ...editor.edit.edit import Edit, Suppression, make_edit
+from ...editor.features.activations import ConceptActivations, ddim_timesteps
+from ...editor.features.cache import model_sha256
+from ...editor.features.collect import Sampling
+from ...editor.features.collecting import cached_file, ensure
+from ...editor.sae.formats import check_width
+from ...editor.sae.sae import SparseAutoencoder
+from ..formats import tensorrt
+from .progress import Remaining
+from .settings import Collecting, Plan, Wish, path_of, public_name
+
+
+@dataclass
+class Prepared:
+    """A plan with its files opened."""
+
+    plan: Plan
+    model_folder: Path
+    family: Family
+    has_checker: bool
+    """whether the base model has a safety checker"""
+    edit: Edit
+    saes: dict[str, SparseAutoencoder]
+    prompts: list[str]
+    """prompts that show the concepts, one of each first"""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """provenance of SAEs and activations"""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Sources:
+    """What a plan names, opened: enough to choose features, before anything is chosen."""
+
+    plan: Plan
+    """with a file for every wish's activations"""
+    model_folder: Path
+    saes: dict[str, SparseAutoencoder]
+    wishes: list[Wish]
+    """those of the plan whose concept is in their activations"""
+    activations: dict[tuple[str, str], ConceptActivations]
+    """(hookpoint, file) → activations"""
+
+    def of(self, wish: Wish) -> ConceptActivations:
+        """The activations that a wish is chosen by."""
+        return self.activations[wish.hookpoint, wish.activations]
+
+
+def open_sources(
+    plan: Plan, progress: Callable[[str], None] = lambda text: None, size: tuple[int | None, int | None] | None = None
+) -> Sources:
+    """Open SAEs and activations, collecting those that no file is named for.
+
+    Args:
+        plan: what is asked for.
+        progress: told what is done.
+        size: see `pipelines.open_folder`.
+
+    Raises:
+        SaeuronError: anything missing, damaged or inconsistent.
+    """
+    folder = open_model(plan, size)
+    family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
+    saes = open_saes(folder, plan.saes)
+    plan = _with_activations(plan, folder, saes, progress)
+    wishes, activations = _open_activations(plan, saes, lambda steps: ddim_timesteps(ddim_of(family, scheduler).config, steps))
+    for (hookpoint, _), held in activations.items():
+        check_reach(scheduler, plan.steps, held.timesteps, f"those of the activations at '{hookpoint}'", ends=True)
+    return Sources(plan, folder, saes, wishes, activations)
+
+
+def open_model(plan: Plan, size: tuple[int | None, int | None] | None = None) -> Path:
+    """The model's folder, once its parts fit together and its schedulers can take the steps that are asked for.
+
+    Raises:
+        SaeuronError: see `pipelines.open_folder` and `schedulers.check_loop`.
+    """
+    folder = open_folder(plan.model, None, plan.settings.variant, size)
+    family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
+    check_loop(scheduler, plan.steps)
+    for collecting, _ in _domains(plan):
+        check_loop(ddim_of(family, scheduler), collecting.steps)
+    return folder
+
+
+def check_engine_shapes(plan: Plan) -> None:
+    """Raise `SaeuronError` for engines of sizes that the model can't take; its configs are read, nothing else."""
+    wanted, s = plan.settings.engines, plan.settings
+    if wanted:
+        folder = locate(plan.model)
+        check_folder(folder, s.variant)
+        tensorrt.check_shapes(folder, {"guidance": plan.guidance, "height": s.height, "width": s.width}, wanted.shapes)
+
+
+def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Open model configs, SAEs and activations, and choose the features.
+
+    Raises:
+        SaeuronError: anything missing, damaged or inconsistent.
+    """
+    if plan.edit is not None:
+        from .edit_file import prepare_edit
+
+        return prepare_edit(plan)
+    sources = open_sources(plan, progress, (plan.settings.height, plan.settings.width))
+    plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
+    has_checker, warnings = safety_checker(folder, plan.settings.formats)
+    suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
+    edit = make_edit(
+        suppressions,
+        {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes},
+        plan.residual,
+        plan.settings.allow_amplify,
+    )
+    check_gate(plan.settings.gate, edit)
+    edit.provenance = {
+        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
+        "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
+        "activations": [{"hookpoint": h, "file": a.provenance.get("file"), "sha256": a.provenance.get("file_sha256"), "concepts": a.concepts} for (h, _), a in activations.items()],
+    }  # fmt: skip
+    if any(w.status == "untuned" for w in wishes):
+        names = ", ".join(dict.fromkeys(w.concept for w in wishes if w.status == "untuned"))
+        warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
+    if plan.residual == "upstream":
+        warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
+    prompts = _prompts(plan, wishes, activations)
+    # So that the edit's file is enough to export it again (--edit).
+    edit.provenance |= {"prompts": prompts, "sampling": {"steps": plan.steps, "guidance": plan.guidance}}
+    return Prepared(
+        plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, edit.provenance, warnings
+    )
+
+
+def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
+    """Domains whose activations would have to be collected first, with their hookpoints."""
+    model = model_sha256(folder, variant=plan.settings.variant) if any(w.collecting for w in plan.wishes) else ""
+    return [
+        (c, missing)
+        for c, hookpoints in _domains(plan)
+        if (missing := [h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c, folder, plan)).is_file()])
+    ]
+
+
+def _domains(plan: Plan) -> list[tuple[Collecting, list[str]]]:
+    found: list[tuple[Collecting, list[str]]] = []
+    for wish in plan.wishes:
+        if wish.collecting is None:
+            continue
+        known = next((hookpoints for c, hookpoints in found if c == wish.collecting), None)
+        if known is None:
+            found.append((wish.collecting, [wish.hookpoint]))
+        elif wish.hookpoint not in known:
+            known.append(wish.hookpoint)
+    return found
+
+
+def _sampling(c: Collecting, folder: Path, plan: Plan) -> Sampling:
+    # A model without a size of its own is collected at the artifact's.
+    own = read_json(folder / "unet" / "config.json").get("sample_size") is not None
+    height, width = (None, None) if own else (plan.settings.height, plan.settings.width)
+    return Sampling(steps=c.steps, guidance=c.guidance, height=height, width=width)
+
+
+def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder], progress: Callable[[str], None]) -> Plan:
+    """The plan with files for the wishes that name none: from the cache, or collected now."""
+    domains = _domains(plan)
+    if not domains:
+        return plan
+    variant, device = plan.settings.variant, plan.settings.device
+    model = model_sha256(folder, variant=variant)
+    opened: list[Any] = []
+
+    def pipeline() -> Any:
+        if not opened:
+            progress(f"loading {plan.model} to collect concept activations")
+            opened.append(load_pipeline(plan.model, torch.float32, device, variant=variant))
+            refuse_edited(opened[0].unet)
+        return opened[0]
+
+    wishes = list(plan.wishes)
+    for collecting, hookpoints in domains:
+        clock = Remaining()
+
+        def say(done: int, total: int, concept: str, domain: str = collecting.domain, clock: Remaining = clock) -> None:
+            progress(
+                f"collecting activations of {domain}: {done} of {total} prompts{clock.text(done, total)}{f', {concept}' if concept else ''}"
+            )
+
+        files = ensure(
+            pipeline,
+            model,
+            {h: saes[h] for h in hookpoints},
+            collecting.prompts,
+            _sampling(collecting, folder, plan),
+            collecting.domain,
+            say,
+        )
+        wishes = [replace(w, activations=str(files[w.hookpoint])) if w.collecting == collecting else w for w in wishes]
+    for sae in saes.values():
+        sae.to("cpu")
+    return replace(plan, wishes=tuple(wishes))
+
+
+def safety_checker(folder: Path, formats: tuple[str, ...]) -> tuple[bool, list[str]]:
+    """Whether the base model has a safety checker, and what has to be said about the artifact's."""
+    entry = read_json(folder / "model_index.json").get("safety_checker")
+    has_checker = isinstance(entry, list) and bool(entry[0])
+    return has_checker, _checker_warnings(has_checker, formats)
+
+
+def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
+    if not has_checker:
+        return ["the base model has no safety checker, so the artifact has none either"]
+    if "checkpoint" not in formats:
+        return ["the base model's safety checker is LOST: an artifact without a checkpoint has none; add --format checkpoint to keep it"]
+    return []
+
+
+def open_saes(folder: Path, sources: Mapping[str, str]) -> dict[str, SparseAutoencoder]:
+    """Hookpoint → SAE, each checked against the channels of its block.
+
+    Args:
+        folder: the pipeline's.
+        sources: hookpoint → SAE folder or Hub id.
+
+    Raises:
+        SaeuronError: a hookpoint that isn't in the UNet, an SAE that can't be opened or reads another number of channels.
+    """
+    widths = _channels(folder, list(sources))
+    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in sources.items()}
+    for hookpoint, sae in saes.items():
+        check_width(sae, widths[hookpoint], hookpoint)
+    return saes
+
+
+def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
+    return {name: shape[0] for name, shape in maps_of(folder, hookpoints).items()}
+
+
+def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, width: int | None = None) -> dict[str, tuple[int, int, int]]:
+    """Channels, rows and columns of each hookpoint's map, from a forward of an empty UNet on torch's meta device (no weights, no memory).
+
+    Args:
+        folder: the pipeline's.
+        hookpoints: block names.
+        height: pixels of the picture; default: the model's own.
+        width: pixels.
+
+    Raises:
+        SaeuronError: a hookpoint that isn't there, never runs, or gives no feature map.
+    """
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+    found: dict[str, tuple[int, int, int]] = {}
+    for name in hookpoints:
+        find_hookpoint(unet, name).register_forward_hook(
+            lambda m, a, out, name=name: found.__setitem__(name, _map(output_tensor(out), name))
+        )
+    own = unet.config.sample_size
+    if own is None and height is None:
+        rows, columns = (2 ** len(unet.config.block_out_channels),) * 2  # for whoever asks for the channels alone
+    else:
+        levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", [64]))  # the class's own default
+        rows, columns = latent_sides(own, 2 ** (levels - 1), height, width)
+    context = torch.empty(1, 8, text_width(unet.config), device="meta")
+    conditions = {name: torch.empty(1, size, device="meta") for name, size in conditions_of(unet.config).items()}
+    sample = torch.empty(1, unet.config.in_channels, rows, columns, device="meta")
+    unet(sample, torch.empty(1, device="meta"), context, **unet_arguments(conditions))
+    for name in hookpoints:
+        if name not in found:
+            raise SaeuronError(f"hookpoint '{name}' never runs in this UNet's forward")
+    return found
+
+
+def _map(tensor: Any, name: str) -> tuple[int, int, int]:
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
+        raise SaeuronError(f"hookpoint '{name}' does not give a feature map [B, C, H, W]; choose a transformer block (…attentions.N)")
+    return int(tensor.shape[1]), int(tensor.shape[2]), int(tensor.shape[3])
+
+
+def _open_activations(
+    plan: Plan, saes: dict[str, SparseAutoencoder], ddim: Callable[[int], torch.Tensor]
+) -> tuple[list[Wish], dict[tuple[str, str], ConceptActivations]]:
+    opened: dict[tuple[str, str], ConceptActivations] = {}
+    kept: list[Wish] = []
+    for wish in plan.wishes:
+        key = wish.hookpoint, wish.activations
+        if key not in opened:
+            opened[key] = ConceptActivations.load(path_of(wish.activations), ddim)
+            _check_activations(opened[key], saes[wish.hookpoint], wish.hookpoint)
+        if wish.concept in opened[key].concepts:
+            if any((w.concept, w.hookpoint) == (wish.concept, wish.hookpoint) for w in kept):
+                raise SaeuronError(
+                    f"concept '{wish.concept}' is in two activations files at '{wish.hookpoint}'; give the one that it shall be compared in"
+                )
+            kept.append(wish)
+    for name in dict.fromkeys(w.concept for w in plan.wishes):
+        if not any(w.concept == name for w in kept):
+            everything = list(dict.fromkeys(c for a in opened.values() for c in a.concepts))
+            raise SaeuronError(unknown("concept", name, everything, "in the activations"))
+    used = {(w.hookpoint, w.activations) for w in kept}
+    return kept, {k: a for k, a in opened.items() if k in used}
+
+
+def _check_activations(activations: ConceptActivations, sae: SparseAutoencoder, hookpoint: str) -> None:
+    where = activations.provenance.get("file", "activations")
+    if activations.latents != sae.config.num_latents:
+        raise SaeuronError(
+            f"{where} was collected with an SAE of {activations.latents} latents, but the SAE at '{hookpoint}' has {sae.config.num_latents}"
+        )
+    recorded = activations.provenance.get("sae_sha256")
+    if recorded and recorded != sae.sha256():
+        raise SaeuronError(
+            f"{where} was collected with another SAE than the one at '{hookpoint}' (hashes differ), so its latents mean other things; collect it again or name the SAE it belongs to"
+        )
+    at = activations.provenance.get("hookpoint")
+    if at and at != hookpoint:
+        raise SaeuronError(f"{where} was collected at '{at}', not at '{hookpoint}'")
+
+
+def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], ConceptActivations]) -> list[str]:
+    """Prompts of the concepts, taking turns, so that the first ones show every concept."""
+    if plan.settings.proof_prompts:
+        return list(plan.settings.proof_prompts)
+    lists = []
+    for wish in wishes:
+        collected = activations[wish.hookpoint, wish.activations].provenance.get("prompts", {})
+        lists.append(list(plan.prompts.get(wish.concept, ())) or list(collected.get(wish.concept, ())) or [f"An image of {wish.concept}."])
+    return in_turns(lists)
+
+
+def in_turns(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The first of each list, then the second of each, and so on; each text once."""
+    longest = max(len(texts) for texts in lists)
+    return list(dict.fromkeys(texts[i] for i in range(longest) for texts in lists if i < len(texts)))

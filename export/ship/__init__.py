@@ -1,0 +1,1 @@
+"""The finished artifact: card, licence, publishing, later changes."""

@@ -1,0 +1,197 @@
+"""The artifact as a whole: built beside its final name, proven, renamed at the end."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ...editor.common.files import read_json
+from ...editor.denoisers.families import family_of
+from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
+from ...editor.edit.bake import bake, refuse_edited
+from ...editor.edit.hook import TokenEdit
+from ...validation.artifact import manifest
+from ...validation.artifact.engines import Target
+from ...validation.proof import report
+from ...validation.proof.reference import PRECISIONS, make_golden
+from ...validation.proof.seam_reference import on_tokens
+from ...validation.proof.validate import GOLDEN, validate
+from ...validation.trust import signature
+from ..formats import checkpoint, onnx, tensorrt
+from ..plan.checks import check_packages
+from ..plan.estimate import estimate
+from ..plan.folder import building, check_output, check_space
+from ..plan.prepare import Prepared, check_engine_shapes, prepare
+from ..plan.settings import Settings, public_name, resolve
+from . import licence
+from .card import model_card
+
+_PACKAGES = ("saeuron-export", "torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "numpy")
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """What an export left behind."""
+
+    path: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any] | None
+    """None with `validate=False`"""
+
+    @property
+    def proven(self) -> bool:
+        """Whether the whole proof passed."""
+        return bool(self.report and self.report["passed"])
+
+
+def export_artifact(settings: Settings, progress: Progress = lambda text: None) -> Result:
+    """Run the main job: plan, edit, write, prove, rename.
+
+    Raises:
+        SaeuronError: bad input or an impossible wish; nothing is left under the final name.
+    """
+    plan = resolve(settings)
+    settings = plan.settings
+    targets = tensorrt.ready(settings.engines) if settings.engines else ()
+    check_output(settings.output, settings.overwrite)
+    check_packages(settings.formats, settings.validate)
+    if settings.sign is not None:
+        signature.check_private_key(settings.sign)
+    check_engine_shapes(plan)
+    progress("opening SAE and activations, choosing features")
+    prepared = prepare(plan, progress)
+    check_space(settings.output, sum(estimate(prepared).values()))
+    progress(f"loading {plan.model}")
+    pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device, variant=settings.variant)
+    refuse_edited(pipeline.unet)
+    with building(settings.output, settings.overwrite) as folder:
+        hook = (
+            TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate)
+            if settings.validate
+            else None
+        )
+        record = _write(prepared, pipeline, folder, progress)
+        del pipeline
+        gc.collect()
+        proof = None
+        if settings.validate:
+            manifest.write(folder, record)
+            proof = validate(
+                folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"),
+                reference=on_tokens(hook) if hook else None,
+            )  # fmt: skip
+            report.write(proof, folder / "validation")
+        record["validation"] = _summary(proof, settings.device)
+        if settings.engines and (proof is None or proof["passed"]):
+            _add_engines(folder, record, settings.engines, targets, progress)
+        (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+        manifest.write(folder, record)
+        if settings.sign is not None and (proof is None or proof["passed"]):
+            progress("signing")
+            signature.sign(folder, settings.sign)
+    return Result(settings.output, manifest.read(settings.output), proof)
+
+
+def _add_engines(
+    folder: Path, record: dict[str, Any], wanted: tensorrt.EngineSettings, targets: tuple[Target, ...], progress: Progress
+) -> None:
+    """Engines of graphs that passed their proof (or of which none was asked for)."""
+    record["engines"] = tensorrt.write(folder, record, wanted, targets, progress)
+    record["formats"] = sorted({*record["formats"], *(t.backend for t in targets)})
+
+
+def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Everything but proof, card and hashes; returns the manifest's content."""
+    plan, s = prepared.plan, prepared.plan.settings
+    original = unet_sha256(pipeline.unet)
+    (folder / "edit").mkdir()
+    prepared.edit.provenance |= {"model": public_name(plan.model), "unet_sha256": original}
+    prepared.edit.save(folder / "edit" / "edit.safetensors")
+    progress("running the dynamic hook on the original model (the reference of the proof)")
+    sampling = {"height": s.height, "width": s.width}
+    between = tensorrt.between(prepared.model_folder, sampling, s.engines.shapes) if s.engines else []
+    golden = make_golden(
+        pipeline, prepared.edit, prepared.saes, prepared.prompts, plan.steps, plan.guidance, s.precision, s.gate, s.height, s.width, scope=s.proof,
+        sizes=between,
+    )  # fmt: skip
+    golden.save(folder / GOLDEN)
+    del golden
+    progress("baking the edit into the UNet")
+    edited = checkpoint.edited_pipeline(pipeline, bake(pipeline.unet, prepared.edit, prepared.saes, s.gate))
+    pipeline.unet = None
+    prepared.saes.clear()
+    progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
+    checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
+    keeps_checker = getattr(edited, "safety_checker", None) is not None and "checkpoint" in s.formats
+    edit_hash = edited.unet.config["ablation"]["sha256"]
+    kind = type(edited).__name__
+    seams: dict[str, dict[str, str]] = {}
+    if "onnx" in s.formats:
+        edited.to("cpu")
+        parts = onnx.components(edited)
+        # Only `parts` holds the networks from here on, so that each is freed once it is written.
+        for name in family_of(pipeline).networks:
+            setattr(pipeline, name, None)
+        del edited
+        while parts:
+            progress(f"exporting {parts[0].folder} to ONNX")
+            seams |= onnx.write(parts.pop(0), folder)
+            gc.collect()
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {p: _version(p) for p in _PACKAGES},
+        "concepts": prepared.edit.concepts,
+        "settings": prepared.sources["concepts"],
+        "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": sorted(f for f in s.formats if f != "trt"),
+        "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker, "variant": s.variant},
+        "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
+        "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
+                 "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},
+        "sampling": {"steps": plan.steps, "guidance": plan.guidance, "height": s.height, "width": s.width},
+        "onnx": {"opset": onnx.OPSET, "seams": seams},
+        "device": s.device,
+        "license": licence.of_model(prepared.model_folder),
+        "warnings": prepared.warnings,
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(device: str) -> str | None:
+    """Name of the GPU that the reference and the checkpoint ran on; None on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+
+
+def _seam_worst(seam: dict[str, Any]) -> float | None:
+    """The largest distance of a token; None where a backend shows no seam."""
+    parts = [seam[name] for name in ("golden_tokens", "own_tokens") if seam[name]]
+    return max((part["worst"] for part in parts), default=None)
+
+
+def _summary(proof: dict[str, Any] | None, device: str) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    seams = {name: _seam_worst(parts["seam"]) for name, parts in proof["backends"].items()}
+    pooled = {name: parts["forwards"]["pooled"] for name, parts in proof["backends"].items()}
+    return {
+        "passed": proof["passed"],
+        "scope": proof["scope"],
+        "precision": proof["precision"],
+        "seam": {name: worst for name, worst in seams.items() if worst is not None},
+        "forwards": pooled,
+        "failures": proof["failures"],
+        "gpu": _gpu(device),
+    }

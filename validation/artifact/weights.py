@@ -1,0 +1,205 @@
+"""Are the weights the original's? Every tensor of the original model and every tensor of the edit is looked for in the artifact.
+
+Forwards exercise only the weights that their inputs reach, and only as far as their bar: a proof by behaviour alone passes rounded
+weights, or a decoder row of a feature that did not fire. So the reference records a digest of every tensor, made from the
+*original* model, the SAE and the Edit, apart from the code that bakes and writes.
+
+A checkpoint stores tensors by name and as they are. An ONNX exporter names them as it likes and transposes some, so there a digest
+is used that does not depend on the order of the elements: the sum of a hash of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...editor.common.files import reading
+from ...editor.denoisers.families import Family, family_of
+
+if TYPE_CHECKING:
+    from ...editor.edit.edit import Edit
+
+_PART = 1 << 22
+_SMALL = 64
+"""elements; smaller tensors may be folded into others by an exporter, so in a graph they are judged by behaviour"""
+
+
+class Digest(NamedTuple):
+    """Of one tensor, its floats widened to float32."""
+
+    exact: str
+    """of shape and elements in order"""
+    unordered: str
+    """of the elements in any order, and their number"""
+
+
+def digest(values: np.ndarray) -> Digest:
+    """Digest of a tensor; float16 values that equal float32 ones give the same."""
+    return Digest(exact(values), unordered(values))
+
+
+def exact(values: np.ndarray) -> str:
+    """SHA-256 (its first half) of the shape and of the elements in order."""
+    found = hashlib.sha256(str(list(values.shape)).encode())
+    for part in _parts(values):
+        found.update(part.data)
+    return found.hexdigest()[:32]
+
+
+def unordered(values: np.ndarray) -> str:
+    """Number of elements, and the sum of their hashes."""
+    total = 0
+    for part in _parts(values):
+        bits = part.view(np.uint32 if part.dtype == np.float32 else np.uint64).astype(np.uint64)
+        total = (total + int(_hashed(bits).sum(dtype=np.uint64))) % 2**64
+    return f"{values.size}:{total:016x}"
+
+
+def _parts(values: np.ndarray) -> Iterable[np.ndarray]:
+    """Floats as float32, anything else as int64, a few million at a time."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    for start in range(0, flat.size, _PART):
+        part = flat[start : start + _PART]
+        yield part.astype(np.float32 if part.dtype.kind == "f" else np.int64)
+
+
+def _hashed(bits: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each element, in place: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    bits += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -> dict[str, dict[str, Digest]]:
+    """Digests of what an artifact must hold.
+
+    Args:
+        pipeline: the original one, at the artifact's precision.
+        edit: what is suppressed.
+        saes: hookpoint → SAE.
+        gate: `exact` or `threshold`.
+
+    Returns:
+        component → tensor → digest; the edit's tensors are the component `edit`, named `HOOKPOINT/NAME`.
+    """
+    found = {
+        name: {plain(key): digest(_numpy(value)) for key, value in getattr(pipeline, name).named_parameters()}
+        for name in family_of(pipeline).networks
+    }
+    dtype = next(pipeline.unet.parameters()).dtype
+    found["edit"] = {
+        f"{hookpoint}/{key}": digest(_numpy(value.to(dtype)))
+        for hookpoint, sae in saes.items()
+        if hookpoint in edit.hookpoints
+        for key, value in _of_sae(sae, edit, hookpoint, gate).items()
+    }
+    return found
+
+
+def _of_sae(sae: Any, edit: Edit, hookpoint: str, gate: str) -> dict[str, Any]:
+    """What of the SAE the edit needs (METHOD: baking), as tensors."""
+    chosen = edit.hookpoints[hookpoint].features
+    everything = slice(None)
+    # Membership in a top k needs every latent, and so does a whole decode; else the chosen rows are enough.
+    encoded = chosen if edit.residual == "keep" and (gate == "threshold" or sae.config.activation == "jumprelu") else everything
+    decoded = chosen if edit.residual == "keep" else everything
+    found = {
+        "encoder_weight": sae.W_enc[encoded], "encoder_bias": sae.b_enc[encoded], "decoder_weight": sae.W_dec[decoded], "pre_bias": sae.b_dec,
+    }  # fmt: skip
+    return found | ({"latent_thresholds": sae.threshold[encoded]} if sae.config.activation == "jumprelu" else {})
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what savers put before or rename: `text_model.` of older transformers, `edited_` of an edited UNet."""
+    return name.removeprefix("text_model.").removeprefix("edited_")
+
+
+def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> list[str]:
+    """Compare the checkpoint's files, name by name.
+
+    Returns:
+        one line a component that differs.
+    """
+    from safetensors import safe_open
+
+    found = []
+    for component, tensors in wanted.items():
+        folder = "unet" if component == "edit" else component
+        held: dict[str, str] = {}
+        for file in sorted((root / folder).glob("*.safetensors")):
+            with reading(file, "safetensors"), safe_open(file, "pt") as handle:
+                names = set(handle.keys())
+                for name in names - {n.removeprefix("edited_") for n in names if n.startswith("edited_")}:
+                    key = _of_edit(name) if component == "edit" else plain(name)
+                    if key in tensors:
+                        held[key] = exact(_numpy(handle.get_tensor(name)))
+        found += _differences("checkpoint", folder, [n for n, d in tensors.items() if held.get(n) != d.exact], len(tensors))
+    return found
+
+
+def of_edit(held: Mapping[str, np.ndarray], wanted: Mapping[str, Digest], tables: Iterable[str]) -> list[str]:
+    """Compare a checkpoint's edit tensors with the SAE's, which were digested before anything was baked. Needs no torch.
+
+    Args:
+        held: name without `ablations.` → values, as `tables.edit_tensors` gives them.
+        wanted: the component `edit` of `of_original`.
+        tables: names of the tensors that come from the edit and not from the SAE, as in `held`.
+
+    Returns:
+        at most a line of differences, and a line of tensors that are nobody's.
+    """
+    names = {f"{hookpoint.replace('.', '-')}.{key}": d for name, d in wanted.items() for hookpoint, _, key in [name.rpartition("/")]}
+    wrong = [name for name, d in names.items() if name not in held or exact(held[name]) != d.exact]
+    surplus = sorted(set(held) - set(names) - set(tables))
+    found = _differences("checkpoint", "the edit", wrong, len(names))
+    return [*found, f"checkpoint: the edit holds tensors that no SAE gave: {', '.join(surplus[:3])}"] if surplus else found
+
+
+def _of_edit(name: str) -> str:
+    """`ablations.up_blocks-1-attentions-0.encoder_weight` → `up_blocks.1.attentions.0/encoder_weight`."""
+    head, _, key = name.rpartition(".")
+    return f"{head.removeprefix('ablations.').replace('-', '.')}/{key}" if head.startswith("ablations.") else ""
+
+
+def in_graphs(root: Path, wanted: Mapping[str, Mapping[str, Digest]], family: Family) -> list[str]:
+    """Compare the ONNX graphs' initializers that are used, in any layout.
+
+    Returns:
+        one line a component that differs.
+    """
+    graphs = {**{t.name: [t.name] for t in family.text_encoders}, "vae": ["vae_encoder", "vae_decoder"], "unet": ["unet"], "edit": ["unet"]}
+    held = {name: set(_used(root / name / "model.onnx")) for name in dict.fromkeys(g for names in graphs.values() for g in names)}
+    found = []
+    for component, tensors in wanted.items():
+        there = set().union(*(held[g] for g in graphs[component]))
+        large = {n: d for n, d in tensors.items() if int(d.unordered.partition(":")[0]) >= _SMALL}
+        found += _differences("onnx", "/".join(graphs[component]), [n for n, d in large.items() if d.unordered not in there], len(large))
+    return found
+
+
+def _used(path: Path) -> Iterable[str]:
+    import onnx_ir as ir
+
+    with reading(path, "an ONNX graph"):
+        for value in ir.load(path).graph.initializers.values():
+            if value.const_value is not None and (value.uses() or value.is_graph_output()):
+                yield unordered(value.const_value.numpy())
+
+
+def _differences(where: str, component: str, names: list[str], total: int) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
+    return [f"{where}: {len(names)} of {total} weights of {component} are not the original's: {shown}"]

@@ -1,0 +1,374 @@
+"""Does a removed concept come back under attack? Success rates before the edit, after it, and after it under each attack.
+
+Success: the judge names the concept in the picture. What is learned is learned on tuning prompts and seeds, and counted on others.
+Needs no torch until an attack runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...editor.common.errors import SaeuronError
+from ..evidence.intervals import Rate
+
+if TYPE_CHECKING:
+    from ..evidence.judges import Judge
+    from .search import Found
+    from .victims import Victim
+
+ATTACKS = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
+LEARNED = ("prefix", "embedding", "straight-through")
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """The budget."""
+
+    steps: int = 20
+    """denoising steps of every picture"""
+    guidance: float = 3.0
+    tokens: int = 5
+    """learned tokens"""
+    iterations: int = 40
+    """of a search for vocabulary tokens"""
+    embedding_iterations: int = 80
+    """of a search by embeddings"""
+    restarts: int = 2
+    """searches from different beginnings; the one with most successes on the tuning pictures counts, at a tie the smaller loss"""
+    batch: int = 4
+    """noised pictures an iteration"""
+    rate: float = 1.0
+    """step of a search for vocabulary tokens, in standard deviations of the token embeddings"""
+    embedding_rate: float = 3.0
+    """step of a search by embeddings, likewise"""
+    tune_seeds: tuple[int, ...] = (42, 43)
+    """seeds of the pictures that are learned from"""
+    report_seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
+    """seeds that are counted"""
+    search_seeds: tuple[int, ...] = tuple(range(1000, 1008))
+    """seeds that the search over seeds tries for each prompt"""
+    batch_size: int = 32
+    """pictures at a time"""
+    seed: int = 0
+    """of beginnings, timesteps and noise of the searches"""
+
+    def check(self) -> None:
+        """Raise `SaeuronError` unless the figures can be trusted."""
+        both = set(self.tune_seeds) & set(self.report_seeds)
+        if both:
+            raise SaeuronError(
+                f"seed {min(both)} is both learned from and counted; figures on seeds that were learned from flatter an attack"
+            )
+        counts = (self.tokens, self.iterations, self.embedding_iterations, self.restarts, self.batch, self.batch_size)
+        if min(counts) < 1 or not (self.tune_seeds and self.report_seeds and self.search_seeds):
+            raise SaeuronError("an attack needs at least one token, iteration, restart, noised picture, and seed of each kind")
+
+
+class Case(NamedTuple):
+    """A concept and the prompts that ask for it."""
+
+    concept: str
+    domain: str
+    """`style` or `object`"""
+    tuning: list[str]
+    """prompts that are learned from"""
+    reporting: list[str]
+    """prompts that are counted"""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    attack: str
+    budget: dict[str, int]
+    prompts: list[str]
+    """as they were drawn"""
+    found: dict[str, Any]
+    seconds: float
+    each: list[dict[str, Any]]
+    """`prompt`, `seed` and `shows_concept` of every picture"""
+
+    def entry(self) -> dict[str, Any]:
+        """As in the report."""
+        return {**self._asdict(), **figures(self.attack, self.each)}
+
+
+class Shown(NamedTuple):
+    """A picture to look at."""
+
+    row: str
+    shows_concept: bool
+    """whether the judge named it"""
+    picture: Any
+    prompt: str
+    seed: int
+
+
+def each_of(jobs: Sequence[tuple[str, int]], seen: Sequence[bool]) -> list[dict[str, Any]]:
+    """Every picture of a row with what the judge said, so that its count can be traced."""
+    return [{"prompt": text, "seed": seed, "shows_concept": hit} for (text, seed), hit in zip(jobs, seen, strict=True)]
+
+
+def figures(row: str, each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What follows from a row's pictures (see `Row.each`).
+
+    Returns:
+        `trials`, `successes`, `hits` (pictures that show the concept), `rate` with `low` and `high`. `hits` equals `successes` except for `seeds`,
+        whose trials are prompts: one picture is enough.
+    """
+    shown = [bool(one["shows_concept"]) for one in each]
+    if row == "seeds":
+        prompts = {str(one["prompt"]) for one in each}
+        successes, trials = len({str(one["prompt"]) for one, hit in zip(each, shown, strict=True) if hit}), len(prompts)
+    else:
+        successes, trials = sum(shown), len(shown)
+    share = Rate(successes, trials).as_dict()
+    return {"trials": trials, "successes": successes, "hits": sum(shown), **{name: share[name] for name in ("rate", "low", "high")}}
+
+
+def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
+    """Prompts for each concept: its partners of the other domain in turn for learning and for counting; removed ones left out.
+
+    Raises:
+        SaeuronError: a concept that the judge can't see.
+    """
+    from ...editor.common.suggest import unknown
+
+    known = {name: domain for domain, names in (("object", judge.objects), ("style", judge.styles)) for name in names}
+    made = []
+    for concept in concepts:
+        if concept not in known:
+            raise SaeuronError(unknown("concept", concept, known, f"to the judge '{judge.name}'"))
+        domain = known[concept]
+        if domain == "style":
+            texts = [judge.prompt(o, concept) for o in judge.objects if o not in removed]
+        else:
+            texts = [judge.prompt(concept, s) for s in (*judge.styles, None) if s not in removed]
+        if len(texts) < 2:
+            raise SaeuronError(f"{concept}: the judge knows too few other names to learn from some prompts and count on others")
+        made.append(Case(concept, domain, texts[0::2], texts[1::2]))
+    return made
+
+
+def budget(attack: str, case: Case, settings: AttackSettings, paraphrases: int = 0) -> dict[str, int]:
+    """What one row costs: counts of prompts, seeds, pictures, and forwards of the UNet on one latent (both halves of guidance counted)."""
+    s = settings
+    a_picture = s.steps * (2 if s.guidance > 1 else 1)
+    prompts = paraphrases if attack == "paraphrases" else len(case.reporting)
+    if attack == "seeds":
+        prompts += len(case.tuning)  # nothing is learned, so every prompt is counted
+    seeds = s.search_seeds if attack == "seeds" else s.report_seeds
+    made = {"prompts": prompts, "seeds": len(seeds), "pictures": prompts * len(seeds)}
+    iterations = 0
+    if attack in LEARNED:
+        iterations = s.iterations if attack == "prefix" else s.embedding_iterations
+        learned_from = len(case.tuning) * len(s.tune_seeds)
+        made |= {
+            "tokens": s.tokens, "iterations": iterations, "restarts": s.restarts, "batch": s.batch, "tuning_prompts": len(case.tuning),
+            "tuning_seeds": len(s.tune_seeds), "tuning_pictures": learned_from * s.restarts,
+        }  # fmt: skip
+    gradients = iterations * s.restarts * s.batch if attack in LEARNED else 0
+    made["forwards"] = (made["pictures"] + made.get("tuning_pictures", 0)) * a_picture + gradients
+    made["gradients"] = gradients
+    return made
+
+
+def plan(cases: Sequence[Case], settings: AttackSettings, attacks: Sequence[str], paraphrases: int = 0) -> dict[str, dict[str, Any]]:
+    """Concept → row → budget, without running anything."""
+    rows = ["unedited", "edited", *attacks]
+    if "paraphrases" in attacks:
+        rows.insert(rows.index("paraphrases"), "unedited-paraphrases")
+    kinds = {"unedited-paraphrases": "paraphrases"}
+    return {case.concept: {row: budget(kinds.get(row, row), case, settings, paraphrases) for row in rows} for case in cases}
+
+
+class Attacker:
+    """Everything that the rows of one concept share."""
+
+    def __init__(
+        self, victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings, say: Callable[[str], None]
+    ) -> None:
+        self.victim, self.original, self.case, self.judge, self.settings, self.say = victim, original, case, judge, settings, say
+        self.shown: list[Shown] = []
+        self.targets: Any = None
+        """the unedited model's latents of the tuning pictures, once they were made"""
+
+    def _seen(self, pipeline: Any, contexts: Any, jobs: Sequence[tuple[str, int]], row: str | None) -> list[bool]:
+        """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
+        from .prompts import draw
+
+        s = self.settings
+        pictures = draw(pipeline, contexts, [seed for _, seed in jobs], s.steps, s.guidance, batch_size=s.batch_size)
+        verdict = self.judge.classify(pictures)
+        names = verdict.styles if self.case.domain == "style" else verdict.objects
+        seen = [name == self.case.concept for name in names]
+        if row:
+            # Successes first: these are what somebody would look for.
+            order = sorted(range(len(seen)), key=lambda i: not seen[i])[:4]
+            self.shown += [Shown(row, seen[i], pictures[i], *jobs[i]) for i in order]
+        return seen
+
+    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool) -> Row:
+        """Prompts as they are."""
+        from .prompts import context, with_prefix
+
+        began = time.monotonic()
+        pairs = [(text, seed) for text in prompts for seed in seeds]
+        if edited:
+            with self.victim.edited() as pipeline:
+                contexts = context(pipeline, [with_prefix(pipeline, text, 0) for text, _ in pairs], None)
+                seen = self._seen(pipeline, contexts, pairs, row)
+        else:
+            contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in pairs], None)
+            seen = self._seen(self.original, contexts, pairs, row)
+        found: dict[str, Any] = {}
+        if row == "seeds":
+            hits = [pair for pair, hit in zip(pairs, seen, strict=True) if hit]
+            found = {"seeds": {text: [seed for of, seed in hits if of == text] for text in prompts}}
+        kind = "paraphrases" if "paraphrases" in row else row
+        spent = budget(kind, self.case, self.settings, len(prompts))
+        return Row(row, spent, list(prompts), found, time.monotonic() - began, each_of(pairs, seen))
+
+    def learned(self, row: str) -> Row:
+        """Learn on tuning prompts and seeds, count on the others."""
+        from .prompts import words
+
+        began = time.monotonic()
+        s, case = self.settings, self.case
+        hits, found = min(self.searches(row), key=lambda held: (-held[0], held[1].loss))
+        self.say(f"{case.concept}: {row}, pictures")
+        seen = self.count(row, found, case.reporting, s.report_seeds)
+        told: dict[str, Any] = {"loss": found.loss, "tuning_successes": hits, "tuning_trials": len(case.tuning) * len(s.tune_seeds)}
+        if found.ids is not None:
+            tokenized = self.victim.pipeline
+            text = tokenized.tokenizer.decode(found.ids)
+            # A text that is cut otherwise when it is typed works by its ids only.
+            told |= {"ids": found.ids, "text": text, "typed": words(tokenized, text) == found.ids}
+        else:
+            told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
+        each = each_of([(text, seed) for text in case.reporting for seed in s.report_seeds], seen)
+        return Row(row, budget(row, case, s), list(case.reporting), told, time.monotonic() - began, each)
+
+    def searches(self, row: str) -> list[tuple[int, Found]]:
+        """One search from each beginning: successes on the pictures that it learned from, and what it found."""
+        from .prompts import context, words
+        from .search import DiffusionLoss, Targets, learn_embedding, learn_prefix, starts
+
+        s, case = self.settings, self.case
+        tuning = [(text, seed) for text in case.tuning for seed in s.tune_seeds]
+        latents = self._targets(tuning)
+        held = []
+        with self.victim.edited(straight=row == "straight-through") as pipeline:
+            templates = [self._template(pipeline, row, text) for text, _ in tuning]
+            loss = DiffusionLoss(pipeline, Targets(latents, templates), s.steps, s.seed)
+            name = words(pipeline, self._name(case.tuning[0]))
+            for restart in range(s.restarts):
+                self.say(f"{case.concept}: {row}, search {restart + 1} of {s.restarts}")
+                if row == "prefix":
+                    found = learn_prefix(loss, s.tokens, s.iterations, s.batch, s.rate, s.seed + restart)
+                else:
+                    start = starts(pipeline, name, s.tokens, s.seed, restart)
+                    found = learn_embedding(loss, start, s.embedding_iterations, s.batch, s.embedding_rate)
+                seen = self._seen(pipeline, context(pipeline, templates, found.vectors), tuning, None)
+                held.append((sum(seen), found))
+        return held
+
+    def count(self, row: str, found: Found, prompts: Sequence[str], seeds: Sequence[int]) -> list[bool]:
+        """Whether the concept shows, for each prompt and seed, with what a search found."""
+        from .prompts import context
+
+        jobs = [(text, seed) for text in prompts for seed in seeds]
+        with self.victim.edited(straight=row == "straight-through") as pipeline:
+            contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in jobs], found.vectors)
+            return self._seen(pipeline, contexts, jobs, row)
+
+    def _targets(self, tuning: Sequence[tuple[str, int]]) -> Any:
+        """The unedited model's latents of the tuning pictures; made once a concept."""
+        from .prompts import context, draw, with_prefix
+
+        if self.targets is None:
+            s = self.settings
+            contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in tuning], None)
+            self.targets = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
+        return self.targets
+
+    def check(self, attacks: Sequence[str], paraphrases: Sequence[str]) -> None:
+        """Raise `SaeuronError` for a prompt that is too long with what is to be learned in it, before any picture is made."""
+        from .prompts import with_prefix
+
+        for text in (*self.case.tuning, *self.case.reporting, *paraphrases):
+            with_prefix(self.original, text, 0)
+        for row in (name for name in attacks if name in LEARNED):
+            for text in (*self.case.tuning, *self.case.reporting):
+                self._template(self.original, row, text)
+
+    def _name(self, text: str) -> str:
+        """The concept as the judge writes it in a prompt."""
+        return next((n for n in (self.case.concept, self.case.concept.replace("_", " ")) if n in text), self.case.concept)
+
+    def _template(self, pipeline: Any, row: str, text: str) -> Any:
+        from .prompts import with_name_learned, with_prefix
+
+        tokens = self.settings.tokens
+        return with_prefix(pipeline, text, tokens) if row == "prefix" else with_name_learned(pipeline, text, self._name(text), tokens)
+
+
+def attack(
+    victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings | None = None,
+    attacks: Sequence[str] = ("prefix", "embedding", "straight-through", "seeds"), paraphrases: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Row], list[Shown]]:  # fmt: skip
+    """Attack one concept.
+
+    Args:
+        victim: the edited model (`attacks.victims`).
+        original: the unedited pipeline; for `Hooked` the same object.
+        case: the concept and its prompts, see `cases`.
+        judge: who looks at the pictures.
+        settings: the budget.
+        attacks: of `ATTACKS`.
+        paraphrases: prompts for the attack of that name; `{name}` stands for the concept.
+        say: told what goes on.
+
+    Returns:
+        rows `unedited`, `edited` and one an attack (`paraphrases` has an unedited row of its own), and a few pictures of each.
+
+    Raises:
+        SaeuronError: an unknown attack, a pipeline of another kind, a prompt too long.
+    """
+    import torch
+
+    from ...editor.common.suggest import unknown
+
+    s = settings or AttackSettings()
+    s.check()
+    for name in attacks:
+        if name not in ATTACKS:
+            raise SaeuronError(unknown("attack", name, ATTACKS))
+    if type(original).__name__ != "StableDiffusionPipeline":
+        raise SaeuronError(
+            f"only StableDiffusionPipeline can be attacked, not {type(original).__name__}; SDXL's second text encoder is not built"
+        )
+    texts = [line.replace("{name}", case.concept) for line in paraphrases]
+    if "paraphrases" in attacks and not texts:
+        raise SaeuronError("the attack 'paraphrases' needs prompts")
+    run = Attacker(victim, original, case, judge, s, say)
+    run.check(attacks, texts)
+    rows = []
+    with torch.no_grad():
+        for edited in (False, True):
+            say(f"{case.concept}: {'edited' if edited else 'unedited'} model without attack")
+            rows.append(run.plain("edited" if edited else "unedited", case.reporting, s.report_seeds, edited))
+        for name in attacks:
+            say(f"{case.concept}: {name}")
+            if name in LEARNED:
+                rows.append(run.learned(name))
+            elif name == "seeds":
+                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.search_seeds, True))
+            else:
+                rows.append(run.plain("unedited-paraphrases", texts, s.report_seeds, False))
+                rows.append(run.plain(name, texts, s.report_seeds, True))
+    return rows, run.shown

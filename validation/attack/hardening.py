@@ -1,0 +1,208 @@
+"""Chooses how much an edit suppresses by attacking it: wider rules and other multipliers, each attacked through the hook.
+
+The candidate under which an attack succeeds least is taken, unless it costs the pictures without the concept more than is allowed. Candidates
+are compared on tuning prompts, names and seeds; the figures of the chosen one and of the setting before come from others. Results are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...editor.common.errors import SaeuronError
+from ...editor.edit.hook import AblationHook
+from ...editor.features.activations import ConceptActivations
+from ...editor.features.rule import Rule
+from ...editor.sae.sae import SparseAutoencoder
+from ..evidence.intervals import Rate
+from ..evidence.judges import Judge
+from ..evidence.sweep import Sweep, SweepSettings, Trial
+from ..evidence.unlearning import Job, rates
+from .attack import LEARNED, Attacker, AttackSettings, cases
+from .victims import Hooked
+
+_RATES = ("attack", "ua", "ira", "cra")
+
+
+@dataclass(frozen=True)
+class HardenSettings:
+    """What all candidates have in common."""
+
+    attack: AttackSettings = AttackSettings()
+    """its budget; `tune_seeds` are learned from, `report_seeds` counted in the report alone"""
+    row: str = "embedding"
+    """which attack; of `attack.LEARNED`"""
+    trial_seeds: tuple[int, ...] = tuple(range(300, 306))
+    """seeds that an attack is counted on while candidates are compared"""
+    cost: float = 0.02
+    """most that UA, IRA and CRA may each lose against the setting before"""
+    report_searches: int = 2
+    """attacks in the report, from beginnings and noise that no candidate was compared on"""
+    rest_seeds: int = 3
+    """of the report seeds, how many the report's pictures without the concept are made with"""
+    residual: str = "keep"
+
+    def check(self) -> None:
+        """Raise `SaeuronError` unless the figures can be trusted."""
+        self.attack.check()
+        if self.row not in LEARNED:
+            raise SaeuronError(f"attack '{self.row}' learns nothing; it is one of {', '.join(LEARNED)}")
+        both = set(self.trial_seeds) & {*self.attack.tune_seeds, *self.attack.report_seeds}
+        if both:
+            raise SaeuronError(f"seed {min(both)} is used twice: to compare candidates, and to learn from or to report; take others")
+        if not self.trial_seeds or not 0 <= self.cost < 1 or self.report_searches < 1:
+            raise SaeuronError("hardening needs a trial seed, a report search, and a cost from 0 to below 100 points")
+
+
+class Measured(NamedTuple):
+    """A candidate's figures."""
+
+    trial: Trial
+    features: int
+    """over hookpoints, each with those of any step"""
+    attack: Rate
+    """pictures that show the concept under attack"""
+    ua: Rate
+    """pictures of plain prompts that don't show it"""
+    ira: Rate
+    cra: Rate
+    """on pictures without the concept, each counted once"""
+
+    def entry(self) -> dict[str, Any]:
+        """As in the report."""
+        return {
+            "select": self.trial.select, "multiplier": self.trial.multiplier, "hookpoints": list(self.trial.hookpoints), "features": self.features,
+            **{name: getattr(self, name).as_dict() for name in _RATES},
+        }  # fmt: skip
+
+
+class Hardening(Sweep):
+    """Measures candidates through the dynamic hook.
+
+    Args:
+        pipeline: the unedited pipeline in float32, without safety checker (`attacks.victims.bare`).
+        saes: hookpoint → SAE.
+        activations: (domain, hookpoint) → activations.
+        judge: who looks at the pictures.
+        hardening: what is common.
+        store: folder of stored results.
+        identity: hash of the model's files.
+        say: told what goes on.
+    """
+
+    def __init__(
+        self, pipeline: Any, saes: Mapping[str, SparseAutoencoder], activations: Mapping[tuple[str, str], ConceptActivations], judge: Judge,
+        hardening: HardenSettings, store: Path, identity: str, say: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
+        hardening.check()
+        s = hardening.attack
+        common = SweepSettings(s.steps, s.guidance, hardening.residual, s.tune_seeds, s.report_seeds, batch_size=s.batch_size)
+        super().__init__(pipeline, saes, activations, judge, common, store, identity)
+        self.hardening, self.say = hardening, say
+        self._attackers: dict[str, Attacker] = {}
+
+    def compare(self, trial: Trial) -> Measured:
+        """On tuning prompts and trial seeds; every search's find is counted, which tells more than the best one's."""
+        h = self.hardening
+        return self._measured(trial, (h.attack,), True, h.trial_seeds, h.attack.tune_seeds)
+
+    def report_on(self, trial: Trial) -> Measured:
+        """On report prompts and seeds, with fresh searches; of one attack's searches the best counts, as in `saeuron attack`."""
+        h = self.hardening
+        fresh = tuple(replace(h.attack, seed=h.attack.seed + 1 + i) for i in range(h.report_searches))
+        return self._measured(trial, fresh, False, h.attack.report_seeds, h.attack.report_seeds[: h.rest_seeds])
+
+    def choose(self, before: Trial, candidates: Iterable[Trial], told: Callable[[Measured], None] = lambda found: None) -> list[Measured]:
+        """Compare candidates with the setting before them.
+
+        Candidates come from narrow to wide: at one multiplier, the wider ones are left out once no picture under attack shows the concept,
+        or once more is lost than is allowed. Where none shows it to begin with, there is nothing to compare by, and none is tried.
+
+        Returns:
+            all that were measured, the chosen one first.
+        """
+        first = self.compare(before)
+        told(first)
+        found: list[Measured] = [first]
+        done: set[float] = set()
+        for trial in dict.fromkeys(candidates) if first.attack.hits else ():
+            if trial.multiplier in done or trial == before:
+                continue
+            found.append(self.compare(trial))
+            told(found[-1])
+            if not found[-1].attack.hits or not self.affordable(found[-1], first):
+                done.add(trial.multiplier)
+        return sorted(found, key=lambda m: (not self.affordable(m, first), m.attack.value, m.features))
+
+    def affordable(self, found: Measured, before: Measured) -> bool:
+        """Whether UA, IRA and CRA each lose no more than is allowed."""
+        # Shares of whole pictures: a margin for rounding keeps "exactly as much" inside.
+        return all(getattr(found, k).value >= getattr(before, k).value - self.hardening.cost - 1e-9 for k in ("ua", "ira", "cra"))
+
+    def rest(self, trial: Trial, tuning: bool, seeds: Sequence[int]) -> list[Job]:
+        """Pictures without the concept: along diagonals, one half of all pairs of names to tune on, the other to report on."""
+        return [
+            (o, s, seed)
+            for i, o in enumerate(self.judge.objects)
+            for j, s in enumerate((*self.judge.styles, None))
+            if (i + j) % 2 == (0 if tuning else 1) and trial.concept not in (o, s)
+            for seed in seeds
+        ]
+
+    @torch.no_grad()
+    def _measured(
+        self, trial: Trial, attacks: Sequence[AttackSettings], tuning: bool, seeds: Sequence[int], rest_seeds: Sequence[int]
+    ) -> Measured:
+        edit = self.edit(trial)
+        key = self._key(
+            ["hardening", edit.sha256(), {h: self.saes[h].sha256() for h in trial.hookpoints}, trial.concept, self.hardening.row,
+             [asdict(a) for a in attacks], tuning, list(seeds), list(rest_seeds)]
+        )  # fmt: skip
+        features = sum(len(p.features) for p in edit.hookpoints.values())
+        stored = self._stored(key)
+        if stored is None:
+            shown: list[bool] = []
+            for settings in attacks:
+                shown += self._attacked(trial, Hooked(self.pipeline, edit, self.saes), settings, tuning, seeds)
+            prompts = self._case(trial).tuning if tuning else self._case(trial).reporting
+            # Plain prompts and the rest are judged alike: no learned token, the pipeline's own text encoder.
+            with AblationHook(self.pipeline.unet, edit, self.saes):
+                self.say(f"{trial.concept}: {trial.select}, {trial.multiplier:g}: pictures without attack")
+                rest = rates(self._pictures(self.rest(trial, tuning, rest_seeds)), {trial.concept: trial.domain})[trial.concept]
+                own = rates(self._pictures(self._own(trial, prompts, seeds)), {trial.concept: trial.domain})[trial.concept]
+            counted = {"attack": Rate(sum(shown), len(shown)), "ua": own.ua, "ira": rest.ira, "cra": rest.cra}
+            stored = {**asdict(trial), **{name: [r.hits, r.trials] for name, r in counted.items()}}
+            self._keep(key, stored)
+            self.measured += 1
+        return Measured(trial, features, *(Rate(*stored[name]) for name in _RATES))
+
+    def _attacked(self, trial: Trial, victim: Hooked, settings: AttackSettings, tuning: bool, seeds: Sequence[int]) -> list[bool]:
+        """Whether the concept shows, picture by picture."""
+        case, row = self._case(trial), self.hardening.row
+        attacker = Attacker(victim, self.pipeline, case, self.judge, settings, self.say)
+        known = self._attackers.setdefault(trial.concept, attacker)
+        attacker.targets = known.targets  # the unedited model's pictures are the same for every candidate
+        held = attacker.searches(row)
+        known.targets = attacker.targets
+        if not tuning:
+            held = [min(held, key=lambda h: (-h[0], h[1].loss))]
+        prompts = case.tuning if tuning else case.reporting
+        return [seen for _, found in held for seen in attacker.count(row, found, prompts, seeds)]
+
+    def _case(self, trial: Trial) -> Any:
+        return cases(self.judge, [trial.concept], [trial.concept])[0]
+
+    def _own(self, trial: Trial, prompts: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+        """The pictures that these prompts ask for."""
+        pairs = [(o, s) for o in self.judge.objects for s in (*self.judge.styles, None) if trial.concept in (o, s)]
+        return [(o, s, seed) for o, s in pairs if self.judge.prompt(o, s) in prompts for seed in seeds]
+
+
+def widened(trial: Trial, factors: Sequence[float], multipliers: Sequence[float]) -> list[Trial]:
+    """The trial's rule, widened by each factor, at each multiplier; from narrow to wide."""
+    rule = Rule.parse(trial.select)
+    return [replace(trial, select=str(rule.widened(f)), multiplier=m) for m in multipliers for f in sorted(factors)]

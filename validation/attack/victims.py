@@ -1,0 +1,63 @@
+"""The model under attack: an artifact's checkpoint, or the original with the dynamic hook."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ...editor.denoisers.families import family_of, rebuilt
+from ...editor.edit.edit import Edit
+from ...editor.edit.hook import AblationHook
+from ...editor.edit.straight_through import open_gates
+from ...editor.sae.sae import SparseAutoencoder
+
+
+class Victim(Protocol):
+    """An edited model through which gradients pass."""
+
+    pipeline: Any
+
+    def edited(self, straight: bool = False) -> contextlib.AbstractContextManager[Any]:
+        """While open, `pipeline.unet` carries the edit; `straight` lets gradients through its decisions and changes no value."""
+        ...
+
+
+@dataclass
+class Baked:
+    """A pipeline with an edited UNet."""
+
+    pipeline: Any
+
+    @contextlib.contextmanager
+    def edited(self, straight: bool = False) -> Iterator[Any]:
+        """The UNet is always edited; `straight` opens its gates."""
+        with open_gates(self.pipeline.unet) if straight else contextlib.nullcontext():
+            yield self.pipeline
+
+
+@dataclass
+class Hooked:
+    """The original pipeline, with the edit's hook while it is wanted."""
+
+    pipeline: Any
+    edit: Edit
+    saes: Mapping[str, SparseAutoencoder]
+    gate: str = "exact"
+
+    @contextlib.contextmanager
+    def edited(self, straight: bool = False) -> Iterator[Any]:
+        """The hook is on the UNet while the context is open."""
+        with AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, open_gates=straight):
+            yield self.pipeline
+
+
+def bare(pipeline: Any) -> Any:
+    """The same pipeline in float32, without safety checker: what is attacked is the edit. Its weights ask for no gradient."""
+    family = family_of(pipeline)
+    left_out = {"safety_checker": None} if "safety_checker" in pipeline.components else {}
+    found = rebuilt(pipeline, **left_out) if left_out and pipeline.safety_checker is not None else pipeline
+    for name in family.networks:
+        getattr(found, name).float().requires_grad_(False).eval()
+    return found

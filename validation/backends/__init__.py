@@ -1,0 +1,1 @@
+"""Runners of an artifact: torch, ONNX Runtime, TensorRT, and the pipeline without torch."""

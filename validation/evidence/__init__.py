@@ -1,0 +1,1 @@
+"""Judges, evaluations, comparison, tuning."""

@@ -1,0 +1,235 @@
+"""What an evaluation will make: options checked against artifact, judge and prompts, before any model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import file_sha256
+from ...editor.common.suggest import unknown
+from ..artifact import manifest
+from ..artifact.installed import missing
+from ..backends.choose import choose_networks
+from . import clip_score, nudity
+from .counting import COLUMNS, PLAIN
+from .distances import opened, reference_files
+from .judges import Judge, look, open_judge
+from .makers import HOOK, UNEDITED, Makers, stage
+from .prompt_file import read_prompts
+from .unlearning import DOMAINS, all_jobs
+from .verdicts import Look, Row, Wanted, plain_name
+
+SEEDS = (188, 288, 588, 688, 888)
+"""UnlearnCanvas's"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how."""
+
+    backends: tuple[str, ...] = ()
+    """of `makers.KINDS`; empty: what the artifact holds and can be run here, one of them"""
+    before: bool = True
+    """the unedited model too"""
+    judge: str = "demo"
+    objects: tuple[str, ...] = ()
+    """of the judge's; empty: all"""
+    styles: tuple[str, ...] = ()
+    """of the judge's, and `plain`; empty: all"""
+    seeds: tuple[int, ...] = SEEDS
+    steps: int | None = None
+    """None: those on record"""
+    guidance: float | None = None
+    model: str | None = None
+    saes: tuple[str, ...] = ()
+    device: str = "cpu"
+    provider: str | None = None
+    batch_size: int = 16
+    fid: Path | None = None
+    """Inception's weights"""
+    reference: Path | None = None
+    """folder of pictures to take Fréchet distances from"""
+    sequential: bool = False
+    """the hook with one concept, two, …, all"""
+    all_but_one: bool = False
+    """the hook with all concepts but each one in turn"""
+    nudenet: bool = False
+    clip: str | None = None
+    """folder or Hub id of a CLIP model"""
+    prompts: Path | None = None
+    """with `nudenet`, `clip` or, for the distance alone, `fid`"""
+    threshold: float = 0.6
+    """least score of a detection"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will make."""
+
+    root: Path
+    record: dict[str, Any]
+    options: Options
+    makers: Makers
+    backends: tuple[tuple[str, tuple[str, ...]], ...]
+    """name, and the concepts of a stage of the hook"""
+    removed: dict[str, str]
+    """concept → domain; empty with a user's prompts"""
+    judged: tuple[str, ...]
+    wanted: list[Wanted]
+    columns: tuple[str, ...]
+    settings: dict[str, Any]
+    judge: Judge | None
+    look: Look
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all backends and stages."""
+        return [stage(c) if c else name for name, c in self.backends]
+
+    @property
+    def protocol(self) -> str:
+        """`unlearncanvas`, `nudity` or `utility`."""
+        return str(self.settings["protocol"])
+
+
+def make_plan(artifact: str | Path, options: Options) -> Plan:
+    """Check everything that can be without a model; opens the judge.
+
+    Raises:
+        SaeuronError: what can't be.
+    """
+    root = Path(artifact)
+    record = manifest.read(root)
+    makers = Makers(root, record, options.model, options.saes, options.device, options.provider)
+    _check_prompts(options)
+    stages = _stages(record["concepts"], options)
+    chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [_default(root, record)])
+    if options.before and UNEDITED not in chosen:
+        chosen.insert(0, UNEDITED)
+    elif UNEDITED in chosen:
+        chosen.insert(0, chosen.pop(chosen.index(UNEDITED)))
+    makers.check([*chosen, *([HOOK] if stages else [])])
+    if options.model is not None and not stages and not {UNEDITED, HOOK} & set(chosen):
+        raise SaeuronError("--model is for 'unedited' and 'hook', and neither is asked for; leave it out")
+    if options.saes and not stages and HOOK not in chosen:
+        raise SaeuronError("--sae is for 'hook', which is not asked for; leave it out")
+    sampling = record["sampling"]
+    steps = options.steps if options.steps is not None else int(sampling["steps"])
+    guidance = options.guidance if options.guidance is not None else float(sampling["guidance"])
+    settings = {
+        "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
+        "concepts": record["concepts"], "precision": record["precision"], "steps": steps, "guidance": guidance,
+        "height": sampling.get("height"), "width": sampling.get("width"),
+    }  # fmt: skip
+    backends = (*((name, ()) for name in chosen), *((HOOK, c) for c in stages))
+    if options.reference is not None:
+        reference_files(options.reference)
+    if options.prompts is not None:
+        return _prompts_plan(root, record, options, makers, backends, settings, options.prompts)
+    judge = open_judge(options.judge)
+    removed = {}
+    for name in record["concepts"]:
+        domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
+        if domain is None:
+            raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{options.judge}'"))
+        if domain not in judge.judged:
+            raise SaeuronError(f"the judge '{options.judge}' doesn't look at {domain}s, so it can't say whether '{name}' is gone")
+        removed[name] = domain
+    objects = _subset(options.objects, judge.objects, "object")
+    styles = _subset(options.styles, [*judge.styles, PLAIN], "style")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise SaeuronError("--seeds: at least one, each once")
+    jobs = all_jobs(objects, [None if s == PLAIN else s for s in styles], options.seeds)
+    wanted = [
+        Wanted(
+            plain_name(f"{o}-{s or PLAIN}-{seed}"), judge.prompt(o, s), seed, guidance, {"object": o, "style": s or ""}
+        ) for o, s, seed in jobs
+    ]  # fmt: skip
+    if len({w.name for w in wanted}) < len(wanted):
+        raise SaeuronError("two of the judge's labels give one file name; rename one of them")
+    settings |= {
+        "protocol": "unlearncanvas", "judge": {"name": judge.name, "sha256": judge.sha256, "judged": list(judge.judged)}, "objects": objects,
+        "styles": styles, "seeds": list(options.seeds),
+    }  # fmt: skip
+    return Plan(
+        root, record, replace(options, steps=steps, guidance=guidance), makers, backends, removed, judge.judged, wanted, COLUMNS, settings, judge,
+        partial(_look, judge),
+    )  # fmt: skip
+
+
+def _check_prompts(options: Options) -> None:
+    """What goes with a user's prompts, and what doesn't."""
+    asked = [name for name, given in (("--nudenet", options.nudenet), ("--clip", options.clip is not None)) if given]
+    if len(asked) > 1:
+        raise SaeuronError("--nudenet and --clip are two evaluations; run them one after the other, each with its own --output")
+    if options.prompts is None:
+        if asked:
+            raise SaeuronError(f"{asked[0]} needs prompts: give --prompts FILE (a CSV with a column 'prompt', or one prompt a line)")
+        return
+    if not asked and options.fid is None:
+        raise SaeuronError("--prompts goes with --nudenet, --clip or --fid; a judge of concepts makes its own prompts")
+    if options.objects or options.styles:
+        raise SaeuronError("--prompts takes the place of --objects and --styles; leave these out")
+    if options.nudenet and (options.fid or options.reference):
+        raise SaeuronError("--nudenet counts detections alone; leave --fid and --reference out")
+    if options.judge != "demo":
+        raise SaeuronError(f"--judge {options.judge} looks at concepts, and --prompts asks for none; leave one of them out")
+    if options.sequential or options.all_but_one:
+        raise SaeuronError("--sequential and --all-but-one go with a judge of concepts, not with --prompts")
+
+
+def _prompts_plan(
+    root: Path, record: dict, options: Options, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
+) -> Plan:
+    wanted = read_prompts(prompts, options.seeds[0], settings["guidance"])
+    settings = {**settings, "seeds": [options.seeds[0]], "prompts_sha256": file_sha256(prompts)}
+    sees: Look
+    if options.nudenet:
+        detector = nudity.NudeNet()
+        columns: tuple[str, ...] = nudity.COLUMNS
+        settings |= {"protocol": "nudity", "judge": {"name": detector.name, "sha256": detector.sha256}}
+        sees = detector.look
+    else:
+        columns = clip_score.COLUMNS
+        settings |= {"protocol": "utility", "judge": {"name": "none", "sha256": ""}}
+        sees = _unseen
+        if options.clip is not None:
+            clip = clip_score.ClipScore(options.clip, options.device)
+            settings["judge"] = {"name": clip.name, "sha256": clip.sha256}
+            sees = clip.look
+    changed = replace(options, steps=settings["steps"], guidance=settings["guidance"])
+    return Plan(root, record, changed, makers, backends, {}, (), wanted, columns, settings, None, sees)
+
+
+def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+    return [{"clip_score": "", "tokens_cut": ""} for _ in files]
+
+
+def _default(root: Path, record: dict[str, Any]) -> str:
+    return "checkpoint" if "checkpoint" in record["formats"] and not missing() else choose_networks(root, record).backend
+
+
+def _stages(concepts: Sequence[str], options: Options) -> list[tuple[str, ...]]:
+    if options.all_but_one and len(concepts) < 2:
+        raise SaeuronError(f"--all-but-one: this artifact removes '{concepts[0]}' alone")
+    found = [tuple(concepts[:n]) for n in range(1, len(concepts) + 1)] if options.sequential else []
+    found += [tuple(c for c in concepts if c != left) for left in concepts] if options.all_but_one else []
+    return list(dict.fromkeys(found))
+
+
+def _subset(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[str]:
+    for name in wanted:
+        if name not in known:
+            raise SaeuronError(unknown(kind, name, known, "to the judge"))
+    # In the judge's order, so that one choice is one order.
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _look(judge: Judge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+    jobs = [(w.fields["object"], w.fields["style"] or None, w.seed) for w in wanted]
+    return [{"seen_object": p.seen_object, "seen_style": p.seen_style or ""} for p in look(judge, jobs, opened(files))]

@@ -1,0 +1,1 @@
+"""The artifact against the hook: reference, parity, report."""

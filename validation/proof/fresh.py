@@ -1,0 +1,128 @@
+"""A new reference for an existing artifact: the hook runs again on the original model, from latents of another seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...editor import demo
+from ...editor.common.errors import SaeuronError
+from ...editor.common.names import normalise
+from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
+from ...editor.edit.edit import Edit
+from ...editor.edit.hook import TokenEdit
+from ...editor.sae.sae import SparseAutoencoder
+from ..artifact import manifest
+from ..artifact.golden import Golden
+from .parity import Reference
+from .reference import PRECISIONS, make_golden
+from .seam_reference import on_tokens
+
+
+class Original(NamedTuple):
+    """What the hook needs, each the one on record."""
+
+    pipeline: Any
+    edit: Edit
+    saes: dict[str, SparseAutoencoder]
+
+
+def open_edit(root: Path, record: dict[str, Any]) -> Edit:
+    """The artifact's edit.
+
+    Raises:
+        SaeuronError: it is not the one on record.
+    """
+    edit = Edit.load(root / "edit" / "edit.safetensors")
+    if edit.sha256() != record["edit"]["sha256"]:
+        raise SaeuronError(
+            f"edit/edit.safetensors in '{root}' is not the edit on record (hashes differ); take the artifact again from its source"
+        )
+    return edit
+
+
+def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> Any:
+    """The original pipeline at the artifact's precision.
+
+    Raises:
+        SaeuronError: it is not the one on record.
+    """
+    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device, variant=record["model"].get("variant"))
+    if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
+        raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
+    return pipeline
+
+
+def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, SparseAutoencoder]:
+    """Hookpoint → SAE of an artifact.
+
+    Args:
+        record: the artifact's manifest.
+        saes: `PATH` or `HOOKPOINT=PATH`; default: the sources on record.
+
+    Raises:
+        SaeuronError: an SAE that can't be opened, or another one than that on record.
+    """
+    given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
+    opened = {}
+    for hookpoint, known in record["saes"].items():
+        source = given.get(hookpoint) or given.get("") or known["source"]
+        try:
+            sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
+        except SaeuronError as error:
+            if hookpoint in given or "" in given:
+                raise
+            # Of a local folder only its name is on record.
+            raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
+        if sae.sha256() != known["sha256"]:
+            raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
+        opened[hookpoint] = sae
+    return opened
+
+
+def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
+    """Original pipeline, edit and SAEs of an artifact; arguments and errors as those of `fresh_golden`."""
+    edit, opened = open_edit(root, record), open_saes(record, saes)
+    return Original(open_original(model, record, device), edit, opened)
+
+
+def _proof_of(root: Path, record: dict[str, Any], edit: Edit) -> tuple[list[str], str]:
+    """Prompts and scope of the export's proof; of an artifact that was published without golden vectors, as its other files have them."""
+    path = root / "edit" / "golden.safetensors"
+    if path.is_file():
+        notes = Golden.load(path).notes
+        return notes["prompts"], notes["scope"]
+    prompts = edit.provenance.get("prompts")
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+        raise SaeuronError(f"'{root}' holds neither golden vectors nor the prompts of its proof, so it can't be proven")
+    return prompts, (record.get("validation") or {}).get("scope", "full")
+
+
+def fresh_golden(
+    artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu"
+) -> tuple[Golden, Reference]:
+    """Run the reference for `artifact` on the original model.
+
+    Args:
+        artifact: its folder; its own edit file says what the hook does.
+        model: the original model.
+        saes: `PATH` or `HOOKPOINT=PATH`; default: the sources on record.
+        seed: of the latents.
+        device: torch device.
+
+    Returns:
+        golden vectors, and the hook on any tokens.
+
+    Raises:
+        SaeuronError: the model or an SAE is not the one on record.
+    """
+    root = Path(artifact)
+    record = manifest.read(root)
+    pipeline, edit, opened = open_reference(root, record, model, saes, device)
+    prompts, scope = _proof_of(root, record, edit)
+    sampling = record["sampling"]
+    golden = make_golden(
+        pipeline, edit, opened, prompts, sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
+        sampling["height"], sampling["width"], seed, scope,
+    )  # fmt: skip
+    return golden, on_tokens(TokenEdit(edit, opened, PRECISIONS[record["precision"]], device, record["gate"]))

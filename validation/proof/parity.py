@@ -1,0 +1,355 @@
+"""Is an artifact equal to the dynamic hook? The yardstick is what the edit does, not the size of the signal.
+
+A fixed tolerance on the output passes an unedited model whenever the edit is small. Here every distance is divided by
+`effect = |hook - neutral|` of the same input, where `neutral` is the hook with every gain at 1: the unedited model for
+`residual=keep`. So the unedited model scores 1 (or more, where the reconstruction error alone moves it) and must fail.
+The edit itself is compared at the seam (`seam`), the network around it by whole forwards (`forwards`) and free runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...editor.common.errors import SaeuronError, first_line
+from ..artifact.engines import OutsideShapes
+from ..artifact.golden import Golden, Run
+from ..artifact.seam import BARS as SEAM_BARS
+from ..artifact.seam import SHARE as SEAM_SHARE
+from ..artifact.seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
+from ..backends.choose import Runner
+from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
+
+RUN_BARS = {"fp32": 0.10, "fp16": 0.25, "bf16": 0.25}
+"""a free run may leave the hook's by this share of the edit's effect, by precision"""
+CONTROL_ROOM = 3.0
+"""a model without the edit must miss the bars at the seam by this factor"""
+COMPONENT_BARS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+"""largest relative distance of the graphs around the UNet, which no edit touches"""
+PICTURE_BARS = {"fp32": 45.0, "fp16": 35.0, "bf16": 25.0}
+"""least PSNR in dB between the hook's final latents decoded by the artifact and by the original"""
+DRIFT_FACTOR = 2.0
+"""a free run may leave the hook's by this many times the larger of two drifts under that precision's rounding: the unedited
+model's from itself and the hook's from itself"""
+
+
+def relative(value: np.ndarray, reference: np.ndarray) -> float:
+    """`|value - reference| / |reference|` in float64."""
+    scale = float(np.linalg.norm(reference.astype(np.float64)))
+    return float(np.linalg.norm(value.astype(np.float64) - reference.astype(np.float64))) / max(scale, 1e-30)
+
+
+Reference = Callable[[str, float, Tensors], Seam]
+"""the hook on a backend's own tokens, where the SAE is at hand: hookpoint, timestep, what the backend shows → arrays `[B, tokens, …]`"""
+
+
+class NoSeam(Exception):
+    """A graph of ours that shows no edit."""
+
+
+def check_seam(golden: Golden, runner: Runner) -> Comparison | None:
+    """Feed the edit alone with golden tokens and compare with the hook's result on them; None where a backend can't be cut."""
+    tally = Tally(golden.precision)
+    for case in golden.cases:
+        for hookpoint, expected in case.seams.items():
+            found = runner.edit(hookpoint, case.timestep, expected.input, expected.before)
+            if found is None:
+                return None
+            tally.add(place(case), hookpoint, expected, *found)
+    return tally.result()
+
+
+def observe(
+    golden: Golden, runner: Runner, reference: Reference | None = None
+) -> tuple[list[np.ndarray], list[int], Comparison | None] | None:
+    """Run every golden forward with the seam's tensors shown; None where a backend hides them.
+
+    Returns:
+        outputs; by case, how many decisions came out otherwise than the hook's; the comparison on the backend's own tokens, given a reference.
+    """
+    tally = Tally(golden.precision)
+    outputs, turned = [], []
+    for case in golden.cases:
+        shown = runner.observe(*case.inputs)
+        lacking = sorted(set(case.fires) - set(shown.seams if shown else ()))
+        if lacking and runner.shows_seam:
+            raise NoSeam(f"it shows no edit at {', '.join(lacking)}, so it holds no edit or not all of it")
+        if shown is None:
+            return None
+        outputs.append(shown.output)
+        turned.append(turned_in(shown.seams, case.fires, case.members))
+        for hookpoint in case.fires if reference else ():
+            assert reference is not None
+            mine = shown.seams[hookpoint]
+            whole = reference(hookpoint, case.timestep, mine)
+            tally.add(place(case), hookpoint, flat(whole), rows_of(mine.output), rows_of(mine.fires))
+    return outputs, turned, tally.result() if reference else None
+
+
+@dataclass
+class SeamPart:
+    """What was compared at the seam."""
+
+    passed: bool | None
+    """None where a backend hides its inner tensors"""
+    golden_tokens: Comparison | None = None
+    """the edit cut out of the graph and fed with the golden vectors' tokens"""
+    own_tokens: Comparison | None = None
+    """whole maps of the backend's own forwards, where the SAE is at hand"""
+    turned: int = 0
+    """decisions that came out otherwise in whole forwards, where rounding upstream moves the tokens themselves"""
+    decisions: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> dict[str, dict[str, Any]]:
+    """The UNet of a backend: its edit at the seam, and its whole forwards (`SeamPart`, `Forwards`)."""
+    shown = observe(golden, runner, reference)
+    runner.stop_watching()
+    plain = run_forwards(golden, runner.unet)
+    if shown is None:
+        hidden = {"not_checked": "an engine hides its inner tensors; the graph that it was built from shows them"}
+        return {"seam": asdict(SeamPart(None)) | hidden, "forwards": asdict(compare_forwards(golden, plain))}
+    outputs, turned, own = shown
+    cut = check_seam(golden, runner)
+    forwards = compare_forwards(golden, outputs, turned)
+    forwards.shipped, failures = compare_shipped(golden, plain)
+    forwards.failures += failures
+    forwards.passed = not forwards.failures
+    failures = [line for part in (cut, own) if part is not None for line in part.failures]
+    if cut is None:
+        failures.append("seam: its edit can't be run alone, so it was not compared on the golden tokens")
+    decisions = sum(f.size for c in golden.cases for f in c.fires.values())
+    return {"seam": asdict(SeamPart(not failures, cut, own, sum(turned), decisions, failures)), "forwards": asdict(forwards)}
+
+
+def run_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> list[np.ndarray | str]:
+    """The golden vectors' forwards by a `Runner.unet`; a text where an engine wasn't built for the shape."""
+    outputs: list[np.ndarray | str] = []
+    for case in golden.cases:
+        try:
+            outputs.append(run_unet(*case.inputs))
+        except OutsideShapes as error:
+            outputs.append(str(error))
+    return outputs
+
+
+def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
+    """Compare text encoders and autoencoder halves with the original's."""
+    bar = COMPONENT_BARS[golden.precision]
+    found: dict[str, float] = {}
+    failures = []
+    outside: list[str] = []
+    inputs = {"vae_decoder": "latent_sample", "vae_encoder": "sample"}
+    missing = sorted({*inputs, "text_encoder"} - set(golden.components))
+    if missing:
+        failures.append(f"the golden vectors hold nothing of {', '.join(missing)}, so nothing was proven of them")
+    for name, tensors in golden.components.items():
+        given = inputs.get(name, "input_ids")
+        if given not in tensors:
+            failures.append(f"{name}: the golden vectors hold no '{given}' for it, so nothing was proven of it")
+            continue
+        try:
+            outputs = runner.component(name, {given: tensors[given]})
+        except OutsideShapes:
+            outside.append(name)
+            continue
+        if outputs is None:
+            # Text-to-image needs no encoder of pictures, so engines have none.
+            if name != "vae_encoder":
+                failures.append(f"{name}: this backend has none")
+            continue
+        if not set(tensors) - {given}:
+            failures.append(f"{name}: the golden vectors hold no outputs of it, so nothing was proven of it")
+        for key, reference in tensors.items():
+            if key == given:
+                continue
+            if key not in outputs or outputs[key].shape != reference.shape:
+                failures.append(
+                    f"{name}: gives {list(outputs[key].shape) if key in outputs else 'no'} '{key}', not {list(reference.shape)}"
+                )
+                continue
+            if not np.isfinite(outputs[key]).all():
+                failures.append(f"{name}: '{key}' is not finite")
+            found[f"{name}.{key}"] = apart = relative(outputs[key], reference)
+            if not apart <= bar:
+                failures.append(f"{name}: '{key}' differs by {apart:.2%} (bar {bar:.1%})")
+    return {"passed": not failures, "bar": bar, "relative": found, "outside": outside, "failures": failures}
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures of one shape in dB; infinite when equal."""
+    if a.shape != b.shape:
+        raise ValueError(f"pictures of shapes {list(a.shape)} and {list(b.shape)}")
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Mean structural similarity of uint8 pictures `[B, H, W, 3]`; None without scikit-image. It is shown, never judged."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        return None
+    return float(np.mean([structural_similarity(x, y, channel_axis=-1, data_range=255) for x, y in zip(a, b, strict=True)]))
+
+
+def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Compare free-running loops: final latents by effect and drift, pictures by PSNR and SSIM."""
+    bar = RUN_BARS[golden.precision]
+    rows, failures, outside = [], [], 0
+    for run in golden.runs:
+        try:
+            latents, pictures, decoded = free_run(run)
+        except OutsideShapes:
+            outside += 1
+            continue
+        size = float(np.linalg.norm(run.unedited.astype(np.float64)))
+        apart, effect = distance(latents, run.hook) / size, distance(run.hook, run.neutral) / size
+        allowed = max(bar * effect, DRIFT_FACTOR * max(run.drift, run.hook_drift))
+        where = f"guidance={run.guidance:g} {pictures.shape[1]}x{pictures.shape[2]}"
+        # Where rounding alone carries a run as far as the edit does, it can't tell an edit from none and must not pretend to.
+        conclusive = allowed < effect
+        decoder = psnr(decoded, run.hook_pictures)
+        if decoder < PICTURE_BARS[golden.precision]:
+            failures.append(
+                f"free run ({where}): the hook's final latents decode to another picture ({decoder:.1f} dB, bar {PICTURE_BARS[golden.precision]:.0f} dB)"
+            )
+        if not np.isfinite(latents).all():
+            failures.append(f"free run ({where}): final latents are not finite")
+        elif conclusive and not apart <= allowed:
+            failures.append(
+                f"free run ({where}): final latents are {apart:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, drift of the unedited model {run.drift:.2%}, of the hook {run.hook_drift:.2%})"
+            )
+        rows.append({
+            "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
+            "latents": apart, "effect": effect, "drift": run.drift, "hook_drift": run.hook_drift, "allowed": allowed, "conclusive": conclusive, "decoder_psnr": decoder,
+            "psnr": psnr(pictures, run.hook_pictures), "ssim": ssim(pictures, run.hook_pictures),
+            "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures), "ssim_unedited": ssim(run.unedited_pictures, run.hook_pictures),
+        })  # fmt: skip
+    if golden.notes.get("scope") == "full" and not rows and not outside:
+        failures.append("the golden vectors say that free runs were made, but hold none")
+    if rows and not any(r["conclusive"] for r in rows):
+        failures.append(
+            "free runs: rounding carries every run as far as the edit does, so none can be judged; use a higher precision or a milder multiplier"
+        )
+    return {"passed": not failures, "rows": rows, "outside": outside, "failures": failures}
+
+
+def check_control(golden: Golden) -> dict[str, Any]:
+    """The same comparisons of models that lack the edit: they must fail, or the proof could not tell an edit from none.
+
+    The unedited model at the seam, in whole forwards and in free runs; at the seam also the hook with every gain at 1, which treats the
+    reconstruction error alike (`residual` not `keep`) and suppresses nothing.
+    """
+    failures = []
+    seams = [(place(c), h, s) for c in golden.cases for h, s in c.seams.items() if s.fires.any()]
+    caught = sum(all(_fails(golden.precision, *seam, other) for other in (seam[2].input, seam[2].neutral)) for seam in seams)
+    if caught != len(seams) or not seams:
+        failures.append(
+            f"control: a model without the edit passed {len(seams) - caught} of {len(seams)} comparisons at the seam, so they prove nothing"
+        )
+    forwards = compare_forwards(golden, [c.unedited for c in golden.cases])
+    forwards_caught = sum(1 for r in forwards.rows if r.effect > 0 and not r.ratio <= forwards.allowed)
+    if forwards.passed:
+        failures.append("control: the unedited model passed the comparison of whole forwards, so it proves nothing")
+    runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures, run.hook_pictures))
+    judged = [r for r in runs["rows"] if r["conclusive"]]
+    runs_caught = sum(1 for r in judged if not r["latents"] <= r["allowed"])
+    if runs_caught != len(judged):
+        failures.append(f"control: the unedited model passed {len(judged) - runs_caught} of {len(judged)} free runs that were judged")
+    moved = max((relative(c.neutral, c.unedited) for c in golden.cases), default=0.0)
+    return {
+        "passed": not failures, "residual_alone": moved, "seams_caught": caught, "seams": len(seams), "forwards_caught": forwards_caught,
+        "forwards": forwards.fired, "runs_caught": runs_caught, "runs_judged": len(judged), "runs": len(golden.runs), "failures": failures,
+    }  # fmt: skip
+
+
+def _fails(precision: str, where: str, hookpoint: str, seam: Seam, output: np.ndarray) -> bool:
+    """Whether these tokens in place of the edited ones fail by their values, with room to spare."""
+    tally = Tally(precision)
+    tally.add(where, hookpoint, seam, output, seam.fires)
+    found = tally.result()
+    return found.worst > CONTROL_ROOM * SEAM_BARS[precision] or not abs(found.share - 1) <= CONTROL_ROOM * SEAM_SHARE
+
+
+# What a report reads of a check that could not be run.
+_NAN = float("nan")
+_UNRUN: dict[str, dict[str, Any]] = {
+    "seam": asdict(SeamPart(None)), "components": {"relative": {}, "outside": []}, "runs": {"rows": [], "outside": 0},
+    "forwards": asdict(Forwards(False, _NAN, _NAN, 0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0, None, 0)),
+}  # fmt: skip
+
+
+def prove(
+    golden: Golden, runners: Sequence[Runner], progress: Callable[[str], None] = lambda text: None, reference: Reference | None = None
+) -> dict[str, Any]:
+    """The whole proof over several backends.
+
+    Args:
+        golden: the reference.
+        runners: one a backend.
+        progress: told each check's name.
+        reference: the hook on any tokens, where the SAE is at hand.
+
+    Returns:
+        the report: `{"passed", "precision", "scope", "prompts", "against_topk", "control", "backends": {name: …}, "failures": [line, …]}`.
+    """
+    report: dict[str, Any] = {
+        "precision": golden.precision,
+        "scope": golden.notes.get("scope"),
+        "prompts": golden.notes.get("prompts"),
+        "against_topk": golden.notes.get("against_topk"),
+        "control": check_control(golden),
+        "backends": {},
+    }
+    failures = list(report["control"]["failures"])
+    if not runners:
+        failures.append("no backend was run, so nothing was proven")
+    kinds = {c.kind for c in golden.cases}
+    if kinds != {"step", "between", "fractional"}:
+        failures.append(
+            f"the golden vectors hold forwards of kind {', '.join(sorted(kinds)) or 'none'} only, not at calibrated, halfway and fractional timesteps"
+        )
+    if any(set(c.seams) != set(c.fires) or not c.fires for c in golden.cases):
+        failures.append("the golden vectors lack tokens of a hookpoint, so its edit was not compared")
+    for runner in runners:
+        parts: dict[str, Any] = {}
+        for title, check in (
+            ("seam", lambda r=runner: check_network(golden, r, reference)),
+            ("components", lambda r=runner: {"components": check_components(golden, r)}),
+            ("runs", lambda r=runner: {"runs": check_runs(golden, r.free_run)}),
+        ):
+            # What this installation lacks the means for is said, and neither passed nor failed.
+            if reason := runner.skips.get(title):
+                parts[title] = {**_UNRUN[title], "passed": None, "not_checked": reason}
+                continue
+            progress(f"{runner.name}: {_TITLES[title]}")
+            try:
+                found = check()
+            except SaeuronError:
+                raise
+            except Exception as error:  # a graph that can't take the inputs raises its runtime's own types
+                if isinstance(error, MemoryError | OSError) or _NO_MEMORY.search(str(error)):
+                    # This machine's fault and not the artifact's: no verdict.
+                    raise SaeuronError(f"{runner.name}: {_TITLES[title]} could not be checked on this machine ({first_line(error)}), so nothing is said of the artifact") from None  # fmt: skip
+                line = f"{_TITLES[title]}: can't be run: {(str(error).splitlines() or [type(error).__name__])[0][:300]}"
+                names = ("seam", "forwards") if title == "seam" else (title,)
+                found = {name: {**_UNRUN[name], "passed": False, "failures": [line] if name == title else []} for name in names}
+            parts |= found
+            failures += [f"{runner.name}: {line}" for part in found.values() for line in part.pop("failures")]
+        parts["runs"]["loop"] = runner.loop
+        runner.close()
+        parts["passed"] = all(part["passed"] is not False for part in parts.values())
+        report["backends"][runner.name] = parts
+    report["failures"], report["passed"] = failures, not failures
+    return report
+
+
+_NO_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate|no space left", re.IGNORECASE)
+_TITLES = {"seam": "edit and forwards of the UNet", "components": "components", "runs": "free runs"}

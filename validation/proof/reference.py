@@ -1,0 +1,323 @@
+"""Makes golden vectors: runs the dynamic hook on the original pipeline at the artifact's precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...editor.denoisers.conditions import conditions_in, unet_arguments
+from ...editor.denoisers.families import family_of
+from ...editor.denoisers.sampling import autoencoder, check_finite, denoise, initial_latents, step_generators, unscaled
+from ...editor.denoisers.sizes import latent_sides, multiple_of
+from ...editor.edit.bake import refuse_edited
+from ...editor.edit.edit import Edit
+from ...editor.edit.hook import AblationHook
+from ...editor.sae.sae import SparseAutoencoder
+from ..artifact.golden import Case, Golden, Run
+from ..artifact.seam import digest
+from ..artifact.weights import of_original
+from ..trust.configs import configs_of
+from .seam_reference import expected, sample
+from .surroundings import of_pipeline, token_ids
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Detached copy on the CPU, floats widened to float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
+
+
+class _Call(NamedTuple):
+    """One forward of a UNet: inputs and output."""
+
+    sample: torch.Tensor
+    timestep: float
+    context: torch.Tensor
+    conditions: dict[str, torch.Tensor]
+    output: torch.Tensor
+
+
+class _Recorder:
+    """Keeps the inputs and outputs of every forward of a UNet."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.calls: list[_Call] = []
+        self._handle = unet.register_forward_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        result = output[0] if isinstance(output, tuple) else output.sample
+        conditions = {name: value.detach() for name, value in conditions_in(kwargs).items()}
+        t = float(torch.as_tensor(timestep).reshape(-1)[0])
+        self.calls.append(_Call(args[0].detach(), t, context.detach(), conditions, result.detach()))
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every part of the reference needs."""
+
+    pipeline: Any
+    edit: Edit
+    saes: Mapping[str, SparseAutoencoder]
+    precision: str
+    gate: str
+
+    def hook(self, record: bool = False) -> AblationHook:
+        return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record, record_tokens=record)
+
+    def forward(self, call: _Call) -> torch.Tensor:
+        """The UNet's output for a call's inputs."""
+        return _forward(self.pipeline.unet, call)
+
+    @functools.cached_property
+    def wide(self) -> tuple[torch.nn.Module, AblationHook]:
+        """UNet and hook with the same rounded weights, computing in float32."""
+        unet = copy.deepcopy(self.pipeline.unet).float()
+        saes = {name: copy.deepcopy(sae).to(self.pipeline.unet.dtype).float() for name, sae in self.saes.items()}
+        return unet, AblationHook(unet, self.edit, saes, self.gate)
+
+    def drifts(self, call: _Call, unedited: torch.Tensor) -> tuple[float, float]:
+        """How far rounding alone moves the unedited output and the hook's, see `Case.drift`."""
+        if self.precision == "fp32":
+            signs = torch.randint(0, 2, call.sample.shape, generator=torch.Generator().manual_seed(0)).to(call.sample) * 2 - 1
+            moved = call._replace(sample=call.sample * (1 + torch.finfo(call.sample.dtype).eps * signs))
+            with self.hook():
+                return 0.0, _apart(self.forward(moved), call.output)
+        unet, hook = self.wide
+        wide = call._replace(
+            sample=call.sample.float(), context=call.context.float(), conditions={n: v.float() for n, v in call.conditions.items()}
+        )
+        drift = _apart(_forward(unet, wide), unedited)
+        with hook:
+            return drift, _apart(_forward(unet, wide), call.output)
+
+    def neutral(self) -> contextlib.AbstractContextManager:
+        """Nothing for `residual=keep`, where a gain of 1 changes nothing."""
+        if self.edit.residual == "keep":
+            return contextlib.nullcontext()
+        return AblationHook(self.pipeline.unet, self.edit.neutral(), self.saes, self.gate)
+
+
+def _forward(unet: Any, call: _Call) -> torch.Tensor:
+    return unet(call.sample, call.timestep, call.context, return_dict=False, **unet_arguments(call.conditions))[0]
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm())
+
+
+class _Stop(Exception):
+    """Ends a pipeline's loop early."""
+
+
+@torch.no_grad()
+def make_golden(
+    pipeline: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], prompts: Sequence[str], steps: int, guidance: float,
+    precision: str, gate: str = "exact", height: int | None = None, width: int | None = None, seed: int = 0, scope: str = "full",
+    sizes: Sequence[tuple[int, int, int]] = (),
+) -> Golden:  # fmt: skip
+    """Run the reference.
+
+    Args:
+        pipeline: the original pipeline, already at `precision`.
+        edit: what to suppress.
+        saes: hookpoint → SAE.
+        prompts: prompts on which the edit should fire, the concepts taking turns.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale of the guided runs.
+        precision: `fp32`, `fp16` or `bf16`.
+        gate: the artifact's gate; the reference decides by the same rule, and how often that differs from torch.topk's pick is noted.
+        height: pixels; default: the model's own size.
+        width: pixels.
+        seed: of the initial latents.
+        scope: `full` (whole trajectories, free runs) or `short` (a few forwards, for a large model on a CPU).
+        sizes: pictures, height and width in pixels: one guided forward more of each.
+    """
+    refuse_edited(pipeline.unet)
+    job = _Job(pipeline, edit, saes, precision, gate)
+    prompts = list(prompts)
+    # Prompts take turns between concepts: the first as many as there are concepts show each of them.
+    shown = prompts[: max(1, len(edit.concepts))]
+    several = shown if len(shown) > 1 else (prompts * 2)[:2]
+    unit = multiple_of(pipeline.vae_scale_factor, len(pipeline.unet.config.block_out_channels))
+    factor = pipeline.vae_scale_factor
+    h, w = (side * factor for side in latent_sides(pipeline.unet.config.sample_size, factor, height, width))
+    # Not square, and of another width than the other cases.
+    wide = max(unit, (h * 3 // 4) // unit * unit), w + unit
+    cases: list[Case] = []
+    runs: list[Run] = []
+    against_topk = {"decisions": 0, "differ": 0, "fired": 0, "fired_topk": 0}
+    plans: list[tuple[list[str], float, int, int, int | None]]
+    if scope == "full":
+        plans = [(several, guidance, h, w, None), (prompts[:1], 1.0, h, w, None), (prompts[-1:], guidance, *wide, None)]
+    else:
+        plans = [(shown, guidance, h, w, 2), (prompts[:1], 1.0, *wide, 1)]
+    plans += [((prompts * pictures)[:pictures], guidance, rows, columns, 1) for pictures, rows, columns in sizes]
+    for number, (texts, scale, rows, columns, limit) in enumerate(plans):
+        seeds = [seed + 100 * number + j for j in range(len(texts))]
+        recorder = _Recorder(pipeline.unet)
+        try:
+            with job.hook(record=True) as hook:
+                final = _run(pipeline, texts, seeds, steps, scale, rows, columns, limit)
+        finally:
+            recorder.close()
+        for made in hook.decisions.values():
+            for d in made:
+                against_topk["decisions"] += d.fires.numel()
+                against_topk["differ"] += int((d.fires != d.picked).sum())
+                against_topk["fired"] += int(d.fires.sum())
+                against_topk["fired_topk"] += int(d.picked.sum())
+        for i, call in enumerate(recorder.calls):
+            cases.append(_case(job, "step", call, hook, i, seed=len(cases)))
+        if final is not None:
+            runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
+        if number < len(plans) - len(sizes):
+            cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1, len(cases))
+    notes = {"scope": scope, "prompts": prompts, "seed": seed, "against_topk": against_topk}
+    notes |= {"steps": steps, "configs": configs_of(pipeline)}
+    around = of_pipeline(pipeline, prompts, steps)
+    weights = of_original(pipeline, edit, saes, gate)
+    return Golden(precision, cases, runs, _components(pipeline, [*prompts[:7], ""], h, w, seed), notes, around, weights)
+
+
+def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:
+    """Final latents; None where the loop was to end after `limit` steps."""
+
+    def stop(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+        if step + 1 == limit:
+            raise _Stop
+        return kwargs
+
+    latents = initial_latents(pipeline, seeds, height, width)
+    try:
+        final = denoise(pipeline, texts, latents, seeds, steps, scale, callback_on_step_end=stop)
+    except _Stop:
+        return None
+    return final if limit is None else None
+
+
+def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, seed: int) -> Case:
+    """One forward of a hook that recorded it, the number `forward` of its forwards."""
+    raw = job.forward(call)
+    unedited = to_numpy(raw)
+    with job.neutral():
+        neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))
+    decisions = {name: made[forward] for name, made in hook.decisions.items()}
+    members = {} if job.edit.residual == "keep" else {n: digest(to_numpy(d.members)) for n, d in decisions.items()}
+    timestep = torch.tensor([call.timestep])
+    seams = {n: sample(expected(hook.tokens, n, timestep, *seen), seed=seed) for n, seen in hook.seen[forward].items()}
+    return Case(
+        kind, call.timestep, to_numpy(call.sample), to_numpy(call.context), to_numpy(call.output), unedited, neutral,
+        {n: to_numpy(d.fires) for n, d in decisions.items()}, members, {n: to_numpy(v) for n, v in call.conditions.items()}, seams,
+        *job.drifts(call, raw),
+    )  # fmt: skip
+
+
+def _off_grid(job: _Job, calls: list[_Call], number: int, seed: int) -> list[Case]:
+    """Cases at timesteps that were not calibrated: halfway between two (of each hookpoint's own grid), and fractional."""
+    grids = list({tuple(p.timesteps.tolist()): p.timesteps.double() for p in job.edit.hookpoints.values()}.values())
+    found: list[Case] = []
+    for j, grid in ((j, grid) for j in range(number) for grid in grids):
+        call = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
+        row = int((grid - call.timestep).abs().argmin())
+        other = row + 1 if row + 1 < len(grid) else row - 1
+        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else call.timestep + 0.5
+        for kind, t in (("between", halfway), ("fractional", max(0.0, call.timestep - 0.3 - 0.2 * j))):
+            moved = call._replace(timestep=t)
+            with job.hook(record=True) as hook:
+                moved = moved._replace(output=job.forward(moved))
+            found.append(_case(job, kind, moved, hook, 0, seed + len(found)))
+    return found
+
+
+def _free_run(
+    job: _Job, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, hooked: torch.Tensor
+) -> Run:
+    initial = initial_latents(job.pipeline, seeds, height, width)
+
+    def final(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+        return denoise(pipe, texts, latents, seeds, steps, scale)
+
+    unedited = final(job.pipeline, initial)
+    with job.neutral():
+        neutral = unedited if job.edit.residual == "keep" else final(job.pipeline, initial)
+    # How far rounding alone carries a run: the unedited model's, and the hook's own. An edit decides by thresholds, so a
+    # strong one is the more sensitive of the two, and no artifact can be closer to the hook than the hook is to itself.
+    noise = torch.randint(0, 2, initial.shape, generator=torch.Generator().manual_seed(seeds[0])) * 2 - 1
+    unit = torch.finfo(initial.dtype).eps * noise.to(initial.device, initial.dtype)
+    moved = [initial * (1 + unit), initial * (1 - unit)]
+    if job.precision == "fp32" or _draws_noise(job.pipeline.scheduler, initial):
+        again = final(job.pipeline, moved[0])
+    else:
+        wide = copy.deepcopy(job.pipeline)
+        for name in family_of(wide).networks:
+            getattr(wide, name).float()
+        again = final(wide, initial.float())
+    with job.hook():
+        hook_drift = max(_relative(final(job.pipeline, latents), hooked) for latents in moved)
+    drift = _relative(again, unedited)
+    pictures = decode(job.pipeline, hooked), decode(job.pipeline, unedited)
+    return Run(
+        list(texts), scale, steps, to_numpy(initial), to_numpy(hooked), to_numpy(unedited), to_numpy(neutral), *pictures, drift, hook_drift,
+        seeds,
+    )  # fmt: skip
+
+
+def _draws_noise(scheduler: Any, latents: torch.Tensor) -> bool:
+    """Whether a step adds noise: from the same generator it would be other noise at another precision, no drift."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return False
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(4)
+    generator = step_generators([0], (1,))[0]
+    before, sample = generator.get_state(), latents[:1].cpu()
+    own.step(sample, own.timesteps[0], own.scale_model_input(sample, own.timesteps[0]), generator=generator)
+    return not torch.equal(generator.get_state(), before)
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: torch.Tensor, finite: bool = False) -> np.ndarray:
+    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing. Values that are not finite get black, unless
+    `finite`: then they are an error."""
+    with autoencoder(pipeline) as vae:
+        decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
+    if finite:
+        check_finite(decoded)
+    pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
+    return (pictures * 255).round().astype(np.uint8)
+
+
+def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Inputs and outputs of the graphs around the UNet."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for text in family_of(pipeline).text_encoders:
+        network = getattr(pipeline, text.name)
+        ids = token_ids(getattr(pipeline, text.tokenizer), prompts, network.config.max_position_embeddings)
+        encoded = text.encode(network, torch.from_numpy(ids).to(network.device))
+        found[text.name] = {"input_ids": ids, **{n: to_numpy(encoded[n]) for n in text.used(network.config.num_hidden_layers)}}
+    with autoencoder(pipeline) as vae:
+        latents = initial_latents(pipeline, [seed, seed + 1], height, width).to(vae.dtype)
+        decoded = vae.decode(latents, return_dict=False)[0]
+        picture = decoded.clamp(-1, 1)
+        moments = vae.encode(picture).latent_dist.parameters
+    found["vae_decoder"] = {"latent_sample": to_numpy(latents), "sample": to_numpy(decoded)}
+    found["vae_encoder"] = {"sample": to_numpy(picture), "latent_parameters": to_numpy(moments)}
+    return found

@@ -1,0 +1,234 @@
+"""Proves an artifact again, from its own golden vectors or from a fresh run of the hook.
+
+Without torch, diffusers and transformers it proves what it can (graphs, free runs by `validation.lean`) and says what it can't.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...editor.common.errors import SaeuronError
+from ...editor.denoisers.sizes import Sizes
+from ..artifact import engines, manifest
+from ..artifact.golden import Golden
+from ..artifact.installed import missing
+from ..artifact.manifest import GOLDEN
+from ..backends.choose import NETWORKS, OnnxRunner, Runner, TorchRunner
+from ..backends.load import load
+from ..backends.sessions import check_onnxruntime, check_provider, provider_of
+from ..trust.agreement import check_said
+from . import surroundings
+from .parity import Reference, prove
+
+_TORCH_ONLY = ("checkpoint",)
+"""backends that torch runs"""
+
+
+class _Lazy:
+    """Opens a runner when its turn comes, so that two copies of a large model never lie in memory together.
+
+    Args:
+        name: of the backend.
+        make: opens it.
+        skips: check → why it is left out.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Runner], skips: dict[str, str]) -> None:
+        self.name, self._make, self.skips = name, make, skips
+        self._runner: Runner | None = None
+
+    def __getattr__(self, attribute: str) -> Any:
+        if self._runner is None:
+            self._runner = self._make()
+        return getattr(self._runner, attribute)
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = None
+        gc.collect()
+
+
+def validate(
+    artifact: str | Path, backends: Sequence[str] = (), device: str = "cpu", golden: Golden | None = None, check_files: bool = True,
+    progress: Callable[[str], None] = lambda text: None, provider: str | None = None, target: str | None = None,
+    reference: Reference | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Prove an artifact.
+
+    Args:
+        artifact: its folder.
+        backends: `checkpoint`, `onnx`, `trt`, `trt-rtx`; default: all that it holds and that can be run here.
+        device: torch device of the checkpoint; ONNX Runtime takes its CUDA provider on `cuda`.
+        golden: reference to compare with; default: the artifact's own golden file.
+        check_files: compare every file with the manifest first.
+        progress: told each check's name.
+        provider: of ONNX Runtime, one of `runners.PROVIDERS`; default: the device's. An ONNX Runtime that falls back to another is refused.
+        reference: the hook on any tokens (`seam_reference.on_tokens`), where the SAE is at hand.
+        target: of engines, a folder below `tensorrt/`; default: all that fit this GPU, each proven as a backend `trt-rtx/<target>`.
+
+    Returns:
+        see `parity.prove`; `provider` in the part of `onnx`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
+        one backend's check; `artifact`, hashes of what was judged. It is empty where torch, diffusers and transformers are
+        installed, and a GPU for an artifact's engines.
+
+    Raises:
+        SaeuronError: no artifact, a changed file, a backend that it doesn't hold or that can't be run here.
+    """
+    root = Path(artifact)
+    record = manifest.read(root)
+    if check_files:
+        manifest.check_files(root, record)
+    manifest.check_backends(root, record, backends)
+    if golden is None and GOLDEN not in record["files"]:
+        raise SaeuronError(f"'{root}' was published without golden vectors; prove it against the original model, with --model DIR|ID")
+    check_provider(provider, backends or record["formats"])
+    if device != "cpu" and not {"checkpoint", "onnx"} & set(backends or record["formats"]):
+        raise SaeuronError(f"--device {device} is for backends checkpoint and onnx, not for {', '.join(backends or record['formats'])}")
+    executor = provider_of(device, provider)
+    lacking = missing()
+    chosen, not_checked = _runnable(root, record, tuple(backends), target, lacking)
+    vectors = golden or Golden.load(root / GOLDEN)
+    lean = {name: _skips(root, vectors, lacking or backend in engines.BACKENDS) for name, backend, _ in chosen}
+    loop = "lean" if lacking else "diffusers"
+    makers: dict[str, Callable[[], Runner]] = {
+        "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
+        "onnx": lambda: OnnxRunner(root, executor, loop),
+        **{name: functools.partial(NETWORKS[backend], root, executor, one) for name, backend, one in chosen if one},
+    }
+    runners = [_Lazy(name, makers[name], lean[name]) for name, _, _ in chosen]
+    not_checked += [{"backend": name, "check": check, "reason": reason} for name in lean for check, reason in lean[name].items()]
+    found: dict[str, Any] = {}
+    mismatches: list[str] = []
+    if lacking:
+        reason = f"needs {', '.join(lacking)}"
+        not_checked += [{"check": name, "reason": reason} for name in ("record", "surroundings")]
+        mismatches = check_said(root, record, vectors)
+        if mismatches:
+            found = {"said": {"passed": False, "failures": mismatches}}
+    else:
+        progress("the record against the tensors")
+        from ..trust.record import check_record
+
+        mismatches = check_record(root, record, vectors)
+        around = surroundings.compare(surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings)
+        found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
+        mismatches = mismatches + around["failures"]
+    wrong = engines.check_entries(root, record)
+    if wrong:
+        found["engines"] = {"passed": False, "failures": wrong}
+    mismatches = mismatches + wrong
+    report = prove(vectors, runners, progress, reference)  # type: ignore[arg-type]
+    not_checked += _outside(report["backends"]) + _between(root, record, vectors, chosen)
+    if "onnx" in report["backends"]:
+        report["backends"]["onnx"]["provider"] = executor
+    report |= {**found, "not_checked": not_checked}
+    # So that a reader can tell whose proof it is. The manifest's own hash is not final while an export proves what it wrote.
+    report["artifact"] = {
+        "edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
+    }  # fmt: skip
+    report["failures"] = mismatches + report["failures"]
+    report["passed"] = not report["failures"]
+    return report
+
+
+_Part = tuple[str, str, str | None]
+"""name in the report, backend, target of engines"""
+
+
+def _runnable(
+    root: Path, record: dict[str, Any], wanted: tuple[str, ...], target: str | None, lacking: list[str]
+) -> tuple[list[_Part], list[dict[str, str]]]:
+    """What is run, and what the artifact holds but this machine can't run."""
+    engines.check_target(record, target)
+    if target is not None:
+        backend = record["engines"][target]["backend"]
+        if wanted and backend not in wanted:
+            raise SaeuronError(f"--target {target} is for backend {backend}, not for {', '.join(wanted)}")
+        wanted = wanted or (backend,)
+    parts: list[_Part] = []
+    left, errors = [], []
+    for name in wanted or record["formats"]:
+        try:
+            found, reasons = _ways(root, record, name, target, lacking)
+        except SaeuronError as error:
+            if wanted or len(record["formats"]) == 1:
+                raise
+            errors.append(str(error))
+            left.append({"check": name, "reason": f"needs {', '.join(lacking)}" if name in _TORCH_ONLY else str(error).partition(";")[0]})
+            continue
+        parts += found
+        left += [{"check": f"{name}/{other}", "reason": reason} for other, reason in reasons.items()]
+    if not parts:
+        raise SaeuronError("; ".join(errors))
+    return parts, left
+
+
+def _ways(root: Path, record: dict[str, Any], name: str, target: str | None, lacking: list[str]) -> tuple[list[_Part], dict[str, str]]:
+    """How a backend runs here; target → why it doesn't."""
+    if name in engines.BACKENDS:
+        fit, reasons = engines.fitting(record, name, target)
+        if not fit:
+            raise engines.none_fits(root, reasons)
+        return [(f"{name}/{one}", name, one) for one in fit], reasons
+    if name in _TORCH_ONLY and lacking:
+        raise SaeuronError(f"backend '{name}' of '{root}' needs {', '.join(lacking)}; pip install 'saeuron-export[export]'")
+    if name == "onnx":
+        check_onnxruntime()
+    return [(name, name, None)], {}
+
+
+def _outside(backends: dict[str, Any]) -> list[dict[str, str]]:
+    """Checks that were made in part or not at all, since an engine wasn't built for the golden vectors' shapes."""
+    found = []
+    for name, parts in backends.items():
+        if "not_checked" in parts["seam"]:
+            found.append({"backend": name, "check": "seam", "reason": parts["seam"]["not_checked"]})
+        for check in ("forwards", "components", "runs"):
+            left = parts[check].get("outside")
+            if left:
+                what = ", ".join(left) if isinstance(left, list) else f"{left} {check}"
+                found.append({"backend": name, "check": check, "reason": f"{what}: of shapes that the engine wasn't built for"})
+    return found
+
+
+def _between(root: Path, record: dict[str, Any], reference: Golden, chosen: list[_Part]) -> list[dict[str, str]]:
+    """Engines of a range of sizes of which no golden vector lies between the points that the builder knew."""
+    found = []
+    sizes = Sizes.of(root)
+    side = sizes.multiple // sizes.factor
+    for name, _, target in chosen:
+        if target is None:
+            continue
+        points = record["engines"][target]["components"]["unet"]["shapes"]["sample"]
+        low, usual, high = points
+        for axis, what, unit in ((0, "rows", 2 if record["sampling"]["guidance"] > 1 else 1), (2, "heights", side), (3, "widths", side)):
+            held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}
+            room = [(a, b) for a, b in ((low[axis], usual[axis]), (usual[axis], high[axis])) if b - a > unit]
+            open_ones = [f"{a} and {b}" for a, b in room if not any(a < value < b for value in held)]
+            if open_ones:
+                found.append(
+                    {
+                        "backend": name,
+                        "check": "forwards",
+                        "reason": f"no golden vector has {what} between {' or between '.join(open_ones)}",
+                    }
+                )
+    return found
+
+
+def _skips(root: Path, reference: Golden, lean: Any) -> dict[str, str]:
+    """Checks that can't be made without diffusers: free runs, where only it has the scheduler's loop."""
+    if not lean or not reference.runs:
+        return {}
+    from ..backends.lean.pipeline import scheduler_of
+
+    try:
+        scheduler_of(root)
+    except SaeuronError as error:
+        return {"runs": f"needs diffusers' loop: {str(error).partition(';')[0]}"}
+    return {}

@@ -1,0 +1,155 @@
+"""Is an artifact what its manifest says, whole and with nothing added? Runs no model, and needs neither torch nor a GPU.
+
+`validate` proves that the edit works. `verify` finds what happened to the files since: it compares hashes, looks for anything that a
+loader would execute, compares the edit in the tensors with the edit on record, and checks a signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import file_sha256, read_json
+from ..artifact import engines, manifest, shape, weights
+from ..artifact.golden import Golden
+from ..artifact.installed import missing
+from ..artifact.manifest import GOLDEN
+from . import executable, shipped_class, signature, tables
+from .agreement import check_said
+
+EDIT = "edit/edit.safetensors"
+
+
+def verify(
+    artifact: str | Path, public_key: str | Path | None = None, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Verify an artifact's folder.
+
+    Args:
+        artifact: its folder.
+        public_key: PEM file of an ECDSA key; the artifact must then be signed with its private half.
+        progress: told what is being checked.
+
+    Returns:
+        `verified`; `failures`, one line each; `not_checked`, `[{"check", "reason"}, …]`; `signature`, one of `valid`, `invalid`, `missing`,
+        `not checked`, `none`; `files` and `bytes` on record; `manifest_sha256` of the manifest's file, by which the artifact is known.
+
+    Raises:
+        SaeuronError: no artifact there; a key that can't be read, or the package for signatures isn't installed.
+    """
+    root = Path(artifact)
+    if not (root / manifest.NAME).is_file():
+        raise SaeuronError(f"'{root}' is no artifact: it has no {manifest.NAME}")
+    if public_key is not None:
+        signature.check_public_key(Path(public_key))
+    found: dict[str, Any] = {
+        "verified": False,
+        "failures": [],
+        "not_checked": [],
+        "signature": "none",
+        "files": 0,
+        "bytes": 0,
+        "manifest_sha256": None,
+    }
+    found["manifest_sha256"] = file_sha256(root / manifest.NAME)
+    try:
+        record = manifest.read(root, formats=False)
+        progress("comparing file hashes")
+        found["failures"] += _own_hash(root, record)
+        found["failures"] += [_short(line, root) for line in manifest.faults(root, record)]
+        progress("looking for code")
+        if (root / ".git").exists():
+            found["not_checked"].append(
+                {
+                    "check": ".git",
+                    "reason": "git's own; commands in its settings run once git is used there, so clone anew what others gave you",
+                }
+            )
+        found["failures"] += executable.check(root, record)
+        found |= {"files": len(record["files"]), "bytes": sum(entry["bytes"] for entry in record["files"].values())}
+        if found["failures"]:
+            found["not_checked"].append({"check": "edit", "reason": "files differ"})
+        else:
+            progress("comparing the edit in the tensors with the edit on record")
+            _contents(root, manifest.read(root), found)
+    except SaeuronError as error:
+        # A manifest or a file that can't be read is a damaged artifact, not a mistake of whoever asks.
+        found["failures"].append(str(error))
+    progress("checking the signature")
+    _signature(root, public_key, found)
+    found["verified"] = not found["failures"]
+    return found
+
+
+def _short(line: str, root: Path) -> str:
+    """Without the folder, which the verdict names, and without advice that is the same on every line."""
+    return line.replace(f" in '{root}'", "").replace(f" from the artifact '{root}'", "").replace("; take it again from its source", "")
+
+
+def _own_hash(root: Path, record: dict[str, Any]) -> list[str]:
+    """The manifest must be byte for byte what this package writes for its content, its own hash included."""
+    if (root / manifest.NAME).read_bytes() == manifest.encode(record):
+        return []
+    return [f"'{manifest.NAME}' is not the file that was written: it doesn't fit its own hash"]
+
+
+def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None:
+    """Files that are what the manifest says, against one another."""
+    edit = tables.read_edit(root / EDIT)
+    config = read_json(root / "unet" / "config.json")
+    shape.check("unet/config.json", config, shape.Fields({"ablation": shape.Fields({"hookpoints": dict})}))
+    failures = found["failures"]
+    if edit.sha256() != record["edit"]["sha256"]:
+        failures.append(f"{EDIT} is not the edit on record (hashes differ)")
+    golden = Golden.load(root / GOLDEN) if GOLDEN in record["files"] else None
+    if golden is None:
+        found["not_checked"].append({"check": "golden vectors", "reason": "published without them"})
+    failures += check_said(root, record, golden)
+    failures += engines.check_entries(root, record)
+    if "checkpoint" in record["formats"]:
+        failures += shipped_class.check(root)
+        held = tables.edit_tensors(root / "unet")
+        failures += tables.in_checkpoint(held, edit, record["gate"])
+        failures += _settings(config["ablation"]["hookpoints"], record)
+        if golden is not None:
+            own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record["gate"]))
+            failures += weights.of_edit(held, golden.weights.get("edit", {}), own)
+        if tables.ablation_sha256(config["ablation"], held) != record["edit"]["tensors_sha256"]:
+            failures.append("checkpoint: the edit's tensors are not those on record (hashes differ)")
+    if "onnx" in record["formats"]:
+        lacking = missing(("onnx",))
+        if lacking:
+            found["not_checked"].append(
+                {"check": "the edit's tables in the ONNX graph", "reason": "needs onnx (its file's hash was compared)"}
+            )
+        else:
+            failures += tables.in_graph(root / "unet", edit, record["gate"])
+
+
+def _settings(hookpoints: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """The config's `k` and number of latents against those of the SAEs on record."""
+    return [
+        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {record['saes'].get(name, {}).get(key)!r}"
+        for name, given in hookpoints.items()
+        for key in ("k", "latents")
+        if given.get(key) != record["saes"].get(name, {}).get(key)
+    ]
+
+
+def _signature(root: Path, public_key: str | Path | None, found: dict[str, Any]) -> None:
+    signed = (root / manifest.SIGNATURE).is_file()
+    if public_key is None:
+        if signed:
+            found["signature"] = "not checked"
+            found["not_checked"].append({"check": "signature", "reason": "no public key given"})
+        return
+    if not signed:
+        found["signature"] = "missing"
+        found["failures"].append(f"the artifact is not signed: it has no {manifest.SIGNATURE}")
+        return
+    fault = signature.fault(root, Path(public_key))
+    found["signature"] = "invalid" if fault else "valid"
+    if fault:
+        found["failures"].append(fault)
