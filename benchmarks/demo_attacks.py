@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.demo.render import OBJECTS, STYLES
 from rich.console import Console
 
-from saeuron.editor.demo.render import OBJECTS, STYLES
 from saeuron.editor.denoisers.families import rebuilt
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.features.concepts import presets
-from saeuron.export.plan.prepare import Prepared, prepare
+from saeuron.export.plan.open import Prepared
+from saeuron.export.plan.prepare import prepare
 from saeuron.export.plan.settings import Settings, resolve
 from saeuron.validation.attack import attack
 from saeuron.validation.attack.attack import LEARNED, AttackSettings, cases

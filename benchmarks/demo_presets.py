@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo.render import OBJECTS, STYLES
+from benchmarks.demo.train_pipeline import TEMPLATES, prompt
 from rich.console import Console
 
 from saeuron.editor import demo
-from saeuron.editor.demo.render import OBJECTS, STYLES
-from saeuron.editor.demo.train_pipeline import TEMPLATES, prompt
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.features import concepts
 from saeuron.editor.features.cache import model_sha256

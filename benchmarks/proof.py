@@ -22,18 +22,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.demo.render import OBJECTS, STYLES
 from tests.random_edits import MUTANTS, PROMPTS, Float64, Wanted, edit_in_float64, make, spoil_graph, spoiled
 
-from saeuron.editor.demo.render import OBJECTS, STYLES
+from saeuron.editor.common.names import dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.artifact.seam import BARS, digest, rows_of
-from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
+from saeuron.validation.backends.onnx_runner import OnnxRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof import parity
 from saeuron.validation.proof.forwards import distance
-from saeuron.validation.proof.reference import PRECISIONS, make_golden
+from saeuron.validation.proof.reference import make_golden
 from saeuron.validation.proof.seam_reference import on_tokens
 
 IN_GRAPH = ("one feature lost", "gains halved", "tables one step off", "one hookpoint lost")
@@ -48,12 +50,12 @@ def independent(wanted: Wanted, golden: Golden, runner: Any, precision: str) -> 
     Returns:
         the distance; tokens compared.
     """
-    worst, count, unit = 0.0, 0, float(torch.finfo(PRECISIONS[precision]).eps)
+    worst, count, unit = 0.0, 0, float(torch.finfo(dtype_of(precision)).eps)
     for case in golden.cases:
         for hookpoint, shown in runner.observe(*case.inputs).seams.items():
             h, y, mine = (rows_of(v) for v in (shown.input, shown.output, shown.fires))
             exact, _, fires, member = edit_in_float64(
-                wanted, hookpoint, case.timestep, h, None if shown.before is None else rows_of(shown.before), PRECISIONS[precision]
+                wanted, hookpoint, case.timestep, h, None if shown.before is None else rows_of(shown.before), dtype_of(precision)
             )
             same = (fires == mine).all(1)
             if shown.members is not None:
@@ -97,11 +99,11 @@ def one(seed: int, precision: str, work: Path) -> tuple[list[str], int]:
     """Rows of one random pipeline at one precision, and how often the proof was wrong."""
     began = time.perf_counter()
     wanted = make(seed)
-    wanted.pipeline.to(PRECISIONS[precision])
+    wanted.pipeline.to(dtype_of(precision))
     wanted.pipeline.set_progress_bar_config(disable=True)
     golden = make_golden(wanted.pipeline, wanted.edit, wanted.saes, PROMPTS[:2], wanted.steps, wanted.guidance, precision, wanted.gate,
                          scope="short" if seed % 5 else "full")  # fmt: skip
-    reference = on_tokens(TokenEdit(wanted.edit, wanted.saes, PRECISIONS[precision], "cpu", wanted.gate))
+    reference = on_tokens(TokenEdit(wanted.edit, wanted.saes, dtype_of(precision), "cpu", wanted.gate))
     edited = copy.copy(wanted.pipeline)
     edited.unet = bake(wanted.pipeline.unet, wanted.edit, wanted.saes, wanted.gate)
     seams = onnx.write(onnx.unet_component(edited.unet, 24), work)
@@ -201,11 +203,10 @@ def demo_table(concepts: list[str], options: list[str]) -> int:
 
 def stand_in(home: Path) -> None:
     """A Hub cache that holds small random models under the names that the presets for SD 1.4 ask for."""
+    from benchmarks.demo.train_pipeline import make_tokenizer
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from tests.conftest import make_sae
     from transformers import CLIPTextConfig, CLIPTextModel
-
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
 
     def snapshot(repo: str) -> Path:
         folder = home / "hub" / f"models--{repo.replace('/', '--')}"

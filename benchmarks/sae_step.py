@@ -37,7 +37,8 @@ def child(a: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tests.editor.dense_step import dense_step
 
-    from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+    from saeuron.editor.sae.formats.config import SaeConfig
+    from saeuron.editor.sae.sae import SparseAutoencoder
     from saeuron.editor.sae.sae_step import constrain_gradient, initialise, normalise_decoder, step_loss
 
     torch.set_num_threads(a.threads)

@@ -31,6 +31,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saeuron.editor.common.names import dtype_of
+from saeuron.editor.sae.formats.config import SaeFile
+
 HOOKPOINT = "up_blocks.1.attentions.1"
 CONCEPTS = ("alpha", "beta", "gamma")
 FEATURES = 8  # chosen latents a concept
@@ -110,14 +113,15 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     """Write pipeline, SAE and activations."""
     import torch
     import torch.nn.functional as F
+    from benchmarks.demo.train_pipeline import make_tokenizer
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
     from saeuron.editor.denoisers.hookpoints import to_tokens
     from saeuron.editor.denoisers.sampling import capture
     from saeuron.editor.features.activations import ConceptActivations, ddim_timesteps
-    from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+    from saeuron.editor.sae.formats.config import SaeConfig
+    from saeuron.editor.sae.sae import SparseAutoencoder
 
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -153,7 +157,7 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
         unet(torch.randn(1, 4, size["sample"], size["sample"]), 501, torch.randn(1, TOKENS, size["text"]))
     tokens = to_tokens(seen[0].outputs[HOOKPOINT])
     tensors = {"W_enc": rows, "b_enc": torch.zeros(latents), "W_dec": rows.clone(), "b_dec": tokens.mean((0, 1))}
-    sae = SparseAutoencoder.from_tensors(SaeConfig(width, latents, size["k"]), tensors, "random")
+    sae = SparseAutoencoder.from_file(SaeFile(SaeConfig(width, latents, size["k"]), tensors, "random"))
     sae.save(work / "sae" / f"unet.{HOOKPOINT}")
 
     # Each concept owns latents that random inputs put into the top k, with means far below the latents' own values.
@@ -255,13 +259,12 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
     from saeuron.editor.denoisers.pipelines import load_pipeline
     from saeuron.editor.edit.bake import bake
     from saeuron.export.formats import checkpoint, onnx
-    from saeuron.validation.proof.reference import PRECISIONS
 
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
     with meter.phase("load"):
         ready = prepared(work)
-        pipeline = load_pipeline(str(work / "model"), PRECISIONS[precision])
+        pipeline = load_pipeline(str(work / "model"), dtype_of(precision))
     with meter.phase("bake"):
         edited = checkpoint.edited_pipeline(pipeline, bake(pipeline.unet, ready.edit, ready.saes))
         pipeline.unet = None
@@ -326,7 +329,7 @@ def stage_proof(work: Path) -> dict[str, Any]:
 
     from saeuron.editor.denoisers.pipelines import load_pipeline
     from saeuron.editor.edit.hook import TokenEdit
-    from saeuron.validation.backends.choose import OnnxRunner
+    from saeuron.validation.backends.onnx_runner import OnnxRunner
     from saeuron.validation.proof.parity import check_control, check_network
     from saeuron.validation.proof.reference import make_golden
     from saeuron.validation.proof.seam_reference import on_tokens

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from saeuron.editor.sae.formats.config import SaeFile
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
@@ -22,7 +24,8 @@ from filelock import FileLock
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
-from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.formats.config import SaeConfig
+from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.artifact import Result
 
@@ -58,7 +61,7 @@ def make_sae(
     if activation == "jumprelu":
         tensors["threshold"] = 0.5 + torch.rand(latents, generator=generator)
     config = SaeConfig(width, latents, k if activation == "topk" else None, unit_norm, activation, **kind)
-    return SparseAutoencoder.from_tensors(config, tensors, "test")
+    return SparseAutoencoder.from_file(SaeFile(config, tensors, "test"))
 
 
 def make_activations(
@@ -169,10 +172,9 @@ def guard(model: Path, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A tiny random pipeline with its SAE and activations as local folders: `{model, sae, activations}`."""
+    from benchmarks.demo.train_pipeline import make_tokenizer
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
-
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
 
     root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1)
@@ -210,10 +212,9 @@ def tiny_xl(tmp_path_factory):
     SAE that reads what the block adds, in sdxl-unbox's files. The same keys as `tiny`."""
     import json
 
+    from benchmarks.demo.train_pipeline import make_tokenizer
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
 
     root = tmp_path_factory.mktemp("tiny_xl")
     torch.manual_seed(2)

@@ -19,7 +19,8 @@ from saeuron.editor import demo
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
-from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
+from saeuron.editor.sae.sae import SparseAutoencoder
 
 PROMPTS = ["An image of House in Neon style.", "An image of Star.", "A drawing of Boat in Sepia style."]
 
@@ -90,7 +91,7 @@ def _sae(pick: np.random.Generator, width: int) -> SparseAutoencoder:
     config = SaeConfig(
         width, n, None if jump else int(pick.choice([4, 8, 32])), bool(pick.random() < 0.2), "jumprelu" if jump else "topk", reads="delta" if pick.random() < 0.2 else "output"
     )  # fmt: skip
-    return SparseAutoencoder.from_tensors(config, tensors, "random")
+    return SparseAutoencoder.from_file(SaeFile(config, tensors, "random"))
 
 
 @torch.no_grad()

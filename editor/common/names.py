@@ -1,6 +1,23 @@
-"""Names of hookpoints. Needs no torch: settings are checked before torch is imported."""
+"""Names that commands, files and modules share. Needs no torch: settings are checked before torch is imported."""
 
 from __future__ import annotations
+
+from typing import Any
+
+GATES = ("exact", "threshold")
+"""how a shipped module decides whether a feature fires"""
+RESIDUALS = ("keep", "upstream", "drop")
+"""what becomes of the part of an activation that the SAE doesn't reconstruct"""
+PRECISIONS = ("fp32", "fp16", "bf16")
+SENTINEL = "SaeuronAblatedMidBlock"
+"""`mid_block_type` of an edited UNet, as in `editor/edit/ablated_unet.py`, which is shipped alone and needs torch; a test compares them"""
+
+
+def dtype_of(precision: str) -> Any:
+    """`fp32`, `fp16`, `bf16` → torch's dtype."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def normalise(name: str) -> str:

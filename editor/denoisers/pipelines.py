@@ -9,8 +9,8 @@ from typing import Any
 from .. import demo
 from ..common.errors import SaeuronError, first_line, panics_as_errors
 from ..common.files import hub_folder, read_json, refuse_pointer
+from ..common.names import SENTINEL
 from ..common.quiet import quiet_loading
-from ..edit.ablated_unet import SENTINEL
 from .components import check_files, named, open_networks, weight_files
 from .conditions import conditions_of
 from .families import FAMILIES, Family, family_of

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -13,6 +15,7 @@ from ..common.errors import SaeuronError
 from ..common.names import normalise
 from .families import family_of
 from .hookpoints import find_hookpoint, read_map
+from .schedulers import ddim_of
 from .sizes import latent_sides
 
 
@@ -202,3 +205,58 @@ def timestep_of(args: tuple, kwargs: dict) -> float:
     """The (first) timestep a UNet was called with."""
     value = kwargs["timestep"] if "timestep" in kwargs else args[1]
     return float(torch.as_tensor(value).reshape(-1)[0])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the pipeline is run; METHOD's values for SD 1.x are the defaults."""
+
+    steps: int = 100
+    """denoising steps"""
+    guidance: float = 9.0
+    """classifier-free guidance scale; the latents are those of the conditional half"""
+    seed: int = 42
+    """prompt j of every concept starts from the noise of `seed + j`, so sets can be paired line by line"""
+    batch_size: int = 8
+    """prompts at a time; part of the result, since a batch of another size rounds otherwise"""
+    height: int | None = None
+    """pixels; None: the model's own size"""
+    width: int | None = None
+    scheduler: str = "ddim"
+    """`ddim` (eta 0, made from the pipeline's own scheduler) or `model`"""
+
+
+@contextmanager
+def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
+    """A context in which the pipeline has a DDIM scheduler made from its own (`ddim`), or its own (`model`).
+
+    Raises:
+        SaeuronError: another kind, or no DDIM that samples as the pipeline would.
+    """
+    if kind not in ("ddim", "model"):
+        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
+    own = pipeline.scheduler
+    if kind == "ddim":
+        pipeline.scheduler = ddim_of(family_of(pipeline), own)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Detached copy on the CPU, floats widened to float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: torch.Tensor, finite: bool = False) -> np.ndarray:
+    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing. Values that are not finite get black, unless
+    `finite`: then they are an error."""
+    with autoencoder(pipeline) as vae:
+        decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
+    if finite:
+        check_finite(decoded)
+    pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
+    return (pictures * 255).round().astype(np.uint8)

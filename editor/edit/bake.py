@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from ..common.errors import SaeuronError
+from ..common.names import GATES
 from ..denoisers.hookpoints import find_hookpoint
 from ..sae.sae import SparseAutoencoder
 from .ablated_unet import _RENAMED, BARRIER, FORMAT, SENTINEL, AblatedUNet2DConditionModel
 from .edit import Edit
-
-GATES = ("exact", "threshold")
 
 
 def refuse_edited(unet: nn.Module) -> None:

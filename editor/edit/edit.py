@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from ..common.errors import SaeuronError
 from ..common.files import open_safetensors
-from ..common.names import normalise
+from ..common.names import RESIDUALS, normalise
 from ..features.activations import ConceptActivations
 from ..features.rule import Rule
 from ..features.selection import scores, select
-from .edit_header import FORMAT, RESIDUALS, TENSORS, edit_sha256, read_edit_header
+from .edit_header import FORMAT, TENSORS, edit_sha256, read_edit_header
 
 
 @dataclass

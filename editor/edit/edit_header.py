@@ -10,10 +10,10 @@ from typing import Any
 
 from ..common.errors import SaeuronError
 from ..common.files import parse_json, read_header
+from ..common.names import RESIDUALS
 
 FORMAT = "saeuron-edit-1"
 _MOST_LATENTS = 2**31
-RESIDUALS = ("keep", "upstream", "drop")
 TENSORS = ("features", "timesteps", "thresholds", "gains", "gate_thresholds")
 """what a file holds of each hookpoint, in the order of the hash"""
 

@@ -17,8 +17,7 @@ from torch import nn
 
 from ..common.errors import SaeuronError
 from ..denoisers.hookpoints import find_hookpoint, input_tensor, output_tensor, replace_tensor, to_map, to_tokens
-from ..sae.formats import check_width
-from ..sae.sae import SparseAutoencoder
+from ..sae.sae import SparseAutoencoder, check_width
 from .edit import Edit
 from .straight_through import straight_through
 

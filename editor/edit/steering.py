@@ -9,10 +9,9 @@ import torch
 
 from .. import demo
 from ..common.errors import SaeuronError
-from ..common.names import normalise
+from ..common.names import RESIDUALS, normalise
 from ..sae.sae import SparseAutoencoder
 from .edit import Edit, HookpointEdit
-from .edit_header import RESIDUALS
 from .gains import BY_HAND, check_gain
 
 

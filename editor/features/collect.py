@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from ..common.process import Process
 from ..common.writing import whole_file
 from ..denoisers.families import family_of
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import generate, observe
+from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
 from ..denoisers.schedulers import check_loop, ddim_of, scheduler_in, timesteps
 from ..sae.sae import SparseAutoencoder
 from .activations import ConceptActivations
@@ -35,25 +34,6 @@ METHOD = 2
 _SCALE = float(2**40)
 # |sum| stays below 2^22 · 2^40; a mean latent of 1000 over four thousand prompts.
 _LARGEST = float(2**22)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the pipeline is run; METHOD's values for SD 1.x are the defaults."""
-
-    steps: int = 100
-    """denoising steps"""
-    guidance: float = 9.0
-    """classifier-free guidance scale; the latents are those of the conditional half"""
-    seed: int = 42
-    """prompt j of every concept starts from the noise of `seed + j`, so sets can be paired line by line"""
-    batch_size: int = 8
-    """prompts at a time; part of the result, since a batch of another size rounds otherwise"""
-    height: int | None = None
-    """pixels; None: the model's own size"""
-    width: int | None = None
-    scheduler: str = "ddim"
-    """`ddim` (eta 0, made from the pipeline's own scheduler) or `model`"""
 
 
 _DEFAULT, _ALONE = Sampling(), Process()
@@ -163,24 +143,6 @@ def _units(prompts: Mapping[str, Sequence[str]], sampling: Sampling) -> list[_Un
         for start in range(0, len(texts), sampling.batch_size):
             found.append(_Unit(len(found), concept, tuple(texts[start : start + sampling.batch_size]), sampling.seed + start))
     return found
-
-
-@contextmanager
-def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
-    """A context in which the pipeline has a DDIM scheduler made from its own (`ddim`), or its own (`model`).
-
-    Raises:
-        SaeuronError: another kind, or no DDIM that samples as the pipeline would.
-    """
-    if kind not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
-    own = pipeline.scheduler
-    if kind == "ddim":
-        pipeline.scheduler = ddim_of(family_of(pipeline), own)
-    try:
-        yield
-    finally:
-        pipeline.scheduler = own
 
 
 def _run_unit(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..common.writing import alone, whole_file
+from ..denoisers.sampling import Sampling
 from ..sae.sae import SparseAutoencoder
 from . import cache
-from .collect import METHOD, Process, Sampling, clear, collect
+from .collect import METHOD, Process, clear, collect
 
 Prompts = Mapping[str, tuple[str, ...]]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..common.errors import SaeuronError
 from ..common.files import plain_text
+from ..common.names import RESIDUALS
 from ..common.suggest import unknown
-from ..edit.edit_header import RESIDUALS
 
 _FOLDER = Path(__file__).parent / "presets"
 STATUSES = ("tuned", "untuned")

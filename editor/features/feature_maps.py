@@ -12,9 +12,8 @@ from PIL import Image
 from ..common.errors import SaeuronError
 from ..common.names import normalise
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import generate, observe
+from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
 from ..sae.sae import SparseAutoencoder
-from .collect import Sampling, scheduler_of
 
 _DEFAULT = Sampling(steps=50, guidance=7.5)
 

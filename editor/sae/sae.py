@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from torch import nn
 
 from ..common.errors import SaeuronError
 from ..common.writing import whole_file
+from .formats import read
+from .formats.config import SaeConfig, SaeFile
 
 
 class TopLatents(NamedTuple):
@@ -24,26 +26,6 @@ class TopLatents(NamedTuple):
     """`[..., k]`, descending"""
     indices: torch.Tensor
     """`[..., k]`, int64"""
-
-
-@dataclass(frozen=True)
-class SaeConfig:
-    """What a file says of its SAE; the names are those of SAeUron's `cfg.json`."""
-
-    d_in: int
-    """channels of the hookpoint"""
-    num_latents: int
-    """latents n"""
-    k: int | None
-    """active latents a token at inference; None for `jumprelu`, whose number varies"""
-    input_unit_norm: bool = False
-    """each token is centred and divided by its standard deviation before encoding"""
-    activation: str = "topk"
-    """`topk` (the k largest of a token) or `jumprelu` (each latent above a threshold of its own)"""
-    subtract_bias: bool = True
-    """`b_dec` is subtracted before encoding"""
-    reads: str = "output"
-    """`output` of the hookpoint, or `delta`: output minus input, what the block adds"""
 
 
 class SparseAutoencoder(nn.Module):
@@ -159,13 +141,12 @@ class SparseAutoencoder(nn.Module):
         Raises:
             SaeuronError: nothing there, an unknown or unsupported form, damaged or inconsistent tensors.
         """
-        from .formats import read
-
-        return read(source, hookpoint, revision)
+        return cls.from_file(read(source, hookpoint, revision))
 
     @classmethod
-    def from_tensors(cls, config: SaeConfig, tensors: dict[str, torch.Tensor], where: str) -> SparseAutoencoder:
-        """Build from `W_enc [n, d]`, `b_enc [n]`, `W_dec [n, d]`, `b_dec [d]`, checking shapes and finiteness."""
+    def from_file(cls, file: SaeFile) -> SparseAutoencoder:
+        """Build from what a reader found, checking shapes and finiteness."""
+        config, tensors, where = file
         with torch.device("meta"):
             sae = cls(config)
         for name, parameter in sae.named_parameters():
@@ -182,3 +163,11 @@ class SparseAutoencoder(nn.Module):
                 raise SaeuronError(f"{where}: {name} holds NaN or infinite values; the file is damaged")
         sae.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
         return sae.eval().requires_grad_(False)
+
+
+def check_width(sae: SparseAutoencoder, channels: int, hookpoint: str) -> None:
+    """Raise unless the SAE reads as many channels as the hookpoint has."""
+    if sae.config.d_in != channels:
+        raise SaeuronError(
+            f"the SAE reads {sae.config.d_in} channels, but hookpoint '{hookpoint}' has {channels}; is it the SAE of another block or model?"
+        )

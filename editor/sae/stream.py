@@ -22,8 +22,7 @@ from ..common.files import read_header
 from ..common.names import normalise
 from ..common.writing import whole_file
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import generate, observe
-from ..features.collect import Sampling, scheduler_of
+from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
 
 
 class Buffer(NamedTuple):

@@ -20,8 +20,9 @@ from ..common.errors import SaeuronError
 from ..common.names import normalise
 from ..common.writing import put_back, whole_file, whole_folder
 from ..denoisers.hookpoints import find_hookpoint
-from ..features.collect import Sampling
-from .sae import SaeConfig, SparseAutoencoder
+from ..denoisers.sampling import Sampling
+from .formats.config import SaeConfig
+from .sae import SparseAutoencoder
 from .sae_step import DeadLatents, SaeStep, constrain_gradient, initialise, normalise_decoder
 from .stream import ActivationStream, Buffer, Share
 from .train_settings import TrainSettings

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ...editor.common.names import dtype_of
 from ...editor.denoisers.hookpoints import to_tokens
 from ...editor.denoisers.pipelines import load_pipeline
 from ...editor.denoisers.sampling import capture
 from ...editor.edit.edit import Edit, Suppression, make_edit
 from ...editor.features.activations import ConceptActivations
 from ...editor.features.rule import Rule
-from ...editor.sae.sae import SaeConfig, SparseAutoencoder
-from ...validation.proof.reference import PRECISIONS
+from ...editor.sae.formats.config import SaeConfig, SaeFile
+from ...editor.sae.sae import SparseAutoencoder
 from ..plan.prepare import prepare
 from ..plan.settings import Settings, resolve
 
@@ -30,7 +31,7 @@ def of_plan(wanted: dict[str, Any], precision: str, say: Callable[[str], None]) 
     """A pipeline's UNet and the edit that presets and options make."""
     ready = prepare(resolve(Settings(**wanted)), say)
     say(f"loading {ready.plan.model}")
-    pipeline = load_pipeline(ready.plan.model, PRECISIONS[precision], variant=ready.plan.settings.variant)
+    pipeline = load_pipeline(ready.plan.model, dtype_of(precision), variant=ready.plan.settings.variant)
     tokens = getattr(pipeline, ready.family.text_encoders[0].name).config.max_position_embeddings
     return pipeline.unet, ready.edit, ready.saes, tokens, pipeline.vae_scale_factor
 
@@ -47,7 +48,7 @@ def random_sd14(precision: str, present: bool, say: Callable[[str], None]) -> Mo
     torch.manual_seed(0)
     say("making 860 M random weights")
     # The other settings of SD 1.4's UNet are this class's defaults.
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(PRECISIONS[precision]).eval()
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(dtype_of(precision)).eval()
     generator = torch.Generator().manual_seed(0)
     sample, context = torch.randn(2, 4, 64, 64, generator=generator), torch.randn(2, 77, 768, generator=generator)
     with capture(unet, [HOOKPOINT]) as seen:
@@ -59,7 +60,7 @@ def random_sd14(precision: str, present: bool, say: Callable[[str], None]) -> Mo
     bias = torch.zeros(_LATENTS)
     bias[:_COMMON] = 0.15 * spread  # active at most tokens, as a few latents of every trained SAE are
     tensors = {"W_enc": rows, "b_enc": bias, "W_dec": rows.clone(), "b_dec": center}
-    sae = SparseAutoencoder.from_tensors(SaeConfig(tokens.shape[-1], _LATENTS, _K), tensors, "random")
+    sae = SparseAutoencoder.from_file(SaeFile(SaeConfig(tokens.shape[-1], _LATENTS, _K), tensors, "random"))
     latents = sae.latents(tokens)
     members = torch.bincount(sae.top(latents).indices.flatten(), minlength=_LATENTS)
     members[:_COMMON] = 0 if present else members.max() + 1  # what is active everywhere belongs to no concept

@@ -10,13 +10,13 @@ from rich import box
 from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import GATES, PRECISIONS
 from ...editor.common.suggest import unknown
 from ...validation.artifact.engines import BACKENDS as ENGINES
 from ...validation.artifact.engines import gpu, tensorrt_module
 from ...validation.backends.sessions import check_provider, provider_of
 from ..plan.checks import check_pixels
 from ..plan.folder import check_files
-from ..plan.settings import GATES, PRECISIONS
 from . import options as o
 from .console import clean, names, out, print_warning, progress_line, write_json
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import normalise
+from ...editor.common.names import PRECISIONS, normalise
 from ...editor.common.suggest import unknown
 from ...editor.features.concepts import presets
 from ...editor.features.prompt_sets import check_sets, own_prompts
@@ -20,10 +20,8 @@ from . import options as o
 from .console import clean, names, out, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...editor.features.collect import Sampling
+    from ...editor.denoisers.sampling import Sampling
     from ...editor.sae.sae import SparseAutoencoder
-
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @clean
@@ -112,7 +110,7 @@ def collect(
     check_scheduler(scheduler)
     with progress_line("opening SAE" if dry_run else "starting") as say:
         if not (dry_run and plan["fetch"]):
-            from ...editor.features.collect import Sampling
+            from ...editor.denoisers.sampling import Sampling
 
             sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
             folder, opened = _open(source, variant, saes, sampling)
@@ -189,7 +187,7 @@ def _open(model: str, variant: str | None, sources: dict[str, str], sampling: Sa
     """The model's folder, checked, and the SAEs, each checked against its block."""
     from ...editor.denoisers.pipelines import open_folder
     from ...editor.features.collect import check_sampling
-    from ..plan.prepare import open_saes
+    from ..plan.open import open_saes
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
@@ -203,6 +201,7 @@ def _run(
     """Collect and write; False in every process but the first."""
     from accelerate import PartialState
 
+    from ...editor.common.names import dtype_of
     from ...editor.common.writing import alone
     from ...editor.denoisers.pipelines import check_device, load_pipeline
     from ...editor.edit.bake import refuse_edited
@@ -210,13 +209,12 @@ def _run(
     from ...editor.features.collect import METHOD, Process, clear
     from ...editor.features.collect import collect as run
     from ...editor.features.collecting import put
-    from ...validation.proof.reference import PRECISIONS as DTYPES
     from ..plan.progress import Remaining
 
     check_device(device)
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
-    pipeline = load_pipeline(model, DTYPES[precision], str(everyone.device) if device == "cuda" else device, variant=variant)
+    pipeline = load_pipeline(model, dtype_of(precision), str(everyone.device) if device == "cuda" else device, variant=variant)
     refuse_edited(pipeline.unet)
     identity = cache.model_sha256(folder, variant=variant)
     job = cache.key(

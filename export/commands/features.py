@@ -18,7 +18,7 @@ from .console import clean, names, out, print_warning, progress_line, write_json
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...editor.features.collect import Sampling
+    from ...editor.denoisers.sampling import Sampling
     from ...editor.features.feature_maps import FeatureRecord
     from ..plan.settings import Plan
 
@@ -102,7 +102,7 @@ def features(
         raise SaeuronError("no prompts: give --prompts FILE with one a line (demo's own: demo:prompts.txt)")
     count, scale = sampling_of(source, steps, guidance)
     with progress_line("starting") as say:
-        from ...editor.features.collect import Sampling
+        from ...editor.denoisers.sampling import Sampling
 
         sampling = Sampling(count, scale, seed, batch_size, height, width, scheduler)
         belongs: dict[tuple[str, int], list[str]] = {}
@@ -191,7 +191,7 @@ def _run(
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.collect import check_sampling
     from ...editor.features.feature_maps import draw_prompts, record_features
-    from ..plan.prepare import open_saes
+    from ..plan.open import open_saes
     from ..plan.progress import Remaining
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))

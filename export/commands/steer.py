@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import RESIDUALS
 from ...editor.common.suggest import unknown
 from ...editor.common.writing import whole_file
-from ...editor.edit.edit_header import RESIDUALS
 from ...editor.edit.gains import check_gain
 from ..plan.checks import check_pixels, check_seed
 from ..plan.folder import check_files
@@ -104,7 +104,7 @@ def steer(
         from ...editor.denoisers.schedulers import check_loop, scheduler_in
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
         from ...editor.edit.steering import steering_edit
-        from ..plan.prepare import open_saes
+        from ..plan.open import open_saes
         from ..plan.settings import public_name
 
         folder = open_folder(model, None, variant, (height, width) if preview else None)

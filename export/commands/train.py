@@ -18,7 +18,7 @@ from . import options as o
 from .console import clean, out, print_warning, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
-    from ...editor.features.collect import Sampling
+    from ...editor.denoisers.sampling import Sampling
 
 _TRAINING = "Training"
 
@@ -101,7 +101,7 @@ def _train(
             f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {batch_size}"
         )
     with progress_line("starting") as say:
-        from ...editor.features.collect import Sampling
+        from ...editor.denoisers.sampling import Sampling
 
         sampling = Sampling(sampling_steps, guidance, picture_seed, batch_size, height, width, scheduler)
         if dry_run:
@@ -123,7 +123,7 @@ def _plan(
     from ...editor.denoisers.pipelines import open_folder
     from ...editor.features.collect import check_sampling
     from ...editor.sae.stream import buffer_bytes
-    from ..plan.prepare import maps_of
+    from ..plan.open import maps_of
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
@@ -172,14 +172,14 @@ def _run(
 ) -> dict[str, Any] | None:  # fmt: skip
     from accelerate import Accelerator
 
+    from ...editor.common.names import dtype_of
     from ...editor.common.writing import alone
     from ...editor.denoisers.pipelines import check_device, load_pipeline, open_folder
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.cache import model_sha256
     from ...editor.features.collect import check_sampling
     from ...editor.sae.training import Trainer, TrainEvent
-    from ...validation.proof.reference import PRECISIONS as DTYPES
-    from ..plan.prepare import maps_of
+    from ..plan.open import maps_of
     from ..plan.progress import Remaining
 
     check_device(device)
@@ -193,7 +193,7 @@ def _run(
     except (ValueError, ImportError) as error:
         raise SaeuronError(f"training can't start: {first_line(error)}") from None
     say(f"loading {model}")
-    pipeline = load_pipeline(model, DTYPES[settings.precision], str(accelerator.device) if device == "cuda" else device, variant=variant)
+    pipeline = load_pipeline(model, dtype_of(settings.precision), str(accelerator.device) if device == "cuda" else device, variant=variant)
     refuse_edited(pipeline.unet)
     trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder, variant=variant))
     if trackers:

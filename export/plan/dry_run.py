@@ -10,7 +10,7 @@ from .folder import check_output
 from .settings import Plan, Settings, resolve, to_fetch
 
 if TYPE_CHECKING:
-    from .prepare import Prepared
+    from .open import Prepared
 
 _UNKNOWN = FAMILIES[0]
 """what a model is taken for as long as its folder isn't here"""
@@ -86,7 +86,8 @@ def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
         named = {w.collecting.domain: (w.collecting, w.hookpoint) for w in plan.wishes if w.collecting}
         waiting = [(c, [hookpoint]) for c, hookpoint in named.values()]
     else:
-        from .prepare import open_model, open_saes, uncollected
+        from .open import open_saes
+        from .prepare import open_model, uncollected
 
         folder = open_model(plan, (plan.settings.height, plan.settings.width))
         waiting = uncollected(plan, folder, open_saes(folder, plan.saes))

@@ -13,7 +13,7 @@ from ...editor.edit.bake import check_gate
 from ...editor.edit.edit import Edit
 from ...editor.edit.edit_header import EditHeader
 from ...editor.sae.sae import SparseAutoencoder
-from .prepare import Prepared, in_turns, open_saes, safety_checker
+from .open import Prepared, in_turns, open_saes, safety_checker
 from .settings import Plan, public_name
 
 # A short proof looks at this many forwards of the hook's own trajectory (validation/proof/reference.py).

@@ -8,7 +8,7 @@ import torch
 
 from ...editor.common.files import read_header, read_json
 from ...editor.denoisers.components import weight_files
-from .prepare import Prepared
+from .open import Prepared
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}

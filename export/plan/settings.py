@@ -12,9 +12,9 @@ from typing import Any
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import check_hub_id, plain_text
-from ...editor.common.names import normalise
+from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, normalise
 from ...editor.common.suggest import unknown
-from ...editor.edit.edit_header import RESIDUALS, EditHeader, read_edit_header
+from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
 from ...editor.features.concepts import KEYS, Concept, check_type, expand, presets
 from ...editor.features.rule import Rule
@@ -24,8 +24,6 @@ from .checks import check_guidance, check_pixels, check_steps
 
 FORMATS = ("checkpoint", "onnx", "trt")
 _ALIASES = {"tensorrt": "trt"}
-GATES = ("exact", "threshold")
-PRECISIONS = ("fp32", "fp16", "bf16")
 PROOFS = ("full", "short")
 DEFAULT_SELECT = "percentile:99.999"
 DEFAULT_MULTIPLIER = -1.0

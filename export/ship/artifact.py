@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.common.files import read_json
+from ...editor.common.names import dtype_of
 from ...editor.denoisers.families import family_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.bake import bake, refuse_edited
@@ -18,7 +19,7 @@ from ...editor.edit.hook import TokenEdit
 from ...validation.artifact import manifest
 from ...validation.artifact.engines import Target
 from ...validation.proof import report
-from ...validation.proof.reference import PRECISIONS, make_golden
+from ...validation.proof.reference import make_golden
 from ...validation.proof.seam_reference import on_tokens
 from ...validation.proof.validate import GOLDEN, validate
 from ...validation.trust import signature
@@ -26,7 +27,8 @@ from ..formats import checkpoint, onnx, tensorrt
 from ..plan.checks import check_packages
 from ..plan.estimate import estimate
 from ..plan.folder import building, check_output, check_space
-from ..plan.prepare import Prepared, check_engine_shapes, prepare
+from ..plan.open import Prepared
+from ..plan.prepare import check_engine_shapes, prepare
 from ..plan.settings import Settings, public_name, resolve
 from . import licence
 from .card import model_card
@@ -68,11 +70,11 @@ def export_artifact(settings: Settings, progress: Progress = lambda text: None) 
     prepared = prepare(plan, progress)
     check_space(settings.output, sum(estimate(prepared).values()))
     progress(f"loading {plan.model}")
-    pipeline = load_pipeline(plan.model, PRECISIONS[settings.precision], settings.device, variant=settings.variant)
+    pipeline = load_pipeline(plan.model, dtype_of(settings.precision), settings.device, variant=settings.variant)
     refuse_edited(pipeline.unet)
     with building(settings.output, settings.overwrite) as folder:
         hook = (
-            TokenEdit(prepared.edit, prepared.saes, PRECISIONS[settings.precision], settings.device, settings.gate)
+            TokenEdit(prepared.edit, prepared.saes, dtype_of(settings.precision), settings.device, settings.gate)
             if settings.validate
             else None
         )

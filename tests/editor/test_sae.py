@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import make_sae
 
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.sae.formats import check_width
-from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.formats.config import SaeConfig
+from saeuron.editor.sae.sae import SparseAutoencoder, check_width
 
 
 def naive(sae, x):

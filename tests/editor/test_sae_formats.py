@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tests.conftest import make_sae
 
 from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.sae.formats.config import SaeFile
 from saeuron.editor.sae.sae import SparseAutoencoder
 
 D, N, K = 12, 40, 5
@@ -280,7 +281,7 @@ def test_sdxl_unbox_of_another_form(tmp_path, content):
 def test_sparse_tensors_are_no_weights():
     sae = make_sae()
     with pytest.raises(SaeuronError, match="W_dec is stored as a sparse tensor"):
-        SparseAutoencoder.from_tensors(sae.config, {**dict(sae.named_parameters()), "W_dec": sae.W_dec.to_sparse()}, "here")
+        SparseAutoencoder.from_file(SaeFile(sae.config, {**dict(sae.named_parameters()), "W_dec": sae.W_dec.to_sparse()}, "here"))
 
 
 def test_a_later_saelens_is_not_taken_for_an_old_one(tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.editor.dense_step import dense_step
 
 from saeuron.editor.sae import sae_step
-from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.formats.config import SaeConfig
+from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.editor.sae.sae_step import (  # fmt: skip
     Codes,
     DeadLatents,

@@ -11,9 +11,10 @@ from tests.conftest import HOOKPOINT, make_sae
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.families import FAMILIES, family_of
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
+from saeuron.editor.denoisers.sampling import Sampling
 from saeuron.editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in, timesteps, walk
 from saeuron.editor.features.activations import ddim_timesteps
-from saeuron.editor.features.collect import Sampling, collect
+from saeuron.editor.features.collect import collect
 from saeuron.validation.backends.lean.pipeline import scheduler_of
 from saeuron.validation.proof.surroundings import compare, of_folder, of_pipeline
 

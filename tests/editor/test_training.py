@@ -8,7 +8,7 @@ from tests.conftest import HOOKPOINT
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
-from saeuron.editor.features.collect import Sampling
+from saeuron.editor.denoisers.sampling import Sampling
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.editor.sae.stream import ActivationStream, Buffer, Share
 from saeuron.editor.sae.train_settings import TrainSettings, settings_help

@@ -14,7 +14,7 @@ from saeuron.editor.edit.edit import Edit
 @pytest.fixture(scope="module")
 def small_sd(tmp_path_factory):
     """Shaped as SD 1.4 (four levels, the same hookpoints), with small widths; its SAE in the released layout."""
-    from saeuron.editor.demo.train_pipeline import make_tokenizer
+    from benchmarks.demo.train_pipeline import make_tokenizer
 
     root = tmp_path_factory.mktemp("small_sd")
     torch.manual_seed(3)

@@ -14,15 +14,14 @@ from typer.testing import CliRunner
 import saeuron
 from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.denoisers.pipelines import load_pipeline
-from saeuron.editor.denoisers.sampling import autoencoder, denoise
+from saeuron.editor.denoisers.sampling import autoencoder, decode, denoise
 from saeuron.export.cli import app
 from saeuron.export.formats import onnx
 from saeuron.export.ship.artifact import export_artifact
 from saeuron.validation.artifact.golden import Golden
-from saeuron.validation.backends.choose import TorchRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.forwards import compare_forwards
 from saeuron.validation.proof.parity import run_forwards
-from saeuron.validation.proof.reference import decode
 
 runner = CliRunner()
 

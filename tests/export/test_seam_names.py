@@ -10,11 +10,11 @@ from onnx.utils import Extractor
 from tests.conftest import HOOKPOINT, WIDTH, edit_of, inputs, make_activations, make_sae, make_unet
 
 from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.common.names import dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.edit import Edit
 from saeuron.export.formats import onnx as export
 from saeuron.validation.artifact.manifest import seam_tensor
-from saeuron.validation.proof.reference import PRECISIONS
 
 SAES = {
     HOOKPOINT: {}, "up_blocks.0.attentions.0": {"reads": "delta"}, "mid_block.attentions.0": {"unit_norm": True},
@@ -68,7 +68,7 @@ def cut(path, seams):
 @pytest.mark.parametrize("gate,residual,dtype", [("exact", "keep", "fp32"), ("threshold", "keep", "fp16"), ("exact", "drop", "fp16")])
 @torch.no_grad()
 def test_the_seam_is_named_and_can_be_cut_out(gate, residual, dtype, tmp_path):
-    dtype = PRECISIONS[dtype]
+    dtype = dtype_of(dtype)
     unet = made(tuple(SAES), dtype, gate, residual)
     named, path = written(unet, tmp_path)
     assert [o.name for o in onnx.load(path).graph.output] == ["out_sample"] and set(named) == set(SAES)

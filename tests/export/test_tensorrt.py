@@ -11,6 +11,7 @@ from tests.export.tensorrt_operators import SUPPORTED
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
+from saeuron.editor.common.names import dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.export.formats import tensorrt
 from saeuron.export.formats.engine_worker import build
@@ -20,7 +21,6 @@ from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_
 from saeuron.export.plan.settings import Settings, resolve
 from saeuron.validation.artifact import engines, manifest
 from saeuron.validation.artifact.engines import Target
-from saeuron.validation.proof.reference import PRECISIONS
 
 rtx = pytest.mark.usefixtures("rtx_library")
 
@@ -94,7 +94,7 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
 @rtx
 @pytest.mark.parametrize(("gate", "precision", "types"), [("exact", "fp16", "HALF"), ("threshold", "bf16", "BF16")])
 def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precision, types):
-    baked = bake(make_unet().to(PRECISIONS[precision]), edit, {HOOKPOINT: make_sae()}, gate)
+    baked = bake(make_unet().to(dtype_of(precision)), edit, {HOOKPOINT: make_sae()}, gate)
     write_graph(unet_component(baked, 6), tmp_path)
     assert not operators(tmp_path / "unet" / "model.onnx") - SUPPORTED
     sizes = {"batch_size": [2, 2, 2], "latent_height": [8, 8, 8], "latent_width": [8, 8, 8], "sequence_length": [6, 6, 6]}

@@ -15,8 +15,8 @@ from tests.validation.test_lean import SD, change
 from tests.validation.test_schedulers import with_scheduler
 
 from saeuron.validation.artifact import manifest
-from saeuron.validation.backends.choose import OnnxRunner
 from saeuron.validation.backends.lean import LeanPipeline
+from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.proof.validate import validate
 
 PROMPT = "An image of Car in Sunset style."

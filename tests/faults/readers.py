@@ -22,7 +22,8 @@ from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
-from saeuron.editor.sae.sae import SaeConfig, SparseAutoencoder
+from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
+from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.evidence.counting import Counting
 from saeuron.validation.evidence.intervals import Rate
 
@@ -72,7 +73,7 @@ def _tensors() -> dict[str, torch.Tensor]:
 
 
 def _sae() -> SparseAutoencoder:
-    return SparseAutoencoder.from_tensors(SaeConfig(_WIDTH, _LATENTS, 4), _tensors(), "fuzz")
+    return SparseAutoencoder.from_file(SaeFile(SaeConfig(_WIDTH, _LATENTS, 4), _tensors(), "fuzz"))
 
 
 def _activations() -> ConceptActivations:

@@ -13,15 +13,16 @@ from transformers import AutoTokenizer, CLIPTokenizer
 from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.families import family_of
-from saeuron.editor.denoisers.sampling import denoise, initial_latents
+from saeuron.editor.denoisers.sampling import decode, denoise, initial_latents
 from saeuron.editor.denoisers.schedulers import ddim_of
 from saeuron.validation.artifact import manifest
-from saeuron.validation.backends.choose import OnnxRunner, TorchRunner, Way, choose_networks, open_networks
+from saeuron.validation.backends.choose import Way, choose_networks, open_networks
 from saeuron.validation.backends.lean import ClipTokenizer, LeanPipeline
 from saeuron.validation.backends.lean.noise import torch_randn
 from saeuron.validation.backends.load import load
+from saeuron.validation.backends.onnx_runner import OnnxRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import psnr
-from saeuron.validation.proof.reference import decode
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DEMO_SETTINGS = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -11,7 +11,7 @@ from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
 from saeuron.validation.artifact.golden import Golden
-from saeuron.validation.backends.choose import TorchRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.forwards import compare_forwards
 from saeuron.validation.proof.parity import (
     check_components,

@@ -21,8 +21,9 @@ from saeuron.editor.edit.edit import Edit
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.artifact import export_artifact
-from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
 from saeuron.validation.backends.load import load
+from saeuron.validation.backends.onnx_runner import OnnxRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import prove
 from saeuron.validation.proof.reference import _draws_noise, make_golden
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from tests.random_edits import MUTANTS, PROMPTS, edit_in_float64, make, spoil_graph, spoiled
 
+from saeuron.editor.common.names import dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.artifact.seam import BARS, Seam, Tally, digest, rounded, rows_of, ulp
-from saeuron.validation.backends.choose import OnnxRunner, TorchRunner
+from saeuron.validation.backends.onnx_runner import OnnxRunner
+from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import check_network, check_seam, prove
-from saeuron.validation.proof.reference import PRECISIONS, make_golden
+from saeuron.validation.proof.reference import make_golden
 from saeuron.validation.proof.seam_reference import expected, on_tokens, rounding, sample
 
 SEED = 0  # two hookpoints, `upstream`, unit norm: every active latent counts, and many tie in 16 bits
@@ -125,7 +127,7 @@ def case(request, tmp_path_factory):
     precision = request.param
     wanted = make(SEED)
     print("seed", SEED, wanted.said)
-    wanted.pipeline.to(PRECISIONS[precision])
+    wanted.pipeline.to(dtype_of(precision))
     golden = make_golden(
         wanted.pipeline, wanted.edit, wanted.saes, PROMPTS[:2], wanted.steps, wanted.guidance, precision, wanted.gate, scope="short"
     )
@@ -137,7 +139,7 @@ def case(request, tmp_path_factory):
         seams = onnx.write(onnx.unet_component(edited.unet, 24), root)
         runners.append(OnnxRunner(root, seams=seams))
     fired = {h: sum(c.seams[h].fires[c.seams[h].slack == 0].sum(0) for c in golden.cases) for h in wanted.edit.hookpoints}
-    hook = TokenEdit(wanted.edit, wanted.saes, PRECISIONS[precision], "cpu", wanted.gate)
+    hook = TokenEdit(wanted.edit, wanted.saes, dtype_of(precision), "cpu", wanted.gate)
     return wanted, golden, runners, hook, fired, root, seams
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import parse_json, read_header
+from ...editor.common.names import PRECISIONS
 from . import shape
 from .seam import Seam
 from .shape import Choice, Each, Fields, Items
@@ -28,7 +29,6 @@ _CASE = ("sample", "context", "hook", "unedited", "neutral")
 _SEAM = ("input", "output", "neutral", "fires", "near", "slack")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
-PRECISIONS = ("fp32", "fp16", "bf16")
 _CONTENT = Fields({
     "precision": Choice(PRECISIONS),
     "cases": Items(Fields({

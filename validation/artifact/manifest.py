@@ -12,7 +12,7 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
-from ...editor.edit.edit_header import RESIDUALS
+from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
 from . import shape
 from .shape import Choice, Each, Either, Fields, Items, Maybe
 
@@ -31,8 +31,6 @@ BACKENDS = {
 _ADDED = ("validation/", "tensorrt/")
 """folders that may be written into a finished artifact"""
 
-GATES = ("exact", "threshold")
-PRECISIONS = ("fp32", "fp16", "bf16")
 _ENGINE = Fields({
     "precision": Choice(PRECISIONS), "onnx": Each(str), "shapes": Each(Items(Items(int), 3)), "types": dict, "bytes": int, "seconds": float,
     "peak_bytes": Maybe(int),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
+from ...editor.common.names import dtype_of
 from ...editor.common.quiet import quiet_loading
 from ...editor.denoisers.families import family_of, rebuilt
 from ..artifact import manifest
@@ -31,7 +32,6 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
     from ...editor.denoisers.components import named, open_network
     from ...editor.denoisers.pipelines import check_device
     from ...editor.edit.ablated_unet import AblatedUNet2DConditionModel
-    from ..proof.reference import PRECISIONS
 
     root = Path(artifact)
     record = manifest.read(root)
@@ -42,7 +42,7 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
     target = check_device(device)
     index = read_json(root / "model_index.json")
     family = family_of(index)
-    dtype = dtype or PRECISIONS[record["precision"]]
+    dtype = dtype or dtype_of(record["precision"])
     with quiet_loading():
         unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
         # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.

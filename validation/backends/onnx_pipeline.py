@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -15,9 +15,7 @@ from transformers.utils import ModelOutput
 from ...editor.common.files import read_json
 from ...editor.denoisers.conditions import conditions_in
 from ...editor.denoisers.families import family_of
-
-if TYPE_CHECKING:
-    from .choose import OnnxRunner
+from .base import Sessions
 
 
 class _Network(nn.Module):
@@ -29,7 +27,7 @@ class _Network(nn.Module):
         config: of the network, with the values that its class takes for what is missing there.
     """
 
-    def __init__(self, runner: OnnxRunner, folder: str, config: dict[str, Any]) -> None:
+    def __init__(self, runner: Sessions, folder: str, config: dict[str, Any]) -> None:
         super().__init__()
         self.runner, self.folder, self.config = runner, folder, SimpleNamespace(**config)
         types = {i.type for i in runner.session(folder).get_inputs()} | {o.type for o in runner.session(folder).get_outputs()}
@@ -71,7 +69,7 @@ class _Vae(_Network):
         return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(self._call("vae_encoder", sample=sample)["latent_parameters"]))
 
 
-def onnx_pipeline(runner: OnnxRunner) -> Any:
+def onnx_pipeline(runner: Sessions) -> Any:
     """The artifact's pipeline on its ONNX graphs."""
     import diffusers
 

@@ -16,7 +16,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
 from ..artifact import engines, manifest
 from ..artifact.golden import Run
-from .choose import NOTHING, Conditions, Observation, lean_free_run
+from .base import NOTHING, Conditions, Observation, lean_free_run
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NUMPY: dict[str, Any] = {

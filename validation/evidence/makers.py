@@ -17,8 +17,9 @@ from ...editor.common.suggest import unknown
 from ...editor.denoisers.sizes import latent_sides
 from ..artifact import engines, manifest
 from ..artifact.installed import missing
-from ..backends.choose import NETWORKS, OnnxRunner, choose_networks
+from ..backends.choose import NETWORKS, choose_networks
 from ..backends.lean.noise import initial_noise
+from ..backends.onnx_runner import OnnxRunner
 from ..backends.sessions import check_provider, provider_of
 
 if TYPE_CHECKING:
@@ -152,8 +153,7 @@ class Makers:
         """diffusers' loop; a safety checker would blacken pictures, and only some backends have one: none is asked."""
         import torch
 
-        from ...editor.denoisers.sampling import check_finite, denoise
-        from ..proof.reference import decode
+        from ...editor.denoisers.sampling import check_finite, decode, denoise
 
         unet, factor = pipeline.unet, pipeline.vae_scale_factor
         sides = latent_sides(unet.config.sample_size, factor, self._height, self._width)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import normalise
+from ...editor.common.names import dtype_of, normalise
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import TokenEdit
@@ -15,7 +15,7 @@ from ...editor.sae.sae import SparseAutoencoder
 from ..artifact import manifest
 from ..artifact.golden import Golden
 from .parity import Reference
-from .reference import PRECISIONS, make_golden
+from .reference import make_golden
 from .seam_reference import on_tokens
 
 
@@ -47,7 +47,7 @@ def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> An
     Raises:
         SaeuronError: it is not the one on record.
     """
-    pipeline = load_pipeline(model, PRECISIONS[record["precision"]], device, variant=record["model"].get("variant"))
+    pipeline = load_pipeline(model, dtype_of(record["precision"]), device, variant=record["model"].get("variant"))
     if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
         raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
     return pipeline
@@ -125,4 +125,4 @@ def fresh_golden(
         pipeline, edit, opened, prompts, sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
         sampling["height"], sampling["width"], seed, scope,
     )  # fmt: skip
-    return golden, on_tokens(TokenEdit(edit, opened, PRECISIONS[record["precision"]], device, record["gate"]))
+    return golden, on_tokens(TokenEdit(edit, opened, dtype_of(record["precision"]), device, record["gate"]))

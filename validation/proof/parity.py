@@ -22,7 +22,7 @@ from ..artifact.golden import Golden, Run
 from ..artifact.seam import BARS as SEAM_BARS
 from ..artifact.seam import SHARE as SEAM_SHARE
 from ..artifact.seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
-from ..backends.choose import Runner
+from ..backends.base import Runner
 from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
 
 RUN_BARS = {"fp32": 0.10, "fp16": 0.25, "bf16": 0.25}

@@ -15,7 +15,7 @@ import torch
 
 from ...editor.denoisers.conditions import conditions_in, unet_arguments
 from ...editor.denoisers.families import family_of
-from ...editor.denoisers.sampling import autoencoder, check_finite, denoise, initial_latents, step_generators, unscaled
+from ...editor.denoisers.sampling import autoencoder, decode, denoise, initial_latents, step_generators, to_numpy
 from ...editor.denoisers.sizes import latent_sides, multiple_of
 from ...editor.edit.bake import refuse_edited
 from ...editor.edit.edit import Edit
@@ -27,14 +27,6 @@ from ..artifact.weights import of_original
 from ..trust.configs import configs_of
 from .seam_reference import expected, sample
 from .surroundings import of_pipeline, token_ids
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Detached copy on the CPU, floats widened to float32."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
 
 
 class _Call(NamedTuple):
@@ -291,18 +283,6 @@ def _draws_noise(scheduler: Any, latents: torch.Tensor) -> bool:
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.float() - b.float()).norm() / b.float().norm())
-
-
-@torch.no_grad()
-def decode(pipeline: Any, latents: torch.Tensor, finite: bool = False) -> np.ndarray:
-    """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing. Values that are not finite get black, unless
-    `finite`: then they are an error."""
-    with autoencoder(pipeline) as vae:
-        decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
-    if finite:
-        check_finite(decoded)
-    pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")
-    return (pictures * 255).round().astype(np.uint8)
 
 
 def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed: int) -> dict[str, dict[str, np.ndarray]]:

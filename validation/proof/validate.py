@@ -17,9 +17,12 @@ from ..artifact import engines, manifest
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
 from ..artifact.manifest import GOLDEN
-from ..backends.choose import NETWORKS, OnnxRunner, Runner, TorchRunner
+from ..backends.base import Runner
+from ..backends.choose import NETWORKS
 from ..backends.load import load
+from ..backends.onnx_runner import OnnxRunner
 from ..backends.sessions import check_onnxruntime, check_provider, provider_of
+from ..backends.torch_runner import TorchRunner
 from ..trust.agreement import check_said
 from . import surroundings
 from .parity import Reference, prove

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.common.files import read_json
+from ...editor.common.names import SENTINEL
 from ...editor.denoisers.families import Family
-from ...editor.edit.ablated_unet import SENTINEL
 
 _FILES = {"scheduler": "scheduler/scheduler_config.json", "unet": "unet/config.json", "vae": "vae/config.json"}
 _CLASS = "class"

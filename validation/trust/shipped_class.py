@@ -7,11 +7,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ...editor.common.files import file_sha256, read_json
+from ...editor.common.names import SENTINEL
 from ...editor.edit import edit_header
 
 CLASS = "AblatedUNet2DConditionModel"
-SENTINEL = "SaeuronAblatedMidBlock"
-"""as in `editor/edit/ablated_unet.py`, which needs torch; a test compares them"""
 RELEASED: tuple[str, ...] = ()
 """SHA-256 of the files that released versions wrote, besides this version's own; there is no release yet"""
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from ...common.errors import SaeuronError
 from ...common.files import hub_folder
 from ...common.names import normalise
-from ..sae import SparseAutoencoder
 from . import finebooru, saelens, sdxl_unbox, sparsify  # noqa: F401 - importing a family registers it
 from .common import READERS
+from .config import SaeFile
 
 
-def read(source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SparseAutoencoder:
-    """Open `source` by the first reader that recognises it; see `SparseAutoencoder.load`."""
+def read(source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SaeFile:
+    """Read `source` by the first reader that recognises it; see `SparseAutoencoder.load`."""
     names = [] if hookpoint is None else [f"unet.{normalise(hookpoint)}", normalise(hookpoint)]
     root = Path(source)
     if not os.path.exists(root):  # False, not an error, where the name is too long to be one
@@ -39,11 +39,3 @@ def read(source: str | Path, hookpoint: str | None = None, revision: str | None 
 
 def _families() -> str:
     return ", ".join(name for name, _, _ in READERS)
-
-
-def check_width(sae: SparseAutoencoder, channels: int, hookpoint: str) -> None:
-    """Raise unless the SAE reads as many channels as the hookpoint has."""
-    if sae.config.d_in != channels:
-        raise SaeuronError(
-            f"the SAE reads {sae.config.d_in} channels, but hookpoint '{hookpoint}' has {channels}; is it the SAE of another block or model?"
-        )

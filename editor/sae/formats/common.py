@@ -13,9 +13,9 @@ from ...common.files import open_safetensors, read_header
 if TYPE_CHECKING:
     import torch
 
-    from ..sae import SparseAutoencoder
+    from .config import SaeFile
 
-    Reader = Callable[[Path], SparseAutoencoder]
+    Reader = Callable[[Path], SaeFile]
 
 READERS: list[tuple[str, Callable[[Path], bool], Reader]] = []
 

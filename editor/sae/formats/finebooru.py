@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...common.errors import SaeuronError
 from ...common.files import read_json
-from ..sae import SaeConfig, SparseAutoencoder
 from .common import check_settings, holds, positive, register, tensors_of, top_k
+from .config import SaeConfig, SaeFile
 
 _both = holds("config.json", "model.safetensors")
 
@@ -23,7 +23,7 @@ def _recognises(folder: Path) -> bool:
 
 
 @register("RE-N-Y (config.json with features and pages, model.safetensors)", _recognises)
-def read_finebooru(folder: Path) -> SparseAutoencoder:
+def read_finebooru(folder: Path) -> SaeFile:
     """RE-N-Y's top-k SAEs of a block's output: `config.json` (features, pages, k, sample) and `model.safetensors`.
 
     The class takes `sample` and drops it. Source: https://github.com/RE-N-Y/finebooru, `TopkSparseAutoencoder`.
@@ -42,4 +42,4 @@ def read_finebooru(folder: Path) -> SparseAutoencoder:
     ours = {
         "W_enc": tensors["encoder.weight"], "b_enc": tensors["encoder.bias"], "W_dec": tensors["decoder.weight"].T.contiguous(), "b_dec": tensors["bias"],
     }  # fmt: skip
-    return SparseAutoencoder.from_tensors(SaeConfig(width, latents, k), ours, str(folder))
+    return SaeFile(SaeConfig(width, latents, k), ours, str(folder))

@@ -10,8 +10,8 @@ import torch
 
 from ...common.errors import SaeuronError
 from ...common.files import read_json
-from ..sae import SaeConfig, SparseAutoencoder
 from .common import check_settings, holds, positive, register, shown, tensors_of, top_k
+from .config import SaeConfig, SaeFile
 
 _ALLOWED = {
     "apply_b_dec_to_input": (True, False), "normalize_activations": ("none", "layer_norm", False, None), "reshape_activations": ("none", None),
@@ -137,7 +137,7 @@ _OTHERS = [
 
 
 @register("SAELens (cfg.json, sae_weights.safetensors)", holds("cfg.json", "sae_weights.safetensors"))
-def read_saelens(folder: Path) -> SparseAutoencoder:
+def read_saelens(folder: Path) -> SaeFile:
     """SAELens's form: `cfg.json` and `sae_weights.safetensors`, architectures topk, jumprelu and standard.
 
     Its BatchTopK SAEs are saved as jumprelu. `layer_norm` is `input_unit_norm`, but for its way back, which multiplies by the
@@ -180,7 +180,7 @@ def read_saelens(folder: Path) -> SparseAutoencoder:
         width, latents, k, settings.get("normalize_activations") == "layer_norm", "topk" if kind == "topk" else "jumprelu",
         settings.get("apply_b_dec_to_input", True),
     )  # fmt: skip
-    return SparseAutoencoder.from_tensors(config, tensors, str(folder))
+    return SaeFile(config, tensors, str(folder))
 
 
 def _kind(settings: Mapping[str, Any], where: Path) -> tuple[str, Mapping[str, Any]]:

@@ -9,15 +9,15 @@ import torch
 
 from ...common.errors import SaeuronError
 from ...common.files import read_json, reading
-from ..sae import SaeConfig, SparseAutoencoder
 from .common import check_settings, holds, positive, register, top_k
+from .config import SaeConfig, SaeFile
 
 # The last two are of training: which dead latents get an auxiliary loss.
 _OTHERS = ("d_model", "n_dirs_local", "k", "auxk", "dead_steps_threshold")
 
 
 @register("sdxl-unbox (config.json, state_dict.pth)", holds("config.json", "state_dict.pth"))
-def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
+def read_sdxl_unbox(folder: Path) -> SaeFile:
     """sdxl-unbox's form: `config.json` and `state_dict.pth` (opened as tensors only), trained on output minus input of a block.
 
     Source: https://github.com/surkovv/sdxl-unbox, `SAE/sae.py` and `utils/hooks.py`.
@@ -43,4 +43,4 @@ def read_sdxl_unbox(folder: Path) -> SparseAutoencoder:
     tensors = {
         "W_enc": held["encoder.weight"], "b_enc": held["latent_bias"], "W_dec": held["decoder.weight"].T.contiguous(), "b_dec": held["pre_bias"],
     }  # fmt: skip
-    return SparseAutoencoder.from_tensors(SaeConfig(width, latents, k, reads="delta"), tensors, str(folder))
+    return SaeFile(SaeConfig(width, latents, k, reads="delta"), tensors, str(folder))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...common.errors import SaeuronError
 from ...common.files import read_json
-from ..sae import SaeConfig, SparseAutoencoder
 from .common import check_settings, holds, positive, register, tensors_of, top_k
+from .config import SaeConfig, SaeFile
 
 _ALLOWED = {
     "activation": ("topk", None), "transcode": (False, None), "skip_connection": (False, None), "signed": (False, None),
@@ -19,7 +19,7 @@ _OTHERS = ("d_in", "expansion_factor", "num_latents", "k", "normalize_decoder", 
 
 
 @register("SAeUron and sparsify (cfg.json, sae.safetensors)", holds("cfg.json", "sae.safetensors"))
-def read_sparsify(folder: Path) -> SparseAutoencoder:
+def read_sparsify(folder: Path) -> SaeFile:
     """SAeUron's and EleutherAI sparsify's form: `cfg.json` and `sae.safetensors`.
 
     Sources: https://github.com/cywinski/SAeUron, `SAE/sae.py`; https://github.com/EleutherAI/sparsify, `sparsify/sparse_coder.py`.
@@ -43,4 +43,4 @@ def read_sparsify(folder: Path) -> SparseAutoencoder:
     }
     tensors = tensors_of(folder / "sae.safetensors", {name: shape for name, (_, shape) in names.items()})
     config = SaeConfig(width, latents, k, settings.get("input_unit_norm") is True)
-    return SparseAutoencoder.from_tensors(config, {ours: tensors[name] for name, (ours, _) in names.items()}, str(folder))
+    return SaeFile(config, {ours: tensors[name] for name, (ours, _) in names.items()}, str(folder))

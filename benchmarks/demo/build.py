@@ -1,4 +1,4 @@
-"""Rebuilds the whole embedded demo from a seed: `python -m saeuron.editor.demo.build --work DIR`.
+"""Rebuilds the whole embedded demo from a seed: `python -m benchmarks.demo.build --work DIR`.
 
 Stages run in order and keep what they made in DIR, so a later stage can be repeated without the earlier ones.
 Only the last stage, `install`, writes into the package.
@@ -16,12 +16,14 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from ..features.collect import Sampling, collect
-from ..features.concepts import presets
-from ..sae.sae import SparseAutoencoder
-from ..sae.train_settings import TrainSettings
-from ..sae.training import Trainer
-from . import GUIDANCE, ROOT, STEPS
+from saeuron.editor.demo import GUIDANCE, ROOT, STEPS
+from saeuron.editor.denoisers.sampling import Sampling
+from saeuron.editor.features.collect import collect
+from saeuron.editor.features.concepts import presets
+from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.editor.sae.train_settings import TrainSettings
+from saeuron.editor.sae.training import Trainer
+
 from . import train_pipeline as training
 from .render import dataset
 

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .classifier import DemoClassifier
+from saeuron.editor.demo.classifier import DemoClassifier
+
 from .render import OBJECTS, STYLES, dataset
 
 MAX_TOKENS = 24

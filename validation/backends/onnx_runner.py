@@ -1,0 +1,93 @@
+"""The artifact's ONNX graphs in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifact import manifest
+from ..artifact.golden import Run
+from .base import NOTHING, Conditions, Observation, lean_free_run
+from .sessions import cut, open_session, run_session, showing
+from .torch_runner import _free_run, _tensors
+
+
+class OnnxRunner:
+    """The artifact's ONNX graphs in ONNX Runtime.
+
+    Args:
+        root: the artifact folder.
+        provider: execution provider; checked to be the one that runs.
+        loop: whose loop makes the free runs: `diffusers` or `lean`.
+        seams: hookpoint → part of the seam → tensor of the graph; default: the manifest's.
+    """
+
+    name = "onnx"
+    shows_seam = True
+    skips: Mapping[str, str] = {}
+
+    def __init__(
+        self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers",
+        seams: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:  # fmt: skip
+        self.root, self.provider, self.loop = Path(root), provider, loop
+        self.seams: Mapping[str, Mapping[str, str]] = manifest.read(root)["onnx"]["seams"] if seams is None else seams
+        self._sessions: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
+        self._watching: Any = None
+
+    def session(self, component: str) -> Any:
+        """The session of one component, opened at first use."""
+        if component not in self._sessions:
+            self._sessions[component] = open_session(self.root / component / "model.onnx", self.provider)
+        return self._sessions[component]
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
+        return run_session(self.session("unet"), _feed(sample, timestep, context, conditions))["out_sample"]
+
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+        names = [name for parts in self.seams.values() for name in parts.values()]
+        if self._watching is None:
+            # Two sessions of a large UNet would not fit beside each other.
+            self._sessions.pop("unet", None)
+            self._watching = showing(self.root / "unet" / "model.onnx", names, self.provider)
+        found = run_session(self._watching, _feed(sample, timestep, context, conditions), ["out_sample", *names])
+        seams = {h: _tensors({part: found[name] for part, name in parts.items()}) for h, parts in self.seams.items()}
+        return Observation(found["out_sample"], seams)
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        names = self.seams[hookpoint]
+        given = {names["input"]: tokens[None]} | ({names["before"]: before[None]} if before is not None else {})
+        outputs = [names["output"], names["fires"]]
+        if hookpoint not in self._parts:
+            self._parts[hookpoint] = cut(self.root / "unet" / "model.onnx", list(given), outputs, self.provider)
+        found = run_session(self._parts[hookpoint], {**given, "timestep": np.float32(timestep)}, outputs)
+        return found[outputs[0]][0], found[outputs[1]][0]
+
+    def stop_watching(self) -> None:
+        """Free the session with extra outputs."""
+        self._watching = None
+
+    def close(self) -> None:
+        self._sessions.clear()
+        self._parts.clear()
+        self._watching = None
+
+    def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        return run_session(self.session(name), inputs)
+
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return lean_free_run(self.root, self, run) if self.loop == "lean" else _free_run(self.pipeline(), run)
+
+    def pipeline(self) -> Any:
+        """A diffusers pipeline whose every network is run by ONNX Runtime."""
+        from .onnx_pipeline import onnx_pipeline
+
+        return onnx_pipeline(self)
+
+
+def _feed(sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions) -> dict[str, Any]:
+    return {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context, **conditions}

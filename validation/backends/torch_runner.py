@@ -1,0 +1,130 @@
+"""The diffusers pipeline in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...editor.denoisers.conditions import unet_arguments
+from ...editor.denoisers.families import family_of
+from ..artifact.golden import Run
+from ..artifact.seam import Tensors
+from .base import NOTHING, Conditions, Observation
+
+
+class TorchRunner:
+    """The diffusers pipeline in torch.
+
+    Args:
+        pipeline: a pipeline of one of `editor.families`; with an `AblatedUNet2DConditionModel` its decisions are shown.
+        name: shown in the report.
+    """
+
+    shows_seam = True
+    loop = "diffusers"
+    skips: Mapping[str, str] = {}
+
+    def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
+        self.pipeline, self.name = pipeline, name
+
+    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
+        import torch
+
+        from ...editor.denoisers.sampling import to_numpy
+
+        unet = self.pipeline.unet
+
+        def tensor(value: np.ndarray) -> Any:
+            return torch.from_numpy(value).to(unet.device, unet.dtype)
+
+        more = unet_arguments({name: tensor(value) for name, value in conditions.items()})
+        with torch.no_grad():
+            return to_numpy(unet(tensor(sample), timestep, tensor(context), return_dict=False, **more)[0])
+
+    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+        from ...editor.denoisers.sampling import to_numpy
+
+        ablations = getattr(self.pipeline.unet, "ablations", None)
+        if ablations is None:
+            return None
+        seen: dict[str, dict[str, np.ndarray]] = {}
+
+        def watch(hookpoint: str, part: str) -> Any:
+            return lambda module, args, output: seen.setdefault(hookpoint, {}).__setitem__(part, to_numpy(output))
+
+        markers = {"input": "seam_input", "before": "seam_before", "output": "seam_output", "fires": "gate", "members": "members"}
+        handles = [
+            getattr(module, marker).register_forward_hook(watch(key.replace("-", "."), part))
+            for key, module in ablations.items() for part, marker in markers.items() if hasattr(module, marker)
+        ]  # fmt: skip
+        try:
+            output = self.unet(sample, timestep, context, conditions)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Observation(output, {h: _tensors(found) for h, found in seen.items()})
+
+    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        import torch
+
+        from ...editor.denoisers.sampling import to_numpy
+
+        unet = self.pipeline.unet
+        key = hookpoint.replace(".", "-")
+        if key not in getattr(unet, "ablations", {}):
+            return None
+        module = unet.ablations[key]
+        fires: list[np.ndarray] = []
+        handle = module.gate.register_forward_hook(lambda m, args, output: fires.append(to_numpy(output)))
+        given = [None if v is None else torch.from_numpy(v[None]).to(unet.device, unet.dtype) for v in (tokens, before)]
+        try:
+            with torch.no_grad():
+                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=unet.device), given[1])
+        finally:
+            handle.remove()
+        return to_numpy(output)[0], fires[0][0]
+
+    def stop_watching(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+    def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        import torch
+
+        from ...editor.denoisers.sampling import autoencoder, to_numpy
+
+        pipe = self.pipeline
+        text = family_of(pipe).text_encoder(name)
+        value = torch.from_numpy(next(iter(inputs.values())))
+        with torch.no_grad():
+            if text is not None:
+                network = getattr(pipe, name)
+                return {n: to_numpy(v) for n, v in text.encode(network, value.to(network.device)).items()}
+            with autoencoder(pipe) as vae:
+                value = value.to(vae.device, vae.dtype)
+                if name == "vae_decoder":
+                    return {"sample": to_numpy(vae.decode(value, return_dict=False)[0])}
+                return {"latent_parameters": to_numpy(vae.encode(value).latent_dist.parameters)}
+
+    def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _free_run(self.pipeline, run)
+
+
+def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    import torch
+
+    from ...editor.denoisers.sampling import decode, denoise, to_numpy
+
+    initial = torch.from_numpy(run.initial).to(pipeline.unet.device, pipeline.unet.dtype)
+    with torch.no_grad():
+        latents = denoise(pipeline, run.prompts, initial, run.seeds, run.steps, run.guidance)
+        hooked = torch.from_numpy(run.hook).to(latents.device, latents.dtype)
+        return to_numpy(latents), decode(pipeline, latents), decode(pipeline, hooked)
+
+
+def _tensors(parts: Mapping[str, np.ndarray]) -> Tensors:
+    return Tensors(parts["input"], parts.get("before"), parts["output"], parts["fires"], parts.get("members"))
