@@ -24,6 +24,10 @@ class TextEncoder:
     hidden_states: bool = False
     """whether the pipeline reads inner layers: `hidden_states.0` (embeddings) to `hidden_states.N` follow the other outputs"""
 
+    def tokens(self, pipeline: Any) -> int:
+        """Tokens that the pipeline pads a prompt to: the tokenizer's length, which may be less than the network could take."""
+        return int(getattr(pipeline, self.tokenizer).model_max_length)
+
     def encode(self, network: Any, input_ids: Any) -> dict[str, Any]:
         """Run it: ids `[B, L]` → output name → tensor (`[B, L, D]`, pooled ones `[B, D]`), named and ordered as in the ONNX graph."""
         found = network(input_ids, **({"output_hidden_states": True} if self.hidden_states else {}))

@@ -32,7 +32,7 @@ def of_plan(wanted: dict[str, Any], precision: str, say: Callable[[str], None]) 
     ready = prepare(resolve(Settings(**wanted)), say)
     say(f"loading {ready.plan.model}")
     pipeline = load_pipeline(ready.plan.model, dtype_of(precision), variant=ready.plan.settings.variant)
-    tokens = getattr(pipeline, ready.family.text_encoders[0].name).config.max_position_embeddings
+    tokens = ready.family.text_encoders[0].tokens(pipeline)
     return pipeline.unet, ready.edit, ready.saes, tokens, pipeline.vae_scale_factor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -96,17 +97,31 @@ def components(pipeline: Any) -> list[Component]:
     """
     texts = family_of(pipeline).text_encoders
     return [
-        *(_text_component(text, getattr(pipeline, text.name)) for text in texts),
+        *(_text_component(text, getattr(pipeline, text.name), text.tokens(pipeline)) for text in texts),
         *_vae_components(nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
-        unet_component(pipeline.unet, getattr(pipeline, texts[0].name).config.max_position_embeddings),
+        unet_component(pipeline.unet, texts[0].tokens(pipeline)),
     ]
 
 
-def _text_component(text: TextEncoder, network: Any) -> Component:
-    tokens = network.config.max_position_embeddings
+def _text_component(text: TextEncoder, network: Any, tokens: int) -> Component:
     outputs = {name: {0: "batch_size"} for name in text.names(network.config.num_hidden_layers)}
     ids = torch.randint(0, 100, (2, tokens), dtype=torch.int64)
-    return Component(text.name, _TextEncoder(text, network), {"input_ids": ids}, {"input_ids": {0: "batch_size"}}, outputs)
+    return Component(
+        text.name, _TextEncoder(text, _shortened(network, tokens)), {"input_ids": ids}, {"input_ids": {0: "batch_size"}}, outputs
+    )
+
+
+def _shortened(network: Any, tokens: int) -> Any:
+    """The network with positions for that many tokens, its other weights shared; a trace would drop the rest at times."""
+    for name, module in network.named_modules():
+        if name.endswith("position_embedding") and module.num_embeddings > tokens:
+            network = parent = copy.copy(network)
+            *path, last = name.split(".")
+            for step in path:
+                parent._modules = {**parent._modules, step: copy.copy(getattr(parent, step))}
+                parent = getattr(parent, step)
+            parent._modules = {**parent._modules, last: nn.Embedding.from_pretrained(module.weight[:tokens])}
+    return network
 
 
 def _vae_components(vae: Any, factor: int) -> list[Component]:

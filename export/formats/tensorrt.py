@@ -170,10 +170,10 @@ def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> 
         raise SaeuronError(
             f"too large for TensorRT: the pictures would hold {pictures:,} values, 2^31 - 1 are possible; ask for smaller --shapes"
         )
-    path = root / family.text_encoders[0].name / "config.json"
-    tokens = read_json(path).get("max_position_embeddings")
+    path = root / family.text_encoders[0].tokenizer / "tokenizer_config.json"
+    tokens = read_json(path).get("model_max_length")
     if not isinstance(tokens, int):
-        raise SaeuronError(f"{path}: 'max_position_embeddings' is {tokens!r}; it must be a whole number")
+        raise SaeuronError(f"{path}: 'model_max_length' is {tokens!r}; it must be a whole number")
     found["sequence_length"] = (tokens, tokens, tokens)
     return found
 

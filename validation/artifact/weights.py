@@ -98,6 +98,11 @@ def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -
         name: {plain(key): digest(_numpy(value)) for key, value in getattr(pipeline, name).named_parameters()}
         for name in family_of(pipeline).networks
     }
+    for text in family_of(pipeline).text_encoders:
+        for key, value in getattr(pipeline, text.name).named_parameters():
+            if key.endswith("position_embedding.weight"):  # a graph has rows for the tokens that prompts are padded to
+                whole = found[text.name][plain(key)]
+                found[text.name][plain(key)] = whole._replace(unordered=unordered(_numpy(value[: text.tokens(pipeline)])))
     dtype = next(pipeline.unet.parameters()).dtype
     found["edit"] = {
         f"{hookpoint}/{key}": digest(_numpy(value.to(dtype)))

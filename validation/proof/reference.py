@@ -290,7 +290,7 @@ def _components(pipeline: Any, prompts: list[str], height: int, width: int, seed
     found: dict[str, dict[str, np.ndarray]] = {}
     for text in family_of(pipeline).text_encoders:
         network = getattr(pipeline, text.name)
-        ids = token_ids(getattr(pipeline, text.tokenizer), prompts, network.config.max_position_embeddings)
+        ids = token_ids(getattr(pipeline, text.tokenizer), prompts, text.tokens(pipeline))
         encoded = text.encode(network, torch.from_numpy(ids).to(network.device))
         found[text.name] = {"input_ids": ids, **{n: to_numpy(encoded[n]) for n in text.used(network.config.num_hidden_layers)}}
     with autoencoder(pipeline) as vae:
