@@ -30,7 +30,7 @@ from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
-from saeuron.validation.artifact.seam import BARS, digest, rows_of
+from saeuron.validation.artifact.seam import BARS, FEATURE, SHARE, digest, rows_of
 from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof import parity
@@ -92,7 +92,9 @@ def caught_by(golden: Golden, runner: Any) -> tuple[bool, float]:
     """Whether a mutant fails at the seam; by how many times it misses the nearest of the bars that it misses."""
     found = parity.check_seam(golden, runner)
     assert found is not None
-    return not found.passed, math.inf if found.wrong else max(found.worst / found.bar, abs(found.share - 1) / parity.SEAM_SHARE)
+    return not found.passed, math.inf if found.wrong else max(
+        found.worst / found.bar, abs(found.share - 1) / SHARE, found.furthest / FEATURE
+    )
 
 
 def one(seed: int, precision: str, work: Path) -> tuple[list[str], int]:

@@ -1,18 +1,19 @@
 """The seam: what is rounding passes, what is not fails, in every precision and backend."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tests.random_edits import MUTANTS, PROMPTS, edit_in_float64, make, spoil_graph, spoiled
 
-from saeuron.editor.common.names import dtype_of
+from saeuron.editor.common.names import PRECISIONS, dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
-from saeuron.validation.artifact.seam import BARS, Seam, Tally, digest, rounded, rows_of, ulp
+from saeuron.validation.artifact.seam import BARS, FEATURE, Seam, Tally, digest, rounded, rows_of, ulp
 from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import check_network, check_seam, prove
@@ -27,6 +28,7 @@ def seam(**changes):
     h = np.arange(12, dtype=np.float32).reshape(4, 3)
     fires = np.array([[True, False], [False, True], [False, False], [False, False]])
     made = {"input": h, "output": h + fires.any(1, keepdims=True) * np.float32(0.5), "neutral": h, "fires": fires}
+    made |= {"coefficients": fires * np.float32(0.5), "rows": np.ones((2, 3), np.float32)}
     return Seam(**{**made, "near": np.zeros_like(fires), "slack": np.zeros(4, np.float32), **changes})
 
 
@@ -64,7 +66,9 @@ def test_rounding_of_what_is_stored_is_no_difference():
     h = rounded(generator.normal(size=(50, 40)) * 10, "fp16").astype(np.float32)
     hook = h + generator.normal(size=h.shape).astype(np.float32) * 0.02
     fires = np.ones((50, 1), bool)
-    wanted = Seam(h, hook, h, fires, np.zeros_like(fires), np.zeros(50, np.float32))
+    wanted = Seam(
+        h, hook, h, fires, np.zeros_like(fires), np.zeros(50, np.float32), np.zeros((50, 1), np.float32), np.zeros((1, 40), np.float32)
+    )
     stored = hook.astype(np.float16).astype(np.float32)
     assert np.linalg.norm(stored - hook) / np.linalg.norm(hook - h) > 3 * BARS["fp16"], "by itself it would fail"
     assert verdict(wanted, stored, precision="fp16").passed
@@ -80,9 +84,29 @@ def test_close_decisions_may_turn_but_not_all_of_them():
     found = verdict(wanted, output, turned)
     assert found.passed and (found.close, found.turned, found.wrong) == (1, 1, 0)
     assert not verdict(seam(), output, turned).passed and verdict(seam(), output, turned).wrong == 1
-    many = Seam(*(np.repeat(v, 25, axis=0) for v in (wanted.input, wanted.output, wanted.neutral, wanted.fires, np.ones_like(wanted.fires), wanted.slack)))  # fmt: skip
+    many = replace(wanted, near=np.ones_like(wanted.fires)).each(lambda v: np.repeat(v, 25, axis=0))
     found = verdict(many, fires=~many.fires)
     assert found.wrong == 0 and "more than rounding" in found.failures[-1]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_feature_that_hardly_shows_beside_the_others_is_missed_when_it_is_lost(precision):
+    """Its part is below a token's bar; as its own part it is all lost, where rounding is small beside it."""
+    generator = np.random.default_rng(SEED)
+    rows = generator.normal(size=(6, 64)).astype(np.float32)
+    fires = generator.random((40, 6)) < 0.6
+    coefficients = (fires * generator.uniform(1, 3, fires.shape) * [1, 1, 1, 1, 1, 0.5 * BARS[precision]]).astype(np.float32)
+    h = rounded(generator.normal(size=(40, 64)), precision).astype(np.float32)
+    hook = h + coefficients @ rows
+    wanted = seam(input=h, output=hook, neutral=h, fires=fires, near=np.zeros_like(fires), slack=np.zeros(40, np.float32), coefficients=coefficients, rows=rows)  # fmt: skip
+    stored = rounded(hook, precision).astype(np.float32)
+    found = verdict(wanted, stored, precision=precision)
+    assert found.passed and found.features_measured == 6 and found.furthest < FEATURE / 3
+    found = verdict(wanted, rounded(hook - coefficients[:, 5:] @ rows[5:], precision).astype(np.float32), precision=precision)
+    assert found.worst < found.bar and found.furthest > 2.5 * FEATURE and "feature 5 at h: its own part" in found.failures[0]
+    # Where rounding is as large as the part it can't be told, and nothing is said.
+    far = replace(wanted, input=h + 4096, output=hook + 4096, neutral=h + 4096)
+    assert verdict(far, rounded(hook + 4096, precision).astype(np.float32), precision=precision).features_measured < 6
 
 
 def test_ties_have_room_and_no_more():

@@ -23,10 +23,10 @@ from .seam import Seam
 from .shape import Choice, Each, Fields, Items
 from .weights import Digest
 
-_FORMAT = "saeuron-golden-4"
+_FORMAT = "saeuron-golden-5"
 _OF_CASE = ("fires", "members", "conditions")
 _CASE = ("sample", "context", "hook", "unedited", "neutral")
-_SEAM = ("input", "output", "neutral", "fires", "near", "slack")
+_SEAM = ("input", "output", "neutral", "fires", "near", "slack", "coefficients", "rows")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
 _CONTENT = Fields({

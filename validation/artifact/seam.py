@@ -17,6 +17,10 @@ BARS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """largest `|artifact - hook(h)| / |hook(h) - h|` of a token by precision"""
 SHARE = 0.02
 """how far the share of the edit's effect that is kept may lie from 1, over all tokens"""
+FEATURE = 1 / 3
+"""how far the share of one feature's own part that is kept may lie from 1: a lost feature lies at 1, three times as far"""
+_STEADY = 6.0
+"""a feature is measured alone where this many standard deviations of rounding fit into `FEATURE`"""
 _MANTISSA = {"fp32": 23, "fp16": 10, "bf16": 7}
 _LEAST_EXPONENT = {"fp32": -126, "fp16": -14, "bf16": -126}
 
@@ -52,14 +56,18 @@ class Seam:
     """bool `[L, U]`: rounding alone can turn the decision"""
     slack: np.ndarray
     """float32 `[L]`: how far another pick among latents that tie at place k within rounding moves the result; only where all are decoded"""
+    coefficients: np.ndarray
+    """float32 `[L, U]`: how much of its decoder row each feature's change adds; 0 where it doesn't fire or rounding shows in its latent"""
+    rows: np.ndarray
+    """float32 `[U, d]`: decoder rows of the chosen features, the same for all tokens"""
     before: np.ndarray | None = None
     """the block's input `[L, d]`, for an SAE that reads `delta`"""
 
     def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Seam:
-        """The same with every array changed."""
+        """The same with the array of every token changed."""
         return Seam(
             change(self.input), change(self.output), change(self.neutral), change(self.fires), change(self.near), change(self.slack),
-            None if self.before is None else change(self.before),
+            change(self.coefficients), self.rows, None if self.before is None else change(self.before),
         )  # fmt: skip
 
 
@@ -74,7 +82,7 @@ class Comparison:
     where: str
     """the forward and hookpoint of that token"""
     share: float
-    """of the edit's effect, over all tokens"""
+    """of the edit's effect, over tokens without ties"""
     tokens: int
     fired: int
     """decisions that fired"""
@@ -90,6 +98,10 @@ class Comparison:
     features: int
     features_fired: int
     """those that fired on a token at which nothing is in doubt"""
+    features_measured: int
+    """those whose own part stands out of rounding, so that its share could be measured"""
+    furthest: float
+    """largest distance of such a share from 1"""
     failures: list[str] = field(default_factory=list)
 
 
@@ -121,6 +133,7 @@ class Tally:
         self._kept = self._effect = 0.0
         self._counts = dict.fromkeys(("decisions", "fired", "close", "turned", "wrong", "tied"), 0)
         self._features: dict[str, np.ndarray] = {}
+        self._parts: dict[str, np.ndarray] = {}
         self._failures: list[str] = []
 
     def add(self, where: str, hookpoint: str, expected: Seam, output: np.ndarray, fires: np.ndarray) -> None:
@@ -158,9 +171,36 @@ class Tally:
         self._whole.append(np.linalg.norm(hook - h, axis=1))
         self._acting.append(expected.fires[kept].any(1))
         self._where.append(label)
-        effect = rounded(hook, self._precision) - rounded(neutral, self._precision)
-        self._kept += float(((y - rounded(neutral, self._precision)) * effect).sum())
+        # Another pick among tied latents is as right and belongs to no feature of the edit.
+        clear = expected.slack[kept] == 0
+        effect = (rounded(hook, self._precision) - rounded(neutral, self._precision))[clear]
+        self._kept += float(((y - rounded(neutral, self._precision))[clear] * effect).sum())
         self._effect += float((effect**2).sum())
+        self._add_parts(hookpoint, expected, expected.coefficients[kept][clear], (y - hook)[clear], room[clear], self._whole[-1][clear])
+
+    def _add_parts(
+        self, hookpoint: str, expected: Seam, coefficients: np.ndarray, apart: np.ndarray, room: np.ndarray, whole: np.ndarray
+    ) -> None:
+        """Project what is amiss on each feature's own part: `Σ (y - hook) · part`, `Σ |part|²` and the variance that rounding gives the first."""
+        rows, c = expected.rows.astype(np.float64), coefficients.astype(np.float64)
+        # An element is rounded when it is stored, and the arithmetic before rounds a change of that size.
+        unit = 2.0 ** -(_MANTISSA[self._precision] + 1)
+        spread = room**2 + (unit * whole[:, None]) ** 2 / rows.shape[1]
+        found = np.stack([
+            ((apart @ rows.T) * c).sum(0), (c**2).sum(0) * (rows**2).sum(1), ((spread @ (rows**2).T) * c**2).sum(0)
+        ])  # fmt: skip
+        self._parts[hookpoint] = self._parts.get(hookpoint, 0.0) + found
+
+    def _shares(self) -> tuple[int, float, str]:
+        """Features measured alone, the largest distance of a share from 1, and where."""
+        count, furthest, where = 0, 0.0, ""
+        for hookpoint, (off, whole, variance) in self._parts.items():
+            measured = np.flatnonzero((whole > 0) & (_STEADY * np.sqrt(variance) <= FEATURE * whole))
+            count += len(measured)
+            for i in measured:
+                if (distance := abs(off[i]) / whole[i]) > furthest:
+                    furthest, where = float(distance), f"the edit's feature {i} at {hookpoint}"
+        return count, furthest, where
 
     def result(self) -> Comparison:
         """The verdict."""
@@ -175,6 +215,7 @@ class Tally:
             if ratio > worst or not where:
                 worst, where = ratio, label
         share = self._kept / self._effect if self._effect else float("nan")
+        measured, furthest, feature = self._shares()
         c = self._counts
         if not c["fired"]:
             failures.append("seam: no decision fired on the tokens compared, so nothing was proven there")
@@ -182,6 +223,8 @@ class Tally:
             failures.append(f"seam: a token is {worst:.2%} of its change from the hook's at {where} (bar {bar:.2%})")
         if c["fired"] and not abs(share - 1) <= SHARE:
             failures.append(f"seam: {share:.1%} of the edit's effect is kept (bar {1 - SHARE:.0%} to {1 + SHARE:.0%})")
+        if not furthest <= FEATURE:
+            failures.append(f"seam: {feature}: its own part is {furthest:.0%} off (bar {FEATURE:.0%})")
         if c["wrong"]:
             failures.append(f"seam: {c['wrong']} of {c['decisions']} decisions on the same tokens differ from the hook's beyond rounding")
         # Rounding is as likely to push a close decision one way as the other: more than half (and three standard deviations) can't be rounding.
@@ -189,7 +232,8 @@ class Tally:
             failures.append(f"seam: {c['turned']} of {c['close']} close decisions differ from the hook's: more than rounding can explain")
         return Comparison(
             not failures, bar, worst, where, share, sum(map(len, self._whole)), features=sum(f.size for f in self._features.values()),
-            features_fired=sum(int(f.sum()) for f in self._features.values()), failures=failures, **c,
+            features_fired=sum(int(f.sum()) for f in self._features.values()), features_measured=measured,
+            furthest=furthest, failures=failures, **c,
         )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def seam_text(seam: dict[str, Any]) -> str:
         tied = f"; {p['tied']} tokens with ties" if p["tied"] else ""
         of = "golden tokens" if name == "golden_tokens" else "own tokens"
         lines.append(
-            f"{of}: worst {_percent(p['worst'])} of a token's change (bar {_percent(p['bar'])}), {p['share']:.2%} of the effect kept; {p['fired']} of {p['decisions']} decisions fired ({p['features_fired']} of {p['features']} features), {turned}{tied}"
+            f"{of}: worst {_percent(p['worst'])} of a token's change (bar {_percent(p['bar'])}), {p['share']:.2%} of the effect kept; {p['fired']} of {p['decisions']} decisions fired ({p['features_fired']} of {p['features']} features; {p['features_measured']} measured alone, at most {p['furthest']:.1%} off), {turned}{tied}"
         )
     return "\n".join(lines)
 

@@ -13,6 +13,8 @@ from ..artifact.seam import Seam, Tensors, flat
 
 TOKENS = 64
 """tokens of a forward and hookpoint that golden vectors keep"""
+_CLEAR = 0.05
+"""share of a latent that rounding may be where its feature is measured alone"""
 
 
 def rounding(sae: SparseAutoencoder, tokens: torch.Tensor, latents: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
@@ -49,7 +51,12 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
     fires = found.decision.fires
     wide = edit.apply(name, found, x, output, fires, torch.float64)
     neutral = edit.apply(name, found, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
-    near, slack = _close(edit, name, found, x)
+    sae, features = edit.saes[name], edit.edit.hookpoints[name].features.to(x.device)
+    room = 2 * rounding(sae, sae.encoded(x), found.chosen.float(), features)
+    near, slack = _close(edit, name, found, x, room)
+    coefficients = fires * (found.gains - 1) * found.chosen.float() * (room < _CLEAR * found.chosen.float())
+    if sae.config.input_unit_norm:
+        coefficients = coefficients * sae._scale(x)[1].float()
     return Seam(
         _numpy(output),
         _numpy(wide),
@@ -57,6 +64,8 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
         _numpy(fires),
         _numpy(near),
         _numpy(slack),
+        _numpy(coefficients),
+        _numpy(sae.W_dec[features]),
         None if before is None else _numpy(before),
     )
 
@@ -82,11 +91,10 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy() if tensor.dtype == torch.bool else tensor.float().numpy()
 
 
-def _close(edit: TokenEdit, name: str, found: Found, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _close(edit: TokenEdit, name: str, found: Found, x: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Decisions that rounding can turn `[B, tokens, U]`, and `Seam.slack` `[B, tokens]`."""
-    sae, features = edit.saes[name], edit.edit.hookpoints[name].features.to(x.device)
-    tokens, chosen = sae.encoded(x), found.chosen.float()
-    room = 2 * rounding(sae, tokens, chosen, features)
+    sae, chosen = edit.saes[name], found.chosen.float()
+    tokens = sae.encoded(x)
     above, below = chosen - room > found.thresholds, chosen + room < found.thresholds
     slack = torch.zeros(x.shape[:2], device=x.device)
     whole = edit.edit.residual != "keep"
@@ -139,9 +147,11 @@ def sample(whole: Seam, number: int = TOKENS, seed: int = 0) -> Seam:
     every = flat(whole)
     order = np.random.default_rng(seed).permutation(len(every.input))
     fires, near = every.fires[order], every.near[order]
-    # Where few others fire a feature's own part shows best, and where nothing is in doubt it shows at all.
+    # A feature shows best where its own part is the largest beside the whole change, and where nothing is in doubt it shows at all.
     doubt = near.any(1) | (every.slack[order] > 0)
-    alone = np.where(fires, 1.0 / np.maximum(fires.sum(1, keepdims=True), 1), 0.0) * np.where(doubt, 1e-3, 1.0)[:, None]
+    part = np.abs(every.coefficients[order]) * np.linalg.norm(every.rows, axis=1) + 1e-12
+    change = np.linalg.norm(every.output - every.input, axis=1)[order] + np.linalg.norm(every.input, axis=1)[order] * 1e-3 + 1e-12
+    alone = np.where(fires, part / change[:, None], 0.0) * np.where(doubt, 1e-3, 1.0)[:, None]
     best = [int(alone[:, i].argmax()) for i in np.random.default_rng(seed).permutation(np.flatnonzero(fires.any(0)))]
     silent = np.flatnonzero(~fires.any(1) & ~near.any(1))
     ranked = [*best, *silent[: number // 8], *np.flatnonzero(near.any(1))[: number // 4], *np.flatnonzero(fires.any(1)), *silent]
