@@ -24,7 +24,8 @@ from saeuron.editor.edit.bake import bake
 from saeuron.editor.features.concepts import presets
 from saeuron.export.plan.open import Prepared
 from saeuron.export.plan.prepare import prepare
-from saeuron.export.plan.settings import Settings, resolve
+from saeuron.export.plan.resolve import resolve
+from saeuron.export.plan.settings import Settings
 from saeuron.validation.attack import attack
 from saeuron.validation.attack.attack import LEARNED, AttackSettings, cases
 from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare

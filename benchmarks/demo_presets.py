@@ -23,7 +23,8 @@ from saeuron.editor.features.cache import model_sha256
 from saeuron.editor.features.concepts import presets
 from saeuron.export.plan.concept_tables import write_tables
 from saeuron.export.plan.prepare import open_sources
-from saeuron.export.plan.settings import Settings, resolve
+from saeuron.export.plan.resolve import resolve
+from saeuron.export.plan.settings import Settings
 from saeuron.validation.evidence.judges import open_judge
 from saeuron.validation.evidence.sweep import Score, Sweep, SweepSettings, Trial
 

@@ -38,8 +38,9 @@ def child(a: argparse.Namespace) -> dict[str, Any]:
     from tests.editor.dense_step import dense_step
 
     from saeuron.editor.sae.formats.config import SaeConfig
+    from saeuron.editor.sae.initialise import initialise
     from saeuron.editor.sae.sae import SparseAutoencoder
-    from saeuron.editor.sae.sae_step import constrain_gradient, initialise, normalise_decoder, step_loss
+    from saeuron.editor.sae.sae_step import constrain_gradient, normalise_decoder, step_loss
 
     torch.set_num_threads(a.threads)
     generator = torch.Generator().manual_seed(a.seed)

@@ -189,7 +189,7 @@ def settings(work: Path, output: Path) -> Any:
 def prepared(work: Path) -> Any:
     """SAE, activations and Edit, opened as `saeuron-export` opens them."""
     from saeuron.export.plan.prepare import prepare
-    from saeuron.export.plan.settings import resolve
+    from saeuron.export.plan.resolve import resolve
 
     return prepare(resolve(settings(work, work / "artifact")))
 

@@ -22,8 +22,9 @@ from ..common.writing import put_back, whole_file, whole_folder
 from ..denoisers.hookpoints import find_hookpoint
 from ..denoisers.sampling import Sampling
 from .formats.config import SaeConfig
+from .initialise import initialise
 from .sae import SparseAutoencoder
-from .sae_step import DeadLatents, SaeStep, constrain_gradient, initialise, normalise_decoder
+from .sae_step import DeadLatents, SaeStep, constrain_gradient, normalise_decoder
 from .stream import ActivationStream, Buffer, Share
 from .train_settings import TrainSettings
 

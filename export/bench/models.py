@@ -18,7 +18,8 @@ from ...editor.features.rule import Rule
 from ...editor.sae.formats.config import SaeConfig, SaeFile
 from ...editor.sae.sae import SparseAutoencoder
 from ..plan.prepare import prepare
-from ..plan.settings import Settings, resolve
+from ..plan.resolve import resolve
+from ..plan.settings import Settings
 
 HOOKPOINT = "up_blocks.1.attentions.1"
 _LATENTS, _K, _FEATURES, _COMMON = 20480, 32, 8, 256

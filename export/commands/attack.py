@@ -18,7 +18,7 @@ from ...editor.common.suggest import unknown
 from ...editor.common.writing import whole_file, whole_folder
 from ..plan.checks import check_guidance, check_seed, check_steps
 from ..plan.folder import check_with_pictures
-from ..plan.settings import check_sources
+from ..plan.resolve import check_sources
 from . import options as o
 from .console import clean, names, out, print_warning, progress_line, write_json
 

@@ -105,7 +105,8 @@ def bench(
     }  # fmt: skip
     shown = RANDOM.get(random or "")
     if not shown:
-        from ..plan.settings import Settings, resolve, to_fetch
+        from ..plan.resolve import resolve, to_fetch
+        from ..plan.settings import Settings
 
         plan = resolve(Settings(**wanted))
         to_fetch(plan)

@@ -8,7 +8,7 @@ from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
 from ..plan.checks import check_guidance, check_steps
-from ..plan.settings import check_sources
+from ..plan.resolve import check_sources
 
 STEPS, GUIDANCE = 50, 7.5
 

@@ -15,7 +15,7 @@ from ...editor.features.concepts import presets
 from ...editor.features.prompt_sets import check_sets, own_prompts
 from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from ..plan.folder import check_files
-from ..plan.settings import check_sources
+from ..plan.resolve import check_sources
 from . import options as o
 from .console import clean, names, out, progress_line, resumable, write_json
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -134,3 +135,18 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
             last = text
 
         yield say
+
+
+def report_failures(proof: dict[str, Any] | None) -> None:
+    """What a proof failed by, a line each, eight at most."""
+    for line in (proof or {}).get("failures", [])[:8]:
+        err.print(f"[red]not proven:[/] {escaped(line)}", highlight=False, soft_wrap=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"saeuron-export {importlib.metadata.version('saeuron-export')}\n")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=clean(_print_version), is_eager=True, help="Print the version and exit.")]

@@ -123,7 +123,7 @@ def features(
 
 
 def _texts(prompts: str | None) -> tuple[str, ...]:
-    from ..plan.settings import path_of
+    from ..plan.resolve import path_of
 
     if prompts is None:
         return ()
@@ -148,7 +148,8 @@ def _plan(
 ) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
     from ...editor.features.concepts import presets
-    from ..plan.settings import Settings, resolve, to_fetch
+    from ..plan.resolve import resolve, to_fetch
+    from ..plan.settings import Settings
 
     wanted = Settings(
         concepts=concepts, output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, select=rule,
@@ -222,7 +223,7 @@ def _write(
 
     from ...validation.artifact.manifest import strict_json
     from ...validation.page.features import FORMAT, MAPS, PICTURES
-    from ..plan.settings import public_name
+    from ..plan.resolve import public_name
 
     several = len({r.hookpoint for r in records}) > 1
     entries = []

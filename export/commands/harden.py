@@ -96,7 +96,8 @@ def harden(
     Example: `saeuron harden --concepts Neon --widen 2,4 --output hardened`
     """
     from ...validation.attack.attack import LEARNED, AttackSettings
-    from ..plan.settings import Settings, resolve, to_fetch
+    from ..plan.resolve import resolve, to_fetch
+    from ..plan.settings import Settings
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
@@ -159,7 +160,7 @@ def _run(
     from ...validation.evidence.judges import open_judge
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
-    from ..plan.settings import resolve
+    from ..plan.resolve import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}

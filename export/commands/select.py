@@ -48,7 +48,8 @@ def select(
 
     Example: `saeuron select --concepts Neon,Sepia --select count:2`
     """
-    from ..plan.settings import Settings, resolve, to_fetch
+    from ..plan.resolve import resolve, to_fetch
+    from ..plan.settings import Settings
 
     if output is not None:
         check_files([output], overwrite)

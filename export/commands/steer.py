@@ -105,7 +105,7 @@ def steer(
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
         from ...editor.edit.steering import steering_edit
         from ..plan.open import open_saes
-        from ..plan.settings import public_name
+        from ..plan.resolve import public_name
 
         folder = open_folder(model, None, variant, (height, width) if preview else None)
         scheduler = scheduler_in(folder)

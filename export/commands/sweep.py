@@ -79,7 +79,8 @@ def sweep(
 
     Example: `saeuron sweep --concepts Neon,House --select count:1,count:12 --multiplier=-1,-15 --output sweep`
     """
-    from ..plan.settings import Settings, resolve, to_fetch
+    from ..plan.resolve import resolve, to_fetch
+    from ..plan.settings import Settings
 
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
@@ -160,7 +161,7 @@ def _run(
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
     from ..plan.progress import Remaining
-    from ..plan.settings import resolve
+    from ..plan.resolve import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}

@@ -69,7 +69,7 @@ def _train(
     Example, a minute on the demo: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --sampling-steps 20 --guidance 3 --tokens 400000 --output my-sae`
     """
-    from ..plan.settings import path_of
+    from ..plan.resolve import path_of
 
     settings = TrainSettings(**training)
     settings.check()

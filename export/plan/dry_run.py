@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ...editor.denoisers.families import FAMILIES
 from ..formats.tensorrt import components, ready
 from .folder import check_output
-from .settings import Plan, Settings, resolve, to_fetch
+from .resolve import resolve, to_fetch
+from .settings import Plan, Settings
 
 if TYPE_CHECKING:
     from .open import Prepared

@@ -14,7 +14,8 @@ from ...editor.edit.edit import Edit
 from ...editor.edit.edit_header import EditHeader
 from ...editor.sae.sae import SparseAutoencoder
 from .open import Prepared, in_turns, open_saes, safety_checker
-from .settings import Plan, public_name
+from .resolve import public_name
+from .settings import Plan
 
 # A short proof looks at this many forwards of the hook's own trajectory (validation/proof/reference.py).
 _SHORT = 2

@@ -17,7 +17,8 @@ from ...editor.denoisers.hookpoints import find_hookpoint, output_tensor
 from ...editor.denoisers.sizes import latent_sides
 from ...editor.edit.edit import Edit
 from ...editor.sae.sae import SparseAutoencoder, check_width
-from .settings import Plan, path_of
+from .resolve import path_of
+from .settings import Plan
 
 
 @dataclass

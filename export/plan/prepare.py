@@ -25,7 +25,8 @@ from ...editor.sae.sae import SparseAutoencoder
 from ..formats import tensorrt
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .progress import Remaining
-from .settings import Collecting, Plan, Wish, path_of, public_name
+from .resolve import path_of, public_name
+from .settings import Collecting, Plan, Wish
 
 
 @dataclass

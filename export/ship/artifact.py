@@ -29,7 +29,8 @@ from ..plan.estimate import estimate
 from ..plan.folder import building, check_output, check_space
 from ..plan.open import Prepared
 from ..plan.prepare import check_engine_shapes, prepare
-from ..plan.settings import Settings, public_name, resolve
+from ..plan.resolve import public_name, resolve
+from ..plan.settings import Settings
 from . import licence
 from .card import model_card
 

@@ -9,17 +9,9 @@ from tests.editor.dense_step import dense_step
 
 from saeuron.editor.sae import sae_step
 from saeuron.editor.sae.formats.config import SaeConfig
+from saeuron.editor.sae.initialise import geometric_median, initialise
 from saeuron.editor.sae.sae import SparseAutoencoder
-from saeuron.editor.sae.sae_step import (  # fmt: skip
-    Codes,
-    DeadLatents,
-    SaeStep,
-    constrain_gradient,
-    geometric_median,
-    initialise,
-    normalise_decoder,
-    step_loss,
-)
+from saeuron.editor.sae.sae_step import Codes, DeadLatents, SaeStep, constrain_gradient, normalise_decoder, step_loss
 
 
 def problem(N=50, d=12, n=96, k=4, unit_norm=False, seed=0, dtype=torch.float64):

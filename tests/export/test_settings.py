@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.export.cli import export
-from saeuron.export.plan.settings import Settings, resolve
+from saeuron.export.commands.export import export
+from saeuron.export.plan.resolve import resolve
+from saeuron.export.plan.settings import Settings
 
 
 def test_every_option_of_the_command_is_taken_under_its_name():

@@ -287,7 +287,7 @@ def test_pictures_are_drawn_where_they_belong():
 
 
 def test_settings_of_an_edit_name_no_concepts(tmp_path):
-    from saeuron.export.plan.settings import resolve
+    from saeuron.export.plan.resolve import resolve
 
     with pytest.raises(SaeuronError, match="or --edit FILE"):
         resolve(Settings((), tmp_path / "out"))

@@ -18,7 +18,8 @@ from saeuron.export.formats.engine_worker import build
 from saeuron.export.formats.onnx import unet_component
 from saeuron.export.formats.onnx import write as write_graph
 from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_precision, write
-from saeuron.export.plan.settings import Settings, resolve
+from saeuron.export.plan.resolve import resolve
+from saeuron.export.plan.settings import Settings
 from saeuron.validation.artifact import engines, manifest
 from saeuron.validation.artifact.engines import Target
 

@@ -249,7 +249,8 @@ prompts = ["a {title}", "b"]
 
 @reader(lambda f: _put(f, "s.toml", _SETTINGS), {"s.toml": m.as_toml}, 0.3)
 def _settings_file(folder: Path) -> None:
-    from saeuron.export.plan.settings import Settings, resolve
+    from saeuron.export.plan.resolve import resolve
+    from saeuron.export.plan.settings import Settings
 
     resolve(Settings((), folder / "out", settings=folder / "s.toml"))
 

@@ -1,0 +1,64 @@
+"""`saeuron concepts`: what has presets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from ...editor.common.errors import SaeuronError
+from .console import clean, escaped, out
+
+
+@clean
+def concepts(
+    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Only those of this base model.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this domain, e.g. style.")] = None,
+    preset_file: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Presets of your own, as TOML; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """List the concepts that have presets.
+
+    Example: `saeuron concepts --domain style`
+    """
+    from dataclasses import asdict
+
+    from ...editor.common.suggest import unknown
+    from ...editor.features.concepts import presets
+
+    keys = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
+    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets(preset_file or ()).values()]
+    for key, wanted in (("model", model), ("domain", domain)):
+        if wanted is not None:
+            known = dict.fromkeys(row[key] for row in rows if row[key])
+            if wanted not in known:
+                raise SaeuronError(unknown(key, wanted, known, "among the presets"))
+            rows = [row for row in rows if row[key] == wanted]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["sae"], row["hookpoint"], row["residual"]), []).append(row)
+    for group, members in groups.items():
+        _print_presets(group, members)
+
+
+def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """One model's presets; what they share stands above, so that the table fits 80 columns."""
+    model, sae, hookpoint, residual = map(escaped, group)
+    out.print(
+        f"[bold]{model or 'any model: give --model'}[/] at {hookpoint.replace(',', ', ')}\nSAE {sae}, residual {residual}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("name", "domain", "select", "multiplier", "status"):
+        table.add_column(name, justify="right" if name == "multiplier" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["domain"], row["select"], f"{row['multiplier']:g}", row["status"])
+    out.print(table)
