@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ..common.errors import SaeuronError
 
@@ -17,39 +15,39 @@ class TrainSettings:
     """What a training depends on; k, rate, batch and dead latents default to the published values."""
 
     expansion: int = 16
-    """latents are this many times the hookpoint's channels"""
+    """Latents are this many times the hookpoint's channels."""
     k: int = 32
-    """active latents a token"""
+    """Active latents a token."""
     batch_topk: bool = True
-    """BatchTopK: the k · tokens largest latents of a micro-batch stay, instead of k of each token"""
+    """BatchTopK: the k · tokens largest latents of a micro-batch stay, instead of k of each token."""
     tokens: int = 400_000_000
-    """tokens seen in all"""
+    """Tokens seen in all."""
     batch: int = 4096
-    """tokens an optimiser step"""
+    """Tokens an optimiser step."""
     micro_batches: int = 1
-    """parts of a step: one after another in one process, or shared out (a multiple of the number of processes)"""
+    """Parts of a step: one after another in one process, or shared out (a multiple of the number of processes)."""
     rate: float = 4e-4
-    """Adam's learning rate"""
+    """Adam's learning rate."""
     warmup: int = 0
-    """steps over which the rate rises from zero"""
+    """Steps over which the rate rises from zero."""
     decay_from: float = 0.0
-    """share of the steps after which the rate falls linearly to zero"""
+    """Share of the steps after which the rate falls linearly to zero."""
     dead_after: int = 10_000_000
-    """tokens without firing after which a latent is dead"""
+    """Tokens without firing after which a latent is dead."""
     input_unit_norm: bool = False
-    """centre each token and divide it by its standard deviation before encoding"""
+    """Centre each token and divide it by its standard deviation before encoding."""
     precision: str = "fp32"
-    """autocast of the encoder: fp32, fp16 or bf16; masters stay fp32"""
+    """Autocast of the encoder: fp32, fp16 or bf16; masters stay fp32."""
     pictures: int = 32
-    """pictures a buffer, over all their denoising steps"""
+    """Pictures a buffer, over all their denoising steps."""
     passes: int = 1
-    """times that a buffer is gone through before the next one is made"""
+    """Times that a buffer is gone through before the next one is made."""
     held_out: int = 32
-    """pictures that the report is measured on, never trained on"""
+    """Pictures that the report is measured on, never trained on."""
     checkpoint_every: int = 500
-    """steps between checkpoints"""
+    """Steps between checkpoints."""
     seed: int = 0
-    """of the initial weights; pictures have a seed of their own"""
+    """Of the initial weights; pictures have a seed of their own."""
 
     @property
     def steps(self) -> int:
@@ -84,10 +82,3 @@ class TrainSettings:
             )
         if self.precision not in ("fp32", "fp16", "bf16"):
             raise SaeuronError(f"precision '{self.precision}' is not known; it is one of fp32, fp16, bf16")
-
-
-def settings_help() -> dict[str, str]:
-    """Name of each setting → the docstring under it, for the command's help."""
-    source = inspect.getsource(TrainSettings)
-    found = dict(re.findall(r'    (\w+): [^\n]+\n    """(.+?)"""', source, re.DOTALL))
-    return {f.name: " ".join(found[f.name].split()) for f in fields(TrainSettings)}

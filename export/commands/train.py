@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +11,11 @@ import typer
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.features.prompt_sets import lines_of
-from ...editor.sae.train_settings import TrainSettings, settings_help
+from ...editor.sae.train_settings import TrainSettings
 from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from . import options as o
 from .console import clean, out, print_warning, progress_line, resumable, write_json
+from .declared import with_options
 
 if TYPE_CHECKING:
     from ...editor.denoisers.sampling import Sampling
@@ -197,7 +197,7 @@ def _run(
     refuse_edited(pipeline.unet)
     trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder, variant=variant))
     if trackers:
-        accelerator.init_trackers("saeuron", config=dataclasses.asdict(settings))
+        accelerator.init_trackers("saeuron", config=asdict(settings))
     clock, first = Remaining(), 0
     if accelerator.is_main_process:
         trainer.filling = lambda what, done, total: say(f"{what}: {done} of {total} pictures")
@@ -242,25 +242,4 @@ def _print(report: dict[str, Any], output: Path) -> None:
     out.print(f"every timestep: {output / 'training.json'}", highlight=False, soft_wrap=True)
 
 
-def _with_training_options() -> Any:
-    """The command with one option a field of `TrainSettings`."""
-    signature = inspect.signature(_train, eval_str=True)
-    words = settings_help()
-    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    kinds = {"int": int, "float": float, "bool": bool, "str": str}
-    made = [
-        inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
-            annotation=Annotated[kinds[str(f.type)], typer.Option(help=words[f.name][:1].upper() + words[f.name][1:] + ".", rich_help_panel=_TRAINING)],
-        )
-        for f in dataclasses.fields(TrainSettings)
-    ]  # fmt: skip
-    # `__wrapped__` would lead inspect past the signature that is set here.
-    run: Any = clean(resumable(_train))
-    del run.__wrapped__
-    run.__signature__ = signature.replace(parameters=[*kept, *made])
-    run.__annotations__ = {p.name: p.annotation for p in (*kept, *made)}
-    return run
-
-
-train = _with_training_options()
+train = with_options(TrainSettings, _train, clean(resumable(_train)), _TRAINING)

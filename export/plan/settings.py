@@ -8,59 +8,90 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...editor.common.declared import option
 from ...editor.common.errors import SaeuronError
 from ...editor.edit.edit_header import EditHeader
 from ...editor.features.rule import Rule
 from ...validation.artifact.engines import Target
 from ..formats.tensorrt import EngineSettings, Shapes, check_precision
 
+WHAT, WHERE, HOW, PROOF, OUTPUT, ENGINES = "What", "Where", "How", "Proof", "Output", "Engines"
+"""headings of the help"""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `saeuron-export`, under the same names; None means: take the preset's.
+    """The options of `saeuron-export`, under the same names, and their words; None means: take the preset's.
 
     Where several values can be given, a list or a tuple holds them, and a text is one. Of `concepts` and `format`, a text is what the
     command takes: names separated by commas. Paths are texts or `Path`s.
     """
 
-    concepts: tuple[str, ...] = ()
-    output: Path = Path()
-    formats: tuple[str, ...] = ("checkpoint", "onnx")
-    model: str | None = None
-    sae: tuple[str, ...] = ()
-    hookpoint: str | None = None
-    activations: tuple[str, ...] = ()
-    select: str | None = None
-    multiplier: float | None = None
-    residual: str | None = None
-    gate: str = "exact"
-    precision: str = ""
-    """empty: fp16 where engines are built, else fp32"""
-    steps: int | None = None
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    device: str = "cpu"
-    settings: Path | None = None
-    preset_files: tuple[str, ...] = ()
-    validate: bool = True
-    proof: str = "full"
-    proof_prompts: tuple[str, ...] = ()
-    allow_amplify: bool = False
-    overwrite: bool = False
-    target: tuple[str, ...] = ()
-    """what engines are built for: `local`, `rtx`, `rtx:sm86,sm89`; default `rtx`"""
-    shapes: str = ""
-    """sizes that engines take, e.g. `batch=1:1:4,height=512:512:768`; default: one picture of the artifact's size"""
-    optimization_level: int | None = None
-    hardware_compatible: bool = False
-    version_compatible: bool = False
-    edit: Path | None = None
-    """an edit file (of `saeuron steer`, or out of another artifact) instead of concepts"""
-    sign: Path | None = None
-    """ECDSA private key, in PEM"""
-    variant: str | None = None
-    """of the model's weight files, e.g. `fp16`; None: the plain ones"""
+    concepts: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
+    """Concepts; `saeuron concepts` lists those with presets."""
+    edit: Path | None = option(None, "FILE", WHAT)
+    """Instead of concepts: an edit file, of `saeuron steer` or out of another artifact."""
+    activations: tuple[str, ...] = option((), "PATH", WHAT)
+    """Concept activations: file (.safetensors, or a released pickle), folder of saeuron collect, or HOOKPOINT=FILE; repeatable. Default: the preset's, or
+    collected."""
+    select: str | None = option(None, "RULE", WHAT)
+    """percentile:P or count:N. Default: the preset's, else percentile:99.999."""
+    multiplier: float | None = option(None, "GAMMA", WHAT)
+    """Negative suppresses. Default: the preset's, else -1.0."""
+    allow_amplify: bool = option(False, panel=WHAT)
+    """Accept a positive multiplier, or an edit file that strengthens features."""
+    settings: Path | None = option(None, "FILE", WHAT)
+    """TOML with [export] and [[concepts]]; options given beside it win."""
+    preset_files: tuple[str, ...] = option((), "FILE", WHAT, name="preset_file")
+    """Presets of your own, as TOML; repeatable."""
+    model: str | None = option(None, "DIR|ID", WHERE)
+    """Base model: diffusers folder, Hub id, or demo. Default: the preset's."""
+    variant: str | None = option(None, "NAME", WHERE)
+    """Of the base model's weight files, e.g. fp16 for model.fp16.safetensors. Default: the plain ones."""
+    hookpoint: str | None = option(None, "NAME", WHERE)
+    """UNet block, with or without the prefix `unet.`, e.g. up_blocks.1.attentions.1; several comma-separated. Default: the preset's."""
+    sae: tuple[str, ...] = option((), "DIR|ID", WHERE)
+    """SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: the preset's."""
+    residual: str | None = option(None, "MODE", HOW)
+    """Reconstruction error: keep, upstream (as the released hook), drop. Default: the preset's, else keep."""
+    gate: str = option("exact", "GATE", HOW)
+    """exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate)."""
+    precision: str = option("", "TYPE", HOW)
+    """fp32, fp16, or bf16 (checkpoint, or engines with --no-validate). Default: fp16 with trt, else fp32."""
+    device: str = option("cpu", "NAME", HOW)
+    """torch device: cpu or cuda."""
+    validate: bool = option(True, panel=PROOF)
+    """Prove the artifact against the dynamic hook."""
+    proof: str = option("full", "SCOPE", PROOF)
+    """full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU)."""
+    proof_prompts: tuple[str, ...] = option((), "TEXT", PROOF, name="proof_prompt")
+    """Prompt that shows the concept; repeatable. Default: the preset's."""
+    steps: int | None = option(None, "N", PROOF)
+    """Denoising steps. Default: the preset's, else 50."""
+    guidance: float | None = option(None, "SCALE", PROOF)
+    """Guidance scale. Default: the preset's, else 7.5."""
+    height: int | None = option(None, "PIXELS", PROOF)
+    """Picture height. Default: the model's."""
+    width: int | None = option(None, "PIXELS", PROOF)
+    """Picture width. Default: the model's."""
+    output: Path = option(Path(), "DIR", OUTPUT, short="-o")
+    """Folder of the artifact; must not exist."""
+    overwrite: bool = option(False, panel=OUTPUT)
+    """Replace what is at --output."""
+    formats: tuple[str, ...] = option(("checkpoint", "onnx"), "A,B", OUTPUT, name="format", joined=True)
+    """checkpoint (diffusers, safetensors), onnx, trt (TensorRT engines, and onnx)."""
+    sign: Path | None = option(None, "PEM", OUTPUT)
+    """ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD."""
+    target: tuple[str, ...] = option((), "T", ENGINES)
+    """local (this GPU), rtx (built ahead, sm80 and later), or rtx:sm86,sm89; repeatable. Default: rtx."""
+    shapes: str = option("", "SIZES", ENGINES)
+    """Sizes in pictures and pixels, e.g. batch=1:1:4,height=512:512:768. Default: one picture of the artifact's size, which is quickest."""
+    optimization_level: int | None = option(None, "0-5", ENGINES)
+    """0 builds quickly, 5 searches longest. Default: the library's."""
+    hardware_compatible: bool = option(False, panel=ENGINES)
+    """local: also for other GPUs from Ampere on; slower than an engine of their own."""
+    version_compatible: bool = option(False, panel=ENGINES)
+    """local: also for later minor versions of the library; larger and a little slower."""
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None
     proof_prompt: InitVar[str | Sequence[str] | None] = None

@@ -6,13 +6,15 @@ import pytest
 import torch
 from tests.conftest import HOOKPOINT
 
+from saeuron.editor.common.declared import words_of
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import Sampling
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.editor.sae.stream import ActivationStream, Buffer, Share
-from saeuron.editor.sae.train_settings import TrainSettings, settings_help
+from saeuron.editor.sae.train_settings import TrainSettings
 from saeuron.editor.sae.training import Trainer, quality
+from saeuron.export.plan.settings import Settings
 
 PROMPTS = ["An image of House.", "An image of Car in Neon style.", "A boat."]
 SAMPLING = Sampling(4, 3.0, seed=5, batch_size=2)
@@ -178,7 +180,7 @@ def test_bad_settings_are_refused(pipeline, tmp_path, change, message):
 
 
 def test_every_setting_has_words_for_the_help():
-    assert set(settings_help()) == {f.name for f in dataclasses.fields(TrainSettings)}
+    assert all(words_of(TrainSettings).values()) and all(words_of(Settings).values())  # a field without a docstring raises
 
 
 def test_a_buffer_is_made_once_for_all_its_passes(pipeline, tmp_path, monkeypatch):
