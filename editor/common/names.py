@@ -23,3 +23,9 @@ def dtype_of(precision: str) -> Any:
 def normalise(name: str) -> str:
     """`unet.up_blocks.1.attentions.1` → `up_blocks.1.attentions.1`; folder names on the Hub carry the prefix."""
     return name.removeprefix("unet.")
+
+
+def at_hookpoint(text: str) -> tuple[str | None, str]:
+    """`HOOKPOINT=PATH` or `PATH` → hookpoint or None, path; a path may hold `=` after its first slash."""
+    head, equals, tail = text.partition("=")
+    return (normalise(head), tail) if equals and "/" not in head else (None, text)

@@ -119,8 +119,8 @@ def attack(
         raise SaeuronError(f"--search-seeds is {search_seeds}; it must be 1 to 10000")
     settings = a.AttackSettings(
         steps=steps if steps is not None else sampling.get("steps", 50), guidance=guidance if guidance is not None else sampling.get("guidance", 7.5),
-        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=seeds_of(tune_seeds, "--tune-seeds"),
-        report_seeds=seeds_of(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
+        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=o.seeds_of(tune_seeds, "--tune-seeds"),
+        report_seeds=o.seeds_of(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
     )  # fmt: skip
     settings.check()
     check_steps(settings.steps, "--steps")
@@ -179,18 +179,6 @@ def _lines(path: Path | None) -> list[str]:
                 f"--paraphrases '{path}': '{others[0]}' in '{text[:60]}' stands for nothing; {{name}} stands for the concept"
             )
     return found
-
-
-def seeds_of(text: str, option: str) -> tuple[int, ...]:
-    """`A,B` → seeds, each once; `option` is named where one is none."""
-    found = names(text)
-    for part in found:
-        if not re.fullmatch(r"[0-9]{1,19}", part):
-            raise SaeuronError(f"{option} '{text}': '{part}' is no seed; write a whole number, e.g. 42")
-        check_seed(int(part), option)
-    if not found:
-        raise SaeuronError(f"{option} is empty")
-    return tuple(dict.fromkeys(int(part) for part in found))
 
 
 def _check_output(output: Path | None, overwrite: bool) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import PRECISIONS, normalise
+from ...editor.common.names import PRECISIONS, at_hookpoint
 from ...editor.common.suggest import unknown
 from ...editor.features.concepts import presets
 from ...editor.features.prompt_sets import check_sets, own_prompts
@@ -150,18 +150,14 @@ def _sets(
 
 def saes_at(given: list[str], hookpoints: list[str]) -> dict[str, str]:
     """Hookpoint → source, from `--sae SOURCE` or `--sae HOOKPOINT=SOURCE`."""
-    pairs = [
-        (normalise(head), tail) if equals and "/" not in head else ("", text)
-        for text in given
-        for head, equals, tail in [text.partition("=")]
-    ]
+    pairs = [at_hookpoint(text) for text in given]
     table = dict(pairs)
     if len(table) < len(pairs):
         raise SaeuronError("--sae is given twice for the same hookpoint; give one each, as HOOKPOINT=DIR|ID")
     for at in table:
-        if at and at not in hookpoints:
+        if at is not None and at not in hookpoints:
             raise SaeuronError(f"--sae {at}=…: this hookpoint is not used (used: {', '.join(hookpoints)})")
-    found = {h: table.get(h) or table.get("") for h in hookpoints}
+    found = {h: table.get(h) or table.get(None) for h in hookpoints}
     for name, source in found.items():
         if not source:
             raise SaeuronError(f"hookpoint '{name}': no SAE known; give --sae DIR|HUB_ID (or --sae {name}=DIR)")

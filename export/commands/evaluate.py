@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
-from ..plan.checks import check_guidance, check_seed, check_steps
+from ..plan.checks import check_guidance, check_steps
 from ..plan.folder import check_parent
 from . import options as o
 from .console import clean, err, escaped, names, out, progress_line, resumable, write_json
@@ -90,7 +90,7 @@ def evaluate(
     if threshold is not None and not 0 <= threshold <= 1:
         raise SaeuronError(f"--threshold {threshold:g}: a score lies between 0 and 1")
     wanted = Options(
-        names(backend), before, judge, names(objects), names(styles), _seeds(seeds), steps, guidance, model, tuple(sae or ()), device, provider,
+        names(backend), before, judge, names(objects), names(styles), o.seeds_of(seeds, "--seeds"), steps, guidance, model, tuple(sae or ()), device, provider,
         batch_size, fid, reference, sequential, all_but_one, nudenet, clip, prompts,
         0.6 if threshold is None else threshold,
     )  # fmt: skip
@@ -139,17 +139,6 @@ def evaluate(
                 soft_wrap=True,
             )
         raise typer.Exit(1)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    found = names(text)
-    for part in found:
-        if not (part.isascii() and part.isdecimal()):
-            raise SaeuronError(f"--seeds '{text[:40]}': '{part[:20]}' is no seed; write whole numbers, e.g. 188,288")
-        check_seed(int(part), "--seeds")
-    if not found:
-        raise SaeuronError("--seeds is empty")
-    return tuple(int(part) for part in found)
 
 
 def _process(device: str) -> Process:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ..plan.settings import Settings
+from ..plan.settings import Plan, Settings
 from . import options as o
 from .build import print_engines
 from .console import Version, clean, out, print_warning, progress_line, report_failures, write_json
@@ -46,14 +46,14 @@ def _export(
     if plan.settings.engines:
         ready(plan.settings.engines)
     if dry_run:
-        _dry_run(wanted, as_json)
+        _dry_run(plan, as_json)
         return
     from ...validation.proof import report
 
     with progress_line("starting") as progress:
         from ..ship.artifact import export_artifact
 
-        result = export_artifact(wanted, progress)
+        result = export_artifact(plan, progress)
     for warning in result.manifest["warnings"]:
         print_warning(warning)
     if as_json:
@@ -75,14 +75,14 @@ def _export(
         raise typer.Exit(1)
 
 
-def _dry_run(wanted: Settings, as_json: bool) -> None:
+def _dry_run(plan: Plan, as_json: bool) -> None:
     from ..plan.dry_run import describe
 
-    plan = describe(wanted)
+    found = describe(plan)
     if as_json:
-        sys.stdout.write(json.dumps(plan, indent=1) + "\n")
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
-    for line in plan["lines"]:
+    for line in found["lines"]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -16,15 +16,13 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
 from ...editor.edit.gains import LARGEST
 from ..plan.checks import check_guidance, check_steps
+from ..plan.settings import Plan
 from . import options as o
-from .attack import seeds_of
 from .console import clean, names, out, progress_line, resumable, write_json
-from .sweep import numbers_of
 
 if TYPE_CHECKING:
     from ...validation.attack.hardening import HardenSettings, Measured
     from ..plan.prepare import Sources
-    from ..plan.settings import Settings
 
 _GRID, _BUDGET = "Candidates", "Budget"
 FORMAT = "saeuron-hardening-1"
@@ -102,12 +100,12 @@ def harden(
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
     o.check_out_folder(output)
-    factors = numbers_of(widen, "--widen")
+    factors = o.numbers_of(widen, "--widen")
     if not 1 < min(factors) <= max(factors) <= _WIDEST:
         raise SaeuronError(
             f"--widen '{widen}': a candidate takes more features than the setting before; give numbers above 1, to {_WIDEST}"
         )
-    gammas = numbers_of(multiplier, "--multiplier") if multiplier else []
+    gammas = o.numbers_of(multiplier, "--multiplier") if multiplier else []
     if any(g > 0 or g < -LARGEST for g in gammas):
         raise SaeuronError(
             f"--multiplier '{multiplier}': a positive one strengthens a concept, and float32 can't hold one below {-LARGEST:g}"
@@ -126,18 +124,18 @@ def harden(
     to_fetch(plan)
     own = AttackSettings()
     budget = AttackSettings(
-        steps=plan.steps, guidance=plan.guidance, restarts=restarts, batch_size=batch_size, tune_seeds=seeds_of(tune_seeds, "--tune-seeds"),
-        report_seeds=seeds_of(report_seeds, "--report-seeds"), iterations=own.iterations if iterations is None else iterations,
+        steps=plan.steps, guidance=plan.guidance, restarts=restarts, batch_size=batch_size, tune_seeds=o.seeds_of(tune_seeds, "--tune-seeds"),
+        report_seeds=o.seeds_of(report_seeds, "--report-seeds"), iterations=own.iterations if iterations is None else iterations,
         embedding_iterations=own.embedding_iterations if iterations is None else iterations,
     )  # fmt: skip
     budget.check()
-    trials = seeds_of(trial_seeds, "--trial-seeds")
+    trials = o.seeds_of(trial_seeds, "--trial-seeds")
     from ...validation.attack.hardening import HardenSettings
 
     common = HardenSettings(budget, attack, trials, cost / 100, report_searches, residual=plan.residual)
     common.check()
     with progress_line("opening SAE and activations") as say:
-        report = _run(wanted, common, judge, factors, gammas, output, say)
+        report = _run(plan, common, judge, factors, gammas, output, say)
     if as_json:
         write_json(report)
         return
@@ -146,7 +144,7 @@ def harden(
 
 
 def _run(
-    wanted: Settings, common: HardenSettings, judge_name: str, factors: Sequence[float], gammas: Sequence[float], output: Path,
+    plan: Plan, common: HardenSettings, judge_name: str, factors: Sequence[float], gammas: Sequence[float], output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     from dataclasses import asdict
@@ -160,11 +158,10 @@ def _run(
     from ...validation.evidence.judges import open_judge
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
-    from ..plan.resolve import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
-    sources = open_sources(resolve(wanted), say)
+    sources = open_sources(plan, say)
     concepts = list(dict.fromkeys(w.concept for w in sources.wishes))
     for name in concepts:
         if name not in domains:
@@ -173,9 +170,9 @@ def _run(
     if kind != "StableDiffusionPipeline":
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}")
     say(f"loading {sources.plan.model}")
-    pipeline = load_pipeline(sources.plan.model, None, wanted.device, variant=wanted.variant)
+    pipeline = load_pipeline(sources.plan.model, None, plan.settings.device, variant=plan.settings.variant)
     refuse_edited(pipeline.unet)
-    identity = model_sha256(sources.model_folder, pictures=True, variant=wanted.variant)
+    identity = model_sha256(sources.model_folder, pictures=True, variant=plan.settings.variant)
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
     began = time.monotonic()

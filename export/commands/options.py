@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
 from ..plan import settings
+from ..plan.checks import check_seed
 from ..plan.folder import check_parent
 from ..plan.settings import Settings
+from .console import names
 from .declared import annotation
 
 WHAT, WHERE, HOW, OUTPUT, ENGINES = settings.WHAT, settings.WHERE, settings.HOW, settings.OUTPUT, settings.ENGINES
@@ -52,4 +55,30 @@ def hookpoints_of(text: str | None) -> list[str]:
     for name in found:
         if found.count(name) > 1:
             raise SaeuronError(f"hookpoint '{name}' is given twice")
+    return found
+
+
+def seeds_of(text: str, option: str) -> tuple[int, ...]:
+    """`A,B` → seeds; raises `SaeuronError`, with the option's name, where one is none or is given twice."""
+    found = names(text)
+    for part in found:
+        if not re.fullmatch(r"[0-9]{1,19}", part):
+            raise SaeuronError(f"{option} '{text[:40]}': '{part[:20]}' is no seed; write whole numbers, e.g. 188,288")
+        check_seed(int(part), option)
+        if found.count(part) > 1:
+            raise SaeuronError(f"{option} '{text[:40]}': seed {part} is given twice")
+    if not found:
+        raise SaeuronError(f"{option} is empty")
+    return tuple(int(part) for part in found)
+
+
+def numbers_of(text: str, option: str) -> list[float]:
+    """`A,B` → numbers; `option` is named where one is none."""
+    found = []
+    for part in names(text):
+        if not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", part):
+            raise SaeuronError(f"{option} '{text}': '{part}' is no number")
+        found.append(float(part))
+    if not found:
+        raise SaeuronError(f"{option} is empty")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +14,12 @@ from ...editor.common.names import normalise
 from ...editor.common.suggest import unknown
 from ...editor.edit.gains import LARGEST
 from ...editor.features.rule import Rule
-from ..plan.checks import check_seed
+from ..plan.settings import Plan
 from . import options as o
 from .console import clean, names, out, progress_line, resumable, write_json
 
 if TYPE_CHECKING:
     from ...validation.evidence.sweep import Score
-    from ..plan.settings import Settings
 
 _GRID = "Grid"
 _SELECTS = "count:1,count:2,count:4,count:12,count:32"
@@ -86,17 +84,17 @@ def sweep(
         raise SaeuronError("no output folder: give --output DIR")
     o.check_out_folder(output)
     rules = [str(Rule.parse(r)) for r in names(select)]
-    gammas = numbers_of(multiplier, "--multiplier")
+    gammas = o.numbers_of(multiplier, "--multiplier")
     if any(abs(g) > LARGEST for g in gammas):
         raise SaeuronError(f"--multiplier '{multiplier}': float32 can't hold it")
     if any(g > 0 for g in gammas):
         raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; a sweep tries negative ones")
-    shares = numbers_of(weights, "--weights")
+    shares = o.numbers_of(weights, "--weights")
     if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
         raise SaeuronError(f"--weights '{weights}': expected three shares of UA, IRA and CRA, e.g. 0.5,0.5,0")
     if not 0 < rest <= 1 or batch_size < 1:
         raise SaeuronError("--rest lies in (0, 1], --batch-size is at least 1")
-    seeds = [_seeds(text, option) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))]
+    seeds = [o.seeds_of(text, option) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))]
     places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in hookpoint or []]
     together = ",".join(dict.fromkeys(h for place in places for h in place)) or None
     wanted = Settings(
@@ -112,7 +110,7 @@ def sweep(
             plan.steps, plan.guidance, plan.residual, seeds[0], seeds[1], rest, (shares[0], shares[1], shares[2]), batch_size
         )
         common.check()
-        report = _run(wanted, common, judge, places, rules, gammas, output, say)
+        report = _run(plan, common, judge, places, rules, gammas, output, say)
     if as_json:
         write_json(report)
     else:
@@ -120,31 +118,8 @@ def sweep(
         out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
 
 
-def numbers_of(text: str, option: str) -> list[float]:
-    """`A,B` → numbers; `option` is named where one is none."""
-    found = []
-    for part in names(text):
-        if not re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", part):
-            raise SaeuronError(f"{option} '{text}': '{part}' is no number")
-        found.append(float(part))
-    if not found:
-        raise SaeuronError(f"{option} is empty")
-    return found
-
-
-def _seeds(text: str, option: str) -> tuple[int, ...]:
-    found = names(text)
-    for part in found:
-        if not (part.isascii() and part.isdigit() and len(part) < 20):
-            raise SaeuronError(f"{option} '{text}': '{part}' is no seed; write a whole number, e.g. 42")
-        check_seed(int(part), option)
-    if not found:
-        raise SaeuronError(f"{option} is empty")
-    return tuple(int(part) for part in found)
-
-
 def _run(
-    wanted: Settings,
+    plan: Plan,
     common: Any,
     judge_name: str,
     places: list[tuple[str, ...]],
@@ -161,18 +136,17 @@ def _run(
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
     from ..plan.progress import Remaining
-    from ..plan.resolve import resolve
 
     judge = open_judge(judge_name)
     domains = {name: domain for domain, held in (("object", judge.objects), ("style", judge.styles)) for name in held}
-    for name in wanted.concepts:
+    for name in plan.settings.concepts:
         if name not in domains:
             raise SaeuronError(unknown("concept", name, domains, f"to the judge '{judge_name}'"))
-    sources = open_sources(resolve(wanted), say)
+    sources = open_sources(plan, say)
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     say(f"loading {sources.plan.model}")
-    pipeline = load_pipeline(sources.plan.model, None, wanted.device, variant=wanted.variant)
+    pipeline = load_pipeline(sources.plan.model, None, plan.settings.device, variant=plan.settings.variant)
     refuse_edited(pipeline.unet)
     bench = Sweep(
         pipeline,
@@ -181,9 +155,9 @@ def _run(
         judge,
         common,
         output / "results",
-        cache.model_sha256(sources.model_folder, pictures=True, variant=wanted.variant),
+        cache.model_sha256(sources.model_folder, pictures=True, variant=plan.settings.variant),
     )
-    names_of = list(wanted.concepts)
+    names_of = list(plan.settings.concepts)
     trials_of = {
         name: grid(name, domains[name], places or [tuple(h for c, h in by_place if c == name)], rules, gammas) for name in names_of
     }

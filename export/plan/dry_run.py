@@ -17,7 +17,7 @@ _UNKNOWN = FAMILIES[0]
 """what a model is taken for as long as its folder isn't here"""
 
 
-def describe(settings: Settings) -> dict[str, Any]:
+def describe(wanted: Settings | Plan) -> dict[str, Any]:
     """The plan: settings, files, sizes, disk, memory, chosen features.
 
     Returns:
@@ -26,7 +26,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     Raises:
         SaeuronError: the same bad input that an export would refuse.
     """
-    plan = resolve(settings)
+    plan = wanted if isinstance(wanted, Plan) else resolve(wanted)
     settings = plan.settings
     check_output(settings.output, settings.overwrite)
     found: dict[str, Any] = {

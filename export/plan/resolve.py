@@ -12,7 +12,7 @@ from typing import Any
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import check_hub_id, plain_text
-from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, normalise
+from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, at_hookpoint, normalise
 from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
@@ -34,7 +34,7 @@ def resolve(settings: Settings) -> Plan:
     settings, overrides = _with_file(settings)
     _check_choices(settings)
     known = presets(settings.preset_files)
-    explicit = [_at_hookpoint(a) for a in settings.activations]
+    explicit = [at_hookpoint(a) for a in settings.activations]
     wishes: list[Wish] = []
     chosen: dict[str, Concept] = {}
     for name in dict.fromkeys(settings.concepts):
@@ -237,12 +237,6 @@ def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], expl
     )
 
 
-def _at_hookpoint(text: str) -> tuple[str | None, str]:
-    """`HOOKPOINT=PATH` or `PATH`."""
-    head, equals, tail = text.partition("=")
-    return (normalise(head), tail) if equals and "/" not in head else (None, text)
-
-
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
     rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
     multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
@@ -315,7 +309,7 @@ def _common(key: str, chosen: dict[str, Concept], what: str, mend: str) -> Any:
 
 def _given_saes(s: Settings) -> dict[str | None, str]:
     """Hookpoint, or None for all → source, from --sae."""
-    pairs = [_at_hookpoint(v) for v in s.sae]
+    pairs = [at_hookpoint(v) for v in s.sae]
     given = dict(pairs)
     if len(given) != len(pairs):
         raise SaeuronError("--sae names one hookpoint twice (or gives two paths without one); write --sae HOOKPOINT=PATH for each")

@@ -30,7 +30,7 @@ from ..plan.folder import building, check_output, check_space
 from ..plan.open import Prepared
 from ..plan.prepare import check_engine_shapes, prepare
 from ..plan.resolve import public_name, resolve
-from ..plan.settings import Settings
+from ..plan.settings import Plan, Settings
 from . import licence
 from .card import model_card
 
@@ -53,13 +53,13 @@ class Result:
         return bool(self.report and self.report["passed"])
 
 
-def export_artifact(settings: Settings, progress: Progress = lambda text: None) -> Result:
+def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: None) -> Result:
     """Run the main job: plan, edit, write, prove, rename.
 
     Raises:
         SaeuronError: bad input or an impossible wish; nothing is left under the final name.
     """
-    plan = resolve(settings)
+    plan = wanted if isinstance(wanted, Plan) else resolve(wanted)
     settings = plan.settings
     targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import dtype_of, normalise
+from ...editor.common.names import at_hookpoint, dtype_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import TokenEdit
@@ -63,14 +63,14 @@ def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, S
     Raises:
         SaeuronError: an SAE that can't be opened, or another one than that on record.
     """
-    given = dict((normalise(h), p) if eq else ("", h) for h, eq, p in (s.partition("=") for s in saes))
+    given = dict(at_hookpoint(text) for text in saes)
     opened = {}
     for hookpoint, known in record["saes"].items():
-        source = given.get(hookpoint) or given.get("") or known["source"]
+        source = given.get(hookpoint) or given.get(None) or known["source"]
         try:
             sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
         except SaeuronError as error:
-            if hookpoint in given or "" in given:
+            if hookpoint in given or None in given:
                 raise
             # Of a local folder only its name is on record.
             raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
