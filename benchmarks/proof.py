@@ -25,7 +25,7 @@ import torch
 from benchmarks.demo.render import OBJECTS, STYLES
 from tests.random_edits import MUTANTS, PROMPTS, Float64, Wanted, edit_in_float64, make, spoil_graph, spoiled
 
-from saeuron.editor.common.names import dtype_of
+from saeuron.editor.common.names import PRECISIONS, dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
@@ -156,13 +156,13 @@ def one(seed: int, precision: str, work: Path) -> tuple[list[str], int]:
     return rows, wrong
 
 
-def random_table(seeds: list[int]) -> int:
+def random_table(seeds: list[int], precisions: list[str]) -> int:
     """Print the table of random pipelines."""
     print("| seed | pipeline (widths, SAE, rule, multiplier, residual, gate) | precision | backend | float64 | proof | seam | turned on the same tokens | turned in whole forwards | forwards | mutants caught |")  # fmt: skip
     print("|" + "---|" * 11, flush=True)
     wrong = 0
     for seed in seeds:
-        for precision in ("fp32", "fp16"):
+        for precision in precisions:
             with tempfile.TemporaryDirectory() as folder:
                 rows, bad = one(seed, precision, Path(folder))
             wrong += bad
@@ -236,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=0, metavar="N", help="random pipelines")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first of them")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"], choices=PRECISIONS, help="of the random pipelines")
     parser.add_argument("--demo", action="store_true", help="every concept of the demo, and ten random pairs")
     parser.add_argument("--concepts", nargs="*", help="with --demo: these only")
     parser.add_argument("--stand-in", action="store_true", help="nudity,vangogh by name alone, on small random models in a Hub cache")
@@ -245,7 +246,7 @@ def main() -> None:
     torch.set_num_threads(1)
     wrong = 0
     if chosen.random:
-        wrong += random_table(list(range(chosen.first, chosen.first + chosen.random)))
+        wrong += random_table(list(range(chosen.first, chosen.first + chosen.random)), chosen.precision)
     if chosen.demo:
         names = [*OBJECTS, *STYLES]
         pick = np.random.default_rng(chosen.seed)
