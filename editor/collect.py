@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from .activations import ConceptActivations
 from .errors import SaeuronError
-from .families import family_of
+from .families import Family, family_of
 from .files import read_header, read_json
 from .hookpoints import to_tokens
 from .names import normalise
@@ -120,7 +120,7 @@ def collect(
     total, done = before + sum(len(u.prompts) for u in mine), before
     kept: dict[int, _Sums] = {}
     with scheduler_of(pipeline, sampling.scheduler), torch.no_grad():
-        _check_timesteps(pipeline.scheduler, sampling.steps)
+        _check_timesteps(family_of(pipeline), pipeline.scheduler, sampling.steps)
         for position, unit in enumerate(mine):
             progress(done, total, names[unit.concept])
             sums = kept.setdefault(unit.concept, _resume(state, process.rank, unit.concept))
@@ -147,13 +147,18 @@ def check_sampling(folder: Path, sampling: Sampling) -> None:
     check_loop(scheduler, sampling.steps)
 
 
-def _check_timesteps(scheduler: Any, steps: int) -> None:
+def _check_timesteps(family: Family, scheduler: Any, steps: int) -> None:
     """Activations are stored by timestep, so no two steps may have the same."""
     check_loop(scheduler, steps)
     found = [round(t) for t in timesteps(scheduler, steps).tolist()]
     if len(set(found)) < len(found):
+        try:
+            ddim_of(family, scheduler)
+            advice = "collect with the scheduler ddim"
+        except SaeuronError:  # EDM's: ln σ / 4
+            advice = "give a copy of the pipeline another scheduler (in its folder 'scheduler' and in model_index.json)"
         raise SaeuronError(
-            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, and activations are stored by timestep; collect with the scheduler ddim"
+            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, rounded to whole numbers, and activations are stored by timestep; {advice}"
         )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from .collect import Sampling
 from .errors import SaeuronError
+from .files import read_json, reading
 from .hookpoints import find_hookpoint
 from .names import normalise
 from .sae import SaeConfig, SparseAutoencoder
@@ -222,7 +223,9 @@ class Trainer:
         place = self.state
         if not (place / "state.json").is_file():
             return None
-        kept = json.loads((place / "state.json").read_text())
+        kept = read_json(place / "state.json")
+        if type(kept.get("step")) is not int:
+            raise SaeuronError(f"'{place / 'state.json'}' is damaged: it names no step; remove '{place}' to begin anew")
         for key, value in json.loads(json.dumps(self._record)).items():
             if kept.get(key) != value:
                 differs = _difference(kept.get(key), value)
@@ -236,10 +239,11 @@ class Trainer:
             return
         place = self.state
         for name in self.hookpoints:
-            held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
-            self._sae(name).load_state_dict(held["sae"])
-            self._optimizers[name].load_state_dict(held["optimizer"])
-            self._dead[name].load_state_dict(held["dead"])
+            with reading(place / f"{name}.pt", "a checkpoint of this training (remove its folder to begin anew)"):
+                held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
+                self._sae(name).load_state_dict(held["sae"])
+                self._optimizers[name].load_state_dict(held["optimizer"])
+                self._dead[name].load_state_dict(held["dead"])
         if self.accelerator.scaler is not None and (place / "scaler.pt").is_file():
             self.accelerator.scaler.load_state_dict(torch.load(place / "scaler.pt", weights_only=True))
         self.step = kept["step"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..editor.by_hand import LARGEST
 from ..editor.concepts import KEYS, Concept, check_type, expand, presets
 from ..editor.edit_header import RESIDUALS, EditHeader, read_edit_header
 from ..editor.errors import SaeuronError
-from ..editor.files import check_hub_id, plain_text
+from ..editor.files import check_hub_id, read_toml
 from ..editor.names import normalise
 from ..editor.rule import Rule
 from ..editor.suggest import unknown
@@ -296,14 +295,7 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
     if settings.settings is None:
         return settings, {}
     path = settings.settings
-    try:
-        content = tomllib.loads(plain_text(path))
-    except FileNotFoundError:
-        raise SaeuronError(f"settings file '{path}' does not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise SaeuronError(f"settings file '{path}' is not valid TOML: {error}") from None
-    except OSError as error:
-        raise SaeuronError(f"settings file '{path}' can't be read: {error.strerror}") from None
+    content = read_toml(path, "settings file")
     for key in content:
         if key not in ("export", "concepts"):
             raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")

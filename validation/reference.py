@@ -213,6 +213,8 @@ def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: f
 def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, seed: int) -> Case:
     """One forward of a hook that recorded it, the number `forward` of its forwards."""
     raw = job.forward(call)
+    for what, values in (("text encoder", call.context), ("unedited UNet", raw), ("UNet with the hook", call.output)):
+        check_finite(values, f"the {what} (timestep {call.timestep:g})")
     unedited = to_numpy(raw)
     with job.neutral():
         neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))

@@ -124,7 +124,20 @@ def test_what_is_missing_is_called_missing(tmp_path, monkeypatch):
         ("'./link' is a link to 'gone', which isn't there", *job, "--model", "./link"),
         ("no folder './nothere' here", *job, "--model", "./nothere"),
         ("there is no folder 'models/nothere'", *job, "--sae", "models/nothere"),
-        ("no such file", "collect", "--model", "demo", "--sae", "demo:saes", "--hookpoint", "mid_block", "--prompts", "p.toml", "-o", "x"),
+        (
+            "prompts 'p.toml' does not exist",
+            "collect",
+            "--model",
+            "demo",
+            "--sae",
+            "demo:saes",
+            "--hookpoint",
+            "mid_block",
+            "--prompts",
+            "p.toml",
+            "-o",
+            "x",
+        ),
     ):
         refused(words, *options)
     assert not Path("x").exists()
