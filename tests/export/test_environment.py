@@ -141,3 +141,36 @@ def test_what_is_missing_is_called_missing(tmp_path, monkeypatch):
     ):
         refused(words, *options)
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("", "--output is empty"), ("~/x.safetensors", "the shell left ~ as it is"), (b"x\xff.safetensors", "is no UTF-8 text")]
+)
+def test_names_that_nobody_means(tmp_path, output, words):
+    one_line(run("collect", *([os.fsdecode(output)] if isinstance(output, bytes) else ["-o", output]), cwd=tmp_path), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_not_written_over(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("weights.safetensors", "p.txt"):
+        (model / name).write_text("x")
+    (tmp_path / "link.safetensors").symlink_to(model / "weights.safetensors")
+    sets = ("--prompts", f"A={model / 'p.txt'}", "--prompts", f"B={model / 'p.txt'}", "--overwrite", "--sae", "demo:saes")
+    for options in (
+        ("--model", model, "-o", model / "weights.safetensors"),
+        ("--model", model, "-o", tmp_path / "link.safetensors"),
+        ("--model", "demo", "-o", model / "p.txt"),
+    ):
+        refused_by_usage("which is only read", "collect", *sets, *options)
+    assert {p.read_text() for p in model.iterdir()} == {"x"}
+
+
+def refused_by_usage(words, *options):
+    from typer.testing import CliRunner
+
+    from saeuron.export.cli import app
+
+    result = CliRunner().invoke(app, [str(o) for o in options], env={"COLUMNS": "2000"})
+    assert result.exit_code == 2 and words in result.stderr, result.output
