@@ -144,7 +144,8 @@ def test_what_is_missing_is_called_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("output", "words"), [("", "--output is empty"), ("~/x.safetensors", "the shell left ~ as it is"), (b"x\xff.safetensors", "is no UTF-8 text")]
+    ("output", "words"),
+    [("", "--output is empty"), ("~/x.safetensors", "the shell left ~ as it is"), (b"x\xff.safetensors", "is no UTF-8 text")],
 )
 def test_names_that_nobody_means(tmp_path, output, words):
     one_line(run("collect", *([os.fsdecode(output)] if isinstance(output, bytes) else ["-o", output]), cwd=tmp_path), words)
