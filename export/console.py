@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from ..editor.errors import SaeuronError, first_line
 
 _LONGEST = 2000
 INTERRUPTED = 130
+if os.environ.get("COLUMNS") == "0":  # of a terminal that knows no width: rich would print nothing at all
+    del os.environ["COLUMNS"]
 out = Console()
 err = Console(stderr=True)
 _told: list[str] = []

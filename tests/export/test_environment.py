@@ -175,3 +175,18 @@ def refused_by_usage(words, *options):
 
     result = CliRunner().invoke(app, [str(o) for o in options], env={"COLUMNS": "2000"})
     assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+def test_a_removed_folder_is_said(tmp_path):
+    (tmp_path / "gone").mkdir()
+    shell = f'cd "{tmp_path}/gone" && rmdir "{tmp_path}/gone" && exec "$0" -m saeuron concepts'
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    one_line(
+        subprocess.run(["sh", "-c", shell, sys.executable], check=False, capture_output=True, text=True, env=env), "folder was removed"
+    )
+
+
+@pytest.mark.parametrize("columns", ["0", "x"])
+def test_any_width(columns):
+    done = run("concepts", stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": columns})
+    assert done.returncode == 0 and done.stderr == "" and len("".join(done.stdout.split())) > 200
