@@ -13,12 +13,7 @@ from .commands.bench import bench
 from .commands.build import build
 from .commands.collect import collect
 from .commands.concepts import concepts
-from .commands.console import (
-    INTERRUPTED,
-    Version,
-    interrupted,
-    print_error,
-)
+from .commands.console import INTERRUPTED, Version, interrupted, print_error
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.features import features

@@ -24,6 +24,7 @@ def _enter(name: str) -> None:
         from .commands.streams import prepare
 
         prepare()
+        _check_folder()
         from . import cli
 
         getattr(cli, name)()
@@ -34,6 +35,15 @@ def _enter(name: str) -> None:
         if end.code == INTERRUPTED:
             _leave()
         raise
+
+
+def _check_folder() -> None:
+    """End with one line where the current folder was removed: some libraries then can't be loaded, and say something else."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("error: the current folder was removed, so no path can be found from here; change to another one\n")
+        raise SystemExit(2) from None
 
 
 def _leave() -> NoReturn:

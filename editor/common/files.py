@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +23,33 @@ _JSON_LIMIT = 16 * 2**20
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise where a file is only a Git LFS pointer to what should be there.
+    """Raise where a file is only a Git LFS pointer to what should be there, or none: a pipe would be empty when it is read again.
 
     Raises:
-        SaeuronError: it is one.
+        SaeuronError: it is one, a folder, a pipe or a device.
         OSError: it can't be opened.
     """
+    if path.exists() and not path.is_file():
+        raise SaeuronError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}, where a file is needed")
     with path.open("rb") as file:
         if file.read(42).startswith(b"version https://git-lfs.github.com/spec/"):
             raise SaeuronError(
                 f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download the file"
             )
+
+
+def refuse_cut_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, as PyTorch's and numpy's are.
+
+    Raises:
+        SaeuronError: it begins as one and doesn't end as one.
+        OSError: it can't be opened.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped and not zipfile.is_zipfile(path):
+        raise SaeuronError(f"{path} is truncated or damaged (a zip archive without its end); download or write it again")
+    return zipped
 
 
 def plain_text(path: Path, encoding: str = "utf-8") -> str:
@@ -43,6 +61,24 @@ def plain_text(path: Path, encoding: str = "utf-8") -> str:
     """
     refuse_pointer(path)
     return path.read_text(encoding=encoding)
+
+
+def read_toml(path: Path, what: str, hint: str = "") -> dict[str, Any]:
+    """The content of a TOML file; `what` it is, e.g. `settings file`; `hint` ends the line where it is no TOML.
+
+    Raises:
+        SaeuronError: missing, not to be read, or not TOML.
+    """
+    try:
+        return tomllib.loads(plain_text(path))
+    except SaeuronError:
+        raise
+    except FileNotFoundError:
+        raise SaeuronError(f"{what} '{path}' does not exist") from None
+    except OSError as error:
+        raise SaeuronError(f"{what} '{path}' can't be read: {error.strerror or first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise SaeuronError(f"{what} '{path}' can't be read as TOML: {error}{hint}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

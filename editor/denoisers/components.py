@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import SaeuronError, first_line, panics_as_errors
-from ..common.files import read_header, read_json, refuse_pointer
+from ..common.files import read_header, read_json, refuse_cut_zip, refuse_pointer
 from ..common.quiet import quiet_loading
 from .families import Family
 
@@ -18,6 +18,8 @@ _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<older>\w+))?\.(?P<ending>safetensors|bin)"
 )
 _INDEX = re.compile(r".*\.(?:safetensors|bin)\.index\.(?:(?P<variant>\w+)\.)?json")
+# Whole numbers that stand for weights mean nothing without their scales; what diffusers saves in them are positions, which it makes itself.
+_NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _ADAPTER = re.compile(r"base_layer|lora_|_lora|\.lora\.|hada_|lokr_|ip_adapter|to_[kv]_ip|^base_model\.")
 
 
@@ -68,8 +70,19 @@ def check_files(folder: Path, variant: str | None) -> None:
     """Raise `SaeuronError` unless a component's safetensors files are whole, and hold what their index says."""
     used, files = weight_files(folder, variant)
     for path in files:
+        if not path.is_file():
+            raise SaeuronError(f"'{path}' is no file that can be read; take the folder again from its source")
         refuse_pointer(path)
+        refuse_cut_zip(path)
+    if all("-of-" in path.name for path in files) and not any(
+        (match := _INDEX.fullmatch(path.name)) and match["variant"] == used for path in folder.iterdir()
+    ):
+        raise SaeuronError(f"'{folder}' is incomplete: its weights lie in {len(files)} files, and the index that says which is missing")
     held = {path.name: read_header(path)[1] for path in files if path.suffix == ".safetensors"}
+    for file, tensors in held.items():
+        for key, (dtype, _) in tensors.items():
+            if dtype not in _NUMBERS and not key.endswith("position_ids"):
+                raise SaeuronError(f"{folder / file}: '{key}' is {dtype}; quantised weights can't be edited, only float ones")
     for path in folder.glob("*.index*.json"):
         match = _INDEX.fullmatch(path.name)
         if match is None or match["variant"] != used or (".safetensors." in path.name) != bool(held):
@@ -83,6 +96,10 @@ def check_files(folder: Path, variant: str | None) -> None:
         if held:
             lacking = [key for key, file in table.items() if key not in held.get(file, {})]
             surplus = [key for keys in held.values() for key in keys if key not in table]
+            for file in set(table.values()):
+                # It would be taken from whichever file is read last.
+                if twice := [key for key in held.get(file, {}) if table.get(key, file) != file]:
+                    raise SaeuronError(f"'{folder}': the weight {twice[0]} is in '{file}' and in '{table[twice[0]]}'")
             refuse_odd(lacking, surplus, (), f"{path}: its files")
 
 
@@ -124,7 +141,7 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
         device: `meta` reads no values, only names and shapes.
 
     Raises:
-        SaeuronError: not a weight too few or too many, and each in its shape; or the files can't be read.
+        SaeuronError: a weight too few or too many, of another shape or not finite; or the files can't be read.
     """
     used, files = weight_files(folder, variant)
     options: dict[str, Any] = {"use_safetensors": files[0].suffix == ".safetensors"}
@@ -151,6 +168,11 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
     empty = [] if device == "meta" else [key for key, value in network.state_dict().items() if value.is_meta and key not in odd]
     shapes = [f"{key} {list(held)} instead of {list(wanted)}" for key, held, wanted in info["mismatched_keys"]]
     refuse_odd({*info["missing_keys"], *empty}, info["unexpected_keys"], shapes, f"{folder}: the weights in {files[0].name}")
+    for key, value in network.state_dict().items():
+        if not value.is_meta and not value.isfinite().all():
+            raise SaeuronError(
+                f"{folder}: the weight {key} holds values that are not finite in {str(value.dtype).removeprefix('torch.')}; take the folder again from its source, or another --precision"
+            )
     return network
 
 

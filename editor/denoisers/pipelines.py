@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .schedulers import scheduler_in
 from .sizes import latent_sides
 
 _NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
+_SHORTEST = 3
+"""tokens of a prompt: its start, one of its own, its end"""
 _TOKENIZERS = sorted({t.tokenizer for f in FAMILIES for t in f.text_encoders})
 _HUB_FILES = [
     "model_index.json",
@@ -36,7 +39,10 @@ def locate(model: str, revision: str | None = None) -> Path:
         return folder
     if os.path.exists(model):  # False, not an error, where the name is too long to be one
         return Path(model)
-    return hub_folder(model, _HUB_FILES, revision, "model")
+    folder = hub_folder(model, _HUB_FILES, revision, "model")
+    # Older models have pickles alone; where there are both, they would double what is fetched.
+    bare = [n for n in _NETWORKS if (folder / n / "config.json").is_file() and not any((folder / n).glob("*.safetensors"))]
+    return hub_folder(model, [f"{n}/*.bin" for n in bare], revision, "model") if bare else folder
 
 
 def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
@@ -91,10 +97,11 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     if variant is not None and variant not in used:
         raise SaeuronError(f"--variant {variant}: no component of '{folder}' has weights of this variant")
     extractor = index.get("feature_extractor")
-    if "safety_checker" in networks and not (
-        isinstance(extractor, list) and extractor[0] and (folder / "feature_extractor" / "preprocessor_config.json").is_file()
-    ):
-        raise SaeuronError(f"'{folder}' is incomplete: its safety checker needs a feature_extractor, with preprocessor_config.json")
+    whole = isinstance(extractor, list) and len(extractor) == 2 and all(extractor)
+    if ("safety_checker" in networks or whole) and not (whole and (folder / "feature_extractor" / "preprocessor_config.json").is_file()):
+        raise SaeuronError(
+            f"'{folder}' is incomplete: its feature_extractor, with preprocessor_config.json, is missing; a pipeline without safety checker may have [null, null] there in model_index.json"
+        )
     for name in {t.tokenizer for t in family.text_encoders}:
         for path in (folder / name).iterdir():
             if path.is_file():
@@ -126,6 +133,7 @@ def open_folder(
         latent_sides(networks["unet"].config.sample_size, 2 ** (len(networks["vae"].config.block_out_channels) - 1), *size)
     _check_tokenizers(folder, index, family, networks)
     scheduler_in(folder)
+    _check_extractor(folder, _assembled(folder, family, networks))
     return folder
 
 
@@ -139,7 +147,18 @@ def _check_fit(folder: Path, family: Family, networks: dict[str, Any]) -> None:
         )
     if type(scale) not in (int, float) or not 0 < scale < float("inf"):
         raise SaeuronError(f"'{folder}': 'scaling_factor' in vae/config.json is {scale!r}; it must be a number above 0")
+    if family.normalises_latents and networks["vae"].config.get("latents_mean") is not None:
+        for key in ("latents_mean", "latents_std"):
+            given = networks["vae"].config.get(key)
+            if given is not None and not (
+                isinstance(given, list | tuple) and len(given) == latent and all(type(v) in (int, float) and isfinite(v) for v in given)
+            ):
+                raise SaeuronError(f"'{folder}': '{key}' in vae/config.json must be a list of {latent} numbers, one a latent channel")
     for text in family.text_encoders:
+        if networks[text.name].config.to_dict().get("use_attention_mask"):
+            raise SaeuronError(
+                f"'{folder}': 'use_attention_mask' in {text.name}/config.json is on; exported graphs take no mask, so such a model can't be edited"
+            )
         if type(end := networks[text.name].config.eos_token_id) is not int:
             raise SaeuronError(f"'{folder}': 'eos_token_id' in {text.name}/config.json is {end!r}; it must be a whole number")
     for way, channels in (("takes", unet.in_channels), ("gives", unet.out_channels)):
@@ -173,6 +192,8 @@ def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, netwo
         cls: Any = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
         if not hasattr(cls, "from_pretrained"):
             raise SaeuronError(f"'{folder}': model_index.json names no tokenizer of transformers as {text.tokenizer}")
+        if not any((where / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise SaeuronError(f"'{folder}' is incomplete: '{text.tokenizer}' holds neither tokenizer.json nor vocab.json")
         try:
             with quiet_loading(), panics_as_errors():
                 tokenizer: Any = cls.from_pretrained(where, local_files_only=True)
@@ -182,10 +203,37 @@ def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, netwo
             raise SaeuronError(
                 f"'{folder}': the {text.tokenizer} has tokens up to number {last}, but {text.name} only knows {config.vocab_size}; after adding tokens, call {text.name}.resize_token_embeddings and save both"
             )
-        if tokenizer.model_max_length > config.max_position_embeddings:
+        length = tokenizer.model_max_length
+        if type(length) not in (int, float) or length < _SHORTEST:
+            raise SaeuronError(f"'{where}': 'model_max_length' is {length!r}; it must be a whole number of at least {_SHORTEST} tokens")
+        if length > config.max_position_embeddings:
             raise SaeuronError(
-                f"'{folder}': the {text.tokenizer} pads to {tokenizer.model_max_length:g} tokens, but {text.name} takes {config.max_position_embeddings}; set 'model_max_length' in {text.tokenizer}/tokenizer_config.json"
+                f"'{folder}': the {text.tokenizer} pads to {length:g} tokens, but {text.name} takes {config.max_position_embeddings}; set 'model_max_length' in {text.tokenizer}/tokenizer_config.json"
             )
+        try:
+            with quiet_loading(), panics_as_errors():
+                ids = tokenizer("a", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+                text.encode(networks[text.name], ids.to("meta"))
+        except Exception as error:  # settings that only a call shows to be wrong
+            raise SaeuronError(f"'{folder}': {text.tokenizer} and {text.name} can't encode a prompt: {first_line(error)}") from None
+
+
+def _check_extractor(folder: Path, pipeline: Any) -> None:
+    """Raise `SaeuronError` unless the safety checker takes the pictures that its feature extractor gives."""
+    from PIL import Image
+
+    checker = getattr(pipeline, "safety_checker", None)
+    if checker is None:
+        return
+    side = checker.config.vision_config.image_size
+    try:
+        given = tuple(pipeline.feature_extractor(Image.new("RGB", (64, 64)), return_tensors="pt").pixel_values.shape[-2:])
+    except Exception as error:  # settings that only a call shows to be wrong
+        raise SaeuronError(f"'{folder}': its feature_extractor can't be used: {first_line(error)}") from None
+    if given != (side, side):
+        raise SaeuronError(
+            f"'{folder}': its feature_extractor gives pictures of {given[0]}x{given[1]}, but its safety_checker takes {side}x{side}; its parts come from different models"
+        )
 
 
 def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: str | None = None, variant: str | None = None) -> Any:
@@ -208,14 +256,18 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
     family = family_of(index)
     target = check_device(device)
     dtype = dtype or torch.float32
-    networks = open_networks(folder, index, family, dtype, variant)
-    try:
-        with quiet_loading(), panics_as_errors():
-            pipeline = family.cls.from_pretrained(folder, **networks, torch_dtype=dtype, local_files_only=True, **family.fixed)
-    except Exception as error:  # diffusers and transformers raise many types
-        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
+    pipeline = _assembled(folder, family, open_networks(folder, index, family, dtype, variant), torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
+
+
+def _assembled(folder: Path, family: Family, networks: dict[str, Any], **options: Any) -> Any:
+    """The pipeline of networks that are open; its other components come from the folder."""
+    try:
+        with quiet_loading(), panics_as_errors():
+            return family.cls.from_pretrained(folder, **networks, local_files_only=True, **options, **family.fixed)
+    except Exception as error:  # diffusers and transformers raise many types
+        raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}") from None
 
 
 def check_device(device: str) -> Any:

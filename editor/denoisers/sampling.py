@@ -95,11 +95,11 @@ def denoise(
     return pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(found))
 
 
-def check_finite(values: torch.Tensor) -> None:
-    """Raise `SaeuronError` for latents or pictures with infinities or NaN."""
+def check_finite(values: torch.Tensor, what: str = "the model") -> None:
+    """Raise `SaeuronError` for latents or pictures with infinities or NaN; `what` gave them."""
     if not torch.isfinite(values).all():
         raise SaeuronError(
-            "the model gave values that are not finite, so there is no picture; try another guidance scale, or a wider precision"
+            f"{what} gave values that are not finite, so there is no picture; try another guidance scale, or a wider precision"
         )
 
 

@@ -117,7 +117,8 @@ def check_loop(scheduler: Any, steps: int) -> None:
     """Raise `SaeuronError` unless the scheduler's own loop of so many steps runs through."""
     timesteps(scheduler, steps)
     try:
-        walk(scheduler, steps)
+        if not walk(scheduler, steps)[1].isfinite().all():
+            raise ValueError("its samples become infinite or NaN")
     except Exception as error:  # diffusers' own faults among them
         raise SaeuronError(
             f"the model's scheduler {type(scheduler).__name__} doesn't run through {steps} steps: {first_line(error)}; mend its settings, or take another number of steps"

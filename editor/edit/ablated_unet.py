@@ -236,7 +236,7 @@ class FeatureAblation(_Pickled, nn.Module):
 
     def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
-        timestep = getattr(_STATE, "timestep", None)
+        timestep, _STATE.left = getattr(_STATE, "timestep", None), getattr(_STATE, "left", 0) - 1
         if timestep is None:
             raise AblationIntegrityError(_REPLACED)
         before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
@@ -279,8 +279,7 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
         if ablation.get("format") != FORMAT:
             raise AblationIntegrityError(f"edit format {ablation.get('format')!r} is not known to this file (it knows {FORMAT})")
         if config.get("mid_block_type") != SENTINEL:
-            held = repr(config.get("mid_block_type"))
-            raise AblationIntegrityError(f"'mid_block_type' in the UNet's config is {held}, not {SENTINEL!r}: the config was altered")
+            raise AblationIntegrityError(f"'mid_block_type' in the UNet's config is not {SENTINEL!r}: the config was altered")
         super().__init__(**{**config, "mid_block_type": ablation["mid_block_type"]})
         # The parent registered its own values over ours.
         self.register_to_config(**{**config, "mid_block_type": SENTINEL, "ablation": ablation})
@@ -299,17 +298,19 @@ class AblatedUNet2DConditionModel(_Pickled, UNet2DConditionModel):
 
         It is here only while the UNet runs: classes that copy it block by block (`UNetMotionModel.from_unet2d`) find a module that raises.
         """
-        stored = _RENAMED["conv_in"]
-        return self._modules[stored if stored in self._modules and getattr(_STATE, "timestep", None) is not None else "conv_in"]
+        return self._modules["conv_in" if getattr(_STATE, "timestep", None) is None else _RENAMED["conv_in"]]
 
     def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As in the parent; `timestep` may be a number or a tensor, integer or float, one or one a row."""
-        outer = getattr(_STATE, "timestep", None)
-        _STATE.timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
+        outer = getattr(_STATE, "timestep", None), getattr(_STATE, "left", 0)
+        _STATE.timestep, _STATE.left = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1), len(self.ablations)
         try:
-            return super().forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
+            found = super().forward(sample, timestep, encoder_hidden_states, *args, **kwargs)
+            if _STATE.left:
+                raise AblationIntegrityError("a block of this UNet was replaced, or its hooks removed, and its edit with it; load it again")
+            return found
         finally:
-            _STATE.timestep = outer
+            _STATE.timestep, _STATE.left = outer
 
     def edit_sha256(self) -> str:
         """Hash of the edit: its settings and every edit tensor (floats widened to float32)."""

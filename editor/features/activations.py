@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..common.errors import SaeuronError, first_line
-from ..common.files import file_sha256, open_safetensors, parse_json, read_header, refuse_pointer
+from ..common.files import file_sha256, open_safetensors, parse_json, read_header, refuse_cut_zip, refuse_pointer
 
 _FORMAT = "saeuron-activations-1"
 
@@ -151,8 +150,9 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) -> ConceptActivations:
     """A released `dict[str, tensor [P, T, n]]`; means are taken in float32 (the released code averages in fp16)."""
+    zipped = refuse_cut_zip(path)
     try:
-        if zipfile.is_zipfile(path):
+        if zipped:
             content = torch.load(path, weights_only=True, map_location="cpu")
         else:
             with path.open("rb") as handle:

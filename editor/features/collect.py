@@ -21,7 +21,7 @@ from ..common.files import read_header, read_json
 from ..common.names import normalise
 from ..common.process import Process
 from ..common.writing import whole_file
-from ..denoisers.families import family_of
+from ..denoisers.families import Family, family_of
 from ..denoisers.hookpoints import to_tokens
 from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
 from ..denoisers.schedulers import check_loop, ddim_of, scheduler_in, timesteps
@@ -100,7 +100,7 @@ def collect(
     total, done = before + sum(len(u.prompts) for u in mine), before
     kept: dict[int, _Sums] = {}
     with scheduler_of(pipeline, sampling.scheduler), torch.no_grad():
-        _check_timesteps(pipeline.scheduler, sampling.steps)
+        _check_timesteps(family_of(pipeline), pipeline.scheduler, sampling.steps)
         for position, unit in enumerate(mine):
             progress(done, total, names[unit.concept])
             sums = kept.setdefault(unit.concept, _resume(state, process.rank, unit.concept))
@@ -127,13 +127,18 @@ def check_sampling(folder: Path, sampling: Sampling) -> None:
     check_loop(scheduler, sampling.steps)
 
 
-def _check_timesteps(scheduler: Any, steps: int) -> None:
+def _check_timesteps(family: Family, scheduler: Any, steps: int) -> None:
     """Activations are stored by timestep, so no two steps may have the same."""
     check_loop(scheduler, steps)
     found = [round(t) for t in timesteps(scheduler, steps).tolist()]
     if len(set(found)) < len(found):
+        try:
+            ddim_of(family, scheduler)
+            advice = "collect with the scheduler ddim"
+        except SaeuronError:  # EDM's: ln σ / 4
+            advice = "give a copy of the pipeline another scheduler (in its folder 'scheduler' and in model_index.json)"
         raise SaeuronError(
-            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, and activations are stored by timestep; collect with the scheduler ddim"
+            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, rounded to whole numbers, and activations are stored by timestep; {advice}"
         )
 
 

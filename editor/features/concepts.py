@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import SaeuronError
-from ..common.files import plain_text
+from ..common.files import read_toml
 from ..common.names import RESIDUALS
 from ..common.suggest import unknown
 
@@ -60,14 +59,7 @@ def load_presets(path: Path) -> dict[str, Concept]:
     Raises:
         SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with.
     """
-    try:
-        content = tomllib.loads(plain_text(path))
-    except FileNotFoundError:
-        raise SaeuronError(f"preset file '{path}' does not exist") from None
-    except OSError as error:
-        raise SaeuronError(f"preset file '{path}' can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise SaeuronError(f"preset file '{path}' can't be read as TOML: {error}") from None
+    content = read_toml(path, "preset file")
     for key in content:
         if key not in ("defaults", "concepts", "contrast"):
             raise SaeuronError(f"preset file '{path}': {unknown('table', key, ['defaults', 'concepts', 'contrast'])}")

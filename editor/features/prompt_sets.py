@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..common.errors import SaeuronError, first_line
-from ..common.files import plain_text
+from ..common.files import plain_text, read_toml
 
 
 def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:
@@ -47,14 +46,7 @@ def lines_of(path: Path) -> tuple[str, ...]:
 
 
 def _table(path: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        content = tomllib.loads(plain_text(path))
-    except FileNotFoundError:
-        raise SaeuronError(f"prompts '{path}': there is no such file") from None
-    except OSError as error:
-        raise SaeuronError(f"prompts '{path}' can't be read: {first_line(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise SaeuronError(f"prompts '{path}' can't be read as TOML: {error} (a text file is given as NAME=FILE)") from None
+    content = read_toml(path, "prompts", " (a text file is given as NAME=FILE)")
     table = content.get("prompts")
     if not isinstance(table, dict) or not all(isinstance(v, list) and all(isinstance(t, str) for t in v) for v in table.values()):
         raise SaeuronError(f"prompts '{path}': expected a [prompts] table, each name with a list of texts")

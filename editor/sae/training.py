@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..common.errors import SaeuronError
+from ..common.files import read_json, reading
 from ..common.names import normalise
 from ..common.writing import put_back, whole_file, whole_folder
 from ..denoisers.hookpoints import find_hookpoint
@@ -224,7 +225,9 @@ class Trainer:
         place = self.state
         if not (place / "state.json").is_file():
             return None
-        kept = json.loads((place / "state.json").read_text())
+        kept = read_json(place / "state.json")
+        if type(kept.get("step")) is not int:
+            raise SaeuronError(f"'{place / 'state.json'}' is damaged: it names no step; remove '{place}' to begin anew")
         for key, value in json.loads(json.dumps(self._record)).items():
             if kept.get(key) != value:
                 differs = _difference(kept.get(key), value)
@@ -238,10 +241,11 @@ class Trainer:
             return
         place = self.state
         for name in self.hookpoints:
-            held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
-            self._sae(name).load_state_dict(held["sae"])
-            self._optimizers[name].load_state_dict(held["optimizer"])
-            self._dead[name].load_state_dict(held["dead"])
+            with reading(place / f"{name}.pt", "a checkpoint of this training (remove its folder to begin anew)"):
+                held = torch.load(place / f"{name}.pt", map_location=self.accelerator.device, weights_only=True)
+                self._sae(name).load_state_dict(held["sae"])
+                self._optimizers[name].load_state_dict(held["optimizer"])
+                self._dead[name].load_state_dict(held["dead"])
         if self.accelerator.scaler is not None and (place / "scaler.pt").is_file():
             self.accelerator.scaler.load_state_dict(torch.load(place / "scaler.pt", weights_only=True))
         self.step = kept["step"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from ...editor.common.errors import SaeuronError, first_line
 
 _LONGEST = 2000
 INTERRUPTED = 130
+if os.environ.get("COLUMNS") == "0":  # of a terminal that knows no width: rich would print nothing at all
+    del os.environ["COLUMNS"]
 out = Console()
 err = Console(stderr=True)
 _told: list[str] = []

@@ -1,19 +1,28 @@
-"""An option that takes one value is given once: click would keep the last and drop the others without a word. And `-` is no place."""
+"""An option of one value that is given twice, and places where nothing should be written, are refused before a command begins."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
 
 class OnceCommand(TyperCommand):
-    """Refuses options that are given twice, unless they are repeatable or flags, and outputs that would be files or folders called `-`."""
+    """Refuses options that are given twice, unless they are repeatable or flags: click would keep the last and drop the others without a word.
+
+    Refuses names that no library can open, and outputs that somebody meant otherwise: `-`, `~`, or a file that is itself an input.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for text in args:
+            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                ctx.fail(f"{ascii(text)} is no UTF-8 text; give a name that is")
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        if given.get("output") == "-":
-            ctx.fail("'--output -': results that are files don't go to stdout; give a name (or ./- for a file called so)")
+        if (output := given.get("output")) is not None and (wrong := _misplaced(output, given)):
+            ctx.fail(wrong)
         for parameter in dict.fromkeys(order):
             count = order.count(parameter)
             if count > 1 and parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag):  # type: ignore[attr-defined]
@@ -21,3 +30,28 @@ class OnceCommand(TyperCommand):
                     f"'{parameter.opts[-1]}' is given {count} times, and only the last would count; give it once, several values separated by commas where it takes them"
                 )
         return super().parse_args(ctx, args)
+
+
+def _misplaced(output: str, given: Mapping[str, Any]) -> str | None:
+    """Why nothing should be written to `output`, or None."""
+    if output == "-":
+        return "'--output -': results that are files don't go to stdout; give a name (or ./- for a file called so)"
+    if not output:
+        return "--output is empty; give a name (a variable that isn't set?)"
+    if output.startswith("~"):
+        return f"'--output {output}': the shell left ~ as it is; write $HOME, or ./{output} for a place called so"
+    place = Path(output)
+    try:
+        if not place.is_file():
+            return None
+        for name, values in given.items():
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if name == "output" or not isinstance(value, str):
+                    continue
+                # Several in one: A,B and NAME=FILE.
+                for part in {value, *re.split("[,=]", value)} - {""}:
+                    if Path(part).exists() and place.resolve().is_relative_to(Path(part).resolve()):
+                        return f"'--output {output}' is, or is part of, --{name.replace('_', '-')} {part}, which is only read; choose another place"
+    except OSError:  # names too long to be one; whoever opens it says so
+        pass
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import check_hub_id, plain_text
+from ...editor.common.files import check_hub_id, read_toml
 from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, at_hookpoint, normalise
 from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
@@ -143,14 +142,7 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
     if settings.settings is None:
         return settings, {}
     path = settings.settings
-    try:
-        content = tomllib.loads(plain_text(path))
-    except FileNotFoundError:
-        raise SaeuronError(f"settings file '{path}' does not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise SaeuronError(f"settings file '{path}' is not valid TOML: {error}") from None
-    except OSError as error:
-        raise SaeuronError(f"settings file '{path}' can't be read: {error.strerror}") from None
+    content = read_toml(path, "settings file")
     for key in content:
         if key not in ("export", "concepts"):
             raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")

@@ -110,7 +110,7 @@ class Settings:
             if getattr(self, name) is not None:
                 self._set(name, Path(getattr(self, name)))
         if self.output == Path():
-            raise SaeuronError("no output folder: give output=DIR")
+            raise SaeuronError("no output folder: give --output DIR, one that isn't there yet")
         if self.model is not None:
             self._set("model", os.fspath(self.model))
 

@@ -132,3 +132,13 @@ def test_ddim_timesteps_come_from_the_models_scheduler():
     assert ddim_timesteps(trailing, 20)[:2].tolist() == [999, 949]
     with pytest.raises(SaeuronError, match="trained on 1000"):
         ddim_timesteps(leading, 2000)
+
+
+def test_a_cut_zip_is_called_that(tmp_path):
+    values = {name: torch.rand(2, 3, 4) for name in ("A", "B")}
+    torch.save(values, tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SaeuronError, match="cut.pt is truncated or damaged"):
+        ConceptActivations.load(tmp_path / "cut.pt", lambda steps: torch.arange(steps, 0, -1))
+    assert ConceptActivations.load(tmp_path / "whole.pt", lambda steps: torch.arange(steps, 0, -1)).concepts == ["A", "B"]

@@ -129,3 +129,34 @@ def test_a_replaced_forward_is_named(edited):
     edited.forward = UNet2DConditionModel.forward.__get__(edited)
     with pytest.raises(AblationIntegrityError, match="'unet.forward' was replaced"):
         edited(*inputs()[:1], 501, inputs()[1])
+
+
+@pytest.mark.parametrize("how", ["replaced", "hooks removed", "twice"])
+@torch.no_grad()
+def test_an_edit_that_does_not_run_once_is_an_error(edited, how):
+    """Never the unedited model in silence."""
+    block, (x, c) = edited.up_blocks[0].attentions[1], inputs()
+    edited(x, 501.0, c)
+    if how == "replaced":
+        edited.up_blocks[0].attentions[1] = make_unet().up_blocks[0].attentions[1]
+    elif how == "hooks removed":
+        block._forward_hooks.clear()
+    else:
+        block.register_forward_hook(edited.ablations[HOOKPOINT.replace(".", "-")].on_output, with_kwargs=True)
+    with pytest.raises(AblationIntegrityError, match="a block of this UNet was replaced"):
+        edited(x, 501.0, c)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["compile", "trace", "parallel"])
+@torch.no_grad()
+def test_the_edit_is_there_however_it_is_run(edited, how):
+    x, c = inputs()
+    t = torch.tensor(301.0)
+    other = {
+        "compile": lambda: torch.compile(edited, backend="eager", fullgraph=True),
+        "trace": lambda: torch.jit.trace(lambda *a: edited(*a).sample, (x, torch.tensor(501.0), c), check_trace=False),
+        "parallel": lambda: torch.nn.DataParallel(edited),
+    }[how]()
+    found = other(x, t, c)
+    assert torch.allclose(found if how == "trace" else found.sample, edited(x, t, c).sample, atol=1e-6)

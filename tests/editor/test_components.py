@@ -1,6 +1,7 @@
 """Weights that are missing, surplus or of another shape; files in every form that diffusers and transformers read."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -112,6 +113,60 @@ def test_pickled_weights(folder):
     refused(folder, "text_encoder", lost.removeprefix("text_model."))
 
 
+def test_an_index_and_its_files(folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.unet.save_pretrained(folder / "unet", max_shard_size="20KB")
+    (folder / "unet" / FILES["unet"]).unlink(missing_ok=True)
+    one, other = sorted((folder / "unet").glob("*-of-*"))[:2]
+    key, value = next(iter(load_file(one).items()))
+    change(other, lambda t: t.update({key: value + 1}))
+    refused(folder, f"the weight {key} is in '{other.name}' and in '{one.name}'")
+    change(other, lambda t: t.pop(key))
+    open_folder(str(folder))
+    next((folder / "unet").glob("*.index.json")).unlink()
+    refused(folder, "unet", "the index", "missing")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "gone"])
+def test_weights_that_are_no_file(folder, kind):
+    path = folder / "unet" / FILES["unet"]
+    path.unlink()
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "loop": lambda: path.symlink_to(path.name),
+        "gone": lambda: path.symlink_to("x"),
+    }[kind]()
+    refused(folder, path.name, "no file that can be read")
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_no_numbers(folder, name):
+    path = folder / name / FILES[name]
+    whole = load_file(path)
+    key = next(k for k in whole if k.endswith("weight") and whole[k].ndim == 2)
+    save_file({**whole, key: (whole[key] * 100).to(torch.int8)}, path, metadata={"format": "pt"})
+    refused(folder, key, "I8", "quantised")
+    save_file({**whole, key: whole[key] / 0}, path, metadata={"format": "pt"})
+    with pytest.raises(SaeuronError, match=f"{name}: the weight .* not finite in float32"):
+        load_pipeline(str(folder))
+    save_file({**whole, key: whole[key] + 1e6}, path, metadata={"format": "pt"})
+    with pytest.raises(SaeuronError, match="not finite in float16"):
+        load_pipeline(str(folder), torch.float16)
+
+
+def test_cut_pickles_are_called_that(folder):
+    for name, file in (("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")):
+        path = folder / name / FILES[name]
+        torch.save(load_file(path), path.with_name(file))
+        path.unlink()
+        whole = path.with_name(file).read_bytes()
+        path.with_name(file).write_bytes(whole[: len(whole) // 2])
+        refused(folder, file, "truncated")
+        path.with_name(file).write_bytes(whole)
+    open_folder(str(folder))
+
+
 @pytest.mark.parametrize("size", ["1GB", "20KB"])
 def test_variants(folder, size):
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
@@ -156,4 +211,6 @@ def test_a_safety_checker_that_lacks_a_weight(folder):
     refused(folder, "feature_extractor")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"safety_checker": [None, None]}))
+    refused(folder, "feature_extractor", "[null, null]")
+    (folder / "model_index.json").write_text(json.dumps(index | {"safety_checker": [None, None], "feature_extractor": [None, None]}))
     open_folder(str(folder))

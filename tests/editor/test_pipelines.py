@@ -10,6 +10,7 @@ from tests.conftest import HOOKPOINT, make_sae
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
 
 from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.denoisers import pipelines
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
 from saeuron.editor.denoisers.sampling import Sampling
 from saeuron.editor.features.collect import collect
@@ -121,3 +122,20 @@ def test_a_unet_without_a_size_of_its_own_and_with_a_width_a_level(folder):
     assert bool(torch.isfinite(found[HOOKPOINT].means).all())
     with pytest.raises(SaeuronError, match="give --height and --width"):
         collect(load_pipeline(str(folder)), {HOOKPOINT: make_sae()}, prompts, Sampling(2, 3.0))
+
+
+def test_a_hub_model_of_pickles_alone(tiny, tmp_path, monkeypatch):
+    """What a first look brings holds no safetensors, so the pickles are fetched; nowhere else."""
+    asked = []
+
+    def fetch(repo, patterns, revision, what):
+        asked.append(patterns)
+        for name in ("unet", "vae"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").touch()
+        return tmp_path
+
+    monkeypatch.setattr(pipelines, "hub_folder", fetch)
+    assert pipelines.locate("me/old") == tmp_path
+    assert len(asked) == 2 and not any(p.endswith(".bin") for p in asked[0]) and asked[1] == ["unet/*.bin"]

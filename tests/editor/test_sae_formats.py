@@ -111,6 +111,18 @@ def test_saelens_finetuned(tmp_path, name):
             SparseAutoencoder.load(lens(tmp_path, cfg, w, **more))
 
 
+@pytest.mark.parametrize("dead", [0, 3])
+def test_saelens_ranks_by_the_rows_of_the_decoder(tmp_path, dead):
+    """A dead latent may have a row of zeros: it gives nothing back, and never fires."""
+    w, x = weights(), torch.randn(20, D, generator=torch.Generator().manual_seed(1))
+    w["d"][:dead] = 0
+    sae = SparseAutoencoder.load(lens(tmp_path, NEW | {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}, w))
+    norm = w["d"].norm(dim=1)
+    scaled = {**w, "e": w["e"] * norm[:, None], "be": w["be"] * norm, "d": w["d"] / norm.clamp(min=1e-20)[:, None]}
+    assert torch.allclose(sae(x), expected(scaled, x, K), atol=1e-4)
+    assert not sae.encode(x)[:, :dead].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_saelens_in_other_types(tmp_path, dtype):
     w = {k: v.to(dtype) for k, v in weights().items()}

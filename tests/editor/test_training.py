@@ -120,6 +120,27 @@ def test_other_settings_are_refused_before_anything_is_generated(pipeline, tmp_p
         train(pipeline, tmp_path, dataclasses.replace(SETTINGS, rate=1e-3))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"step": "x"}', ""])
+def test_a_damaged_checkpoint_is_one_line(pipeline, tmp_path, content):
+    def stop(event):
+        if event.step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(pipeline, tmp_path, progress=stop)
+    trainer = Trainer(pipeline, [HOOKPOINT], PROMPTS, SETTINGS, SAMPLING, tmp_path)
+    state = trainer.state / "state.json"
+    before = state.read_text()
+    state.write_text(content)
+    with pytest.raises(SaeuronError, match="state.json"):
+        train(pipeline, tmp_path)
+    state.write_text(before)
+    path = trainer.state / f"{HOOKPOINT}.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SaeuronError, match="can't be read as a checkpoint of this training"):
+        train(pipeline, tmp_path)
+
+
 def test_filling_buffers_is_heard(pipeline, tmp_path):
     trainer = Trainer(pipeline, [HOOKPOINT], PROMPTS, SETTINGS, SAMPLING, tmp_path)
     heard, steps = [], []

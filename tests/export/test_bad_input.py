@@ -236,7 +236,7 @@ def test_an_edited_model(job, tmp_path):
         ("[[concepts]]\nselect = 'count:1'", "each concept with a name"),
         ("[[concepts]]\nname = 'A'\ngama = 3", "key 'gama'"),
         ("[other]", "table 'other'"),
-        ("= 3", "not valid TOML"),
+        ("= 3", "read as TOML"),
     ],
 )
 def test_bad_settings_file(job, tmp_path, text, message):

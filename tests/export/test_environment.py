@@ -124,7 +124,69 @@ def test_what_is_missing_is_called_missing(tmp_path, monkeypatch):
         ("'./link' is a link to 'gone', which isn't there", *job, "--model", "./link"),
         ("no folder './nothere' here", *job, "--model", "./nothere"),
         ("there is no folder 'models/nothere'", *job, "--sae", "models/nothere"),
-        ("no such file", "collect", "--model", "demo", "--sae", "demo:saes", "--hookpoint", "mid_block", "--prompts", "p.toml", "-o", "x"),
+        (
+            "prompts 'p.toml' does not exist",
+            "collect",
+            "--model",
+            "demo",
+            "--sae",
+            "demo:saes",
+            "--hookpoint",
+            "mid_block",
+            "--prompts",
+            "p.toml",
+            "-o",
+            "x",
+        ),
     ):
         refused(words, *options)
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("", "--output is empty"), ("~/x.safetensors", "the shell left ~ as it is"), (b"x\xff.safetensors", "is no UTF-8 text")],
+)
+def test_names_that_nobody_means(tmp_path, output, words):
+    one_line(run("collect", *([os.fsdecode(output)] if isinstance(output, bytes) else ["-o", output]), cwd=tmp_path), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_not_written_over(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("weights.safetensors", "p.txt"):
+        (model / name).write_text("x")
+    (tmp_path / "link.safetensors").symlink_to(model / "weights.safetensors")
+    sets = ("--prompts", f"A={model / 'p.txt'}", "--prompts", f"B={model / 'p.txt'}", "--overwrite", "--sae", "demo:saes")
+    for options in (
+        ("--model", model, "-o", model / "weights.safetensors"),
+        ("--model", model, "-o", tmp_path / "link.safetensors"),
+        ("--model", "demo", "-o", model / "p.txt"),
+    ):
+        refused_by_usage("which is only read", "collect", *sets, *options)
+    assert {p.read_text() for p in model.iterdir()} == {"x"}
+
+
+def refused_by_usage(words, *options):
+    from typer.testing import CliRunner
+
+    from saeuron.export.cli import app
+
+    result = CliRunner().invoke(app, [str(o) for o in options], env={"COLUMNS": "2000"})
+    assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+def test_a_removed_folder_is_said(tmp_path):
+    (tmp_path / "gone").mkdir()
+    shell = f'cd "{tmp_path}/gone" && rmdir "{tmp_path}/gone" && exec "$0" -m saeuron concepts'
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    one_line(
+        subprocess.run(["sh", "-c", shell, sys.executable], check=False, capture_output=True, text=True, env=env), "folder was removed"
+    )
+
+
+@pytest.mark.parametrize("columns", ["0", "x"])
+def test_any_width(columns):
+    done = run("concepts", stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": columns})
+    assert done.returncode == 0 and done.stderr == "" and len("".join(done.stdout.split())) > 200

@@ -78,4 +78,8 @@ def test_edm_timesteps_are_refused(tiny, folder, tmp_path):
             "DDIM can't sample in the place of EDMEulerScheduler", "collect", *sets, "--model", folder, "--hookpoint", HOOKPOINT, "--sae", tiny["sae"],
             "--output", tmp_path / "a.safetensors", *more,
         )  # fmt: skip
+    refused(
+        "another scheduler (in its folder 'scheduler'", "collect", *sets, "--model", folder, "--hookpoint", HOOKPOINT, "--sae", tiny["sae"], "--scheduler",
+        "model", "--output", tmp_path / "a.safetensors",
+    )  # fmt: skip
     assert not (tmp_path / "out").exists() and not (tmp_path / "a.safetensors").exists()

@@ -15,7 +15,7 @@ import torch
 
 from ...editor.denoisers.conditions import conditions_in, unet_arguments
 from ...editor.denoisers.families import family_of
-from ...editor.denoisers.sampling import autoencoder, decode, denoise, initial_latents, step_generators, to_numpy
+from ...editor.denoisers.sampling import autoencoder, check_finite, decode, denoise, initial_latents, step_generators, to_numpy
 from ...editor.denoisers.sizes import latent_sides, multiple_of
 from ...editor.edit.bake import refuse_edited
 from ...editor.edit.edit import Edit
@@ -205,6 +205,8 @@ def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: f
 def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, seed: int) -> Case:
     """One forward of a hook that recorded it, the number `forward` of its forwards."""
     raw = job.forward(call)
+    for what, values in (("text encoder", call.context), ("unedited UNet", raw), ("UNet with the hook", call.output)):
+        check_finite(values, f"the {what} (timestep {call.timestep:g})")
     unedited = to_numpy(raw)
     with job.neutral():
         neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))

@@ -173,7 +173,8 @@ def read_saelens(folder: Path) -> SaeFile:
         # Latents are ranked as if every decoder row had unit norm: moved into the weights, nothing else has to know.
         norm = tensors["W_dec"].float().norm(dim=1)
         tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"].float() * norm[:, None], tensors["b_enc"].float() * norm
-        tensors["W_dec"] = tensors["W_dec"].float() / norm[:, None]
+        # One without a decoder row is ranked at 0, so it never fires.
+        tensors["W_dec"] = tensors["W_dec"].float() / norm.masked_fill(norm == 0, 1)[:, None]
     if kind == "standard":
         tensors["threshold"] = torch.zeros(latents)
     config = SaeConfig(
