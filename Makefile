@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= demo-artifact
 
-.PHONY: demo test test-clients test-bare lint clean
+.PHONY: demo test test-all test-clients test-bare lint clean
 
 $(BIN)/saeuron-export: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; give PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -30,8 +30,13 @@ $(VENV)/.test: pyproject.toml $(BIN)/saeuron-export
 
 # As many workers as cores, four at most: each loads torch. A file's tests stay together, since they share what they built;
 # in the order of their names the light ones come last.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test
+	$(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
