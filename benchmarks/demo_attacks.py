@@ -1,4 +1,4 @@
-"""Attacks every preset of the embedded demo at one budget: `python benchmarks/demo_attacks.py --help`.
+"""Attacks every preset of the embedded demo at one budget: `python -m benchmarks.demo_attacks --help`.
 
 One concept's edit at a time, baked as the checkpoint holds it (or through the hook), by the code of `saeuron attack`. Each concept's figures lie in
 `--store` under a hash of edit and settings, so a killed run goes on. Writes a Markdown table and a JSON file beside it.

@@ -1,8 +1,8 @@
-"""Writes and measures the embedded demo's presets: `python benchmarks/demo_presets.py --help`.
+"""Writes and measures the embedded demo's presets: `python -m benchmarks.demo_presets --help`.
 
 `--from SWEEP_DIR` (repeatable) takes the settings that `saeuron sweep` chose; where several sweeps hold a concept, the one that
 was best on the tuning seeds. `--measure FILE` measures the presets as they are shipped, on the sweeps' report seeds, through the
-dynamic hook, and writes the README's table.
+dynamic hook, and writes the table of docs/demo.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write(sweeps: list[Path]) -> None:
             "prompts": collected_prompts(domain),
         }  # fmt: skip
         write_tables(
-            _PRESETS / f"demo_{domain}s.toml", tables, f"The embedded demo's {domain}s, tuned by saeuron sweep (docs/training.md); figures in README.md.",
+            _PRESETS / f"demo_{domain}s.toml", tables, f"The embedded demo's {domain}s, tuned by saeuron sweep (docs/training.md); figures in docs/demo.md.",
             defaults,
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_imports_only_go_down():
 
 
 def test_the_travelling_file_needs_only_torch_and_diffusers():
-    tree = ast.parse((ROOT / "editor" / "ablated_unet.py").read_text())
+    tree = ast.parse((ROOT / "editor" / "edit" / "ablated_unet.py").read_text())
     roots = {
         (n.module if isinstance(n, ast.ImportFrom) else a.name).split(".")[0]
         for n in ast.walk(tree)
@@ -85,7 +85,9 @@ import sys
 for name in ("torch", "diffusers", "transformers", "onnx", "onnxruntime"): sys.modules[name] = None
 import saeuron
 from saeuron.export.cli import app
-from saeuron.validation import manifest, golden, runners, parity, validate, lean
+from saeuron.validation.artifact import golden, manifest
+from saeuron.validation.backends import choose, lean
+from saeuron.validation.proof import parity, validate
 from typer.testing import CliRunner
 for arguments in (["--help"], ["export", "--help"], ["generate", "--help"], ["concepts"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
@@ -95,16 +97,26 @@ assert result.exit_code == 2 and "saeuron-export[export]" in result.stderr, resu
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def test_the_architecture_lists_every_module_once():
+def test_the_architecture_lists_every_folder_once():
     text = (ROOT / "docs" / "architecture.md").read_text()
-    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `") and "/" in line.split("|")[1]]
-    listed = []
-    for cell in cells:
-        first, *more = re.findall("`([^`]+)`", cell)
-        listed += [first, *(name if "/" in name else f"{first.rpartition('/')[0]}/{name}" for name in more)]
-    modules = {p.relative_to(ROOT).as_posix() for floor in FLOORS for p in (ROOT / floor).rglob("*.py") if p.name != "__init__.py"}
-    folders = tuple(name for name in listed if name.endswith("/"))
-    sections = {f"validation/page/{name}" for name in re.findall(r"`(\w+\.py)`", text)}
-    assert not [name for name in listed if listed.count(name) > 1]
-    assert not [name for name in listed if name.endswith(".py") and name not in modules]
-    assert not [m for m in modules if m not in listed and not m.startswith(folders) and m not in sections]
+    listed = re.findall(r"^\| `((?:editor|validation|export)/[^`]*/)` \|", text, re.MULTILINE)
+    folders = {f"{p.parent.relative_to(ROOT).as_posix()}/" for floor in FLOORS for p in (ROOT / floor).glob("*/**/__init__.py")}
+    assert sorted(listed) == sorted(folders)
+
+
+def test_what_the_docs_name_is_there():
+    """Paths in backticks, links, and what Python blocks import of ours."""
+    missing = []
+    files = [p for p in ROOT.rglob("*") if p.suffix == ".py" and not {".venv", "build"} & set(p.parts)]
+    names = {p.name for p in files}
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        for name in re.findall(r"`((?:editor|validation|export|tests|benchmarks|docs)/[\w./-]+|[\w-]+\.py)`", text):
+            at_home = (ROOT / name).exists() or ("/" not in name and name in names)
+            missing += [] if at_home or name.startswith("validation/report") else [f"{page.name}: {name}"]
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            missing += [] if (page.parent / link).exists() else [f"{page.name}: {link}"]
+        for module in re.findall(r"^from saeuron\.([\w.]+) import", text, re.MULTILINE):
+            place = ROOT / module.replace(".", "/")
+            missing += [] if place.with_suffix(".py").exists() or (place / "__init__.py").exists() else [f"{page.name}: saeuron.{module}"]
+    assert not missing
