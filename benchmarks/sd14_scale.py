@@ -8,6 +8,7 @@ activations as local folders, then measures each stage in a process of its own:
     pipeline  the same for all four graphs, by the calls that `saeuron-export` makes
     proof     a few forwards of the exported UNet against the dynamic hook (scope "short")
     engines   all four graphs in fp16, then TensorRT for RTX engines of them for sm86 and sm89 (needs the extra rtx; not in the default set)
+    bench     the hook and every gate beside the unedited UNet, as `saeuron bench` times them (not in the default set)
     command   `saeuron-export --format onnx --proof short` as users run it (not in the default set)
     optimum   `optimum-cli export onnx` of the same folder, by the environment of --optimum
 
@@ -39,7 +40,7 @@ CONCEPTS = ("alpha", "beta", "gamma")
 FEATURES = 8  # chosen latents a concept
 TARGETS = {"unet": (60.0, 5.0), "pipeline": (120.0, 6.0)}
 """stage → most seconds (after loading), most GB (loading included)"""
-STAGES = ("stock", "unet", "pipeline", "proof", "engines", "command", "optimum")
+STAGES = ("stock", "unet", "pipeline", "proof", "engines", "bench", "command", "optimum")
 TOKENS = 77
 SIZES: dict[str, dict[str, Any]] = {
     "sd14": {
@@ -251,6 +252,21 @@ def stage_unet(work: Path) -> dict[str, Any]:
     return meter.result("load") | {"bytes": folder_bytes(output)}
 
 
+def stage_bench(work: Path) -> dict[str, Any]:
+    """What the edit costs at run time, in torch and ONNX Runtime."""
+    from diffusers import UNet2DConditionModel
+
+    from saeuron.export.bench.bench import bench
+
+    meter = Meter()
+    with meter.phase("load"):
+        ready = prepared(work)
+        unet = UNet2DConditionModel.from_pretrained(work / "model" / "unet").eval()
+    with meter.phase("bench"):
+        found = bench(unet, ready.edit, ready.saes, ("torch", "onnx"), (unet.config.sample_size,) * 2, TOKENS)
+    return meter.result("load") | {"bench": found}
+
+
 def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str, str]:
     """What `saeuron-export --format onnx` does between its reference and its proof; the names of the seams' tensors."""
     import gc
@@ -438,6 +454,8 @@ def show(results: dict[str, Any]) -> None:
         if "forwards" in r:
             f, verdict = r["forwards"], "pass" if r["forwards"]["passed"] and r["seam"]["passed"] and r["control"]["passed"] else "FAIL"
             notes = f"{verdict}: seam {r['seam']['own_tokens']['worst']:.1e}, forwards {f['pooled']:.4%} of the effect, {f['forwards']} forwards, {f['fired']} with the edit firing; {notes}"
+        for row in r.get("bench", {}).get("rows", ()):
+            notes += f"; {row['backend']} {row['variant']}: {row['seconds'] * 1e3:,.4g} ms, {row['ratio']:.3%}"
         for part, e in r.get("engines", {}).items():
             memory = "" if e["peak_bytes"] is None else f", peak {e['peak_bytes'] / 1e9:.2f} GB"
             notes += f"; engine {part}: {e['seconds']:.1f} s{memory}, {e['bytes'] / 1e9:.2f} GB on disk"
@@ -477,6 +495,7 @@ def main() -> None:
             "stock": lambda: stage_stock(work),
             "unet": lambda: stage_unet(work),
             "pipeline": lambda: stage_pipeline(work),
+            "bench": lambda: stage_bench(work),
             "proof": lambda: stage_proof(work),
             "engines": lambda: stage_engines(work),
         }

@@ -19,7 +19,6 @@ from ..common.errors import SaeuronError
 from ..denoisers.hookpoints import find_hookpoint, input_tensor, output_tensor, replace_tensor, to_map, to_tokens
 from ..sae.sae import SparseAutoencoder, check_width
 from .edit import Edit
-from .straight_through import straight_through
 
 
 class Decision(NamedTuple):
@@ -168,16 +167,15 @@ class AblationHook:
         gate: see `TokenEdit`.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
         record_tokens: keep what the blocks gave in `seen`, which takes memory.
-        open_gates: gradients also pass through the decisions, straight through (for attacks); no value changes.
 
     Differentiable: gradients pass through latents, gains and decoder (and not through the decisions, which are steps).
     """
 
     def __init__(
         self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False,
-        open_gates: bool = False, record_tokens: bool = False,
+        record_tokens: bool = False,
     ) -> None:  # fmt: skip
-        self.unet, self.record, self.record_tokens, self.open_gates = unet, record, record_tokens, open_gates
+        self.unet, self.record, self.record_tokens = unet, record, record_tokens
         for name in edit.hookpoints:
             find_hookpoint(unet, name)
         parameter = next(unet.parameters())
@@ -223,10 +221,10 @@ class AblationHook:
         """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
         assert self.timestep is not None
         found = self.tokens.decide(name, self.timestep, x)
-        fires = found.decision.fires
-        if self.open_gates:
-            bar = found.thresholds if found.kth is None else torch.maximum(found.thresholds, found.kth.float())
-            fires = straight_through(fires, found.chosen, bar)
         if self.record:
             self.decisions[name].append(found.decision)
-        return self.tokens.apply(name, found, x, output, fires, torch.float32).to(x.dtype)
+        return self.tokens.apply(name, found, x, output, self.fires(found), torch.float32).to(x.dtype)
+
+    def fires(self, found: Found) -> torch.Tensor:
+        """The decisions that are applied, `[B, tokens, U]`; a subclass may give them a gradient."""
+        return found.decision.fires

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,59 +11,48 @@ import numpy as np
 import onnx as library
 import torch
 
-from ...editor.common.writing import temporary
-from ...validation.artifact.engines import BACKENDS as ENGINES
-from ...validation.artifact.engines import gpu
+from ...validation.artifact import engines
 from ...validation.backends.sessions import open_session
+from ...validation.backends.tensorrt_runner import Cuda, Engine
 from ..formats import onnx
 from ..formats.tensorrt import run_worker
 
-Feed = Mapping[str, np.ndarray]
-Call = Callable[[], Any]
+Tensors = dict[str, torch.Tensor]
+Graph = tuple[Path, dict[str, np.ndarray]]
+"""where it lies, and what it is run on"""
 
 
-class _Edits(torch.nn.Module):
-    """The edit modules of all hookpoints, side by side, for an export of their own."""
+class Edits(torch.nn.Module):
+    """An edited UNet's `ablations`, side by side."""
 
-    def __init__(self, modules: Any) -> None:
+    def __init__(self, ablations: Any) -> None:
         super().__init__()
-        self.inner = modules
+        self.inner = ablations
 
     def forward(self, timestep: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Edit a map `[B, C, H, W]` for each hookpoint, in the edit's order; `timestep` is a float32 scalar."""
         return tuple(module.on_map(m, timestep.reshape(1)) for module, m in zip(self.inner.values(), maps, strict=True))
 
 
-def export_edit(modules: Any, maps: Mapping[str, torch.Tensor], timestep: torch.Tensor, folder: Path) -> tuple[Path, Feed]:
-    """The edit alone as a graph of these very shapes, and its inputs.
-
-    Args:
-        modules: an edited UNet's `ablations`.
-        maps: hookpoint → `[B, C, H, W]`.
-        timestep: float32 scalar.
-        folder: where `model.onnx` goes; made here.
-    """
+def export_edit(edits: Edits, arguments: tuple[torch.Tensor, ...], folder: Path) -> Graph:
+    """The edit alone, of these very shapes, in a folder that is made here."""
     path = folder / "model.onnx"
     folder.mkdir()
-    arguments = (timestep, *(maps[name.replace("-", ".")] for name in modules))
-    onnx.write_plain(_Edits(modules), arguments, path)
+    onnx.write_plain(edits, arguments, path)
     return path, {i.name: v.numpy() for i, v in zip(_inputs(path), arguments, strict=True)}
 
 
-def export_unet(unet: Any, tokens: int, feed: Mapping[str, torch.Tensor], root: Path) -> tuple[Path, Feed]:
-    """The unedited UNet as its artifact holds it, and its inputs."""
-    onnx.write(onnx.unet_component(unet, tokens), root)
-    return root / "unet" / "model.onnx", {name: value.numpy() for name, value in feed.items()}
+def export_unet(part: onnx.Component, root: Path) -> Graph:
+    """The unedited UNet as its artifact holds it."""
+    onnx.write(part, root)
+    return root / part.folder / "model.onnx", {name: value.numpy() for name, value in part.inputs.items()}
 
 
-def opener(backend: str, provider: str) -> Callable[[Path, Feed, ExitStack], Call]:
-    """`(graph, inputs, stack) → call` for a backend; what is opened is closed with the stack."""
-    if backend in ENGINES:
-        return functools.partial(_engine, backend)
-    return functools.partial(_session, provider)
-
-
-def _session(provider: str, path: Path, feed: Feed, opened: ExitStack) -> Call:
-    """Runs with inputs and outputs bound to the provider's device, so that no copy is timed."""
+def opened(graph: Graph, backend: str, provider: str, stack: ExitStack) -> Callable[[], Any]:
+    """A call that runs the graph in a backend without copies; what is opened is closed with the stack."""
+    path, feed = graph
+    if backend in engines.BACKENDS:
+        return _engine(path, feed, backend, stack)
     import onnxruntime
 
     session = open_session(path, provider)
@@ -79,32 +66,23 @@ def _session(provider: str, path: Path, feed: Feed, opened: ExitStack) -> Call:
     return lambda: session.run_with_iobinding(bound)
 
 
-def _engine(backend: str, path: Path, feed: Feed, opened: ExitStack) -> Call:
+def _engine(path: Path, feed: dict[str, np.ndarray], backend: str, stack: ExitStack) -> Callable[[], Any]:
     """An engine of these very shapes, built for this GPU. NOT TESTED on a GPU."""
-    from ...validation.artifact.engines import tensorrt_module
-    from ...validation.backends.tensorrt_runner import Cuda, Engine
-
-    folder = opened.enter_context(temporary())
-    axes = _axes(path, feed)
-    job = {
-        "backend": backend, "sms": [gpu().sm] if backend == "trt-rtx" else [], "graph": str(path), "engine": os.fspath(folder / f"{path.parent.name}.engine"),
-        "axes": axes, "precision": None, "options": {}, "timing_cache": None,
-    }  # fmt: skip
-    made = run_worker(job)
-    engine = Engine(tensorrt_module(backend), Cuda(), folder / f"{path.parent.name}.engine", made["shapes"])
-    opened.callback(engine.close)
-    engine({name: feed[name] for name in engine.inputs})
-    return engine.again
-
-
-def _axes(path: Path, feed: Feed) -> dict[str, list[int]]:
-    """Name of a dynamic axis → its one size here, three times."""
-    return {
+    axes = {
         dim.dim_param: [size] * 3
         for tensor in _inputs(path)
         for dim, size in zip(tensor.type.tensor_type.shape.dim, feed[tensor.name].shape, strict=True)
         if dim.dim_param
     }
+    file = path.parent / f"{path.parent.name}.engine"
+    made = run_worker({
+        "backend": backend, "sms": [engines.gpu().sm] if backend == "trt-rtx" else [], "graph": str(path), "engine": str(file),
+        "axes": axes, "precision": None, "options": {}, "timing_cache": None,
+    })  # fmt: skip
+    engine = Engine(engines.tensorrt_module(backend), Cuda(), file, made["shapes"])
+    stack.callback(engine.close)
+    engine({name: feed[name] for name in engine.inputs})
+    return engine.again
 
 
 def _inputs(path: Path) -> list[Any]:

@@ -135,14 +135,14 @@ def _vae_components(vae: Any, factor: int) -> list[Component]:
     ]
 
 
-def unet_component(unet: Any, tokens: int) -> Component:
-    """The graph of a UNet alone, for a text encoder of `tokens` tokens."""
+def unet_component(unet: Any, tokens: int, sides: tuple[int, int] | None = None) -> Component:
+    """The graph of a UNet alone, for a text encoder of `tokens` tokens; its inputs are latents of any size, or of these `sides`."""
     config, dtype = unet.config, next(unet.parameters()).dtype
     # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
-    size = max(8, 2 ** len(config.block_out_channels))
+    sides = sides or (max(8, 2 ** len(config.block_out_channels)),) * 2
     conditions = conditions_of(config)
     inputs = {
-        "sample": torch.randn(2, config.in_channels, size, size, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
+        "sample": torch.randn(2, config.in_channels, *sides, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
         "encoder_hidden_states": torch.randn(2, tokens, text_width(config), dtype=dtype),
         **{name: torch.randn(2, width, dtype=dtype) for name, width in conditions.items()},
     }  # fmt: skip

@@ -29,6 +29,10 @@ class Settings:
 
     concepts: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Concepts; `saeuron concepts` lists those with presets."""
+    output: Path = option(Path(), "DIR", OUTPUT, short="-o")
+    """Folder of the artifact; must not exist."""
+    formats: tuple[str, ...] = option(("checkpoint", "onnx"), "A,B", OUTPUT, name="format", joined=True)
+    """checkpoint (diffusers, safetensors), onnx, trt (TensorRT engines, and onnx)."""
     edit: Path | None = option(None, "FILE", WHAT)
     """Instead of concepts: an edit file, of `saeuron steer` or out of another artifact."""
     activations: tuple[str, ...] = option((), "PATH", WHAT)
@@ -74,12 +78,8 @@ class Settings:
     """Picture height. Default: the model's."""
     width: int | None = option(None, "PIXELS", PROOF)
     """Picture width. Default: the model's."""
-    output: Path = option(Path(), "DIR", OUTPUT, short="-o")
-    """Folder of the artifact; must not exist."""
     overwrite: bool = option(False, panel=OUTPUT)
     """Replace what is at --output."""
-    formats: tuple[str, ...] = option(("checkpoint", "onnx"), "A,B", OUTPUT, name="format", joined=True)
-    """checkpoint (diffusers, safetensors), onnx, trt (TensorRT engines, and onnx)."""
     sign: Path | None = option(None, "PEM", OUTPUT)
     """ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD."""
     target: tuple[str, ...] = option((), "T", ENGINES)

@@ -18,7 +18,7 @@ if [ ! -x "$bare/bin/saeuron" ]; then
   "$bin/python" -m venv --clear "$bare"
   "$bare/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[cpu]"
 fi
-for package in torch diffusers transformers skimage; do
+for package in torch diffusers transformers; do
   if "$bare/bin/python" -c "import $package" 2>/dev/null; then echo "$package is in the bare environment" >&2; exit 1; fi
 done
 

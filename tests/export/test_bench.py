@@ -1,6 +1,7 @@
 """`saeuron bench`: what it times is what it says; nothing here looks at how long it took."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,8 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae, make_
 from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.edit.bake import bake
-from saeuron.export.bench import bench
 from saeuron.export.bench import graphs as bench_graphs
-from saeuron.export.bench.bench import HOOK, UNEDITED, BenchSettings, rounds
+from saeuron.export.bench.bench import HOOK, UNEDITED, bench, timed
 from saeuron.validation.artifact import engines
 from saeuron.validation.artifact.engines import Gpu
 from saeuron.validation.backends import tensorrt_runner
@@ -26,22 +26,26 @@ def parts():
     return make_unet(), edit, {HOOKPOINT: make_sae()}
 
 
-def settings(*backends, **changes):
-    return BenchSettings(GATES, backends, tokens=6, runs=2, forwards=2, **changes)
+def measure(parts, *backends):
+    return bench(*parts, backends, (8, 8), tokens=6, rounds=2)
 
 
 def test_torch_and_onnx(parts):
-    found = bench(*parts, settings("torch", "onnx"))
+    found = measure(parts, "torch", "onnx")
     rows = {(r["backend"], r["variant"]): r for r in found["rows"]}
     assert set(rows) == {("torch", v) for v in (UNEDITED, HOOK, *GATES)} | {("onnx", v) for v in (UNEDITED, *GATES)}
     for (backend, variant), row in rows.items():
-        unedited = rows[backend, UNEDITED]["forward_seconds"]
-        if variant == UNEDITED:
-            assert row["ratio"] is None and unedited > 0
-        else:
-            assert row["ratio"] == pytest.approx(row["edit_seconds"] / unedited)
+        assert row["seconds"] > 0 and row["ratio"] == pytest.approx(row["seconds"] / rows[backend, UNEDITED]["seconds"])
+        assert (row["added_bytes"] > 0) == (variant in GATES)
     assert rows["torch", "threshold"]["added_bytes"] < rows["torch", "exact"]["added_bytes"]
-    assert 0 < found["fired"] < 1 and set(found["hardware"]) == {"torch", "onnx"}
+    assert 0 < found["fired"] < 1 and set(found["hardware"]) == {"torch", "onnx"} and found["rounds"] == 2
+    assert found["maps"] == {HOOKPOINT: [2, 32, 4, 4]}
+
+
+def test_only_exact_where_the_residual_needs_every_latent(parts):
+    unet, edit, saes = parts
+    found = measure((unet, replace(edit, residual="upstream"), saes), "torch")
+    assert [r["variant"] for r in found["rows"]] == [UNEDITED, HOOK, "exact"]
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -50,7 +54,7 @@ def test_the_graph_of_the_edit_alone_is_the_edit(parts, gate, tmp_path):
     unet, edit, saes = parts
     edited = bake(unet, edit, saes, gate)
     maps = {HOOKPOINT: torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(1))}
-    path, feed = bench_graphs.export_edit(edited.ablations, maps, torch.tensor(501.0), tmp_path / gate)
+    path, feed = bench_graphs.export_edit(bench_graphs.Edits(edited.ablations), (torch.tensor(501.0), *maps.values()), tmp_path / gate)
     (found,) = run_session(open_session(path), dict(feed)).values()
     wanted = next(iter(edited.ablations.values())).on_map(maps[HOOKPOINT], torch.tensor([501.0]))
     assert not torch.equal(wanted, maps[HOOKPOINT])
@@ -71,11 +75,10 @@ def test_engines_are_built_for_this_gpu_and_run_without_copies(parts, monkeypatc
     stand_in = tensorrt_runner.Cuda.__new__(tensorrt_runner.Cuda)
     stand_in._runtime = cuda
     monkeypatch.setattr(bench_graphs, "run_worker", built)
-    monkeypatch.setattr(bench_graphs, "gpu", lambda: Gpu("a GPU", "sm86"))
     monkeypatch.setattr(engines, "gpu", lambda: Gpu("a GPU", "sm86"))
     monkeypatch.setattr(engines, "tensorrt_module", lambda backend: StandInTensorRT(cuda, graphs, "1"))
-    monkeypatch.setattr(tensorrt_runner, "Cuda", lambda: stand_in)
-    found = bench(*parts, settings("trt-rtx"))
+    monkeypatch.setattr(bench_graphs, "Cuda", lambda: stand_in)
+    found = measure(parts, "trt-rtx")
     rows = {r["variant"]: r for r in found["rows"]}
     assert set(rows) == {UNEDITED, *GATES} and {j["sms"][0] for j in jobs} == {"sm86"}
     assert rows["exact"]["ratio"] > 0 and rows["threshold"]["ratio"] > 0
@@ -86,18 +89,17 @@ def test_engines_are_built_for_this_gpu_and_run_without_copies(parts, monkeypatc
 
 
 def test_who_begins_changes():
-    order, found = [], {}
-    for _ in range(3):
-        rounds({name: lambda name=name: order.append(name) for name in "abc"}, found, lambda: order.append("|"))
-    assert "".join(order).replace("|", "") == "abcbcacab"
+    order = []
+    found = timed({name: lambda name=name: order.append(name) for name in "abc"}, 3)
+    assert "".join(order) == "abcabc" + "abcbcacab", "twice to warm, then in turns"
     assert {len(times) for times in found.values()} == {3}
 
 
-def test_the_command(tmp_path):
-    file = tmp_path / "bench.json"
-    run("bench", "--concepts", "Neon", "--gate", "threshold", "--backend", "torch", "--runs", 1, "--forwards", 1, "-o", file)
-    assert json.loads(file.read_text())["rows"][-1]["variant"] == "threshold" and file.with_suffix(".svg").read_text().startswith("<svg")
-    refused("exists", "bench", "-o", file)
+def test_the_command():
+    found = json.loads(run("bench", "--backend", "torch", "--rounds", 1, "--json").stdout)
+    assert found["model"] == "demo" and [r["variant"] for r in found["rows"]] == [UNEDITED, HOOK, *GATES]
+    shown = run("bench", "--concepts", "Neon", "--backend", "torch", "--rounds", 1).stdout
+    assert "of the UNet" in shown and all(variant in shown for variant in (UNEDITED, HOOK, *GATES))
 
 
 def test_refusals():
@@ -105,5 +107,11 @@ def test_refusals():
     refused("--provider cuda is for backend onnx", "bench", "--backend", "torch", "--provider", "cuda")
     refused("no bf16 MatMul", "bench", "--precision", "bf16")
     refused("did you mean torch", "bench", "--backend", "torhc")
+    refused("backend '' is not known", "bench", "--backend", "")
+    refused("the list ',' is empty", "bench", "--backend", ",")
+    refused("--precision 'fp8' is not known", "bench", "--precision", "fp8")
+    refused("--rounds is 0", "bench", "--rounds", "0")
+    refused("--height is 9", "bench", "--height", "9")
+    refused("no concept named", "bench", "--concepts", "")
     if not torch.cuda.is_available():
         refused("device 'cuda' can't be used", "bench", "--backend", "torch", "--device", "cuda")

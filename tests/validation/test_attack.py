@@ -14,11 +14,11 @@ from saeuron.editor.denoisers.families import rebuilt
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import AblationHook
-from saeuron.editor.edit.straight_through import open_gates
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.attack import attack, prompts, search
 from saeuron.validation.attack.attack import Attacker, AttackSettings, budget, cases
+from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
 from saeuron.validation.evidence.judges import open_judge
 
@@ -45,13 +45,13 @@ def test_hook_and_checkpoint_have_the_same_gradients(gate, activation):
     with open_gates(baked):
         straight_y, straight = gradient(baked)
     by_hook = {}
-    for opened in (False, True):
-        with AblationHook(unet, edit, {HOOKPOINT: sae}, gate, open_gates=opened):
-            y, by_hook[opened] = gradient(unet)
+    for hook in (AblationHook, StraightThroughHook):
+        with hook(unet, edit, {HOOKPOINT: sae}, gate):
+            y, by_hook[hook] = gradient(unet)
         assert torch.allclose(y, baked_y, atol=1e-5)
     scale = float(plain.abs().max())
-    assert torch.allclose(by_graph, by_hook[False], atol=1e-4 * scale)
-    assert torch.allclose(straight, by_hook[True], atol=1e-4 * scale)
+    assert torch.allclose(by_graph, by_hook[AblationHook], atol=1e-4 * scale)
+    assert torch.allclose(straight, by_hook[StraightThroughHook], atol=1e-4 * scale)
     # The edit is seen by both, straight-through changes gradients and not values, and nothing stays behind.
     assert not torch.allclose(plain_y, baked_y, atol=1e-3) and not torch.allclose(plain, by_graph, atol=1e-3 * scale)
     assert torch.equal(straight_y, baked_y) and not torch.allclose(straight, by_graph, atol=1e-3 * scale)

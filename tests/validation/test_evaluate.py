@@ -380,7 +380,7 @@ def test_judges_by_graphs_see_the_same_without_torch(root, done, tmp_path):
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "diffusers", "transformers", "scipy", "skimage", "accelerate"):
+        if name.split(".")[0] in ("torch", "diffusers", "transformers", "scipy", "accelerate"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 from saeuron.export.cli import main

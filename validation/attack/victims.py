@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from ...editor.denoisers.families import family_of, rebuilt
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
-from ...editor.edit.straight_through import open_gates
 from ...editor.sae.sae import SparseAutoencoder
+from .straight_through import StraightThroughHook, open_gates
 
 
 class Victim(Protocol):
@@ -49,7 +49,8 @@ class Hooked:
     @contextlib.contextmanager
     def edited(self, straight: bool = False) -> Iterator[Any]:
         """The hook is on the UNet while the context is open."""
-        with AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, open_gates=straight):
+        hook = StraightThroughHook if straight else AblationHook
+        with hook(self.pipeline.unet, self.edit, self.saes, self.gate):
             yield self.pipeline
 
 

@@ -190,17 +190,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Mean structural similarity of uint8 pictures `[B, H, W, 3]`; None without scikit-image. It is shown, never judged."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError:
-        return None
-    return float(np.mean([structural_similarity(x, y, channel_axis=-1, data_range=255) for x, y in zip(a, b, strict=True)]))
-
-
 def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """Compare free-running loops: final latents by effect and drift, pictures by PSNR and SSIM."""
+    """Compare free-running loops: final latents by effect and drift, pictures by PSNR."""
     bar = RUN_BARS[golden.precision]
     rows, failures, outside = [], [], 0
     for run in golden.runs:
@@ -229,8 +220,7 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
         rows.append({
             "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
             "latents": apart, "effect": effect, "drift": run.drift, "hook_drift": run.hook_drift, "allowed": allowed, "conclusive": conclusive, "decoder_psnr": decoder,
-            "psnr": psnr(pictures, run.hook_pictures), "ssim": ssim(pictures, run.hook_pictures),
-            "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures), "ssim_unedited": ssim(run.unedited_pictures, run.hook_pictures),
+            "psnr": psnr(pictures, run.hook_pictures), "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures),
         })  # fmt: skip
     if golden.notes.get("scope") == "full" and not rows and not outside:
         failures.append("the golden vectors say that free runs were made, but hold none")

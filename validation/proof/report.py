@@ -23,10 +23,6 @@ def _percent(value: float) -> str:
     return f"{value:.3%}" if value >= 1e-4 or value == 0 else f"{100 * value:.1e}%"
 
 
-def _ssim(value: float | None) -> str:
-    return "SSIM – (no scikit-image)" if value is None else f"SSIM {value:.4f}"
-
-
 _NOT_CHECKED = "[yellow]not checked[/]"
 
 
@@ -71,7 +67,7 @@ def table(report: dict[str, Any]) -> Table:
         found.add_row("", "components", mark(c["passed"]), ", ".join(f"{k} {v:.1e}" for k, v in c["relative"].items()))
         runs = parts["runs"]
         for row in runs["rows"]:
-            text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.1e}, the hook's {row['hook_drift']:.1e}), PSNR {row['psnr']:.1f} dB, {_ssim(row['ssim'])}; unedited {row['psnr_unedited']:.1f} dB"
+            text = f"guidance {row['guidance']:g}, {row['height']}x{row['width']}: latents {_percent(row['latents'])} off (effect {row['effect']:.1%}, drift {row['drift']:.1e}, the hook's {row['hook_drift']:.1e}), PSNR {row['psnr']:.1f} dB; unedited {row['psnr_unedited']:.1f} dB"
             loop = "; loop of validation/backends/lean" if runs.get("loop") == "lean" else ""
             found.add_row("", "free run", mark(runs["passed"]) if row["conclusive"] else "[yellow]not judged[/]", text + loop)
         if "not_checked" in runs:

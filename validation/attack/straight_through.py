@@ -1,7 +1,7 @@
 """Gates that hide nothing from a gradient: the same decisions, but their derivative is a line's and not a step's.
 
 A step has derivative 0, so a gradient doesn't say that a latent could be brought below its bar, where the edit leaves it alone.
-Straight-through (arXiv 1308.3432) puts the slope `1 / bar` in its place. Only for attacks: no value changes.
+Straight-through (arXiv 1308.3432) puts the slope `1 / bar` in its place. No value changes.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ablated_unet import FeatureAblation, FireGate
+from ...editor.edit.ablated_unet import FeatureAblation, FireGate
+from ...editor.edit.hook import AblationHook, Found
 
 # Bars near zero would drown every other gradient.
 _SMALLEST_BAR = 1e-3
 
 
-def straight_through(fires: torch.Tensor, latents: torch.Tensor, bar: torch.Tensor) -> torch.Tensor:
+def straight_through(fires: torch.Tensor, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
     """Decisions as numbers that let gradients through.
 
     Args:
         fires: bool `[B, tokens, U]`.
-        latents: what was compared with the bar, same shape.
-        bar: the larger of a latent's bars, broadcastable; no gradient where it is infinite.
+        latents: what was compared, same shape.
+        thresholds: broadcastable; no gradient where one is infinite.
+        kth: the k-th largest latent, broadcastable, if it decides too.
 
     Returns:
-        float32, exactly 0 or 1; its derivative by `latents` is `1 / bar`.
+        float32, exactly 0 or 1; its derivative by `latents` is `1 / bar`, of the larger of the bars.
     """
+    bar = thresholds if kth is None else torch.maximum(thresholds, kth.float())
     slope = 1 / bar.detach().float().clamp_min(_SMALLEST_BAR)
     line = latents.float()
     return fires.float() + (line - line.detach()) * slope
@@ -40,8 +43,15 @@ class StraightThroughGate(FireGate):
 
     def forward(self, latents: torch.Tensor, thresholds: torch.Tensor, kth: torch.Tensor | None) -> torch.Tensor:
         """Decide as `FireGate` does."""
-        fires = super().forward(latents, thresholds, kth)
-        return straight_through(fires, latents, thresholds if kth is None else torch.maximum(thresholds, kth.float()))
+        return straight_through(super().forward(latents, thresholds, kth), latents, thresholds, kth)
+
+
+class StraightThroughHook(AblationHook):
+    """The dynamic hook; gradients also pass through its decisions."""
+
+    def fires(self, found: Found) -> torch.Tensor:
+        """The same decisions as numbers."""
+        return straight_through(found.decision.fires, found.chosen, found.thresholds, found.kth)
 
 
 @contextmanager
