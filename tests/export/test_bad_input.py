@@ -82,7 +82,7 @@ def test_the_job_itself_works(job):
         ({"--precision": "int8"}, "fp32, fp16, bf16"),
         ({"--precision": "bf16", "--format": "onnx"}, "bf16"),
         ({"--format": "onxx"}, "did you mean onnx"),
-        ({"--format": ","}, "the list ',' is empty"),
+        ({"--format": ","}, "no format named"),
         ({"--format": ""}, "no format named"),
         ({"--steps": "0"}, "1 to 1000 steps"),
         ({"--height": "65"}, "multiple of 8"),
@@ -256,11 +256,12 @@ def test_presets_of_two_models_are_refused(monkeypatch):
 
     from saeuron.editor.common.errors import SaeuronError
     from saeuron.editor.features.concepts import presets
-    from saeuron.export.plan import settings as module
+    from saeuron.export.plan import resolve as module
+    from saeuron.export.plan.settings import Settings
 
     known = presets()
     name = next(iter(known))
     known["Other"] = replace(known[name], name="Other", model="someone/else")
     monkeypatch.setattr(module, "presets", lambda *_: known)
     with pytest.raises(SaeuronError, match="different base models"):
-        module.resolve(module.Settings((name, "Other"), output="x"))
+        module.resolve(Settings((name, "Other"), output="x"))

@@ -81,7 +81,7 @@ def test_other_commands_refuse_in_one_line_without_torch(arguments, message):
     ("arguments", "code", "text"),
     [
         (["--help"], 0, "Usage"),
-        (["export", "--help"], 0, "What to remove"),
+        (["export", "--help"], 0, "─ What ─"),
         (["concepts"], 0, "Neon"),
         (["--version"], 0, "saeuron-export 0."),
         (["export", "--version"], 0, "saeuron-export 0."),
@@ -133,7 +133,7 @@ def test_help_is_readable_at_80_columns():
     result = runner.invoke(cli.app, ["export", "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0 and "…" not in result.stdout
     assert "up_blocks.1.attentions.1" in result.stdout and "unet." in result.stdout
-    assert all(panel in result.stdout for panel in ("What to remove", "Where", "How", "Proof", "Output"))
+    assert all(panel in result.stdout for panel in ("─ What ─", "─ Where ─", "─ How ─", "─ Proof ─", "─ Output ─"))
 
 
 def test_concepts_fit_80_columns(monkeypatch):
