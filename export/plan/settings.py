@@ -33,8 +33,12 @@ class Settings:
     """Folder of the artifact; must not exist."""
     formats: tuple[str, ...] = option(("checkpoint", "onnx"), "A,B", OUTPUT, name="format", joined=True)
     """checkpoint (diffusers, safetensors), onnx, trt (TensorRT engines, and onnx)."""
-    edit: Path | None = option(None, "FILE", WHAT)
-    """Instead of concepts: an edit file, of `saeuron steer` or out of another artifact."""
+    model: str | None = option(None, "DIR|ID", WHERE)
+    """Base model: diffusers folder, Hub id, or demo. Default: the preset's."""
+    sae: tuple[str, ...] = option((), "DIR|ID", WHERE)
+    """SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: the preset's."""
+    hookpoint: str | None = option(None, "NAME", WHERE)
+    """UNet block, with or without the prefix `unet.`, e.g. up_blocks.1.attentions.1; several comma-separated. Default: the preset's."""
     activations: tuple[str, ...] = option((), "PATH", WHAT)
     """Concept activations: file (.safetensors, or a released pickle), folder of saeuron collect, or HOOKPOINT=FILE; repeatable. Default: the preset's, or
     collected."""
@@ -42,34 +46,12 @@ class Settings:
     """percentile:P or count:N. Default: the preset's, else percentile:99.999."""
     multiplier: float | None = option(None, "GAMMA", WHAT)
     """Negative suppresses. Default: the preset's, else -1.0."""
-    allow_amplify: bool = option(False, panel=WHAT)
-    """Accept a positive multiplier, or an edit file that strengthens features."""
-    settings: Path | None = option(None, "FILE", WHAT)
-    """TOML with [export] and [[concepts]]; options given beside it win."""
-    preset_files: tuple[str, ...] = option((), "FILE", WHAT, name="preset_file")
-    """Presets of your own, as TOML; repeatable."""
-    model: str | None = option(None, "DIR|ID", WHERE)
-    """Base model: diffusers folder, Hub id, or demo. Default: the preset's."""
-    variant: str | None = option(None, "NAME", WHERE)
-    """Of the base model's weight files, e.g. fp16 for model.fp16.safetensors. Default: the plain ones."""
-    hookpoint: str | None = option(None, "NAME", WHERE)
-    """UNet block, with or without the prefix `unet.`, e.g. up_blocks.1.attentions.1; several comma-separated. Default: the preset's."""
-    sae: tuple[str, ...] = option((), "DIR|ID", WHERE)
-    """SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: the preset's."""
     residual: str | None = option(None, "MODE", HOW)
     """Reconstruction error: keep, upstream (as the released hook), drop. Default: the preset's, else keep."""
     gate: str = option("exact", "GATE", HOW)
     """exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate)."""
     precision: str = option("", "TYPE", HOW)
     """fp32, fp16, or bf16 (checkpoint, or engines with --no-validate). Default: fp16 with trt, else fp32."""
-    device: str = option("cpu", "NAME", HOW)
-    """torch device: cpu or cuda."""
-    validate: bool = option(True, panel=PROOF)
-    """Prove the artifact against the dynamic hook."""
-    proof: str = option("full", "SCOPE", PROOF)
-    """full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU)."""
-    proof_prompts: tuple[str, ...] = option((), "TEXT", PROOF, name="proof_prompt")
-    """Prompt that shows the concept; repeatable. Default: the preset's."""
     steps: int | None = option(None, "N", PROOF)
     """Denoising steps. Default: the preset's, else 50."""
     guidance: float | None = option(None, "SCALE", PROOF)
@@ -78,10 +60,22 @@ class Settings:
     """Picture height. Default: the model's."""
     width: int | None = option(None, "PIXELS", PROOF)
     """Picture width. Default: the model's."""
+    device: str = option("cpu", "NAME", HOW)
+    """torch device: cpu or cuda."""
+    settings: Path | None = option(None, "FILE", WHAT)
+    """TOML with [export] and [[concepts]]; options given beside it win."""
+    preset_files: tuple[str, ...] = option((), "FILE", WHAT, name="preset_file")
+    """Presets of your own, as TOML; repeatable."""
+    validate: bool = option(True, panel=PROOF)
+    """Prove the artifact against the dynamic hook."""
+    proof: str = option("full", "SCOPE", PROOF)
+    """full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU)."""
+    proof_prompts: tuple[str, ...] = option((), "TEXT", PROOF, name="proof_prompt")
+    """Prompt that shows the concept; repeatable. Default: the preset's."""
+    allow_amplify: bool = option(False, panel=WHAT)
+    """Accept a positive multiplier, or an edit file that strengthens features."""
     overwrite: bool = option(False, panel=OUTPUT)
     """Replace what is at --output."""
-    sign: Path | None = option(None, "PEM", OUTPUT)
-    """ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD."""
     target: tuple[str, ...] = option((), "T", ENGINES)
     """local (this GPU), rtx (built ahead, sm80 and later), or rtx:sm86,sm89; repeatable. Default: rtx."""
     shapes: str = option("", "SIZES", ENGINES)
@@ -92,6 +86,12 @@ class Settings:
     """local: also for other GPUs from Ampere on; slower than an engine of their own."""
     version_compatible: bool = option(False, panel=ENGINES)
     """local: also for later minor versions of the library; larger and a little slower."""
+    edit: Path | None = option(None, "FILE", WHAT)
+    """Instead of concepts: an edit file, of `saeuron steer` or out of another artifact."""
+    sign: Path | None = option(None, "PEM", OUTPUT)
+    """ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD."""
+    variant: str | None = option(None, "NAME", WHERE)
+    """Of the base model's weight files, e.g. fp16 for model.fp16.safetensors. Default: the plain ones."""
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None
     proof_prompt: InitVar[str | Sequence[str] | None] = None
