@@ -26,8 +26,7 @@ from saeuron.export.plan.open import Prepared
 from saeuron.export.plan.prepare import prepare
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.attack import attack
-from saeuron.validation.attack.attack import LEARNED, AttackSettings, cases
+from saeuron.validation.attack.attack import LEARNED, AttackSettings, attack, cases
 from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare
 from saeuron.validation.evidence.intervals import Rate
 from saeuron.validation.evidence.judges import open_judge

@@ -19,7 +19,7 @@ class OnceCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for text in args:
             if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-                ctx.fail(f"{ascii(text)} is no UTF-8 text; give a name that is")
+                ctx.fail(f"{ascii(text)} is no UTF-8 text; give it in UTF-8")
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
         if (output := given.get("output")) is not None and (wrong := _misplaced(output, given)):
             ctx.fail(wrong)

@@ -52,7 +52,7 @@ def test_closed_streams(closed):
 
 def test_a_closed_stdout_gets_no_file(tmp_path):
     """A number that is free would be given to the next file that is opened."""
-    code = f"from saeuron.export.streams import prepare\nprepare()\nf = open({str(tmp_path / 'x')!r}, 'w')\nimport os\nos.write(1, b'note')\nassert f.fileno() > 2"
+    code = f"from saeuron.export.commands.streams import prepare\nprepare()\nf = open({str(tmp_path / 'x')!r}, 'w')\nimport os\nos.write(1, b'note')\nassert f.fileno() > 2"
     assert subprocess.run(["sh", "-c", '"$0" -c "$1" >&-', sys.executable, code], check=False).returncode == 0
     assert (tmp_path / "x").read_text() == ""
 

@@ -16,8 +16,8 @@ from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.sae.sae import SparseAutoencoder
-from saeuron.validation.attack import attack, prompts, search
-from saeuron.validation.attack.attack import Attacker, AttackSettings, budget, cases
+from saeuron.validation.attack import prompts, search
+from saeuron.validation.attack.attack import Attacker, AttackSettings, attack, budget, cases
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
 from saeuron.validation.evidence.judges import open_judge

@@ -17,8 +17,7 @@ from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.features.selection import select
 from saeuron.editor.sae.sae import SparseAutoencoder
-from saeuron.validation.attack import attack
-from saeuron.validation.attack.attack import AttackSettings, cases
+from saeuron.validation.attack.attack import AttackSettings, attack, cases
 from saeuron.validation.attack.hardening import Hardening, HardenSettings, Measured, widened
 from saeuron.validation.attack.victims import Hooked, bare
 from saeuron.validation.evidence.intervals import Rate
