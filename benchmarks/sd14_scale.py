@@ -1,4 +1,4 @@
-"""Time, memory and proof at the size of Stable Diffusion 1.4, with random weights: `python benchmarks/sd14_scale.py --help`.
+"""Time, memory and proof at the size of Stable Diffusion 1.4, with random weights: `python -m benchmarks.sd14_scale --help`.
 
 Builds the pipeline (UNet 860 M, text encoder 123 M, autoencoder 83.7 M parameters), an SAE of 20480 latents and concept
 activations as local folders, then measures each stage in a process of its own:
@@ -417,7 +417,9 @@ def measure(stage: str, work: Path, size: str, optimum: Path | None) -> dict[str
         )
     else:
         process = run(
-            [sys.executable, "-W", "ignore", __file__, "--work", str(work), "--size", size, "--child", stage], log, {"HF_HUB_OFFLINE": "1"}
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.sd14_scale", "--work", str(work), "--size", size, "--child", stage],
+            log,
+            {"HF_HUB_OFFLINE": "1"},
         )
     if process["exit"]:
         return {"failed": process["exit"], "log": log.read_text(errors="replace")[-2000:]}

@@ -31,7 +31,7 @@ def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, run
     forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
     tokens = {
         "passed": True, "bar": 1e-4, "worst": 1e-6, "where": "", "share": 1.0, "tokens": 50, "fired": 9, "decisions": 100, "close": 0, "turned": 0, "wrong": 0,
-        "tied": 0, "features": 3, "features_fired": 2,
+        "tied": 0, "features": 3, "features_fired": 2, "features_measured": 1, "furthest": 0.01,
     }  # fmt: skip
     made: dict[str, Any] = {
         "seam": {"passed": True, "golden_tokens": tokens, "own_tokens": None, "turned": 0, "decisions": 100},

@@ -314,7 +314,7 @@ def _artifact(folder: Path) -> None:
     report = {
         "passed": True, "scope": "full", "precision": "fp32", "failures": [], "not_checked": [], "record": {"passed": True, "failures": []},
         "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "pooled": 0.001, "allowed": 0.01, "held": 1, "share": 1.0, "worst": 0.001, "rows": [{"kind": "step", "timestep": 1.0, "ratio": 0.001}]},
-                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
+                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2, "features_measured": 2, "furthest": 0.01}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
                               "runs": {"passed": True, "loop": "lean", "rows": [{"conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "guidance": 3.0, "width": 32, "height": 32}]}}},
         "control": {"passed": True, "seams": 1, "seams_caught": 1, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
     }  # fmt: skip

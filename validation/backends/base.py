@@ -43,7 +43,7 @@ class Runner(Protocol):
     shows_seam: bool
     """whether the edit's inner tensors must be observable here; False where a backend hides them"""
     loop: str
-    """whose loop makes the free runs: `diffusers` or `lean` (`validation.lean`)"""
+    """whose loop makes the free runs: `diffusers` or `lean` (`validation.backends.lean`)"""
     skips: Mapping[str, str]
     """check → why it can't be made here"""
 

@@ -18,7 +18,7 @@ class TorchRunner:
     """The diffusers pipeline in torch.
 
     Args:
-        pipeline: a pipeline of one of `editor.families`; with an `AblatedUNet2DConditionModel` its decisions are shown.
+        pipeline: a pipeline of one of `editor.denoisers.families`; with an `AblatedUNet2DConditionModel` its decisions are shown.
         name: shown in the report.
     """
 

@@ -76,6 +76,11 @@ def _skipped(report: dict[str, Any]) -> list[str]:
             found.append(
                 f"{left} of {tokens['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
             )
+        if tokens and tokens["features_measured"] < tokens["features_fired"]:
+            left = tokens["features_fired"] - tokens["features_measured"]
+            found.append(
+                f"{plural(left, 'feature')} that fired in the proof of {name} didn't stand out of rounding, so what they do was compared together with the others only."
+            )
         for row in p["runs"]["rows"]:
             where = f"free run of {name} at guidance {row['guidance']:g}, {row['width']} × {row['height']}"
             if not row["conclusive"]:
