@@ -37,8 +37,8 @@ import torch
 from PIL import Image
 
 import saeuron
-from saeuron.validation import manifest
-from saeuron.validation.parity import psnr
+from saeuron.validation.artifact import manifest
+from saeuron.validation.proof.parity import psnr
 
 artifact, file, prompt = sys.argv[1:]
 sampling = manifest.read(artifact)["sampling"]

@@ -295,7 +295,7 @@ def test_batches_change_no_picture(root, done, tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from saeuron.validation import verdicts
+from saeuron.validation.evidence import verdicts
 own, made = verdicts.Store._run, []
 def run(self, *args):
     if len(made) == 2:
@@ -429,7 +429,7 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     refused("holds no 'trt'", "evaluate", root, *QUICK, "--backend", "trt", *new)
     refused("did you mean House", "evaluate", root, *put(there, "--objects", "Huose"), *new)
     refused("did you mean plain", "evaluate", root, *put(there, "--styles", "plian"), *new)
-    refused("each once", "evaluate", root, *put(there, "--seeds", "3,3"), *new)
+    refused("is given twice", "evaluate", root, *put(there, "--seeds", "3,3"), *new)
     refused("is no seed", "evaluate", root, *put(there, "--seeds", "x"), *new)
     refused("two backends or more", "evaluate", root, *there, "--compare", *new)
     for device in ("foo", "cuda:99"):
