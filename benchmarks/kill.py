@@ -45,14 +45,14 @@ class Stage:
     prepare: Callable[[Path], None] = lambda folder: None
 
 
-def verified(root: Path) -> dict[str, Any]:
+def verified(root: Path) -> Any:
     """The manifest of an artifact whose files are all as it says, and agree."""
-    from saeuron.validation.artifact import manifest
+    from saeuron.validation.artifact import contents, manifest
     from saeuron.validation.artifact.golden import Golden
     from saeuron.validation.trust.agreement import check_said
 
     record = manifest.read(root)
-    manifest.check_files(root, record)
+    contents.check(root, record)
     wrong = check_said(root, record, Golden.load(root / "edit" / "golden.safetensors"))
     if wrong:
         raise AssertionError(wrong)
@@ -152,7 +152,7 @@ def _built(folder: Path) -> Any:
     wrong = [line for line in engines.check_entries(folder / "artifact", record) if "needed are" not in line]
     if wrong:
         raise AssertionError(wrong)
-    return sorted(record["engines"])
+    return sorted(record.engines)
 
 
 def _to_collect(folder: Path) -> None:

@@ -31,6 +31,7 @@ from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.artifact.seam import BARS, FEATURE, SHARE, digest, rows_of
+from saeuron.validation.artifact.typed import plain
 from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof import parity
@@ -84,7 +85,7 @@ def whole(wanted: Wanted, golden: Golden, runner: Any) -> float:
 def verdict(golden: Golden, runner: Any, reference: Any = None) -> dict[str, Any]:
     """The proof's parts that are about the edit."""
     runner.skips = {"components": "not of interest here"}
-    report = parity.prove(golden, [runner], reference=reference)
+    report = plain(parity.prove(golden, [runner], reference=reference))
     return {"passed": report["passed"], "failures": report["failures"], **report["backends"][runner.name]}
 
 

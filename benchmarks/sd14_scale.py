@@ -301,18 +301,19 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
 def stage_pipeline(work: Path) -> dict[str, Any]:
     """All four graphs in fp32."""
     from saeuron.export.formats import onnx
-    from saeuron.validation.artifact import manifest
+    from saeuron.validation.artifact import contents, manifest
+    from saeuron.validation.artifact.typed import read_as
 
     meter, output = Meter(), work / "artifact"
     seams = _graphs(work, output, "fp32", meter)
     result = meter.result("load") | {"bytes": folder_bytes(output)}
     # Only what the runner of the graphs reads has a meaning here.
     said = {
-        "formats": ["onnx"], "concepts": [], "residual": "keep", "gate": "exact", "precision": "fp32", "warnings": [], "settings": [], "saes": {},
+        "format": manifest.FORMAT, "onnx": {"opset": onnx.OPSET, "seams": seams}, "formats": ["onnx"], "concepts": [], "residual": "keep", "gate": "exact", "precision": "fp32", "warnings": [], "settings": [], "saes": {},
         "activations": [], "model": {"source": "random", "pipeline": "StableDiffusionPipeline", "unet_sha256": "", "safety_checker": False},
         "edit": {"sha256": "", "tensors_sha256": ""}, "sampling": {"steps": 50, "guidance": 7.5, "height": None, "width": None},
     }  # fmt: skip
-    manifest.write(output, {**said, "onnx": {"opset": onnx.OPSET, "seams": seams}})
+    contents.write(output, read_as(manifest.Manifest, said, output))
     return result
 
 
@@ -345,6 +346,7 @@ def stage_proof(work: Path) -> dict[str, Any]:
 
     from saeuron.editor.denoisers.pipelines import load_pipeline
     from saeuron.editor.edit.hook import TokenEdit
+    from saeuron.validation.artifact.typed import plain
     from saeuron.validation.backends.onnx_runner import OnnxRunner
     from saeuron.validation.proof.parity import check_control, check_network
     from saeuron.validation.proof.reference import make_golden
@@ -362,11 +364,11 @@ def stage_proof(work: Path) -> dict[str, Any]:
     with meter.phase("session"):
         runner.session("unet")
     with meter.phase("forwards"):
-        found = check_network(golden, runner, reference)
+        found = plain(check_network(golden, runner, reference)._asdict())
     fired = sum(int(f.sum()) for c in golden.cases for f in c.fires.values())
     return meter.result("load") | {
         **found,
-        "control": check_control(golden),
+        "control": plain(check_control(golden)),
         "fired": fired,
         "decisions": sum(f.size for c in golden.cases for f in c.fires.values()),
     }

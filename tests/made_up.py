@@ -11,12 +11,27 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from saeuron.editor.common.files import file_sha256
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest, typed
 from saeuron.validation.artifact.golden import Golden, Run
 from saeuron.validation.evidence.intervals import Rate
 
 POINT = "up_blocks.0.attentions.1"
 HOSTILE = "</script><img src=x onerror=alert(1)>|**\"Neon'`"
+
+
+def said(root: Path) -> dict[str, Any]:
+    """What an artifact's manifest says, as it lies there."""
+    return dict(json.loads((root / manifest.NAME).read_text()))
+
+
+def as_manifest(content: dict[str, Any]) -> manifest.Manifest:
+    """A manifest of this content."""
+    return typed.read_as(manifest.Manifest, {"format": manifest.FORMAT, **content}, "made up")
+
+
+def rewrite(root: Path, **changes: Any) -> None:
+    """Change what an artifact's manifest says; hashes are made anew."""
+    contents.write(root, as_manifest({**said(root), **changes}))
 
 
 def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, runs: bool = True, **changes: Any) -> dict[str, Any]:
@@ -26,7 +41,20 @@ def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, run
         "allowed": 0.01, "conclusive": conclusive, "decoder_psnr": "inf", "psnr": "inf", "psnr_unedited": 9.5,
     }  # fmt: skip
     forwards = [
-        {"kind": "step", "timestep": t, "batch": 1, "height": 2, "width": 3, "effect": 1.0, "ratio": 1e-6} for t in (999.0, 749.0, 499.0)
+        {
+            "kind": "step",
+            "timestep": t,
+            "batch": 1,
+            "height": 2,
+            "width": 3,
+            "effect": 1.0,
+            "distance": 1e-6,
+            "ratio": 1e-6,
+            "drift": 0.0,
+            "hook_drift": 0.0,
+            "turned": 0,
+        }
+        for t in (999.0, 749.0, 499.0)
     ]
     forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
     tokens = {
@@ -66,7 +94,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
     }  # fmt: skip
     save_file({"x": np.zeros(1, np.float32)}, root / "edit" / "edit.safetensors", metadata=header)
     if proof is not None:
-        (root / "validation" / "report.json").write_text(manifest.strict_json(proof))
+        (root / "validation" / "report.json").write_text(typed.strict_json(proof))
         latents = np.zeros((1, 4, 2, 3), np.float32)
         before, after = (np.full((1, 16, 24, 3), shade, np.uint8) for shade in (40, 200))
         runs = [Run([f"A {name} house"], 3.0, 4, latents, latents, latents, latents, after, before, 0.0, 0.0, [7])] if pictures else []
@@ -78,17 +106,17 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
         "created": "2030-01-01", "versions": {"numpy": "2"}, "formats": ["onnx"], "concepts": [name], "residual": "keep", "gate": "exact", "precision": "fp32",
         "warnings": ["no safety checker"], "settings": [{"name": name, "hookpoint": POINT, "select": "count:2", "multiplier": -0.3, "status": "tuned"}],
         "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "a" * 64, "safety_checker": False},
-        "saes": {POINT: {"source": "demo:saes", "sha256": "b" * 64}}, "activations": [],
+        "saes": {POINT: {"source": "demo:saes", "sha256": "b" * 64, "latents": 256, "k": 8}}, "activations": [],
         "edit": {"sha256": "c" * 64, "tensors_sha256": "d" * 64, "hookpoints": {POINT: {"features": 3, "timesteps": 2}}},
-        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"seams": {}}, "validation": summary, **changes,
+        "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {}}, "validation": summary, **changes,
     }  # fmt: skip
-    manifest.write(root, record)
+    contents.write(root, as_manifest(record))
     return root
 
 
 def features(folder: Path, root: Path, numbers: tuple[int, ...] = (3, 9, 500), name: str = "Neon", **changes: Any) -> Path:
     """What `saeuron features` writes: features seen in two pictures, the last of them in none."""
-    saes = {point: entry["sha256"] for point, entry in manifest.read(root)["saes"].items()}
+    saes = {point: sae.sha256 for point, sae in manifest.read(root).saes.items()}
     (folder / "pictures").mkdir(parents=True)
     for number, shade in enumerate((90, 160)):
         Image.fromarray(np.full((16, 24, 3), shade, np.uint8)).save(folder / "pictures" / f"{number}.png")
@@ -110,7 +138,7 @@ def features(folder: Path, root: Path, numbers: tuple[int, ...] = (3, 9, 500), n
             maps[f"{POINT}/{feature}"] = values
     save_file(maps, folder / "maps.safetensors")
     content = {"format": "saeuron-features-1", "model": "demo", "saes": saes, "steps": 2, "guidance": 3.0, "features": entries, **changes}
-    (folder / "features.json").write_text(manifest.strict_json(content))
+    (folder / "features.json").write_text(typed.strict_json(content))
     return folder
 
 
@@ -118,11 +146,11 @@ def another_proof(path: Path, root: Path, **changes: Any) -> Path:
     """What `saeuron validate --json` prints on a device."""
     record = manifest.read(root)
     of = {
-        "edit_sha256": record["edit"]["sha256"],
+        "edit_sha256": record.edit.sha256,
         "content_sha256": manifest.content_sha256(record),
         "engines_sha256": manifest.engines_sha256(record),
     }
-    path.write_text(manifest.strict_json({**report(onnx=backend(5e-5)), "artifact": of, **changes}))
+    path.write_text(typed.strict_json({**report(onnx=backend(5e-5)), "artifact": of, **changes}))
     return path
 
 
@@ -139,20 +167,20 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
             "cra_target": Rate(target, 40),
         }
         figures = {"domain": "style", **{key: rate.as_dict() for key, rate in rates.items()}}
-        return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record["concepts"], figures), "mean": {}}
+        return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record.concepts, figures), "mean": {}}
 
     content = {
         "format": "saeuron-evaluation-1", "finished": True,
         "settings": {
-            "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
-            "content_sha256": manifest.content_sha256(record), "concepts": record["concepts"],
+            "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
+            "content_sha256": manifest.content_sha256(record), "concepts": record.concepts,
             "precision": "fp32", "steps": 4, "guidance": 3.0, "height": None, "width": None, "protocol": "unlearncanvas",
-            "judge": {"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}, "objects": ["House"], "styles": record["concepts"], "seeds": [1],
+            "judge": {"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}, "objects": ["House"], "styles": record.concepts, "seeds": [1],
         },
         "backends": {"unedited": part(0, 40), "onnx": part(38, 33)}, "distances": [], "comparison": [], **changes,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(manifest.strict_json(content))
+    (folder / "evaluation.json").write_text(typed.strict_json(content))
     return folder
 
 
@@ -175,9 +203,9 @@ def attack(path: Path, root: Path, **changes: Any) -> Path:
         attack_row("embedding", 6), attack_row("straight-through", 0), attack_row("seeds", 0),
     ]  # fmt: skip
     content = {
-        "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "format": "saeuron-attack-1", "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
         "content_sha256": manifest.content_sha256(record), "through": "hook", "judge": {"name": "demo", "sha256": "e" * 64}, "settings": {"steps": 4, "report_seeds": [1], "search_seeds": [1]},
-        "concepts": {name: {"domain": "style", "rows": rows, "pictures": []} for name in record["concepts"]}, **changes,
+        "concepts": {name: {"domain": "style", "rows": rows, "pictures": []} for name in record.concepts}, **changes,
     }  # fmt: skip
-    path.write_text(manifest.strict_json(content))
+    path.write_text(typed.strict_json(content))
     return path

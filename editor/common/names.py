@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
-GATES = ("exact", "threshold")
+Gate = Literal["exact", "threshold"]
+GATES: tuple[str, ...] = get_args(Gate)
 """how a shipped module decides whether a feature fires"""
-RESIDUALS = ("keep", "upstream", "drop")
+Residual = Literal["keep", "upstream", "drop"]
+RESIDUALS: tuple[str, ...] = get_args(Residual)
 """what becomes of the part of an activation that the SAE doesn't reconstruct"""
-PRECISIONS = ("fp32", "fp16", "bf16")
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 SENTINEL = "SaeuronAblatedMidBlock"
 """`mid_block_type` of an edited UNet, as in `editor/edit/ablated_unet.py`, which is shipped alone and needs torch; a test compares them"""
 

@@ -16,6 +16,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import plain_text
 from ...editor.common.suggest import unknown
 from ...editor.common.writing import whole_file, whole_folder
+from ...validation.artifact.manifest import Manifest
 from ..plan.checks import check_guidance, check_seed, check_steps
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
@@ -99,26 +100,26 @@ def attack(
 
     record = manifest.read(artifact)
     chosen = _attacks(attacks, paraphrases, a.ATTACKS)
-    wanted = names(concepts) or tuple(record["concepts"])
+    wanted = names(concepts) or tuple(record.concepts)
     for name in wanted:
-        if name not in record["concepts"]:
-            raise SaeuronError(unknown("concept", name, record["concepts"], f"in '{artifact}'"))
+        if name not in record.concepts:
+            raise SaeuronError(unknown("concept", name, record.concepts, f"in '{artifact}'"))
     if not wanted:
         raise SaeuronError(f"'{artifact}' names no concept: its edit was made by hand")
     if through not in ("checkpoint", "hook"):
         raise SaeuronError(f"--through '{through}' is not known; it is checkpoint or hook")
-    if through == "checkpoint" and "checkpoint" not in record["formats"]:
+    if through == "checkpoint" and "checkpoint" not in record.formats:
         raise SaeuronError(
-            f"'{artifact}' has no torch weights (formats: {', '.join(record['formats'])}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
+            f"'{artifact}' has no torch weights (formats: {', '.join(record.formats)}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
         )
     if sae and through != "hook":
         raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
     lines = _lines(paraphrases)
-    sampling = record.get("sampling") or {}
+    sampling = record.sampling
     if not 1 <= search_seeds <= 10_000:
         raise SaeuronError(f"--search-seeds is {search_seeds}; it must be 1 to 10000")
     settings = a.AttackSettings(
-        steps=steps if steps is not None else sampling.get("steps", 50), guidance=guidance if guidance is not None else sampling.get("guidance", 7.5),
+        steps=steps if steps is not None else sampling.steps, guidance=guidance if guidance is not None else sampling.guidance,
         tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=o.seeds_of(tune_seeds, "--tune-seeds"),
         report_seeds=o.seeds_of(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
     )  # fmt: skip
@@ -126,7 +127,7 @@ def attack(
     check_steps(settings.steps, "--steps")
     check_guidance(settings.guidance)
     check_seed(seed, "--seed")
-    if (kind := record["model"]["pipeline"]) != "StableDiffusionPipeline":
+    if (kind := record.model.pipeline) != "StableDiffusionPipeline":
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
     pictures = _check_output(output, overwrite)
     if model:
@@ -136,7 +137,7 @@ def attack(
         from ...validation.evidence.judges import open_judge
 
         seer = open_judge(judge)
-        cases = a.cases(seer, wanted, record["concepts"])
+        cases = a.cases(seer, wanted, record.concepts)
         if not dry_run:
             report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, model, tuple(sae or ()), device, say)
             if output is not None and pictures is not None:
@@ -193,7 +194,7 @@ def _check_output(output: Path | None, overwrite: bool) -> Path | None:
 
 
 def _run(
-    artifact: Path, record: dict[str, Any], cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
+    artifact: Path, record: Manifest, cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
     lines: Sequence[str], through: str, model: str | None, saes: tuple[str, ...], device: str, say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, list[Shown]]]:  # fmt: skip
     import dataclasses
@@ -202,7 +203,7 @@ def _run(
 
     from ...editor.common.files import file_sha256
     from ...editor.denoisers.pipelines import check_device
-    from ...validation.artifact import manifest
+    from ...validation.artifact import contents, manifest
     from ...validation.attack import attack as a
     from ...validation.attack.victims import Baked, Hooked, Victim, bare
     from ...validation.backends.load import load
@@ -211,9 +212,9 @@ def _run(
     began = time.monotonic()
     check_device(device)
     say("checking files")
-    manifest.check_files(artifact, record)
+    contents.check(artifact, record)
     say("opening the original model")
-    source = model or record["model"]["source"]
+    source = model or record.model.source
     try:
         original = bare(open_original(source, record, device))
     except SaeuronError as error:
@@ -222,7 +223,7 @@ def _run(
         raise SaeuronError(f"{error}; say where the original model lies with --model") from None
     victim: Victim
     if through == "hook":
-        victim = Hooked(original, open_edit(artifact, record), open_saes(record, saes), record["gate"])
+        victim = Hooked(original, open_edit(artifact, record), open_saes(record, saes), record.gate)
     else:
         victim = Baked(bare(load(artifact, dtype=torch.float32, device=device, check_files=False)))
     found: dict[str, Any] = {}
@@ -234,7 +235,7 @@ def _run(
             "seconds": sum(row.seconds for row in rows),
         }  # fmt: skip
     report = {
-        "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record.edit.sha256,
         "content_sha256": manifest.content_sha256(record), "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": dataclasses.asdict(settings), "confidence": 0.95,
         "threads": torch.get_num_threads(), "device": device, "seconds": time.monotonic() - began, "concepts": found,
     }  # fmt: skip
@@ -243,7 +244,7 @@ def _run(
 
 def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
     from ...editor.common.files import file_sha256
-    from ...validation.artifact.manifest import strict_json
+    from ...validation.artifact.typed import strict_json
 
     # The report gets its name last: it names the pictures.
     with whole_file(output) as text, whole_folder(pictures) as folder:

@@ -9,6 +9,7 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from ...validation.artifact import engines, manifest
+from ...validation.artifact.manifest import Manifest
 from . import options as o
 from .console import clean, out, progress_line, write_json
 
@@ -41,15 +42,15 @@ def build(
     )  # fmt: skip
     # Nothing that is said of engines matters until it is known which of them are replaced.
     record = manifest.read(artifact, replacing=("*",))
-    if "onnx" not in record["formats"]:
+    if "onnx" not in record.formats:
         raise SaeuronError(
-            f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record['formats'])}); export it with --format trt"
+            f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record.formats)}); export it with --format trt"
         )
-    check_precision(wanted.targets, record["precision"])
+    check_precision(wanted.targets, record.precision)
     found = ready(wanted)
     check_free(artifact, [one.folder for one in found], overwrite)
     sizes = axes_of(artifact, record, wanted.shapes)
-    weights = sum(entry["bytes"] for name, entry in record["files"].items() if name.split("/")[0] in sizes and "/model.onnx" in name)
+    weights = sum(entry.bytes for name, entry in record.files.items() if name.split("/")[0] in sizes and "/model.onnx" in name)
     check_space(artifact / engines.FOLDER, weights * len(found))
     if dry_run:
         _print_plan(artifact, [str(t) for t in found], sizes, weights, as_json)
@@ -57,7 +58,7 @@ def build(
     with progress_line("starting") as say:
         record, names = add_engines(artifact, wanted, found, overwrite, say)
     if as_json:
-        write_json({"output": str(artifact), "engines": {name: record["engines"][name] for name in names}})
+        write_json({"output": str(artifact), "engines": {name: record.engines[name] for name in names}})
     else:
         print_engines(artifact, record, names)
 
@@ -73,20 +74,20 @@ def _print_plan(artifact: Path, targets: list[str], sizes: dict[str, Any], weigh
         out.print(f"engine     {name}: {shown}", highlight=False, soft_wrap=True)
 
 
-def print_engines(artifact: Path, record: dict[str, Any], only: list[str] | None = None) -> None:
+def print_engines(artifact: Path, record: Manifest, only: list[str] | None = None) -> None:
     """Each target's figures, and how to prove it."""
-    for name, entry in record.get("engines", {}).items():
+    for name, entry in record.engines.items():
         if only is not None and name not in only:
             continue
-        parts = entry["components"]
+        parts = entry.components
         for part, made in parts.items():
-            peak = "" if made["peak_bytes"] is None else f", peak {made['peak_bytes'] / 1e9:.2f} GB"
+            peak = "" if made.peak_bytes is None else f", peak {made.peak_bytes / 1e9:.2f} GB"
             out.print(
-                f"engine     {name}/{part}: {made['bytes'] / 2**20:,.1f} MiB, {made['seconds']:.0f} s{peak}, {made['precision']}",
+                f"engine     {name}/{part}: {made.bytes / 2**20:,.1f} MiB, {made.seconds:.0f} s{peak}, {made.precision}",
                 highlight=False,
                 soft_wrap=True,
             )
         out.print(
-            f"{artifact / engines.FOLDER / name}: {entry['status']}; prove it there: saeuron validate {artifact} --backend {entry['backend']}",
+            f"{artifact / engines.FOLDER / name}: {entry.status}; prove it there: saeuron validate {artifact} --backend {entry.backend}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

@@ -8,12 +8,15 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ...editor.common.errors import SaeuronError, first_line
+
+if TYPE_CHECKING:
+    from ...validation.proof.results import Proof
 
 _LONGEST = 2000
 INTERRUPTED = 130
@@ -119,7 +122,7 @@ def print_warning(text: str) -> None:
 
 def write_json(value: Any) -> None:
     """Strict JSON on stdout."""
-    from ...validation.artifact.manifest import strict_json
+    from ...validation.artifact.typed import strict_json
 
     sys.stdout.write(strict_json(value) + "\n")
 
@@ -140,9 +143,9 @@ def progress_line(first: str) -> Iterator[Callable[[str], None]]:
         yield say
 
 
-def report_failures(proof: dict[str, Any] | None) -> None:
+def report_failures(proof: Proof | None) -> None:
     """What a proof failed by, a line each, eight at most."""
-    for line in (proof or {}).get("failures", [])[:8]:
+    for line in proof.failures[:8] if proof else ():
         err.print(f"[red]not proven:[/] {escaped(line)}", highlight=False, soft_wrap=True)
 
 

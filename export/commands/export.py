@@ -54,7 +54,7 @@ def _export(
         from ..ship.artifact import export_artifact
 
         result = export_artifact(plan, progress)
-    for warning in result.manifest["warnings"]:
+    for warning in result.manifest.warnings:
         print_warning(warning)
     if as_json:
         write_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report})

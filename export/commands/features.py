@@ -221,7 +221,7 @@ def _write(
     import torch
     from safetensors.torch import save_file
 
-    from ...validation.artifact.manifest import strict_json
+    from ...validation.artifact.typed import strict_json
     from ...validation.page.features import FORMAT, MAPS, PICTURES
     from ..plan.resolve import public_name
 

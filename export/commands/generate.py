@@ -83,16 +83,16 @@ def generate(
 
     Example: `saeuron generate without-neon --prompt "An image of House in Sunset style." --count 4 -o house.png`
     """
-    from ...validation.artifact import manifest
+    from ...validation.artifact import contents, manifest
 
     record = manifest.read(artifact)
-    sampling = record.get("sampling") or {}
-    steps = steps if steps is not None else sampling.get("steps", 50)
-    guidance = guidance if guidance is not None else sampling.get("guidance", 7.5)
+    sampling = record.sampling
+    steps = steps if steps is not None else sampling.steps
+    guidance = guidance if guidance is not None else sampling.guidance
     prompts = list(prompt or [])
     noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device or "cpu")
     if noise is None:
-        height, width = height or sampling.get("height"), width or sampling.get("width")
+        height, width = height or sampling.height, width or sampling.width
     elif count is None and len(prompts) == 1:
         count = len(noise)
     texts = [text for text in prompts for _ in range(count or 1)]
@@ -115,7 +115,7 @@ def generate(
         if device and way.backend != "onnx":
             raise SaeuronError(f"--device {device} is for backend onnx, not for {way.backend}")
         say("checking files")
-        manifest.check_files(artifact, record)
+        contents.check(artifact, record)
         say("opening the artifact")
         networks = open_networks(artifact, record, way.backend, device or "cpu", provider, way.target)
         _say_way(way, networks)
@@ -132,7 +132,7 @@ def generate(
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
-            "backend": way.backend, "target": way.target, "provider": getattr(networks, "provider", None), "edit_sha256": record["edit"]["sha256"], "concepts_removed": record["concepts"],
+            "backend": way.backend, "target": way.target, "provider": getattr(networks, "provider", None), "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
             for begin in range(0, len(pictures), batch_size):
@@ -279,7 +279,7 @@ def _save(path: Path, array: np.ndarray, made: dict[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ...validation.artifact.manifest import strict_json
+    from ...validation.artifact.typed import strict_json
 
     said = PngInfo()
     for key, value in made.items():

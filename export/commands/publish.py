@@ -56,7 +56,7 @@ def publish(
     wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
     with progress_line("reading the manifest") as say:
         record = publishing.check(wish)
-        base, known, on_hub = record["model"]["source"], record.get("license"), None
+        base, known, on_hub = record.model.source, record.license, None
         if not dry_run:
             hub.check_token()
             if hub_id(base):
@@ -85,8 +85,8 @@ def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> No
     if as_json:
         where = {} if done is None else {"commit": done.commit, "url": done.url, "created": done.created}
         write_json({
-            "repo": wish.repo, "branch": wish.branch, "private": not wish.public, "dry_run": done is None, **where, "license": settled and settled["id"],
-            "signed": staged.signed, "proven": bool((staged.record.get("validation") or {}).get("passed")), "files": staged.files, "bytes": total,
+            "repo": wish.repo, "branch": wish.branch, "private": not wish.public, "dry_run": done is None, **where, "license": settled and settled.id,
+            "signed": staged.signed, "proven": bool(staged.record.validation and staged.record.validation.passed), "files": staged.files, "bytes": total,
             "warnings": staged.warnings,
         })  # fmt: skip
         return
@@ -97,7 +97,7 @@ def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> No
     signed = "signed" if staged.signed else "not signed"
     head = "would be published" if done is None else "published"
     out.print(
-        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wish.repo} ({seen}, {signed}, licence {settled['id'] if settled else 'not known'})",
+        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wish.repo} ({seen}, {signed}, licence {settled.id if settled else 'not known'})",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
     if done is not None:

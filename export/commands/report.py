@@ -70,7 +70,7 @@ def report(
 
     Example: `saeuron report without-neon --evaluation without-neon-evaluation --attack attack.json --features neon-features`
     """
-    from ...validation.artifact import manifest
+    from ...validation.artifact import contents, manifest
 
     record = manifest.read(artifact)
     if into_artifact and output is not None:
@@ -92,7 +92,7 @@ def report(
 
             put_report(artifact, overwrite, make, say)
         else:
-            manifest.check_files(artifact, record)
+            contents.check(artifact, record)
             say("writing the report")
             made = make()
             _write(files, made.html, made.markdown, made.pictures)

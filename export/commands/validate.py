@@ -51,7 +51,7 @@ def validate(
     record = manifest.read(artifact)
     backend = [name.strip() for given in backend or () for name in given.split(",")]
     manifest.check_backends(artifact, record, tuple(backend or ()))
-    check_provider(provider, backend or record["formats"])
+    check_provider(provider, backend or record.formats)
     for value, option in ((seed, "--seed"), (sae, "--sae")):
         if value is not None and not model:
             raise SaeuronError(f"{option} is for a fresh run of the hook; add --model")
@@ -73,17 +73,17 @@ def validate(
             target=target,
             reference=reference,
         )
-    left_out = proof["not_checked"]
+    left_out = proof.not_checked
     for entry in left_out:
-        print_warning(f"not checked: {entry['check']}{' of ' + entry['backend'] if 'backend' in entry else ''} ({entry['reason']})")
+        print_warning(f"not checked: {entry.check}{f' of {entry.backend}' if entry.backend else ''} ({entry.reason})")
     if as_json:
         write_json(proof)
     else:
         out.print(report.table(proof))
-        if "onnx" in proof["backends"]:
-            out.print(f"ONNX Runtime ran on {proof['backends']['onnx']['provider']}", highlight=False, soft_wrap=True)
-        verdict = "NOT PROVEN" if not proof["passed"] else "proven, as far as it could be checked here" if left_out else "proven"
+        if "onnx" in proof.backends:
+            out.print(f"ONNX Runtime ran on {proof.backends['onnx'].provider}", highlight=False, soft_wrap=True)
+        verdict = "NOT PROVEN" if not proof.passed else "proven, as far as it could be checked here" if left_out else "proven"
         out.print(f"{artifact}: {verdict}", highlight=False, soft_wrap=True)
     report_failures(proof)
-    if not proof["passed"]:
+    if not proof.passed:
         raise typer.Exit(1)

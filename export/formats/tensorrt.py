@@ -27,6 +27,8 @@ from ...editor.denoisers.families import Family, family_of
 from ...editor.denoisers.sizes import Sizes
 from ...validation.artifact import engines, graphs
 from ...validation.artifact.engines import Target, gpu, module_name, tensorrt_module
+from ...validation.artifact.manifest import Engines, Manifest, SamplingRecord
+from ...validation.artifact.typed import read_as
 
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]
@@ -136,12 +138,12 @@ def components(family: Family) -> list[str]:
     return [*(t.name for t in family.text_encoders), "vae_decoder", "unet"]
 
 
-def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> dict[str, Range]:
+def axes(root: Path, sampling: SamplingRecord, shapes: Shapes, component: str) -> dict[str, Range]:
     """Name of an axis in the graph → the sizes that the engine takes.
 
     Args:
         root: artifact folder.
-        record: its manifest.
+        sampling: of the proof.
         shapes: in pictures and pixels.
         component: which graph.
 
@@ -152,16 +154,15 @@ def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> 
     sizes = Sizes.of(root)
     factor = sizes.factor
     found: dict[str, Range] = {}
-    sampling = record["sampling"]
-    own = sizes.latents(sampling["height"], sampling["width"])
+    own = sizes.latents(sampling.height, sampling.width)
     for name, side, given in (("height", own[0], shapes.height), ("width", own[1], shapes.width)):
-        pixels = given or (sampling[name] or side * factor,) * 3
+        pixels = given or (side * factor,) * 3
         for value in pixels:
             sizes.check_side(value, f"--shapes: {name}")
         low, middle, high = (value // factor for value in pixels)
         found[f"latent_{name}"] = (low, middle, high)
     # Guidance runs the UNet on both halves at once.
-    doubled = 2 if component == "unet" and record["sampling"]["guidance"] > 1 else 1
+    doubled = 2 if component == "unet" and sampling.guidance > 1 else 1
     low, middle, high = (doubled * n for n in shapes.batch)
     found["batch_size"] = (low, middle, high)
     # The pictures themselves are the least that has to fit; the builder looks at every tensor.
@@ -178,24 +179,24 @@ def axes(root: Path, record: dict[str, Any], shapes: Shapes, component: str) -> 
     return found
 
 
-def check_shapes(root: Path, sampling: dict[str, Any], shapes: Shapes) -> None:
+def check_shapes(root: Path, sampling: SamplingRecord, shapes: Shapes) -> None:
     """Raise `SaeuronError` for sizes that can't be, before anything is exported.
 
     Args:
         root: folder of the model (or of an artifact); only its configs are read.
-        sampling: `guidance`, `height` and `width`.
+        sampling: of the proof.
         shapes: asked for.
     """
     for name in components(family_of(read_json(root / "model_index.json"))):
-        axes(root, {"sampling": sampling}, shapes, name)
+        axes(root, sampling, shapes, name)
 
 
-def between(root: Path, sampling: dict[str, Any], shapes: Shapes) -> list[tuple[int, int, int]]:
+def between(root: Path, height: int | None, width: int | None, shapes: Shapes) -> list[tuple[int, int, int]]:
     """Sizes strictly between the points of a dynamic profile, where an engine that is right at its points may be wrong.
 
     Args:
         root: folder of the model (or of an artifact); only its configs are read.
-        sampling: `height` and `width`, pixels or None.
+        height, width: of the proof, in pixels; None: the model's own.
         shapes: asked for.
 
     Returns:
@@ -203,8 +204,7 @@ def between(root: Path, sampling: dict[str, Any], shapes: Shapes) -> list[tuple[
         fixed sizes, and where nothing lies between (2 and 3 pictures, say).
     """
     sizes = Sizes.of(root)
-    sides = sizes.latents(sampling["height"], sampling["width"])
-    own = [sampling[name] or side * sizes.factor for name, side in zip(("height", "width"), sides, strict=True)]
+    own = [side * sizes.factor for side in sizes.latents(height, width)]
     ranges = [shapes.batch, *(given or (side,) * 3 for given, side in zip((shapes.height, shapes.width), own, strict=True))]
     units = (1, sizes.multiple, sizes.multiple)
     found = []
@@ -221,20 +221,20 @@ def _middle(low: int, high: int, unit: int) -> int:
     return low + (high - low) // (2 * unit) * unit
 
 
-def axes_of(root: Path, record: dict[str, Any], shapes: Shapes) -> dict[str, dict[str, Range]]:
+def axes_of(root: Path, record: Manifest, shapes: Shapes) -> dict[str, dict[str, Range]]:
     """Component → the axes that its graph has, see `axes`."""
     family = family_of(read_json(root / "model_index.json"))
     found = {}
-    for name, (inputs, _) in graphs.contract(root, family, record["precision"]).items():
+    for name, (inputs, _) in graphs.contract(root, family, record.precision).items():
         if name in components(family):
             held = {axis for _, names in inputs.values() for axis in names}
-            found[name] = {axis: sizes for axis, sizes in axes(root, record, shapes, name).items() if axis in held}
+            found[name] = {axis: sizes for axis, sizes in axes(root, record.sampling, shapes, name).items() if axis in held}
     return found
 
 
 def write(
-    root: Path, record: dict[str, Any], settings: EngineSettings, targets: Iterable[Target], progress: Progress = lambda text: None
-) -> dict[str, Any]:
+    root: Path, record: Manifest, settings: EngineSettings, targets: Iterable[Target], progress: Progress = lambda text: None
+) -> dict[str, Engines]:
     """Build every target's engines into `root/tensorrt/<target>/`.
 
     Args:
@@ -262,17 +262,17 @@ def write(
 
 
 def build_targets(
-    root: Path, record: dict[str, Any], settings: EngineSettings, targets: Iterable[Target], place: Path, progress: Progress
-) -> dict[str, Any]:
+    root: Path, record: Manifest, settings: EngineSettings, targets: Iterable[Target], place: Path, progress: Progress
+) -> dict[str, Engines]:
     """Build every target's engines into `place/<target>/`; as `write`, which puts them into the artifact."""
     family = family_of(read_json(root / "model_index.json"))
-    kinds = graphs.contract(root, family, record["precision"])
+    kinds = graphs.contract(root, family, record.precision)
     return {t.folder: _build_target(root, record, settings, t, family, kinds, place / t.folder, progress) for t in targets}
 
 
 def _build_target(
-    root: Path, record: dict[str, Any], settings: EngineSettings, target: Target, family: Family, kinds: Any, place: Path, progress: Progress
-) -> dict[str, Any]:  # fmt: skip
+    root: Path, record: Manifest, settings: EngineSettings, target: Target, family: Family, kinds: Any, place: Path, progress: Progress
+) -> Engines:  # fmt: skip
     place.mkdir(parents=True)
     options = {name: getattr(settings, name) for name in ("optimization_level", "hardware_compatible", "version_compatible")}
     parts = {}
@@ -281,7 +281,7 @@ def _build_target(
         first = next(kind for kind, _ in kinds[name][1].values())
         job = {
             "backend": target.backend, "sms": list(target.sms), "graph": str(graph), "engine": str(place / f"{name}.engine"),
-            "axes": axes(root, record, settings.shapes, name), "precision": _PRECISIONS[first], "options": options,
+            "axes": axes(root, record.sampling, settings.shapes, name), "precision": _PRECISIONS[first], "options": options,
             # tensorrt_rtx compiles for the GPU when it opens an engine, so it has no timings to keep.
             "timing_cache": str(place / "timing.cache") if target.backend == "trt" else None,
         }  # fmt: skip
@@ -289,22 +289,23 @@ def _build_target(
         progress(said)
         made = run_worker(job, functools.partial(_step, progress, said))
         parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
-    return {
+    built = {
         "backend": target.backend, "library": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
-        "precision": record["precision"], "options": options, "components": parts, "status": engines.NOT_RUN,
+        "precision": record.precision, "options": options, "components": parts, "status": engines.NOT_RUN,
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+    return read_as(Engines, built, "the builder's answer")
 
 
 def _step(progress: Progress, what: str, text: str) -> None:
     progress(f"{what}: {text}")
 
 
-def _hashes(root: Path, record: dict[str, Any], component: str) -> dict[str, str]:
+def _hashes(root: Path, record: Manifest, component: str) -> dict[str, str]:
     """SHA-256 of the graph and its weights: what the engine was built from."""
     files = sorted(p.relative_to(root).as_posix() for p in (root / component).glob("model.onnx*"))
-    known = record.get("files", {})
-    return {name: known[name]["sha256"] if name in known else file_sha256(root / name) for name in files}
+    known = record.files
+    return {name: known[name].sha256 if name in known else file_sha256(root / name) for name in files}
 
 
 def run_worker(job: dict[str, Any], say: Progress = lambda text: None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ...editor.features.activations import ConceptActivations, ddim_timesteps
 from ...editor.features.cache import model_sha256
 from ...editor.features.collecting import cached_file, ensure
 from ...editor.sae.sae import SparseAutoencoder
+from ...validation.artifact.manifest import SamplingRecord
 from ..formats import tensorrt
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .progress import Remaining
@@ -90,7 +91,9 @@ def check_engine_shapes(plan: Plan) -> None:
     if wanted:
         folder = locate(plan.model)
         check_folder(folder, s.variant)
-        tensorrt.check_shapes(folder, {"guidance": plan.guidance, "height": s.height, "width": s.width}, wanted.shapes)
+        tensorrt.check_shapes(
+            folder, SamplingRecord(steps=plan.steps, guidance=plan.guidance, height=s.height, width=s.width), wanted.shapes
+        )
 
 
 def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:

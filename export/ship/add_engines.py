@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import locked, scratch, written
-from ...validation.artifact import engines, manifest
+from ...validation.artifact import contents, engines, manifest
 from ...validation.artifact.engines import Target
+from ...validation.artifact.manifest import Manifest, file_of
 from ..formats.tensorrt import PLACE, EngineSettings, build_targets
 from .card import evidence_in, model_card
 from .switch import switch
@@ -18,7 +17,7 @@ from .switch import switch
 
 def add_engines(
     root: Path, settings: EngineSettings, targets: Sequence[Target], overwrite: bool = False, progress: Callable[[str], None] = lambda text: None
-) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+) -> tuple[Manifest, list[str]]:  # fmt: skip
     """Build engines into an artifact.
 
     Args:
@@ -41,16 +40,15 @@ def add_engines(
         record = manifest.read(root, replacing=names)
         check_free(root, names, overwrite)
         progress("checking files")
-        manifest.check_files(root, record, replacing=names)
+        contents.check(root, record, replacing=names)
         with written(root), scratch(root, PLACE) as place:
             made = build_targets(root, record, settings, targets, place, progress)
-            formats = sorted({*record["formats"], *(entry["backend"] for entry in made.values())})
-            record |= {"engines": {**record.get("engines", {}), **made}, "formats": formats}
+            record.formats = sorted({*record.formats, *(entry.backend for entry in made.values())})
+            record.engines |= made
             card = model_card(record, evidence_in(root, record)).encode()
-            added = {f"{engines.FOLDER}/{n}/{file}": entry for n in names for file, entry in manifest.hash_files(place / n).items()}
-            added["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
-            record["files"] = dict(sorted({**record["files"], **added}.items()))
-            record = manifest.sealed(record)
+            record.files |= {f"{engines.FOLDER}/{n}/{name}": file for n in names for name, file in contents.hashes(place / n).items()}
+            record.files["README.md"] = file_of(card)
+            record.files = dict(sorted(record.files.items()))
             (place / "README.md").write_bytes(card)
             (place / manifest.NAME).write_bytes(manifest.encode(record))
             switch(root, place, [*(f"{engines.FOLDER}/{n}" for n in names), "README.md"])

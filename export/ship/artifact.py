@@ -16,10 +16,13 @@ from ...editor.denoisers.families import family_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.bake import bake, refuse_edited
 from ...editor.edit.hook import TokenEdit
-from ...validation.artifact import manifest
+from ...validation.artifact import contents, manifest
 from ...validation.artifact.engines import Target
+from ...validation.artifact.manifest import Manifest, ProofSummary
+from ...validation.artifact.typed import plain, read_as, written
 from ...validation.proof import report
 from ...validation.proof.reference import make_golden
+from ...validation.proof.results import Proof
 from ...validation.proof.seam_reference import on_tokens
 from ...validation.proof.validate import GOLDEN, validate
 from ...validation.trust import signature
@@ -43,14 +46,14 @@ class Result:
     """What an export left behind."""
 
     path: Path
-    manifest: dict[str, Any]
-    report: dict[str, Any] | None
+    manifest: Manifest
+    report: Proof | None
     """None with `validate=False`"""
 
     @property
     def proven(self) -> bool:
         """Whether the whole proof passed."""
-        return bool(self.report and self.report["passed"])
+        return bool(self.report and self.report.passed)
 
 
 def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: None) -> Result:
@@ -84,32 +87,30 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
         gc.collect()
         proof = None
         if settings.validate:
-            manifest.write(folder, record)
+            contents.write(folder, record)
             proof = validate(
                 folder, device=settings.device, check_files=False, progress=lambda text: progress(f"proving {text}"),
                 reference=on_tokens(hook) if hook else None,
             )  # fmt: skip
             report.write(proof, folder / "validation")
-        record["validation"] = _summary(proof, settings.device)
-        if settings.engines and (proof is None or proof["passed"]):
+        record.validation = _summary(proof, settings.device)
+        if settings.engines and (proof is None or proof.passed):
             _add_engines(folder, record, settings.engines, targets, progress)
         (folder / "README.md").write_text(model_card(record), encoding="utf-8")
-        manifest.write(folder, record)
-        if settings.sign is not None and (proof is None or proof["passed"]):
+        contents.write(folder, record)
+        if settings.sign is not None and (proof is None or proof.passed):
             progress("signing")
             signature.sign(folder, settings.sign)
     return Result(settings.output, manifest.read(settings.output), proof)
 
 
-def _add_engines(
-    folder: Path, record: dict[str, Any], wanted: tensorrt.EngineSettings, targets: tuple[Target, ...], progress: Progress
-) -> None:
+def _add_engines(folder: Path, record: Manifest, wanted: tensorrt.EngineSettings, targets: tuple[Target, ...], progress: Progress) -> None:
     """Engines of graphs that passed their proof (or of which none was asked for)."""
-    record["engines"] = tensorrt.write(folder, record, wanted, targets, progress)
-    record["formats"] = sorted({*record["formats"], *(t.backend for t in targets)})
+    record.engines = tensorrt.write(folder, record, wanted, targets, progress)
+    record.formats = sorted({*record.formats, *(e.backend for e in record.engines.values())})
 
 
-def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> dict[str, Any]:
+def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> Manifest:
     """Everything but proof, card and hashes; returns the manifest's content."""
     plan, s = prepared.plan, prepared.plan.settings
     original = unet_sha256(pipeline.unet)
@@ -117,8 +118,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     prepared.edit.provenance |= {"model": public_name(plan.model), "unet_sha256": original}
     prepared.edit.save(folder / "edit" / "edit.safetensors")
     progress("running the dynamic hook on the original model (the reference of the proof)")
-    sampling = {"height": s.height, "width": s.width}
-    between = tensorrt.between(prepared.model_folder, sampling, s.engines.shapes) if s.engines else []
+    between = tensorrt.between(prepared.model_folder, s.height, s.width, s.engines.shapes) if s.engines else []
     golden = make_golden(
         pipeline, prepared.edit, prepared.saes, prepared.prompts, plan.steps, plan.guidance, s.precision, s.gate, s.height, s.width, scope=s.proof,
         sizes=between,
@@ -146,7 +146,8 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
             progress(f"exporting {parts[0].folder} to ONNX")
             seams |= onnx.write(parts.pop(0), folder)
             gc.collect()
-    return {
+    said = {
+        "format": manifest.FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {p: _version(p) for p in _PACKAGES},
         "concepts": prepared.edit.concepts,
@@ -162,6 +163,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
         "license": licence.of_model(prepared.model_folder),
         "warnings": prepared.warnings,
     }  # fmt: skip
+    return read_as(Manifest, plain(said), manifest.NAME)
 
 
 def _version(package: str) -> str | None:
@@ -178,23 +180,11 @@ def _gpu(device: str) -> str | None:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
 
 
-def _seam_worst(seam: dict[str, Any]) -> float | None:
-    """The largest distance of a token; None where a backend shows no seam."""
-    parts = [seam[name] for name in ("golden_tokens", "own_tokens") if seam[name]]
-    return max((part["worst"] for part in parts), default=None)
-
-
-def _summary(proof: dict[str, Any] | None, device: str) -> dict[str, Any] | None:
+def _summary(proof: Proof | None, device: str) -> ProofSummary | None:
     if proof is None:
         return None
-    seams = {name: _seam_worst(parts["seam"]) for name, parts in proof["backends"].items()}
-    pooled = {name: parts["forwards"]["pooled"] for name, parts in proof["backends"].items()}
-    return {
-        "passed": proof["passed"],
-        "scope": proof["scope"],
-        "precision": proof["precision"],
-        "seam": {name: worst for name, worst in seams.items() if worst is not None},
-        "forwards": pooled,
-        "failures": proof["failures"],
-        "gpu": _gpu(device),
-    }
+    return ProofSummary(
+        passed=proof.passed, scope=proof.scope, precision=proof.precision,
+        seam={name: written(max(p.worst for p in b.seam.parts)) for name, b in proof.backends.items() if b.seam.parts},
+        forwards={name: written(b.forwards.pooled) for name, b in proof.backends.items()}, failures=proof.failures, gpu=_gpu(device),
+    )  # fmt: skip

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...editor.edit.gains import BY_HAND
-from ...validation.artifact.manifest import GOLDEN
+from ...validation.artifact.manifest import GOLDEN, Licence, Manifest, ProofSummary
 
 REPORT, REPORT_PICTURES = "validation/report.md", "report-pictures"
 """where `saeuron report --into-artifact` puts the Markdown, and the folder of its pictures beside it"""
 
 
-def model_card(record: dict[str, Any], report: str = "") -> str:
+def model_card(record: Manifest, report: str = "") -> str:
     """Markdown with a YAML head.
 
     Args:
         record: the manifest's content.
         report: Markdown of the report that lies in the artifact, if there is one.
     """
-    model = record["model"]
+    model = record.model
     settings = "\n".join(
-        f"| {w['name']} | {w['hookpoint']} | {w['select']} | {'–' if w['multiplier'] is None else format(w['multiplier'], 'g')} | {w['status']} |"
-        for w in record["settings"]
+        f"| {w.name} | {w.hookpoint} | {w.select} | {'–' if w.multiplier is None else format(w.multiplier, 'g')} | {w.status} |"
+        for w in record.settings
     )
     title, what = _what(record)
-    warnings = "\n".join(f"- {w}" for w in record["warnings"]) or "- none"
+    warnings = "\n".join(f"- {w}" for w in record.warnings) or "- none"
     return (
         _head(record)
         + f"""
 
-# {model["pipeline"]} {title}
-{_unproven(record.get("validation"))}
+# {model.pipeline} {title}
+{_unproven(record.validation)}
 {what} while the
 model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
 
@@ -41,15 +42,15 @@ model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph
 |---|---|---|---|---|
 {settings}
 
-Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["precision"]}.
+Residual: {record.residual}; gate: {record.gate}; precision: {record.precision}.
 
 ## Open it
 
-{_opening(record["formats"], model["pipeline"], _repo(record))}
+{_opening(record.formats, model.pipeline, _repo(record))}
 
 ## Proof
 
-{_proof(record.get("validation"))}
+{_proof(record.validation)}
 
 {_evidence(record)}
 
@@ -68,9 +69,9 @@ Residual: {record["residual"]}; gate: {record["gate"]}; precision: {record["prec
     )
 
 
-def evidence_in(root: Path, record: dict[str, Any]) -> str:
+def evidence_in(root: Path, record: Manifest) -> str:
     """The Markdown of the report in an artifact whose files were checked; empty where there is none."""
-    return (root / REPORT).read_text(encoding="utf-8") if REPORT in record["files"] else ""
+    return (root / REPORT).read_text(encoding="utf-8") if REPORT in record.files else ""
 
 
 def _reported(report: str) -> str:
@@ -83,23 +84,23 @@ def _reported(report: str) -> str:
     return f"\n## Evidence\n\nAs `saeuron report` wrote it; `validation/report.html` is the same as a page.\n\n{text.strip()}\n"
 
 
-def _head(record: dict[str, Any]) -> str:
+def _head(record: Manifest) -> str:
     """The YAML that the Hub reads. Values are JSON texts, which YAML takes as they are."""
-    model, licence = record["model"], record.get("license")
+    model, licence = record.model, record.license
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
     if licence:
         lines += [f"{key}: {json.dumps(value)}" for key, value in _licence_fields(licence).items() if value]
-    if hub_id(model["source"]):
-        lines += [f"base_model: {json.dumps(model['source'])}", "base_model_relation: finetune"]
+    if hub_id(model.source):
+        lines += [f"base_model: {json.dumps(model.source)}", "base_model_relation: finetune"]
     tags = ["saeuron", "feature-steering" if _by_hand(record) else "concept-removal", "sparse-autoencoder", "text-to-image"]
     kinds = {"onnx": "onnx", "trt": "tensorrt", "trt-rtx": "tensorrt"}
-    tags += dict.fromkeys(kinds[name] for name in record["formats"] if name in kinds)
+    tags += dict.fromkeys(kinds[name] for name in record.formats if name in kinds)
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
-def _licence_fields(licence: dict[str, Any]) -> dict[str, Any]:
-    ids = licence["id"].split(", ")
-    return {"license": ids if len(ids) > 1 else ids[0], "license_name": licence["name"], "license_link": licence["link"]}
+def _licence_fields(licence: Licence) -> dict[str, Any]:
+    ids = licence.id.split(", ")
+    return {"license": ids if len(ids) > 1 else ids[0], "license_name": licence.name, "license_link": licence.link}
 
 
 def hub_id(source: str) -> bool:
@@ -107,53 +108,53 @@ def hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/"))
 
 
-def _licence(record: dict[str, Any]) -> str:
-    licence = record.get("license")
+def _licence(record: Manifest) -> str:
+    licence = record.license
     if not licence:
         return "An edited model stays under the licences of its base model and its SAE; the base model's was not found."
-    return f"Licence: `{licence['id']}` ({licence['source']}). The SAE's licence applies too."
+    return f"Licence: `{licence.id}` ({licence.source}). The SAE's licence applies too."
 
 
-def _repo(record: dict[str, Any]) -> str | None:
-    return (record.get("published") or {}).get("repo")
+def _repo(record: Manifest) -> str | None:
+    return record.published.repo if record.published else None
 
 
-def _place(record: dict[str, Any]) -> str:
+def _place(record: Manifest) -> str:
     repo = _repo(record)
     return f"{repo}@COMMIT" if repo else "THIS_FOLDER"
 
 
-def _validated(record: dict[str, Any]) -> str:
+def _validated(record: Manifest) -> str:
     """What `validate` needs to be told."""
     return "THIS_FOLDER" if _has_golden(record) else "THIS_FOLDER --model BASE_MODEL"
 
 
-def _has_golden(record: dict[str, Any]) -> bool:
+def _has_golden(record: Manifest) -> bool:
     # Before the manifest is finished it lists no files; the export always writes golden vectors.
-    return "files" not in record or GOLDEN in record["files"]
+    return not record.files or GOLDEN in record.files
 
 
-def _unproven(summary: dict[str, Any] | None) -> str:
-    if summary is not None and summary["passed"]:
+def _unproven(summary: ProofSummary | None) -> str:
+    if summary is not None and summary.passed:
         return ""
     return "\n> **Unproven.** Nobody has shown that this model does what the edit says; see Proof below.\n"
 
 
-def _by_hand(record: dict[str, Any]) -> bool:
-    return all(w["status"] == BY_HAND for w in record["settings"])
+def _by_hand(record: Manifest) -> bool:
+    return all(w.status == BY_HAND for w in record.settings)
 
 
-def _what(record: dict[str, Any]) -> tuple[str, str]:
+def _what(record: Manifest) -> tuple[str, str]:
     """The end of the title, and the beginning of the sentence that says what was done."""
-    source, names = record["model"]["source"], ", ".join(dict.fromkeys(w["name"] for w in record["settings"]))
+    source, names = record.model.source, ", ".join(dict.fromkeys(w.name for w in record.settings))
     if not _by_hand(record):
         return f"without {names}", f"Removed from `{source}`: **{names}**, by suppressing features of a sparse autoencoder"
-    said = ", ".join(f"{w['name']} ({w['select']} × {w['multiplier']:g})" for w in record["settings"])
+    said = ", ".join(f"{w.name} ({w.select} × {w.multiplier:g})" for w in record.settings)
     return f"steered: {names}", f"Steered in `{source}`: **{said}**. Each feature of a sparse autoencoder is multiplied where it is active"
 
 
-def _evidence(record: dict[str, Any]) -> str:
-    summary = record.get("validation")
+def _evidence(record: Manifest) -> str:
+    summary = record.validation
     if _has_golden(record):
         edit = (
             "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "
@@ -167,7 +168,7 @@ def _evidence(record: dict[str, Any]) -> str:
     return edit if summary is None else f"{edit} `validation/report.json` holds every figure of the proof."
 
 
-def _opening(formats: list[str], pipeline: str, repo: str | None) -> str:
+def _opening(formats: Sequence[str], pipeline: str, repo: str | None) -> str:
     parts = []
     place = f'"{repo}", revision="COMMIT"' if repo else '"THIS_FOLDER"'
     if repo:
@@ -195,17 +196,17 @@ was built; no GPU had run them then. Prove them on the device: `saeuron validate
     return "\n\n".join(parts)
 
 
-def _proof(summary: dict[str, Any] | None) -> str:
+def _proof(summary: ProofSummary | None) -> str:
     if summary is None:
         return "**Not validated.** This artifact was written with `--no-validate`."
-    verdict = "Passed" if summary["passed"] else "**FAILED**"
-    ran = f" It ran on a GPU ({summary['gpu']})." if summary.get("gpu") else " It ran on a CPU; no GPU has run this artifact."
+    verdict = "Passed" if summary.passed else "**FAILED**"
+    ran = f" It ran on a GPU ({summary.gpu})." if summary.gpu else " It ran on a CPU; no GPU has run this artifact."
     seams, forwards = (
-        "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in summary[key].items())
-        for key in ("seam", "forwards")
+        "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in shares.items())
+        for shares in (summary.seam, summary.forwards)
     )
     lines = [
-        f"{verdict} ({summary['scope']}, {summary['precision']}). Largest distance of an edited token to the dynamic hook's on the same input, as a "
+        f"{verdict} ({summary.scope}, {summary.precision}). Largest distance of an edited token to the dynamic hook's on the same input, as a "
         f"share of its change: {seams or 'not observable'}. Distance of the UNet's outputs, as a share of what the edit does: {forwards}.{ran}"
     ]
-    return "\n".join(lines + [f"- {line}" for line in summary["failures"]])
+    return "\n".join(lines + [f"- {line}" for line in summary.failures])

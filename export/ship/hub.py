@@ -129,7 +129,7 @@ def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda 
     operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=staged.folder / name) for name in staged.files]
     progress(f"uploading {len(staged.files)} files, {sum(staged.files.values()) / 1e6:.1f} MB, to {repo}")
     with _asking(f"'{repo}' could not be written"):
-        message = wish.message or f"saeuron: {', '.join(staged.record['concepts'])} removed"
+        message = wish.message or f"saeuron: {', '.join(staged.record.concepts)} removed"
         made = api.create_commit(repo, operations, commit_message=message, revision=wish.branch, parent_commit=before.sha)
     progress("comparing what lies on the Hub")
     _compare(api, repo, made.oid, staged)
@@ -186,7 +186,7 @@ def _compare(api: Any, repo: str, commit: str, staged: Staged) -> None:
     with _asking(f"'{repo}' was written, and could not be compared"):
         info = api.repo_info(repo, revision=commit, files_metadata=True)
     held = {entry.rfilename: entry for entry in info.siblings or () if entry.rfilename != ".gitattributes"}
-    known = {name: entry["sha256"] for name, entry in staged.record["files"].items()}
+    known = {name: entry.sha256 for name, entry in staged.record.files.items()}
     for name in sorted({*held, *staged.files}):
         entry = held.get(name)
         digest = entry.lfs.sha256 if entry is not None and entry.lfs is not None else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import locked, scratch, written
-from ...validation.artifact import manifest
+from ...validation.artifact import contents, manifest
+from ...validation.artifact.manifest import Manifest, file_of
 from ...validation.page.render import Pages
 from .card import REPORT, REPORT_PICTURES, model_card
 from .switch import switch
@@ -48,7 +47,7 @@ def put_report(root: Path, overwrite: bool, make: Callable[[], Pages], progress:
             if not overwrite and (root / name).exists():
                 raise SaeuronError(f"'{root / name}' exists; --overwrite replaces the report in the artifact")
         progress("checking files")
-        manifest.check_files(root, record, rewriting=_REWRITTEN if overwrite else ())
+        contents.check(root, record, rewriting=_REWRITTEN if overwrite else ())
         progress("writing the report")
         made = make()
         with written(root), scratch(root, _PLACE) as place:
@@ -56,7 +55,7 @@ def put_report(root: Path, overwrite: bool, make: Callable[[], Pages], progress:
             switch(root, place, [HTML, REPORT, _PICTURES, CARD])
 
 
-def _write(root: Path, place: Path, record: dict[str, Any], made: Pages) -> None:
+def _write(root: Path, place: Path, record: Manifest, made: Pages) -> None:
     """The new files and the manifest that lists them, in a folder of their own."""
     files = {HTML: made.html.encode(), REPORT: made.markdown.encode(), CARD: model_card(record, made.markdown).encode()}
     files |= {f"{_PICTURES}/{name}": png for name, png in made.pictures.items()}
@@ -64,7 +63,6 @@ def _write(root: Path, place: Path, record: dict[str, Any], made: Pages) -> None
         (place / REPORT_PICTURES).mkdir()
     for name, content in files.items():
         (place / name.removeprefix("validation/")).write_bytes(content)
-    kept = {name: entry for name, entry in record["files"].items() if name not in files and not name.startswith(f"{_PICTURES}/")}
-    entries = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
-    said = {**record, "files": dict(sorted({**kept, **entries}.items()))}
-    (place / manifest.NAME).write_bytes(manifest.encode(said))
+    kept = {name: file for name, file in record.files.items() if name not in files and not name.startswith(f"{_PICTURES}/")}
+    record.files = dict(sorted({**kept, **{name: file_of(content) for name, content in files.items()}}.items()))
+    (place / manifest.NAME).write_bytes(manifest.encode(record))

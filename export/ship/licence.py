@@ -8,12 +8,11 @@ from typing import Any
 
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
+from ...validation.artifact.manifest import Licence
 
 _NO_DERIVATIVES = re.compile(r"(?<![a-z])(nd(?![a-z])|no[-_ ]?deriv)", re.IGNORECASE)
 _NONE = ("unknown", "")
 """what a card says that says nothing"""
-Licence = dict[str, str | None]
-"""`id` (the Hub's identifier, or several with commas between), `name` and `link` (of an `other` one), `source` (who says so)"""
 
 
 def of_model(folder: Path) -> Licence | None:
@@ -21,7 +20,7 @@ def of_model(folder: Path) -> Licence | None:
     from huggingface_hub.repocard import metadata_load
 
     if folder == demo.PIPELINE:
-        return {"id": "apache-2.0", "name": None, "link": None, "source": "saeuron-export, whose demo it is"}
+        return Licence(id="apache-2.0", source="saeuron-export, whose demo it is")
     if not (folder / "README.md").is_file():
         return None
     try:
@@ -37,7 +36,7 @@ def of_metadata(metadata: Any) -> Licence | None:
     if not ids or any(i in _NONE for i in ids):
         return None
     name, link = (metadata.get(key) if isinstance(metadata.get(key), str) else None for key in ("license_name", "license_link"))
-    return {"id": ", ".join(ids), "name": name, "link": link, "source": "the base model's card"}
+    return Licence(id=", ".join(ids), name=name, link=link, source="the base model's card")
 
 
 def settle(known: Licence | None, stated: str | None, base: str, public: bool) -> Licence:
@@ -53,17 +52,17 @@ def settle(known: Licence | None, stated: str | None, base: str, public: bool) -
         SaeuronError: unknown, two that disagree, or one that lets nobody share what is derived.
     """
     wanted = stated.strip().lower() if stated else None
-    if wanted in ("other", *_NONE) and not (known and known["id"] == wanted):
+    if wanted in ("other", *_NONE) and not (known and known.id == wanted):
         raise SaeuronError(f"--license {wanted} says nothing; give an identifier of the Hub's list, e.g. creativeml-openrail-m")
-    if known and wanted and known["id"] != wanted:
+    if known and wanted and known.id != wanted:
         raise SaeuronError(
-            f"licence conflict: --license says '{wanted}', but it is '{known['id']}' ({known['source']}); an edited model stays under the licence of its base, so leave --license out"
+            f"licence conflict: --license says '{wanted}', but it is '{known.id}' ({known.source}); an edited model stays under the licence of its base, so leave --license out"
         )
-    found = known or ({"id": wanted, "name": None, "link": None, "source": "stated by the publisher"} if wanted else None)
+    found = known or (Licence(id=wanted, source="stated by the publisher") if wanted else None)
     if found is None:
         raise SaeuronError(f"the licence of '{base}' is not known, and an edited model stays under it; state it with --license ID")
-    if public and any(_NO_DERIVATIVES.search(part) for part in (found["id"], found["name"], found["link"]) if part):
+    if public and any(_NO_DERIVATIVES.search(part) for part in (found.id, found.name, found.link) if part):
         raise SaeuronError(
-            f"licence conflict: '{found['name'] or found['id']}' of '{base}' lets nobody share derived works, so it can't be published with --public"
+            f"licence conflict: '{found.name or found.id}' of '{base}' lets nobody share derived works, so it can't be published with --public"
         )
     return found

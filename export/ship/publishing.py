@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import temporary
 from ...validation.artifact import manifest
-from ...validation.artifact.manifest import GOLDEN
+from ...validation.artifact.manifest import GOLDEN, File, Manifest, Published, file_of
 from ...validation.trust import signature
 from ...validation.trust.verify import verify
 from . import licence as licences
@@ -54,14 +54,14 @@ class Staged:
     """A folder that is ready to be uploaded; all but its card, manifest and signature are links."""
 
     folder: Path
-    record: dict[str, Any]
+    record: Manifest
     files: dict[str, int]
     """path → bytes"""
     signed: bool
     warnings: list[str] = field(default_factory=list)
 
 
-def check(wish: Wish) -> dict[str, Any]:
+def check(wish: Wish) -> Manifest:
     """The artifact's manifest, if what it says may be published. Reads no other file, so it is asked first.
 
     Raises:
@@ -72,14 +72,14 @@ def check(wish: Wish) -> dict[str, Any]:
     record = manifest.read(wish.artifact)
     if wish.key is not None:
         signature.check_private_key(wish.key)
-    proof = record.get("validation")
-    if not (proof and proof["passed"]) and not wish.unproven:
+    proof = record.validation
+    if not (proof and proof.passed) and not wish.unproven:
         raise SaeuronError(
             f"'{wish.artifact}' is not proven ({'its proof failed' if proof else 'exported with --no-validate'}), so it isn't published; --unproven publishes it, and its card says so"
         )
-    if wish.public and wish.golden is None and GOLDEN in record["files"]:
+    if wish.public and wish.golden is None and GOLDEN in record.files:
         raise SaeuronError(
-            f"{GOLDEN} holds pictures and latents of the unedited model for prompts that show {', '.join(record['concepts'])}; say --with-golden to make them public, or --without-golden to leave them out"
+            f"{GOLDEN} holds pictures and latents of the unedited model for prompts that show {', '.join(record.concepts)}; say --with-golden to make them public, or --without-golden to leave them out"
         )
     return record
 
@@ -108,7 +108,7 @@ def check_repo(repo: str) -> None:
 
 
 @contextlib.contextmanager
-def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None, progress: Progress) -> Iterator[Staged]:
+def staged(wish: Wish, record: Manifest, licence: licences.Licence | None, progress: Progress) -> Iterator[Staged]:
     """The folder as it will be published: card and manifest made anew, golden vectors in or out, signed.
 
     Args:
@@ -120,14 +120,14 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
     Raises:
         SaeuronError: a signature that the new card makes invalid, and no key to sign again.
     """
-    keeps_golden = GOLDEN in record["files"] and wish.golden is not False
+    keeps_golden = GOLDEN in record.files and wish.golden is not False
     withheld = set() if keeps_golden else _showing_unedited(wish.artifact, record)
-    files = {name: entry for name, entry in record["files"].items() if name not in withheld}
+    files = {name: entry for name, entry in record.files.items() if name not in withheld}
     if not keeps_golden:
-        _check_known(files, {record["files"][name]["sha256"] for name in withheld})
-    made = {**record, "files": files, "license": licence, "published": {"repo": wish.repo}}
+        _check_known(files, {record.files[name].sha256 for name in withheld})
+    made = msgspec.structs.replace(record, files=files, license=licence, published=Published(repo=wish.repo))
     card = model_card(made, evidence_in(wish.artifact, made)).encode()
-    made["files"]["README.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
+    made.files["README.md"] = file_of(card)
     text = manifest.encode(made)
     was_signed = (wish.artifact / manifest.SIGNATURE).is_file()
     kept = was_signed and wish.key is None and text == (wish.artifact / manifest.NAME).read_bytes()
@@ -156,15 +156,15 @@ def staged(wish: Wish, record: dict[str, Any], licence: licences.Licence | None,
         yield Staged(folder, made, sizes, kept or wish.key is not None, _warnings(wish, made, keeps_golden, REPORT in withheld))
 
 
-def _showing_unedited(root: Path, record: dict[str, Any]) -> set[str]:
+def _showing_unedited(root: Path, record: Manifest) -> set[str]:
     """Files with pictures or latents of the unedited model: golden vectors, and a report that shows any picture, whole."""
-    page, pictures = f"{REPORT.removesuffix('.md')}.html", [n for n in record["files"] if n.startswith(f"validation/{REPORT_PICTURES}/")]
+    page, pictures = f"{REPORT.removesuffix('.md')}.html", [n for n in record.files if n.startswith(f"validation/{REPORT_PICTURES}/")]
     # A page holds its pictures as addresses that begin with data:. Without any, its policy and its empty icon alone name them.
     texts = [
-        _plain(root / name).replace("img-srcdata:;", "").replace('href="data:,"', "") for name in (page, REPORT) if name in record["files"]
+        _plain(root / name).replace("img-srcdata:;", "").replace('href="data:,"', "") for name in (page, REPORT) if name in record.files
     ]
     shown = bool(pictures) or any("data:" in text for text in texts)
-    return ({GOLDEN} | ({REPORT, page, *pictures} if shown else set())) & set(record["files"])
+    return ({GOLDEN} | ({REPORT, page, *pictures} if shown else set())) & set(record.files)
 
 
 def _plain(path: Path) -> str:
@@ -172,25 +172,25 @@ def _plain(path: Path) -> str:
     return "".join(html.unescape(path.read_text(encoding="utf-8", errors="replace")).lower().split())
 
 
-def _check_known(files: Mapping[str, Mapping[str, Any]], withheld: Set[str]) -> None:
+def _check_known(files: Mapping[str, File], withheld: Set[str]) -> None:
     """Raise unless these are files that this package writes, none of them the same as one that stays here: of others nobody knows what they show."""
-    for name, entry in files.items():
-        if not _KNOWN.fullmatch(name) or entry["sha256"] in withheld:
+    for name, file in files.items():
+        if not _KNOWN.fullmatch(name) or file.sha256 in withheld:
             raise SaeuronError(
                 f"'{name}' is no file that this package writes there, so it could show the unedited model; take it out of the artifact, or publish --with-golden"
             )
 
 
-def _warnings(wish: Wish, record: dict[str, Any], keeps_golden: bool, keeps_report_here: bool) -> list[str]:
+def _warnings(wish: Wish, record: Manifest, keeps_golden: bool, keeps_report_here: bool) -> list[str]:
     found = []
     if keeps_golden:
         found.append(
-            f"{GOLDEN} goes along: it holds pictures and latents of the unedited model for prompts that show {', '.join(record['concepts'])}; --without-golden leaves it out (`validate` then needs the original model)"
+            f"{GOLDEN} goes along: it holds pictures and latents of the unedited model for prompts that show {', '.join(record.concepts)}; --without-golden leaves it out (`validate` then needs the original model)"
         )
     if keeps_report_here:
         found.append(
             "the report in the artifact stays here with the golden vectors, since it shows pictures of the unedited model too; one of `saeuron report --into-artifact --no-pictures` goes along"
         )
-    if not hub_id(record["model"]["source"]):
-        found.append(f"the base model '{record['model']['source']}' is no Hub id, so the card names no base_model")
+    if not hub_id(record.model.source):
+        found.append(f"the base model '{record.model.source}' is no Hub id, so the card names no base_model")
     return found

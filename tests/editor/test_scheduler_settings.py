@@ -91,7 +91,7 @@ def test_the_proofs_copy_is_the_mended_one(tiny, tmp_path):
     assert "steps_offset" in pipeline.scheduler.config["_use_default_values"], "the file doesn't say it"
     reference = of_pipeline(pipeline, ["a"], 5)
     pipeline.save_pretrained(tmp_path / "artifact")
-    assert compare(of_folder(tmp_path / "artifact", ["a"], 5), reference)["passed"]
+    assert compare(of_folder(tmp_path / "artifact", ["a"], 5), reference).passed
     pipeline.scheduler.set_timesteps(5)
     assert reference["timesteps"].tolist() == pipeline.scheduler.timesteps.tolist() and reference["timesteps"][-1] == 1
 

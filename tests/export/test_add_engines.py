@@ -13,7 +13,7 @@ from saeuron.editor.common.writing import locked
 from saeuron.export.formats import tensorrt
 from saeuron.export.formats.tensorrt import EngineSettings
 from saeuron.export.ship.add_engines import add_engines
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.engines import Target
 
 SETTINGS = EngineSettings()
@@ -36,7 +36,7 @@ def root(demo_artifact, tmp_path, monkeypatch):
 
 def whole(root):
     record = manifest.read(root)
-    manifest.check_files(root, record)
+    contents.check(root, record)
     return record
 
 

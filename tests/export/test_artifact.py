@@ -47,7 +47,7 @@ def test_files_are_as_readable_as_their_folder(tmp_path):
 def test_overwrite_replaces_whole(tiny, tmp_path):
     first = export_artifact(settings(tiny, tmp_path / "out"))
     second = export_artifact(settings(tiny, tmp_path / "out", multiplier=-5.0, overwrite=True))
-    assert first.manifest["edit"]["sha256"] != second.manifest["edit"]["sha256"]
+    assert first.manifest.edit.sha256 != second.manifest.edit.sha256
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -77,7 +77,7 @@ def test_no_validate_says_so(tiny, tmp_path):
     wanted = settings(tiny, tmp_path / "out", validate=False)
     result = export_artifact(wanted)
     check_plan(result, wanted)
-    assert result.manifest["validation"] is None and not result.proven
+    assert result.manifest.validation is None and not result.proven
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Not validated" in card and "`edit/` holds" in card and "validation/report.json" not in card
 
@@ -108,9 +108,9 @@ def test_several_hookpoints_and_a_settings_file(tiny, tmp_path):
             activations=(f"{HOOKPOINT}={tiny['activations']}", f"{other}={tmp_path / 'a2.safetensors'}"), settings=tmp_path / "s.toml",
         )
     )  # fmt: skip
-    assert result.report["passed"], result.report["failures"]
-    assert set(result.manifest["edit"]["hookpoints"]) == {HOOKPOINT, other}
-    assert {w["name"]: w["select"] for w in result.manifest["settings"]} == {"A": "count:20", "X": "count:30"}
+    assert result.report.passed, result.report.failures
+    assert set(result.manifest.edit.hookpoints) == {HOOKPOINT, other}
+    assert {w["name"]: w["select"] for w in result.manifest.settings} == {"A": "count:20", "X": "count:30"}
 
 
 def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
@@ -151,7 +151,7 @@ def test_the_safety_checker_is_kept(tiny, tmp_path):
     wanted = settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded"))
     kept = export_artifact(wanted)
     check_plan(kept, wanted)
-    assert kept.manifest["model"]["safety_checker"] and (tmp_path / "kept" / "safety_checker" / "model.safetensors").is_file()
+    assert kept.manifest.model.safety_checker and (tmp_path / "kept" / "safety_checker" / "model.safetensors").is_file()
     index = json.loads((tmp_path / "kept" / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == json.loads((tmp_path / "guarded" / "model_index.json").read_text())["feature_extractor"]

@@ -6,6 +6,7 @@ import json
 import shutil
 
 from conftest import refused, run
+from tests.made_up import rewrite
 
 from saeuron.editor.common.files import file_sha256
 from saeuron.validation.artifact import manifest
@@ -84,7 +85,6 @@ def test_graphs_alone_can_be_attacked_through_the_hook_only(demo_artifact, tmp_p
     shutil.copytree(demo_artifact.path, root)
     for name in ("unet/diffusion_pytorch_model.safetensors",):
         (root / name).unlink()
-    record = manifest.read(demo_artifact.path)
-    manifest.write(root, {k: v for k, v in record.items() if k not in ("files", "format")} | {"formats": ["onnx"]})
+    rewrite(root, formats=["onnx"])
     refused("need the checkpoint", "attack", root)
     run("attack", root, "--through", "hook", "--concepts", "Neon", "--attacks", "seeds", *QUICK)

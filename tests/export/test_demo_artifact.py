@@ -15,7 +15,7 @@ import saeuron
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.export.cli import app
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.proof.validate import validate
 
@@ -24,10 +24,10 @@ runner = CliRunner()
 
 def test_both_backends_are_proven(demo_artifact):
     report = demo_artifact.report
-    assert report["passed"], report["failures"]
-    for parts in report["backends"].values():
-        assert parts["forwards"]["worst"] <= 0.01 and parts["seam"]["passed"] and parts["seam"]["own_tokens"]["fired"] > 0
-    assert demo_artifact.manifest["validation"]["passed"]
+    assert report.passed, report.failures
+    for parts in report.backends.values():
+        assert parts.forwards.worst <= 0.01 and parts.seam.passed and parts.seam.own_tokens.fired > 0
+    assert demo_artifact.manifest.validation.passed
 
 
 def test_the_dry_run_names_every_file(demo_artifact):
@@ -38,7 +38,7 @@ def test_every_file_is_on_record(demo_artifact):
     root = demo_artifact.path
     record = manifest.read(root)
     on_disk = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {manifest.NAME}
-    assert on_disk == set(record["files"])
+    assert on_disk == set(record.files)
     for name in ("unet/model.onnx", "text_encoder/model.onnx", "vae_decoder/model.onnx", "vae_encoder/model.onnx", "unet/diffusion_pytorch_model.safetensors",
                  "tokenizer/vocab.json", "tokenizer/merges.txt", "edit/edit.safetensors", "edit/golden.safetensors", "validation/report.json", "README.md", "model_index.json"):  # fmt: skip
         assert name in on_disk
@@ -149,7 +149,7 @@ def test_validate_finds_an_unedited_golden(demo_artifact, tmp_path):
         case.hook = case.unedited + 0.9 * (case.hook - case.unedited)
     golden.save(root / "edit" / "golden.safetensors")
     record = manifest.read(root)
-    manifest.write(root, {k: v for k, v in record.items() if k not in ("files", "format")})
+    contents.write(root, record)
     result = runner.invoke(app, ["validate", str(root), "--backend", "checkpoint"])
     assert result.exit_code == 1 and "not proven" in result.stderr
 

@@ -46,7 +46,7 @@ def test_a_folder_that_holds_only_a_variant(tiny, folder, tmp_path):
     )
     run("steer", "--feature", "3=0", *places, "--sae", tiny["sae"], "--output", tmp_path / "edit.safetensors")
     run(*job(tiny, folder, tmp_path / "out", "--variant", "fp16"))
-    assert manifest.read(tmp_path / "out")["model"]["variant"] == "fp16"
+    assert manifest.read(tmp_path / "out").model.variant == "fp16"
     run("validate", tmp_path / "out", "--model", folder, "--sae", tiny["sae"])
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests import made_up
 from tests.conftest import refused, run
 from tests.export.hub_server import serving
-from tests.export.test_artifact import settings
+from tests.export.test_artifact import contents, settings
+from tests.made_up import as_manifest, said
 from tests.validation.test_signature import keys  # noqa: F401 - a fixture
 from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 - fixtures
 
@@ -111,7 +112,7 @@ def test_there_and_back(whole, hub, client, keys, tmp_path):  # noqa: F811
     record = json.loads(files[manifest.NAME])
     files["README.md"] += b"more"
     record["files"]["README.md"] = {"sha256": hashlib.sha256(files["README.md"]).hexdigest(), "bytes": len(files["README.md"])}
-    files[manifest.NAME] = manifest.encode(record)
+    files[manifest.NAME] = manifest.encode(as_manifest(record))
     swapped = repo.commit("main", files, "swapped")
     assert "verified" in client("verify", f"me/hardened@{swapped}").stdout
     found = client("verify", f"me/hardened@{swapped}", "--public-key", public, code=1)
@@ -191,7 +192,7 @@ def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):
     assert not shown and not evidence and "--no-pictures` goes along" in warnings
     # The page itself tells, whatever lies beside it.
     record = manifest.read(root)
-    for name in [name for name in record["files"] if "report-pictures" in name]:
+    for name in [name for name in record.files if "report-pictures" in name]:
         (root / name).unlink()
     page = root / "validation" / "report.html"
     written = page.read_text()
@@ -219,7 +220,7 @@ def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):
 
 def remade(root):
     """The manifest made to fit the files."""
-    manifest.write(root, {k: v for k, v in manifest.read(root).items() if k not in ("files", "format")})
+    contents.write(root, manifest.read(root))
 
 
 def test_a_second_time_sends_only_what_changed(whole, hub, client, tmp_path):  # noqa: F811
@@ -294,9 +295,7 @@ def test_another_content_on_the_hub_is_found(whole, hub, client):  # noqa: F811
 def derived(whole, tmp_path):  # noqa: F811
     """An artifact whose base model is on the Hub, and whose licence is not known here."""
     copy = shutil.copytree(whole, tmp_path / "derived")
-    record = manifest.read(copy)
-    record["model"]["source"] = "base/model"
-    rewrite(copy, model=record["model"], license=None)
+    rewrite(copy, model={**said(copy)["model"], "source": "base/model"}, license=None)
     return copy
 
 
@@ -320,8 +319,8 @@ def test_a_dry_run_asks_nobody(whole, derived, hub, client, tmp_path):  # noqa: 
     assert found.stderr.splitlines()[-1] == "bare" and "its card on the Hub is asked when publishing" in found.stderr
     for name in files_of(derived):
         assert any(line.split()[-1] == name for line in found.stdout.splitlines()), name
-    said = json.loads(client("publish", whole, "me/x", *PUBLISH, "--dry-run", "--json", token=None).stdout)
-    assert said["files"]["unet/model.onnx"] == (whole / "unet/model.onnx").stat().st_size and said["dry_run"] and "commit" not in said
+    found = json.loads(client("publish", whole, "me/x", *PUBLISH, "--dry-run", "--json", token=None).stdout)
+    assert found["files"]["unet/model.onnx"] == (whole / "unet/model.onnx").stat().st_size and found["dry_run"] and "commit" not in found
     assert hub.asked == [] and hub.repos == {}
 
 
@@ -342,7 +341,7 @@ def test_what_is_not_published(whole, tmp_path, tiny, keys):  # noqa: F811
     record = manifest.read(whole)
     shutil.rmtree(copy)
     shutil.copytree(whole, copy)
-    rewrite(copy, validation={**record["validation"], "passed": False, "failures": ["gates differ"]})
+    rewrite(copy, validation={**said(copy)["validation"], "passed": False, "failures": ["gates differ"]})
     refused("is not proven (its proof failed)", *dry)
     assert not json.loads(run(*dry, "--unproven", "--json").stdout)["proven"]
     rewrite(copy, validation=None)
@@ -404,5 +403,5 @@ def test_the_export_records_the_licence_and_signs(tiny, tmp_path, keys):  # noqa
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
     refused("no file", "export", "--concepts", "Neon", "--sign", tmp_path / "nothing", "-o", tmp_path / "x")
     made = export_artifact(settings(tiny, tmp_path / "out", model=str(model), sign=keys["mine"][0]))
-    assert made.manifest["license"]["id"] == "mit" and made.manifest["validation"]["gpu"] is None
+    assert made.manifest.license.id == "mit" and made.manifest.validation.gpu is None
     assert verify(made.path, keys["mine"][1])["signature"] == "valid"

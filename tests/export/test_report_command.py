@@ -13,8 +13,9 @@ import pytest
 from conftest import refused, run
 
 from saeuron.export.ship.card import evidence_in, model_card
-from saeuron.export.ship.into_artifact import put_report
+from saeuron.export.ship.into_artifact import contents, put_report
 from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.typed import plain
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.render import render
 
@@ -46,7 +47,7 @@ def test_report(tmp_path):
 
 def verified(root):
     record = manifest.read(root)
-    manifest.check_files(root, record)
+    contents.check(root, record)
     return record
 
 
@@ -58,10 +59,10 @@ def test_into_the_artifact(tmp_path):
     before = verified(root)
     run("report", root, *options, "--into-artifact")
     record = verified(root)
-    added = {name for name in record["files"] if name not in before["files"]}
+    added = {name for name in record.files if name not in before.files}
     assert {"README.md", "validation/report.html", "validation/report.md", "validation/report-pictures/1-before.png"} <= added
     own = ("files", manifest.OWN_HASH)
-    assert {k: v for k, v in record.items() if k not in own} == {k: v for k, v in before.items() if k not in own}
+    assert {k: v for k, v in plain(record).items() if k not in own} == {k: v for k, v in plain(before).items() if k not in own}
     card = (root / "README.md").read_text()
     assert card.startswith("---\n") and "## Evidence" in card and "### What was not checked" in card and "38 of 40" in card
     shown = re.findall(r"\]\((validation/[^)]*)\)", card)
@@ -84,7 +85,7 @@ def test_into_the_artifact(tmp_path):
 def test_into_a_signed_artifact(tmp_path):
     root = made_up.artifact(tmp_path / "a", proof=made_up.report())
     (root / "model.sig").write_text("{}")
-    manifest.write(root, {k: v for k, v in manifest.read(root).items() if k not in ("files", "format")})
+    contents.write(root, manifest.read(root))
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     refused("sign again", "report", root, "--into-artifact")
     refused("--no-pictures leaves out", "report", root, "--no-pictures", "--features", tmp_path)

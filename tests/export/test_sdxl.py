@@ -32,10 +32,10 @@ def golden(xl_artifact):
 
 
 def test_both_formats_are_proven(xl_artifact, tiny_xl, golden):
-    assert xl_artifact.report["passed"], xl_artifact.report["failures"]
-    for parts in xl_artifact.report["backends"].values():
-        assert parts["forwards"]["worst"] < 1e-4 and parts["seam"]["own_tokens"]["fired"] > 0
-        assert {name.split(".")[0] for name in parts["components"]["relative"]} == {
+    assert xl_artifact.report.passed, xl_artifact.report.failures
+    for parts in xl_artifact.report.backends.values():
+        assert parts.forwards.worst < 1e-4 and parts.seam.own_tokens.fired > 0
+        assert {name.split(".")[0] for name in parts.components.relative} == {
             "text_encoder",
             "text_encoder_2",
             "vae_decoder",
@@ -120,7 +120,7 @@ def test_fp16_autoencoder_runs_in_float32(tiny_xl, tmp_path):
     assert types["vae_decoder"] == types["vae_encoder"] == torch.float32 and types["unet"] == torch.float16
 
     result = export_artifact(xl_settings(tiny_xl, tmp_path / "out", model=str(folder), precision="fp16", formats=("checkpoint",), steps=2))
-    assert result.report["passed"], result.report["failures"]
+    assert result.report.passed, result.report.failures
 
 
 def test_a_turbo_folder(tiny_xl, tmp_path):
@@ -131,8 +131,8 @@ def test_a_turbo_folder(tiny_xl, tmp_path):
     pipeline.save_pretrained(folder)
     wanted = xl_settings(tiny_xl, tmp_path / "out", model=str(folder), formats=("checkpoint",), steps=1, guidance=0.0)
     result = export_artifact(wanted)
-    assert result.report["passed"], result.report["failures"]
-    assert all(row["conclusive"] for row in result.report["backends"]["checkpoint"]["runs"]["rows"])
+    assert result.report.passed, result.report.failures
+    assert all(row.conclusive for row in result.report.backends["checkpoint"].runs.rows)
 
 
 def change(path, **values):

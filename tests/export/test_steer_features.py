@@ -90,8 +90,8 @@ def test_an_edit_by_hand_is_exported_and_proven(steering, exporting, tiny, activ
                       proof_prompts=PROMPTS)  # fmt: skip
     result = export_artifact(wanted)
     check_plan(result, wanted)
-    assert result.proven and result.manifest["concepts"] == sorted([f"feature {often}", f"feature {some}"])
-    assert result.manifest["edit"]["sha256"] == found["sha256"] and result.manifest["sampling"]["steps"] == 3
+    assert result.proven and result.manifest.concepts == sorted([f"feature {often}", f"feature {some}"])
+    assert result.manifest.edit.sha256 == found["sha256"] and result.manifest.sampling.steps == 3
     card = (tmp_path / "out" / "README.md").read_text()
     assert "steered: feature " in card and "without" not in card.split("## Open it")[0]
     # The prompts of the preview are those of the proof; the artifact's own edit file can be exported again, at another precision.
@@ -106,10 +106,8 @@ def test_an_edit_of_concepts_is_exported_from_its_file(exporting, tiny, tmp_path
     second = json.loads(
         run(*exporting, "--edit", tmp_path / "one" / "edit" / "edit.safetensors", "--output", tmp_path / "two", "--json").stdout
     )
-    assert second["proven"] and second["manifest"]["edit"] == first.manifest["edit"]
-    assert (
-        second["manifest"]["settings"] == first.manifest["settings"] and second["manifest"]["activations"] == first.manifest["activations"]
-    )
+    assert second["proven"] and second["manifest"]["edit"] == first.manifest.edit
+    assert second["manifest"]["settings"] == first.manifest.settings and second["manifest"]["activations"] == first.manifest.activations
     # One that was made without any record is exported all the same.
     bare = Edit.load(tmp_path / "one" / "edit" / "edit.safetensors")
     bare.provenance = {}

@@ -6,6 +6,7 @@ import shutil
 import onnx
 import pytest
 import torch
+from msgspec.structs import replace
 from tests.conftest import HOOKPOINT, make_sae, make_unet, refused, run
 from tests.export.tensorrt_operators import SUPPORTED
 
@@ -20,7 +21,7 @@ from saeuron.export.formats.onnx import write as write_graph
 from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_precision, write
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.artifact import engines, manifest
+from saeuron.validation.artifact import contents, engines, manifest
 from saeuron.validation.artifact.engines import Target
 
 rtx = pytest.mark.usefixtures("rtx_library")
@@ -64,17 +65,17 @@ def test_build_adds_engines_to_an_artifact_and_leaves_the_rest_as_it_was(graphs)
     said = run("build", graphs, "--target", "rtx:sm89,sm86").stdout
     assert f"built, not yet run on a GPU; prove it there: saeuron validate {graphs} --backend trt-rtx" in said
     record = manifest.read(graphs)
-    manifest.check_files(graphs, record)
-    assert record["formats"] == ["checkpoint", "onnx", "trt-rtx"]
-    entry = record["engines"]["rtx-sm86-sm89"]
+    contents.check(graphs, record)
+    assert record.formats == ["checkpoint", "onnx", "trt-rtx"]
+    entry = record.engines["rtx-sm86-sm89"]
     assert entry["status"] == engines.NOT_RUN and entry["sms"] == ["sm86", "sm89"] and entry["precision"] == "fp32"
-    assert list(entry["components"]) == ["text_encoder", "vae_decoder", "unet"]
-    for name, part in entry["components"].items():
+    assert list(entry.components) == ["text_encoder", "vae_decoder", "unet"]
+    for name, part in entry.components.items():
         file = f"tensorrt/rtx-sm86-sm89/{name}.engine"
-        assert record["files"][file]["bytes"] == part["bytes"] > 10_000 and set(part["types"].get("convolution", {"FLOAT": 1})) == {"FLOAT"}
+        assert record.files[file].bytes == part.bytes > 10_000 and set(part.types.get("convolution", {"FLOAT": 1})) == {"FLOAT"}
         assert part["onnx"] == {f: before["files"][f]["sha256"] for f in part["onnx"]} and part["onnx"]
-    assert entry["components"]["unet"]["shapes"]["sample"] == [[2, 8, 8, 8]] * 3, "one picture, doubled by guidance"
-    same = {n: e for n, e in record["files"].items() if not n.startswith("tensorrt/") and n != "README.md"}
+    assert entry.components["unet"].shapes["sample"] == [[2, 8, 8, 8]] * 3, "one picture, doubled by guidance"
+    same = {n: e for n, e in record.files.items() if not n.startswith("tensorrt/") and n != "README.md"}
     assert same == {n: e for n, e in before["files"].items() if n != "README.md"}
     assert "TensorRT engines lie in" in (graphs / "README.md").read_text()
     refused("--overwrite replaces them", "build", graphs, "--target", "rtx:sm86,sm89")
@@ -89,7 +90,7 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
     assert shapes["sample"] == [[2, 8, 8, 8], [4, 8, 8, 8], [8, 8, 12, 8]] and shapes["timestep"] == [[], [], []]
     assert made["engines"]["rtx-sm120"]["components"]["vae_decoder"]["shapes"]["latent_sample"][2] == [4, 8, 12, 8]
     assert {"rtx-sm120", *json.loads((graphs / "saeuron.json").read_text())["engines"]} >= {"rtx-sm120"}
-    manifest.check_files(graphs, manifest.read(graphs))
+    contents.check(graphs, manifest.read(graphs))
 
 
 @rtx
@@ -119,8 +120,8 @@ def test_the_main_job_builds_what_it_proved_and_says_that_no_gpu_has_run_it(tiny
     said = run(*options)
     assert "proven equal to the dynamic hook" in said.stdout and "built, not yet run on a GPU" in said.stdout
     record = manifest.read(tmp_path / "out")
-    manifest.check_files(tmp_path / "out", record)
-    assert record["validation"]["passed"] and record["engines"]["rtx-sm86-sm89"]["status"] == engines.NOT_RUN
+    contents.check(tmp_path / "out", record)
+    assert record.validation.passed and record.engines["rtx-sm86-sm89"].status == engines.NOT_RUN
     assert list(json.loads((tmp_path / "out" / "validation" / "report.json").read_text())["backends"]) == ["onnx"]
     planned = json.loads(run(*options, "--overwrite", "--dry-run", "--json").stdout)
     written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -150,7 +151,7 @@ def test_a_graph_that_does_not_parse_is_named(demo_artifact, tmp_path):
     shutil.copytree(demo_artifact.path, copy)
     (copy / "unet" / "model.onnx").write_bytes(b"\x08\x07no graph")
     refused("is not the file that was written", "build", copy, "--target", "rtx:sm80")
-    record = {k: v for k, v in manifest.read(copy).items() if k != "files"}
+    record = replace(manifest.read(copy), files={})
     with pytest.raises(SaeuronError, match="engine of unet: .* can't be parsed"):
         write(copy, record, EngineSettings((Target("trt-rtx", ("sm80",)),)), (Target("trt-rtx", ("sm80",)),))
     assert not (copy / "tensorrt").exists() and not list(copy.glob(".saeuron-build-*"))
@@ -171,14 +172,14 @@ def test_all_targets_are_put_in_place_or_none(demo_artifact, tmp_path, monkeypat
     monkeypatch.setattr(tensorrt, "run_worker", once)
     refused("the second target fails", "build", copy, "--target", "rtx:sm80", "--target", "rtx:sm86")
     assert built[0] != built[-1] and not (copy / "tensorrt").exists()
-    manifest.check_files(copy, manifest.read(copy))
+    contents.check(copy, manifest.read(copy))
 
 
 @rtx
 def test_types_other_than_asked_for_stop_the_build(graphs, tmp_path):
     copy = tmp_path / "artifact"
     shutil.copytree(graphs, copy, ignore=shutil.ignore_patterns("tensorrt"))
-    record = {**manifest.read(graphs), "precision": "fp16"}
+    record = replace(manifest.read(graphs), precision="fp16")
     with pytest.raises(SaeuronError, match="it computes in FLOAT, not in fp16 as asked"):
         write(copy, record, EngineSettings(), (Target("trt-rtx"),))
 
@@ -207,14 +208,14 @@ def test_options_of_engines_without_engines_are_refused(tmp_path):
 
 
 def test_axes_are_counted_in_pictures_and_pixels(graphs):
-    record = manifest.read(graphs)
+    sampling = manifest.read(graphs).sampling
     wanted = Shapes.parse("batch=1:2:3,width=64")
-    assert axes(graphs, record, wanted, "unet")["batch_size"] == (2, 4, 6)
-    assert axes(graphs, record, wanted, "vae_decoder")["batch_size"] == (1, 2, 3)
-    assert axes(graphs, record, wanted, "unet")["latent_width"] == (16, 16, 16) and axes(graphs, record, wanted, "unet")[
+    assert axes(graphs, sampling, wanted, "unet")["batch_size"] == (2, 4, 6)
+    assert axes(graphs, sampling, wanted, "vae_decoder")["batch_size"] == (1, 2, 3)
+    assert axes(graphs, sampling, wanted, "unet")["latent_width"] == (16, 16, 16) and axes(graphs, sampling, wanted, "unet")[
         "latent_height"
     ] == (8, 8, 8)
-    single = {**record, "sampling": {**record["sampling"], "guidance": 1.0}}
+    single = replace(sampling, guidance=1.0)
     assert axes(graphs, single, wanted, "unet")["batch_size"] == (1, 2, 3)
 
 

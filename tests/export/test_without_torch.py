@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 from tests.conftest import refused, run
+from tests.made_up import rewrite
 from tests.validation.test_lean import SD, change
 from tests.validation.test_schedulers import with_scheduler
 
 from saeuron.validation.artifact import manifest
 from saeuron.validation.backends.lean import LeanPipeline
 from saeuron.validation.backends.onnx_runner import OnnxRunner
+from saeuron.validation.proof.results import NotChecked
 from saeuron.validation.proof.validate import validate
 
 PROMPT = "An image of Car in Sunset style."
@@ -77,10 +79,10 @@ def test_generate_without_torch(root, tmp_path):
     said = json.loads(stdout)
     assert said["pictures"] == [{"file": str(file), "prompt": PROMPT, "seed": 5}] and said["scheduler"] == "ddim" and said["steps"] == 4
     record = manifest.read(root)
-    assert said["guidance"] == record["sampling"]["guidance"] and said["edit_sha256"] == record["edit"]["sha256"]
+    assert said["guidance"] == record.sampling.guidance and said["edit_sha256"] == record.edit.sha256
     with Image.open(file) as picture:
         assert picture.size == (32, 32) and picture.text["prompt"] == PROMPT and picture.text["seed"] == "5"
-        assert picture.text["saeuron:edit_sha256"] == record["edit"]["sha256"]
+        assert picture.text["saeuron:edit_sha256"] == record.edit.sha256
         expected = LeanPipeline(root, OnnxRunner(root))([PROMPT], [5], 4, said["guidance"])[0]
         assert np.array_equal(np.asarray(picture), expected)
     assert [p.name for p in file.parent.iterdir()] == ["car.png"] and [p.name for p in tmp_path.iterdir()] == ["deep"]
@@ -95,7 +97,7 @@ def test_validate_without_torch(root, tmp_path):
     parts = proof["backends"]["onnx"]
     assert parts["runs"]["loop"] == "lean" and parts["runs"]["rows"] and all(r["conclusive"] for r in parts["runs"]["rows"])
     assert parts["seam"]["passed"] and parts["seam"]["golden_tokens"]["fired"] > 0 and parts["forwards"]["worst"] < 1e-3
-    assert [e["check"] for e in proof["not_checked"]] == ["record", "surroundings"] and "record" not in proof
+    assert [e["check"] for e in proof["not_checked"]] == ["record", "surroundings"] and proof["record"] is None
     assert all("torch, diffusers, transformers" in e["reason"] for e in proof["not_checked"])
     assert "warning: not checked: record (needs torch, diffusers, transformers)" in stderr
 
@@ -127,10 +129,10 @@ def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkey
     change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="leading")
     monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
-    assert not proof["passed"] and all("free run" in line for line in proof["failures"]) and proof["failures"]
+    assert not proof.passed and all("free run" in line for line in proof.failures) and proof.failures
     change(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
     proof = validate(folder, ["onnx"], check_files=False)
-    assert not proof["passed"]
+    assert not proof.passed
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_a_manifest_that_says_otherwise_than_the_edit_is_not_proven_without_torc
     change(folder / file, **entries)
     monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
-    assert not proof["passed"] and any(message in line for line in proof["failures"]), proof["failures"]
+    assert not proof.passed and any(message in line for line in proof.failures), proof.failures
 
 
 def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypatch):
@@ -157,18 +159,18 @@ def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypa
     folder = with_scheduler(root, tmp_path / "copy", PNDMScheduler(**SD, skip_prk_steps=True))
     monkeypatch.setattr("saeuron.validation.proof.validate.missing", lambda: ["torch"])
     proof = validate(folder, ["onnx"], check_files=False)
-    runs = proof["backends"]["onnx"]["runs"]
-    assert runs["passed"] is None and "PNDMScheduler, which only diffusers runs" in runs["not_checked"] and not runs["rows"]
-    assert {"backend": "onnx", "check": "runs", "reason": runs["not_checked"]} in proof["not_checked"]
-    assert proof["passed"] and proof["backends"]["onnx"]["passed"]
+    runs = proof.backends["onnx"].runs
+    assert runs.passed is None and "PNDMScheduler, which only diffusers runs" in runs.not_checked and not runs.rows
+    assert NotChecked(backend="onnx", check="runs", reason=runs.not_checked) in proof.not_checked
+    assert proof.passed and proof.backends["onnx"].passed
     from saeuron.validation.proof import report
 
     assert "not checked" in [str(c) for c in report.table(proof).columns[2]._cells][3]
 
 
 def test_with_torch_nothing_is_left_out(demo_artifact):
-    assert demo_artifact.report["not_checked"] == []
-    assert {parts["runs"]["loop"] for parts in demo_artifact.report["backends"].values()} == {"diffusers"}
+    assert demo_artifact.report.not_checked == []
+    assert {parts.runs.loop for parts in demo_artifact.report.backends.values()} == {"diffusers"}
 
 
 # --- the command
@@ -288,9 +290,7 @@ def test_a_scheduler_that_only_diffusers_has(root, tmp_path):
     from diffusers import PNDMScheduler
 
     folder = with_scheduler(root, tmp_path / "copy", PNDMScheduler(**SD, skip_prk_steps=True, prediction_type="v_prediction"))
-    record = json.loads((folder / manifest.NAME).read_text())
-    record.pop("files"), record.pop("format")
-    manifest.write(folder, record)
+    rewrite(folder)
     command = ["generate", folder, "--prompt", PROMPT, "--steps", 2, "-o", tmp_path / "a.png"]
     refused("--scheduler ddim or --scheduler euler", *command)
     for kind in ("ddim", "euler"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tests import made_up
 
 from saeuron.editor import demo
 from saeuron.editor.common.files import file_sha256, open_safetensors, read_header, read_json
@@ -24,6 +25,7 @@ from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
 from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.validation.artifact import contents
 from saeuron.validation.evidence.counting import Counting
 from saeuron.validation.evidence.intervals import Rate
 
@@ -92,7 +94,7 @@ def _activations() -> ConceptActivations:
 def _edit() -> Edit:
     wish = Suppression("A", HOOKPOINT, Rule.parse("count:3"), -2.0)
     record = {
-        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}},
+        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0", "latents": 64, "k": 4}},
         "prompts": ["a"],
         "sampling": {"steps": 4, "guidance": 3.0},
         "model": "demo",
@@ -295,7 +297,7 @@ def _prompt_sets(folder: Path) -> None:
 
 def _artifact(folder: Path) -> None:
     """An artifact in form: the demo's configs, an edit, golden vectors, files in the place of graphs and engines."""
-    from saeuron.validation.artifact import manifest
+    from saeuron.validation.artifact import contents
 
     source = demo.resolve("demo")
     for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json", "text_encoder/config.json"):
@@ -313,23 +315,23 @@ def _artifact(folder: Path) -> None:
         _put(folder, name, b"x")
     report = {
         "passed": True, "scope": "full", "precision": "fp32", "failures": [], "not_checked": [], "record": {"passed": True, "failures": []},
-        "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "pooled": 0.001, "allowed": 0.01, "held": 1, "share": 1.0, "worst": 0.001, "rows": [{"kind": "step", "timestep": 1.0, "ratio": 0.001}]},
-                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2, "features_measured": 2, "furthest": 0.01}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
-                              "runs": {"passed": True, "loop": "lean", "rows": [{"conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "guidance": 3.0, "width": 32, "height": 32}]}}},
-        "control": {"passed": True, "seams": 1, "seams_caught": 1, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
+        "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "pooled": 0.001, "allowed": 0.01, "held": 1, "share": 1.0, "worst": 0.001, "rows": [{"kind": "step", "timestep": 1.0, "batch": 1, "height": 4, "width": 4, "effect": 1.0, "distance": 0.001, "ratio": 0.001, "drift": 0.0, "hook_drift": 0.0, "turned": 0}]},
+                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"passed": True, "where": "", "share": 1.0, "close": 0, "tied": 0, "worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2, "features_measured": 2, "furthest": 0.01}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
+                              "runs": {"passed": True, "loop": "lean", "rows": [{"prompts": ["a"], "steps": 4, "drift": 0.0, "hook_drift": 0.0, "allowed": 0.1, "decoder_psnr": 50.0, "psnr_unedited": 20.0, "conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "guidance": 3.0, "width": 32, "height": 32}]}}},
+        "control": {"passed": True, "residual_alone": 0.0, "runs": 1, "seams": 1, "seams_caught": 1, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
     }  # fmt: skip
     _put(folder, "validation/report.json", json.dumps(report))
     graphs = {name: {f"{name}/model.onnx": "0"} for name in ("unet",)}
-    manifest.write(folder, {
+    contents.write(folder, made_up.as_manifest({
         "concepts": ["A"], "settings": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}], "residual": "keep", "gate": "exact", "precision": "fp32",
         "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "0", "safety_checker": False},
-        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0"}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
+        "saes": {HOOKPOINT: {"source": "demo", "sha256": "0", "latents": 64, "k": 4}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
         "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {HOOKPOINT: {"input": "x", "output": "y", "fires": "z"}}}, "warnings": [], "versions": {},
         "validation": {"passed": True, "scope": "full", "precision": "fp32", "seam": {"onnx": 0.001}, "forwards": {"onnx": 0.001}, "failures": []},
         "engines": {"rtx-sm86": {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
                                  "components": {"unet": {"precision": "fp32", "onnx": graphs["unet"], "shapes": {"sample": [[1], [2], [3]]}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}},
                                  "status": "built, not yet run on a GPU", "built": "2026"}},
-    })  # fmt: skip
+    }))  # fmt: skip
 
 
 @reader(_artifact, {"saeuron.json": m.as_json}, 3)
@@ -343,10 +345,10 @@ def _manifest(folder: Path) -> None:
     manifest.check_backends(folder, record, ("onnx",))
     engines.check_target(record, None)
     engines.check_entries(folder, record)
-    for entry in record.get("engines", {}).values():
+    for entry in record.engines.values():
         engines.runs_on(entry, engines.Gpu("x", "sm86"), "1.7")
     model_card(record)
-    manifest.check_files(folder, record)
+    contents.check(folder, record)
 
 
 @reader(lambda f: _edit().save(f / "e.safetensors"), {"e.safetensors": m.as_safetensors}, 2)
@@ -513,7 +515,7 @@ def _evidence(folder: Path) -> None:
     _artifact(folder)
     from saeuron.validation.artifact import manifest
 
-    edit, sha = manifest.read(folder)["edit"]["sha256"], file_sha256(folder / "saeuron.json")
+    edit, sha = manifest.read(folder).edit.sha256, file_sha256(folder / "saeuron.json")
     judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
     rows = _list_of_pictures(folder / "e", ("unedited", "hook", "onnx"))
     figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})

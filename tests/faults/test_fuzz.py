@@ -13,7 +13,7 @@ from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import open_safetensors, parse_json, read_header, read_json
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.export.commands.console import escaped
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.golden import Golden
 
 SEED = datetime.date.today().toordinal()
@@ -59,7 +59,7 @@ def root(tmp_path):
     folder = tmp_path / "artifact"
     folder.mkdir()
     _artifact(folder)
-    manifest.check_files(folder, manifest.read(folder))
+    contents.check(folder, manifest.read(folder))
     return folder
 
 
@@ -75,7 +75,7 @@ def test_no_path_in_a_manifest_leaves_its_folder(root, name):
     (root.parent / "x").write_bytes(b"x")
     changed(root, lambda r: r["files"].update({name: {"sha256": "0", "bytes": 1}}))
     with pytest.raises(SaeuronError, match="outside the artifact"):
-        manifest.check_files(root, manifest.read(root))
+        contents.check(root, manifest.read(root))
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".hidden", "a\\b", "a\0", ""])
@@ -92,7 +92,7 @@ def test_a_link_that_leads_out_of_an_artifact_is_refused(root, whole):
     (root / name).rename(root.parent / "elsewhere")
     (root / name).symlink_to(root.parent / "elsewhere")
     with pytest.raises(SaeuronError, match="outside the artifact|is not on record"):
-        manifest.check_files(root, manifest.read(root))
+        contents.check(root, manifest.read(root))
 
 
 def test_the_links_of_a_downloads_cache_are_followed(root, tmp_path):
@@ -104,11 +104,11 @@ def test_the_links_of_a_downloads_cache_are_followed(root, tmp_path):
         blob = tmp_path / "models--a--b" / "blobs" / str(number)
         path.rename(blob)
         path.symlink_to(os.path.relpath(blob, path.parent))
-    manifest.check_files(snapshot, manifest.read(snapshot))
+    contents.check(snapshot, manifest.read(snapshot))
     (snapshot / "unet" / "config.json").unlink()
     (snapshot / "unet" / "config.json").symlink_to("/etc/passwd")
     with pytest.raises(SaeuronError, match="outside the artifact"):
-        manifest.check_files(snapshot, manifest.read(snapshot))
+        contents.check(snapshot, manifest.read(snapshot))
 
 
 def test_a_component_of_golden_vectors_is_a_plain_name(root):

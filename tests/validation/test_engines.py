@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from tests import made_up
 from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.common.errors import SaeuronError
@@ -15,6 +17,7 @@ from saeuron.editor.common.files import file_sha256
 from saeuron.validation.artifact import engines, manifest
 from saeuron.validation.artifact.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
 from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.artifact.typed import plain
 from saeuron.validation.backends import tensorrt_runner
 from saeuron.validation.backends.choose import Way, choose_networks
 from saeuron.validation.backends.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
@@ -125,7 +128,7 @@ def device(demo_artifact, tmp_path, monkeypatch):
 
     def open_runner(break_outputs=lambda name, value: value, gpu=Gpu("a GPU", "sm86"), **changes):  # noqa: B008
         entry = {**ENTRY, "sms": ["sm86"], "precision": "fp32", "status": engines.NOT_RUN, "components": parts, **changes}
-        manifest.write(folder, {**{k: v for k, v in record.items() if k not in ("format", "files")}, "engines": {"rtx-sm86": entry}})
+        made_up.rewrite(folder, formats=record["formats"], engines={"rtx-sm86": entry})
         trt = StandInTensorRT(made[0], graphs, ENTRY["version"], break_outputs)
         monkeypatch.setattr(engines, "tensorrt_module", lambda backend: trt)
         monkeypatch.setattr(engines, "gpu", lambda: gpu)
@@ -146,13 +149,13 @@ def test_engines_are_proven_like_any_backend(device):
     runner = device()
     golden = Golden.load(device.folder / "edit" / "golden.safetensors")
     report = prove(golden, [runner])
-    found = report["backends"]["trt-rtx/rtx-sm86"]
-    assert report["passed"], report["failures"]
-    assert found["forwards"]["pooled"] < 1e-3 and found["forwards"]["outside"] > 0, "shapes that the engine wasn't built for are counted"
-    assert found["forwards"]["fired"] > 0 and found["seam"]["golden_tokens"] is None
-    assert found["seam"]["passed"] is None and "hides" in found["seam"]["not_checked"]
-    assert found["runs"]["rows"] and found["runs"]["outside"] > 0 and "vae_decoder.sample" in found["components"]["relative"]
-    left = _outside(report["backends"])
+    found = report.backends["trt-rtx/rtx-sm86"]
+    assert report.passed, report.failures
+    assert found.forwards.pooled < 1e-3 and found.forwards.outside > 0, "shapes that the engine wasn't built for are counted"
+    assert found.forwards.fired > 0 and found.seam.golden_tokens is None
+    assert found.seam.passed is None and "hides" in found.seam.not_checked
+    assert found.runs.rows and found.runs.outside > 0 and "vae_decoder.sample" in found.components.relative
+    left = _outside(report.backends)
     assert {entry["check"] for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"
     calls = device.cuda.calls
     assert calls.count("cudaGraphLaunch") > calls.count("cudaGraphInstantiate") > 0, "steps of fixed shape run as one graph"
@@ -162,7 +165,7 @@ def test_engines_are_proven_like_any_backend(device):
 def test_an_engine_without_the_edit_is_not_proven(device):
     runner = device(break_outputs=lambda name, value: value * 0.9 if name == "out_sample" else value)
     report = prove(Golden.load(device.folder / "edit" / "golden.safetensors"), [runner])
-    assert not report["passed"] and any("UNet differs from the hook" in line for line in report["failures"])
+    assert not report.passed and any("UNet differs from the hook" in line for line in report.failures)
 
 
 def test_engines_that_fit_no_golden_input_prove_nothing(device):
@@ -172,9 +175,9 @@ def test_engines_that_fit_no_golden_input_prove_nothing(device):
     }  # fmt: skip
     runner = device()
     for name, sizes in small.items():
-        runner.entry["components"][name]["shapes"] = sizes
+        runner.entry.components[name].shapes = sizes
     report = prove(Golden.load(device.folder / "edit" / "golden.safetensors"), [runner])
-    assert any("fits this engine, so nothing was proven" in line for line in report["failures"])
+    assert any("fits this engine, so nothing was proven" in line for line in report.failures)
 
 
 def test_the_record_is_checked_before_an_engine_is_opened(device):
@@ -187,7 +190,7 @@ def test_the_record_is_checked_before_an_engine_is_opened(device):
     with pytest.raises(SaeuronError, match="engine of unet .* is not the one on record"):
         TensorRTRunner(device.folder, "trt-rtx")
     runner = device()
-    parts = {name: {**part, "onnx": dict.fromkeys(part["onnx"], "0" * 64)} for name, part in runner.entry["components"].items()}
+    parts = {name: {**plain(part), "onnx": dict.fromkeys(part.onnx, "0" * 64)} for name, part in runner.entry.components.items()}
     with pytest.raises(SaeuronError, match="built from other ONNX graphs"):
         device(components=parts)
     assert "cudaMalloc" not in device.cuda.calls
@@ -203,11 +206,11 @@ def test_an_engine_that_the_library_refuses_is_named(device):
 def test_every_fitting_target_is_found_best_first_and_chosen(device):
     device()
     record = manifest.read(device.folder)
-    entry = record["engines"]["rtx-sm86"]
-    record["engines"] |= {
-        "rtx": {**entry, "sms": [], "built": "2030"},
-        "rtx-sm86-sm89": {**entry, "sms": ["sm86", "sm89"]},
-        "rtx-sm120": {**entry, "sms": ["sm120"]},
+    entry = record.engines["rtx-sm86"]
+    record.engines |= {
+        "rtx": replace(entry, sms=[], built="2030"),
+        "rtx-sm86-sm89": replace(entry, sms=["sm86", "sm89"]),
+        "rtx-sm120": replace(entry, sms=["sm120"]),
     }
     fit, reasons = engines.fitting(record, "trt-rtx")
     assert fit == ["rtx-sm86", "rtx-sm86-sm89", "rtx"] and list(reasons) == ["rtx-sm120"]
@@ -253,10 +256,11 @@ def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message
     device()
     record = manifest.read(device.folder)
     assert engines.check_entries(device.folder, record) == []
-    entry = record["engines"]["rtx-sm86"]
-    assert any(message in line for line in engines.check_entries(device.folder, {**record, "engines": {"rtx-sm86": entry | change}}))
-    assert any("not on record" in line for line in engines.check_entries(device.folder, {**record, "engines": {}}))
-    entry["components"]["unet"]["onnx"] = {}
+    entry = record.engines["rtx-sm86"]
+    wrong = replace(record, engines={"rtx-sm86": replace(entry, **change)})
+    assert any(message in line for line in engines.check_entries(device.folder, wrong))
+    assert any("not on record" in line for line in engines.check_entries(device.folder, replace(record, engines={})))
+    entry.components["unet"].onnx = {}
     assert any("built from other ONNX graphs" in line for line in engines.check_entries(device.folder, record))
 
 

@@ -274,8 +274,8 @@ def test_which_backend_runs(demo_artifact):
     root, record = demo_artifact.path, manifest.read(demo_artifact.path)
     assert choose_networks(root, record) == choose_networks(root, record, "onnx") == Way("onnx")
     for wanted, formats, message in (
-        ("checkpoint", record["formats"], "needs torch and diffusers"),
-        ("tpu", record["formats"], "not known"),
+        ("checkpoint", record.formats, "needs torch and diffusers"),
+        ("tpu", record.formats, "not known"),
         ("onnx", ["checkpoint"], "holds no 'onnx'"),
         (None, ["checkpoint"], "which only torch runs"),
     ):

@@ -46,8 +46,8 @@ def case(tiny):
 def test_the_baked_model_passes(case):
     _, edited, golden = case
     report = prove(golden, [TorchRunner(edited)])
-    assert report["passed"], report["failures"]
-    assert report["backends"]["checkpoint"]["seam"]["golden_tokens"]["fired"] > 0
+    assert report.passed, report.failures
+    assert report.backends["checkpoint"].seam.golden_tokens.fired > 0
     assert {c.kind for c in golden.cases} == {"step", "between", "fractional"}
     assert {len(c.sample) for c in golden.cases} == {1, 2, 4} and len({c.sample.shape[-2:] for c in golden.cases}) == 2
     assert {r.guidance for r in golden.runs} == {1.0, 3.0}
@@ -56,17 +56,17 @@ def test_the_baked_model_passes(case):
 @pytest.mark.parametrize("residual", ["upstream", "drop"])
 def test_other_residuals_pass_and_are_judged_by_the_suppression_alone(tiny, residual):
     pipeline, edited, golden = setting(tiny, residual, scope="short")
-    assert prove(golden, [TorchRunner(edited)])["passed"]
+    assert prove(golden, [TorchRunner(edited)]).passed
     # A model that treats the error alike but suppresses nothing must fail, though it is nowhere near the unedited one.
     assert not compare_forwards(golden, [c.neutral for c in golden.cases]).passed
-    assert check_control(golden)["residual_alone"] > 0.01
+    assert check_control(golden).residual_alone > 0.01
 
 
 def test_threshold_gate_passes_and_its_difference_is_counted(tiny):
     _, edited, golden = setting(tiny, gate="threshold", scope="short")
     report = prove(golden, [TorchRunner(edited)])
-    assert report["passed"], report["failures"]
-    assert report["against_topk"]["differ"] > 0
+    assert report.passed, report.failures
+    assert report.against_topk["differ"] > 0
 
 
 def test_the_unedited_model_fails_everywhere(case):
@@ -74,9 +74,9 @@ def test_the_unedited_model_fails_everywhere(case):
     runner = TorchRunner(pipeline)
     forwards = compare_forwards(golden, run_forwards(golden, runner.unet))
     assert not forwards.passed and forwards.worst == pytest.approx(1.0, abs=1e-3) and forwards.share == pytest.approx(0.0, abs=1e-3)
-    assert len(check_runs(golden, runner.free_run)["failures"]) == len(golden.runs)
-    assert not prove(golden, [])["passed"], "no backend is no proof"
-    assert check_control(golden)["passed"]
+    assert len(check_runs(golden, runner.free_run).failures) == len(golden.runs)
+    assert not prove(golden, []).passed, "no backend is no proof"
+    assert check_control(golden).passed
 
 
 def spoil_gains(a, golden):
@@ -111,7 +111,7 @@ def test_a_slightly_wrong_edit_fails(case, spoil):
 def test_an_unedited_unet_shows_no_seam_and_fails(case):
     pipeline, edited, golden = case
     report = prove(golden, [TorchRunner(pipeline)])
-    assert not report["passed"] and any("it shows no edit" in line for line in report["failures"])
+    assert not report.passed and any("it shows no edit" in line for line in report.failures)
 
     class Hidden(TorchRunner):
         shows_seam = False
@@ -120,9 +120,9 @@ def test_an_unedited_unet_shows_no_seam_and_fails(case):
             return None
 
     hidden = check_network(golden, Hidden(edited))
-    assert hidden["seam"]["passed"] is None and "hides" in hidden["seam"]["not_checked"], "its seam is not said to pass"
-    assert hidden["forwards"]["passed"], "it is judged by its outputs"
-    assert not check_network(golden, Hidden(pipeline))["forwards"]["passed"]
+    assert hidden.seam.passed is None and "hides" in hidden.seam.not_checked, "its seam is not said to pass"
+    assert hidden.forwards.passed, "it is judged by its outputs"
+    assert not check_network(golden, Hidden(pipeline)).forwards.passed
 
 
 def test_non_finite_values_fail_with_the_component_named(case):
@@ -134,7 +134,7 @@ def test_non_finite_values_fail_with_the_component_named(case):
         def component(self, name, inputs):
             return {k: np.full_like(v, np.inf) for k, v in golden.components[name].items()}
 
-    failures = check_components(golden, Broken())["failures"]
+    failures = check_components(golden, Broken()).failures
     assert any(line.startswith("vae_decoder: 'sample' is not finite") for line in failures)
 
 
@@ -149,15 +149,15 @@ def test_components_that_compare_nothing_fail(case):
         def component(self, name, inputs):
             return None if name == self.name else runner.component(name, inputs)
 
-    assert check_components(golden, Without("vae_encoder"))["passed"], "text-to-image needs none"
+    assert check_components(golden, Without("vae_encoder")).passed, "text-to-image needs none"
     for name in ("text_encoder", "vae_decoder"):
-        assert f"{name}: this backend has none" in check_components(golden, Without(name))["failures"]
+        assert f"{name}: this backend has none" in check_components(golden, Without(name)).failures
     for name, kept in (("text_encoder", "input_ids"), ("vae_decoder", "latent_sample"), ("vae_encoder", "sample")):
         empty = copy.copy(golden)
         empty.components = {**golden.components, name: {kept: golden.components[name][kept]}}
-        assert any("hold no outputs" in line for line in check_components(empty, runner)["failures"])
+        assert any("hold no outputs" in line for line in check_components(empty, runner).failures)
         empty.components = {**golden.components, name: {}}
-        assert not check_components(empty, runner)["passed"]
+        assert not check_components(empty, runner).passed
 
 
 def test_an_edit_that_never_fires_proves_nothing(tiny):
@@ -167,7 +167,7 @@ def test_an_edit_that_never_fires_proves_nothing(tiny):
     edited = copy.copy(pipeline)
     edited.unet = bake(pipeline.unet, edit, {HOOKPOINT: make_sae()})
     report = prove(golden, [TorchRunner(edited)])
-    assert not report["passed"] and any("never fired" in line for line in report["failures"])
+    assert not report.passed and any("never fired" in line for line in report.failures)
 
 
 def test_golden_file_round_trip(case, tmp_path):
@@ -192,7 +192,7 @@ def test_another_decoder_fails(case):
     wrong = copy.copy(edited)
     wrong.vae = copy.deepcopy(edited.vae)
     wrong.vae.register_to_config(scaling_factor=5 * edited.vae.config.scaling_factor)
-    assert any("another picture" in line for line in check_runs(golden, TorchRunner(wrong).free_run)["failures"])
+    assert any("another picture" in line for line in check_runs(golden, TorchRunner(wrong).free_run).failures)
 
 
 def test_golden_vectors_of_another_shape_are_one_line(case, tmp_path):
@@ -221,7 +221,7 @@ def test_golden_vectors_without_a_hookpoints_tokens_fail(case):
     _, edited, golden = case
     less = copy.copy(golden)
     less.cases = [*golden.cases[:-1], replace(golden.cases[-1], seams={})]
-    assert any("lack tokens of a hookpoint" in line for line in prove(less, [TorchRunner(edited)])["failures"])
+    assert any("lack tokens of a hookpoint" in line for line in prove(less, [TorchRunner(edited)]).failures)
 
 
 def test_an_edit_that_shows_itself_and_can_not_be_run_alone_fails(case):
@@ -231,5 +231,5 @@ def test_an_edit_that_shows_itself_and_can_not_be_run_alone_fails(case):
         def edit(self, *tokens):
             return None
 
-    found = check_network(golden, Whole(edited))["seam"]
-    assert found["passed"] is False and "can't be run alone" in found["failures"][0]
+    found = check_network(golden, Whole(edited)).seam
+    assert found.passed is False and "can't be run alone" in found.failures[0]

@@ -60,12 +60,12 @@ def test_an_export_is_proven(tiny, tmp_path, kind):
             activations=(str(tiny["activations"]),), select="count:20", multiplier=-3.0, steps=steps, guidance=guidance,
         )
     )  # fmt: skip
-    assert result.report["passed"], result.report["failures"]
-    rows = result.report["backends"]["checkpoint"]["runs"]["rows"]
-    assert rows and all(row["conclusive"] and row["latents"] <= 1e-3 * row["effect"] for row in rows)
-    forwards = result.report["backends"]["checkpoint"]["forwards"]["rows"]
+    assert result.report.passed, result.report.failures
+    rows = result.report.backends["checkpoint"].runs.rows
+    assert rows and all(row.conclusive and row.latents <= 1e-3 * row.effect for row in rows)
+    forwards = result.report.backends["checkpoint"].forwards.rows
     if kind == "euler":
-        assert any(row["timestep"] % 1 for row in forwards if row["kind"] == "step"), "no timestep lies between integers"
+        assert any(row.timestep % 1 for row in forwards if row.kind == "step"), "no timestep lies between integers"
 
 
 @pytest.mark.parametrize("kind", ["euler karras", "dpm++ sde", "lcm", "turbo"])
@@ -78,7 +78,7 @@ def test_onnx_graphs_are_proven_with_any_scheduler(xl_artifact, tiny_xl, tmp_pat
     saes = {XL_HOOKPOINT: SparseAutoencoder.load(str(tiny_xl["sae"]), XL_HOOKPOINT)}
     golden = make_golden(original, edit, saes, ["An image of House."], steps, guidance, "fp32")
     report = prove(golden, [TorchRunner(load(root, check_files=False)), OnnxRunner(root)])
-    assert report["passed"], report["failures"]
+    assert report.passed, report.failures
 
 
 def test_which_schedulers_draw_noise():
@@ -121,5 +121,5 @@ def test_sixteen_bits_with_noise(tiny, tmp_path):
             activations=(str(tiny["activations"]),), select="count:20", multiplier=-3.0, steps=steps, guidance=guidance, precision="fp16",
         )
     )  # fmt: skip
-    assert result.report["passed"], result.report["failures"]
-    assert any(row["conclusive"] for row in result.report["backends"]["checkpoint"]["runs"]["rows"])
+    assert result.report.passed, result.report.failures
+    assert any(row.conclusive for row in result.report.backends["checkpoint"].runs.rows)

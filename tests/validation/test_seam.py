@@ -171,12 +171,12 @@ def test_sound_backends_pass(case):
     wanted, golden, runners, hook, *_ = case
     for runner in runners:
         found = check_network(golden, runner, on_tokens(hook))
-        assert found["seam"]["passed"] and found["forwards"]["passed"], (
+        assert found.seam.passed and found.forwards.passed, (
             runner.name,
-            found["seam"]["failures"],
-            found["forwards"]["failures"],
+            found.seam.failures,
+            found.forwards.failures,
         )
-        assert found["seam"]["own_tokens"]["tokens"] > found["seam"]["golden_tokens"]["tokens"] > 0
+        assert found.seam.own_tokens.tokens > found.seam.golden_tokens.tokens > 0
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -198,8 +198,8 @@ def test_the_unedited_graph_and_anothers_edit_fail(case, tmp_path):
     wanted, golden, runners, *_, seams = case
     plain = copy.copy(wanted.pipeline)
     report = prove(golden, [TorchRunner(plain)])
-    assert any("it shows no edit" in line for line in report["failures"])
-    assert not check_network(golden, Blind(plain))["forwards"]["passed"]
+    assert any("it shows no edit" in line for line in report.failures)
+    assert not check_network(golden, Blind(plain)).forwards.passed
     # The second hookpoint's edit lost as a whole, and another concept's in its place.
     other = copy.copy(wanted.pipeline)
     edit = copy.deepcopy(wanted.edit)
@@ -210,8 +210,8 @@ def test_the_unedited_graph_and_anothers_edit_fail(case, tmp_path):
     only = copy.deepcopy(wanted.edit)
     only.hookpoints.pop(list(only.hookpoints)[-1])
     other.unet = bake(wanted.pipeline.unet, only, wanted.saes, wanted.gate)
-    assert any("it shows no edit at" in line for line in prove(golden, [TorchRunner(other)])["failures"])
-    assert not check_network(golden, Blind(other))["forwards"]["passed"], "outputs alone show that a hookpoint is missing"
+    assert any("it shows no edit at" in line for line in prove(golden, [TorchRunner(other)]).failures)
+    assert not check_network(golden, Blind(other)).forwards.passed, "outputs alone show that a hookpoint is missing"
 
 
 class Blind(TorchRunner):

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import refused, run
 from tests.validation.test_verify import copy, failures, files_of, rewrite, whole  # noqa: F401
 
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.trust import signature
 from saeuron.validation.trust.verify import verify
 
@@ -44,9 +44,9 @@ def test_signatures(copy, keys):
     unchecked = run("verify", copy)
     assert "not checked: signature (no public key given)" in unchecked.stderr and "signature not checked" in unchecked.stdout
     # A loader takes a signed artifact as any other.
-    manifest.check_files(copy, manifest.read(copy))
-    manifest.write(copy, {k: v for k, v in manifest.read(copy).items() if k not in ("format", "files", manifest.OWN_HASH)})
-    assert manifest.SIGNATURE not in manifest.read(copy)["files"]
+    contents.check(copy, manifest.read(copy))
+    contents.write(copy, manifest.read(copy))
+    assert manifest.SIGNATURE not in manifest.read(copy).files
 
 
 def test_a_signature_finds_what_the_manifest_was_made_to_fit(whole, copy, keys):

@@ -22,25 +22,25 @@ def saved(tiny, tmp_path):
 def test_a_faithful_folder_passes(saved):
     root, reference = saved
     found = compare(of_folder(root, PROMPTS, 5), reference)
-    assert found["passed"], found["failures"]
-    assert set(found["relative"]) == {
+    assert found.passed, found.failures
+    assert set(found.relative) == {
         "input_ids", "vocabulary", "merges", "max_length", "timesteps", "trajectory", "init_noise_sigma",
     }  # fmt: skip
 
 
 def test_an_empty_reference_proves_nothing(saved):
     root, reference = saved
-    assert not compare(of_folder(root, PROMPTS, 5), {})["passed"]
+    assert not compare(of_folder(root, PROMPTS, 5), {}).passed
     short = {k: v for k, v in reference.items() if k != "trajectory"}
-    assert any("hold no 'trajectory'" in line for line in compare(of_folder(root, PROMPTS, 5), short)["failures"])
+    assert any("hold no 'trajectory'" in line for line in compare(of_folder(root, PROMPTS, 5), short).failures)
 
 
 def test_names_on_one_side_fail_whatever_they_are(saved):
     _, reference = saved
     more = {**reference, "merges_2": np.zeros(4), "unheard_of": np.zeros(1)}
-    found = compare(more, reference)["failures"]
+    found = compare(more, reference).failures
     assert len(found) == 2 and any("unheard_of" in line for line in found) and any(line.startswith("tokenizer_2") for line in found)
-    assert len(compare(reference, more)["failures"]) == 2
+    assert len(compare(reference, more).failures) == 2
 
 
 def change(path, **values):
@@ -85,7 +85,7 @@ def rename_a_token(root):
 def test_a_change_is_found(saved, spoil, room):
     root, reference = saved
     spoil(root)
-    failures = compare(of_folder(root, PROMPTS, 5), reference)["failures"]
+    failures = compare(of_folder(root, PROMPTS, 5), reference).failures
     assert failures and all(line.startswith(room) for line in failures)
 
 
@@ -103,7 +103,7 @@ def test_a_change_is_found_in_sdxl(tiny_xl, tmp_path, spoil, room):
     reference = of_pipeline(pipeline, PROMPTS, 5)
     assert {"input_ids", "input_ids_2", "force_zeros_for_empty_prompt"} <= set(reference)
     spoil(tmp_path)
-    failures = compare(of_folder(tmp_path, PROMPTS, 5), reference)["failures"]
+    failures = compare(of_folder(tmp_path, PROMPTS, 5), reference).failures
     assert all(line.startswith(room) for line in failures) if room else not failures, failures
     assert bool(failures) == bool(room)
 
@@ -113,4 +113,4 @@ def test_any_scheduler_gives_the_same_twice(tiny, kind):
     pipeline = load_pipeline(str(tiny["model"]))
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
     a, b = of_pipeline(pipeline, PROMPTS, 4), of_pipeline(pipeline, PROMPTS, 4)
-    assert compare(a, b)["passed"] and len(a["timesteps"]) >= 4 and np.isfinite(a["trajectory"]).all()
+    assert compare(a, b).passed and len(a["timesteps"]) >= 4 and np.isfinite(a["trajectory"]).all()

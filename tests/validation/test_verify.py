@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests import made_up
 from tests.conftest import HOOKPOINT, made_once, make_sae, refused, run
 from tests.export.test_artifact import settings
 from tests.export.test_without_torch import bare
@@ -60,8 +61,7 @@ def change(path, edit):
 
 def rewrite(root, **changes):
     """Say in the manifest what is there now, as whoever tampers would."""
-    record = json.loads((root / manifest.NAME).read_text())
-    manifest.write(root, {k: v for k, v in {**record, **changes}.items() if k not in ("format", "files", manifest.OWN_HASH)})
+    made_up.rewrite(root, **changes)
 
 
 def test_a_whole_artifact_verifies(whole):
@@ -313,7 +313,7 @@ def test_git_is_said_not_to_be_checked(copy):
 def test_another_name_of_the_same_file(copy, name):
     record = json.loads((copy / manifest.NAME).read_text())
     record["files"][name] = record["files"].pop("unet/config.json")
-    (copy / manifest.NAME).write_bytes(manifest.encode(record))
+    (copy / manifest.NAME).write_bytes(manifest.encode(made_up.as_manifest(record)))
     assert any("no plain path" in line for line in failures(copy))
 
 
@@ -334,7 +334,7 @@ def test_paths_that_leave_the_folder(copy, name):
     record = json.loads((copy / manifest.NAME).read_text())
     content = (copy.parent / "outside.json").read_bytes()
     record["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (copy / manifest.NAME).write_bytes(manifest.encode(record))
+    (copy / manifest.NAME).write_bytes(manifest.encode(made_up.as_manifest(record)))
     assert any("outside the artifact" in line for line in failures(copy))
 
 

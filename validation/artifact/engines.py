@@ -17,6 +17,7 @@ from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_json
 from ...editor.common.suggest import unknown
 from ...editor.denoisers.families import family_of
+from .manifest import Engines, Manifest
 
 FOLDER = "tensorrt"
 NOT_RUN = "built, not yet run on a GPU"
@@ -150,7 +151,7 @@ def gpu() -> Gpu:
     return Gpu(name.rstrip("\0"), f"sm{properties.major}{properties.minor}")
 
 
-def runs_on(engines: dict[str, Any], device: Gpu, version: str) -> str | None:
+def runs_on(engines: Engines, device: Gpu, version: str) -> str | None:
     """Why this GPU and library can't run an artifact's engines; None if they can.
 
     Args:
@@ -159,49 +160,49 @@ def runs_on(engines: dict[str, Any], device: Gpu, version: str) -> str | None:
         version: of the TensorRT library here.
     """
     if not _compatible(engines, version):
-        return f"built with {engines['library']} {engines['version']}, here is {version}"
-    sms, portable = engines["sms"], engines["options"].get("hardware_compatible")
-    if engines["backend"] == "trt-rtx":
+        return f"built with {engines.library} {engines.version}, here is {version}"
+    sms, portable = engines.sms, engines.options.hardware_compatible
+    if engines.backend == "trt-rtx":
         fits = device.sm in sms if sms else _number(device.sm) >= 80
     else:
         fits = device.sm in sms or (portable and _number(device.sm) >= 80)
     return None if fits else f"built for {', '.join(sms) or 'sm80 and later'}, this GPU ({device.name}) is {device.sm}"
 
 
-def _compatible(engines: dict[str, Any], version: str) -> bool:
+def _compatible(engines: Engines, version: str) -> bool:
     """An engine runs in the version that built it; a version-compatible one in that major version, from the builder's on."""
-    if engines["version"] == version:
+    if engines.version == version:
         return True
-    made, here = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (engines["version"], version))
-    return bool(engines["options"].get("version_compatible")) and made[0] == here[0] and here >= made
+    made, here = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (engines.version, version))
+    return bool(engines.options.version_compatible) and made[0] == here[0] and here >= made
 
 
 def _number(sm: str) -> int:
     return int(sm.removeprefix("sm"))
 
 
-def targets(record: dict[str, Any], backend: str) -> dict[str, dict[str, Any]]:
+def targets(record: Manifest, backend: str) -> dict[str, Engines]:
     """Folder below `tensorrt/` → entry in the manifest, for one backend."""
-    return {name: entry for name, entry in record.get("engines", {}).items() if entry["backend"] == backend}
+    return {name: entry for name, entry in record.engines.items() if entry.backend == backend}
 
 
-def check_target(record: dict[str, Any], target: str | None) -> None:
+def check_target(record: Manifest, target: str | None) -> None:
     """Raise `SaeuronError` unless the artifact has engines of this name (None: any)."""
-    if target is not None and target not in record.get("engines", {}):
-        raise SaeuronError(unknown("target", target, record.get("engines", {}), "in this artifact") if target else "--target is empty")
+    if target is not None and target not in record.engines:
+        raise SaeuronError(unknown("target", target, record.engines, "in this artifact") if target else "--target is empty")
 
 
-def stale(record: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+def stale(record: Manifest, entry: Engines) -> list[str]:
     """Components whose engine was not built from the graphs on record."""
     found = []
-    for name, part in entry["components"].items():
-        graphs = {file: known["sha256"] for file, known in record["files"].items() if file.startswith(f"{name}/model.onnx")}
-        if not graphs or part["onnx"] != graphs:
+    for name, part in entry.components.items():
+        graphs = {file: known.sha256 for file, known in record.files.items() if file.startswith(f"{name}/model.onnx")}
+        if not graphs or part.onnx != graphs:
             found.append(name)
     return found
 
 
-def fitting(record: dict[str, Any], backend: str, target: str | None = None) -> tuple[list[str], dict[str, str]]:
+def fitting(record: Manifest, backend: str, target: str | None = None) -> tuple[list[str], dict[str, str]]:
     """Targets that this machine can run, and why it can't run the others.
 
     Args:
@@ -218,7 +219,7 @@ def fitting(record: dict[str, Any], backend: str, target: str | None = None) -> 
     try:
         version, device = tensorrt_module(backend).__version__, gpu()
     except SaeuronError as error:
-        if "onnx" not in record.get("formats", ()):
+        if "onnx" not in record.formats:
             raise
         raise SaeuronError(f"{error}; --backend onnx runs the same artifact's graphs without it") from None
     entries = {name: entry for name, entry in targets(record, backend).items() if target in (None, name)}
@@ -231,8 +232,8 @@ def fitting(record: dict[str, Any], backend: str, target: str | None = None) -> 
             fit.append(name)
         else:
             reasons[name] = reason
-    fit.sort(key=lambda name: entries[name].get("built", ""), reverse=True)
-    fit.sort(key=lambda name: (bool(entries[name]["options"].get("hardware_compatible")), len(entries[name]["sms"]) or len(RTX_SMS)))
+    fit.sort(key=lambda name: entries[name].built, reverse=True)
+    fit.sort(key=lambda name: (bool(entries[name].options.hardware_compatible), len(entries[name].sms) or len(RTX_SMS)))
     return fit, reasons
 
 
@@ -242,31 +243,31 @@ def none_fits(root: str | Path, reasons: dict[str, str]) -> SaeuronError:
     return SaeuronError(f"no engine in '{root}' fits ({said or 'there are none'}); build one: saeuron build {root}")
 
 
-def check_entries(root: Path, record: dict[str, Any]) -> list[str]:
+def check_entries(root: Path, record: Manifest) -> list[str]:
     """Compare what is said of engines with the files and the graphs; needs no GPU.
 
     Returns:
         one line a disagreement.
     """
-    found, said = [], record.get("engines", {})
+    found, said = [], record.engines
     needed = {*(t.name for t in family_of(read_json(root / "model_index.json")).text_encoders), "vae_decoder", "unet"}
-    there = {file.split("/")[1] for file in record["files"] if file.startswith(f"{FOLDER}/") and file.count("/") > 1}
+    there = {file.split("/")[1] for file in record.files if file.startswith(f"{FOLDER}/") and file.count("/") > 1}
     found += [f"engines of {name} lie in the folder, but are not on record" for name in sorted(there - set(said))]
     for name, entry in said.items():
         where = f"engines of {name}"
-        if Target(entry["backend"], tuple(entry["sms"])).folder != name:
-            found.append(f"{where}: on record for {entry['backend']}, {', '.join(entry['sms']) or 'sm80 and later'}")
-        if entry["library"] != module_name(entry["backend"]):
-            found.append(f"{where}: on record as built by {entry['library']}")
-        if entry["precision"] != record["precision"]:
-            found.append(f"{where}: on record as {entry['precision']}, the artifact is {record['precision']}")
-        if entry["status"] != NOT_RUN:
-            found.append(f"{where}: their status is on record as '{entry['status']}', which nothing writes")
-        if set(entry["components"]) != needed:
-            found.append(f"{where}: on record are {', '.join(entry['components']) or 'none'}, needed are {', '.join(sorted(needed))}")
-        for component, part in entry["components"].items():
-            held = record["files"].get(file_of(Path(), name, component).as_posix())
-            if held is None or held["bytes"] != part["bytes"]:
+        if Target(entry.backend, tuple(entry.sms)).folder != name:
+            found.append(f"{where}: on record for {entry.backend}, {', '.join(entry.sms) or 'sm80 and later'}")
+        if entry.library != module_name(entry.backend):
+            found.append(f"{where}: on record as built by {entry.library}")
+        if entry.precision != record.precision:
+            found.append(f"{where}: on record as {entry.precision}, the artifact is {record.precision}")
+        if entry.status != NOT_RUN:
+            found.append(f"{where}: their status is on record as '{entry.status}', which nothing writes")
+        if set(entry.components) != needed:
+            found.append(f"{where}: on record are {', '.join(entry.components) or 'none'}, needed are {', '.join(sorted(needed))}")
+        for component, part in entry.components.items():
+            held = record.files.get(file_of(Path(), name, component).as_posix())
+            if held is None or held.bytes != part.bytes:
                 found.append(f"{where}: the engine of {component} is not the file on record")
         found += [f"{where}: the engine of {component} was built from other ONNX graphs" for component in stale(record, entry)]
     return found

@@ -1,20 +1,19 @@
-"""What an artifact says of itself: `saeuron.json`. Needs neither torch nor diffusers."""
+"""What an artifact says of itself: `saeuron.json`, as types. Needs neither torch nor diffusers."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import file_sha256, read_json
-from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
-from . import shape
-from .shape import Choice, Each, Either, Fields, Items, Maybe
+from ...editor.common.files import read_json
+from ...editor.common.names import Gate, Precision, Residual
+from .typed import Number, Record, Whole, is_plain, plain, read_as, strict_json
 
 NAME = "saeuron.json"
 GOLDEN = "edit/golden.safetensors"
@@ -31,38 +30,190 @@ BACKENDS = {
 _ADDED = ("validation/", "tensorrt/")
 """folders that may be written into a finished artifact"""
 
-_ENGINE = Fields({
-    "precision": Choice(PRECISIONS), "onnx": Each(str), "shapes": Each(Items(Items(int), 3)), "types": dict, "bytes": int, "seconds": float,
-    "peak_bytes": Maybe(int),
-})  # fmt: skip
-ENGINES = Each(Fields(
-    {
-        "backend": Choice(("trt", "trt-rtx")), "library": str, "version": str, "sms": Items(str), "precision": Choice(PRECISIONS),
-        "options": Fields({}, {"hardware_compatible": bool, "version_compatible": bool, "optimization_level": Maybe(int)}),
-        "components": Each(_ENGINE), "status": str,
-    }, {"built": str},
-))  # fmt: skip
-"""what `engines` holds: folder below `tensorrt/` → entry"""
-_FIELDS = Fields(
-    {
-        "formats": Items(Choice(tuple(BACKENDS))), "concepts": Items(str), "residual": Choice(RESIDUALS), "gate": Choice(GATES),
-        "precision": Choice(PRECISIONS), "warnings": Items(str),
-        "settings": Items(Fields({"name": str, "hookpoint": str, "select": str, "multiplier": Maybe(float), "status": str})),
-        "model": Fields({"source": str, "pipeline": str, "unet_sha256": str, "safety_checker": bool}, {"variant": Maybe(str)}),
-        "saes": Each(Fields({"source": str, "sha256": str})), "activations": Items(dict), "edit": Fields({"sha256": str, "tensors_sha256": str}),
-        "sampling": Fields({"steps": int, "guidance": float, "height": Maybe(int), "width": Maybe(int)}),
-        "onnx": Fields({"seams": Each(Fields({"input": str, "output": str, "fires": str}, {"before": str, "members": str}))}), "files": Each(Fields({"sha256": str, "bytes": int})),
-    },
-    {
-        # Not there yet while an export proves what it wrote.
-        "validation": Maybe(Fields({
-            "passed": bool, "scope": str, "precision": str, "seam": Each(Either((float, str))), "forwards": Each(Either((float, str))), "failures": Items(str),
-        }, {"gpu": Maybe(str)})),
-        "engines": ENGINES,
-        "license": Maybe(Fields({"id": str, "name": Maybe(str), "link": Maybe(str), "source": str})),
-        "published": Maybe(Fields({"repo": str})),
-    },
-)  # fmt: skip
+Format = Literal["checkpoint", "onnx", "trt", "trt-rtx"]
+Sizes = Annotated[list[list[Whole]], Meta(min_length=3, max_length=3)]
+"""smallest, usual and largest shape"""
+
+
+class File(Record):
+    """A file of the artifact."""
+
+    sha256: str
+    bytes: Whole
+
+
+def file_of(content: bytes) -> File:
+    """A file with this content."""
+    return File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+class Setting(Record):
+    """How a concept is suppressed at a hookpoint."""
+
+    name: str
+    hookpoint: str
+    select: str
+    multiplier: Number | None
+    status: str
+    """`tuned`, `untuned` or `by hand`"""
+
+
+class Model(Record):
+    """The model that was edited."""
+
+    source: str
+    pipeline: str
+    unet_sha256: str
+    safety_checker: bool
+    variant: str | None = None
+
+
+class Sae(Record):
+    """The SAE of a hookpoint."""
+
+    source: str
+    sha256: str
+    latents: Whole
+    k: Whole | None
+
+
+class Tables(Record):
+    """Size of an edit's tables at a hookpoint."""
+
+    features: Whole
+    timesteps: Whole
+
+
+class EditHashes(Record):
+    """Which edit it is."""
+
+    sha256: str
+    """of the edit's file"""
+    tensors_sha256: str
+    """of its tensors in the checkpoint"""
+    hookpoints: dict[str, Tables] = {}
+
+
+class SamplingRecord(Record):
+    """How the proof's pictures are made."""
+
+    steps: Whole
+    guidance: Number
+    height: Whole | None
+    width: Whole | None
+
+
+class SeamNames(Record):
+    """Tensors at the edge of the edit in the ONNX graph, see `seam_tensor`."""
+
+    input: str
+    output: str
+    fires: str
+    before: str | None = None
+    members: str | None = None
+
+
+class Graphs(Record):
+    """The ONNX graphs."""
+
+    opset: Whole
+    seams: dict[str, SeamNames]
+
+
+class Engine(Record):
+    """The engine of one component."""
+
+    precision: Precision
+    onnx: dict[str, str]
+    """graph and weights that it was built from → SHA-256"""
+    shapes: dict[str, Sizes]
+    types: dict[str, Any]
+    bytes: Whole
+    seconds: Number
+    peak_bytes: Whole | None
+
+
+class EngineOptions(Record):
+    """What the builder was told."""
+
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    optimization_level: Whole | None = None
+
+
+class Engines(Record):
+    """Engines for one target."""
+
+    backend: Literal["trt", "trt-rtx"]
+    library: str
+    version: str
+    sms: list[str]
+    precision: Precision
+    options: EngineOptions
+    components: dict[str, Engine]
+    status: str
+    built: str = ""
+
+
+class ProofSummary(Record):
+    """What the proof came to."""
+
+    passed: bool
+    scope: str
+    precision: str
+    seam: dict[str, Number | str]
+    forwards: dict[str, Number | str]
+    failures: list[str]
+    gpu: str | None = None
+
+
+class Licence(Record):
+    """Under which licence the base model is."""
+
+    id: str
+    """the Hub's identifier, or several with commas between"""
+    source: str
+    """who says so"""
+    name: str | None = None
+    link: str | None = None
+    """name and link of an `other` one"""
+
+
+class Published(Record):
+    """Where it was published."""
+
+    repo: str
+
+
+class Manifest(Record, kw_only=True, forbid_unknown_fields=True):
+    """All that `saeuron.json` says."""
+
+    format: Literal["saeuron-artifact-1"]
+    created: str = ""
+    versions: dict[str, str | None] = {}
+    concepts: list[str]
+    settings: list[Setting]
+    residual: Residual
+    gate: Gate
+    precision: Precision
+    formats: list[Format]
+    model: Model
+    saes: dict[str, Sae]
+    activations: list[dict[str, Any]]
+    edit: EditHashes
+    sampling: SamplingRecord
+    onnx: Graphs
+    device: str = "cpu"
+    license: Licence | None = None
+    warnings: list[str]
+    validation: ProofSummary | None = None
+    """not there yet while an export proves what it wrote"""
+    engines: dict[str, Engines] = {}
+    """folder below `tensorrt/` → its engines"""
+    published: Published | None = None
+    files: dict[str, File] = {}
+    manifest_sha256: str = ""
+    """of the rest, so that damage to the manifest itself shows; it is no signature"""
 
 
 def seam_tensor(hookpoint: str, part: str) -> str:
@@ -77,63 +228,36 @@ def seam_tensor(hookpoint: str, part: str) -> str:
     return f"saeuron/{hookpoint}/{part}"
 
 
-def strict_json(value: Any) -> str:
-    """JSON that strict readers open: infinities and NaN, which JSON lacks, are written as text."""
-
-    def finite(item: Any) -> Any:
-        if isinstance(item, float) and not math.isfinite(item):
-            return str(item)
-        if isinstance(item, dict):
-            return {k: finite(v) for k, v in item.items()}
-        return [finite(v) for v in item] if isinstance(item, list | tuple) else item
-
-    return json.dumps(finite(value), indent=1, allow_nan=False)
-
-
-def hash_files(root: Path) -> dict[str, dict[str, Any]]:
-    """`{path: {"sha256", "bytes"}}` of every file below `root`, except the manifest itself and a signature."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.relative_to(root).as_posix() not in (NAME, SIGNATURE))
-    return {p.relative_to(root).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
-
-
-def content_sha256(manifest: dict[str, Any]) -> str:
+def content_sha256(manifest: Manifest) -> str:
     """Hash of the files that proof, evaluation and attack are about: model and edit.
 
     Card, reports and engines are left out: they are written afterwards, and what was measured before is still of these files then. So are
     golden vectors, which may be left out when the artifact is published: a proof compares with them, and they change nothing that the model does.
     """
-    return _digest({n: e for n, e in manifest["files"].items() if n not in ("README.md", GOLDEN) and not n.startswith(_ADDED)})
+    return _digest({n: e for n, e in manifest.files.items() if n not in ("README.md", GOLDEN) and not n.startswith(_ADDED)})
 
 
-def engines_sha256(manifest: dict[str, Any]) -> dict[str, str]:
+def engines_sha256(manifest: Manifest) -> dict[str, str]:
     """Folder below `tensorrt/` → hash of its files."""
-    files = {name: e for name, e in manifest["files"].items() if name.startswith("tensorrt/") and name.count("/") > 1}
+    files = {name: e for name, e in manifest.files.items() if name.startswith("tensorrt/") and name.count("/") > 1}
     folders = sorted({name.split("/")[1] for name in files})
     return {folder: _digest({n: e for n, e in files.items() if n.split("/")[1] == folder}) for folder in folders}
 
 
-def _digest(files: dict[str, dict[str, Any]]) -> str:
-    said = [f"{entry['sha256']} {name}\n" for name, entry in sorted(files.items())]
+def _digest(files: dict[str, File]) -> str:
+    said = [f"{file.sha256} {name}\n" for name, file in sorted(files.items())]
     return hashlib.sha256("".join(said).encode()).hexdigest()
 
 
-def write(root: Path, manifest: dict[str, Any]) -> None:
-    """Hash every file and write the manifest last."""
-    (root / NAME).write_bytes(encode({"format": FORMAT, **manifest, "files": hash_files(root)}))
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of `saeuron.json`; the manifest's own hash is made anew."""
+    # As a reader will find it: a whole number in place of a float is one here, too.
+    content = plain(read_as(Manifest, plain(manifest), NAME)) | {OWN_HASH: ""}
+    del content[OWN_HASH]
+    return (strict_json({**content, OWN_HASH: hashlib.sha256(strict_json(content).encode()).hexdigest()}) + "\n").encode()
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The same with a hash of the rest, so that damage to the manifest itself shows; it is no signature."""
-    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
-    return {**content, OWN_HASH: hashlib.sha256(strict_json(content).encode()).hexdigest()}
-
-
-def encode(manifest: dict[str, Any]) -> bytes:
-    """The bytes of `saeuron.json`."""
-    return (strict_json(sealed(manifest)) + "\n").encode()
-
-
-def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> dict[str, Any]:
+def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> Manifest:
     """The manifest of an artifact folder.
 
     Args:
@@ -150,30 +274,26 @@ def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) 
         raise SaeuronError(f"'{root}' is no artifact: {'it is a file; give its folder' if root.exists() else 'there is no such folder'}")
     if not (root / NAME).is_file():
         raise SaeuronError(f"'{root}' is no artifact: it has no {NAME}")
-    manifest = read_json(root / NAME)
-    if manifest.get("format") != FORMAT:
-        raise SaeuronError(f"{root / NAME}: format {manifest.get('format')!r} is not known; this version reads {FORMAT!r}")
-    said = manifest
-    if replacing:
-        manifest = _without(manifest, replacing)
-    shape.check(str(root / NAME), manifest, _FIELDS)
-    for name, entry in manifest.get("engines", {}).items():
-        for part in (name, *entry["components"]):
+    content = read_json(root / NAME)
+    if content.get("format") != FORMAT:
+        raise SaeuronError(f"{root / NAME}: format {content.get('format')!r} is not known; this version reads {FORMAT!r}")
+    said = content.get("formats")
+    manifest = read_as(Manifest, _without(content, replacing) if replacing else content, root / NAME)
+    for name, engines in manifest.engines.items():
+        for part in (name, *engines.components):
             # They become names of folders and files.
-            if not shape.is_plain(part):
+            if not is_plain(part):
                 raise SaeuronError(f"{root / NAME}: 'engines' names {part[:60]!r}, which is no plain name")
     if not formats:
         return manifest
     held = [
         name for name, pattern in BACKENDS.items()
-        if any(not _matches(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
+        if any(not replaced(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
     ]  # fmt: skip
     if replacing:
-        manifest["formats"] = [name for name in manifest["formats"] if name in held or not BACKENDS[name].startswith("tensorrt/")]
-    if not held or sorted(manifest["formats"]) != held:
-        raise SaeuronError(
-            f"{root / NAME} says formats {said.get('formats')}, the folder holds {held}; take the artifact again from its source"
-        )
+        manifest.formats = [name for name in manifest.formats if name in held or not BACKENDS[name].startswith("tensorrt/")]
+    if not held or sorted(manifest.formats) != held:
+        raise SaeuronError(f"{root / NAME} says formats {said}, the folder holds {held}; take the artifact again from its source")
     return manifest
 
 
@@ -187,87 +307,28 @@ def said_engines(root: Path) -> list[str]:
     return sorted({*names, *(said["engines"] if isinstance(said.get("engines"), dict) else ())})
 
 
-def _matches(file: str, patterns: Sequence[str]) -> bool:
+def replaced(file: str, patterns: Sequence[str]) -> bool:
     """Whether a file lies in a folder below `tensorrt/` of such a name."""
     parts = file.split("/")
     return len(parts) > 2 and parts[0] == "tensorrt" and any(fnmatch.fnmatchcase(parts[1], p) for p in patterns)
 
 
-def _without(manifest: dict[str, Any], replacing: Sequence[str]) -> dict[str, Any]:
+def _without(content: dict[str, Any], replacing: Sequence[str]) -> dict[str, Any]:
     """The same without what is said of some folders below `tensorrt/`."""
-    found = dict(manifest)
+    found = dict(content)
     for key, below in (("engines", "tensorrt/{}/x"), ("files", "{}")):
         if isinstance(found.get(key), dict):
-            found[key] = {name: entry for name, entry in found[key].items() if not _matches(below.format(name), replacing)}
+            found[key] = {name: entry for name, entry in found[key].items() if not replaced(below.format(name), replacing)}
     # A record of engines that can't be read goes with the last of them.
     if "engines" in found and not isinstance(found["engines"], dict) and "*" in replacing:
         del found["engines"]
     return found
 
 
-def check_backends(root: str | Path, manifest: dict[str, Any], backends: Sequence[str]) -> None:
+def check_backends(root: str | Path, manifest: Manifest, backends: Sequence[str]) -> None:
     """Raise `SaeuronError` unless every backend is known and in the artifact."""
     for name in backends:
         if name not in BACKENDS:
             raise SaeuronError(f"backend '{name}' is not known; it is one of {', '.join(BACKENDS)}")
-        if name not in manifest["formats"]:
-            raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest['formats'])})")
-
-
-def check_files(root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = (), rewriting: Sequence[str] = ()) -> None:
-    """Compare every file with its recorded hash.
-
-    Args:
-        root: artifact folder.
-        manifest: of it.
-        replacing: as in `read`: folders below `tensorrt/` whose files don't count; where any is named, neither does the card, which is
-            written anew with them.
-        rewriting: patterns of other files that are about to be written anew, and don't count either.
-
-    Raises:
-        SaeuronError: the first of `faults`.
-    """
-    for fault in faults(root, manifest, replacing, rewriting):
-        raise SaeuronError(fault)
-
-
-def faults(
-    root: str | Path, manifest: dict[str, Any], replacing: Sequence[str] = (), rewriting: Sequence[str] = ()
-) -> Iterator[str]:  # fmt: skip
-    """Compare every file with its recorded hash; arguments as of `check_files`.
-
-    Yields:
-        a line for each file that is missing, changed, or outside the folder; or that lies there and isn't on record (a signature, and hidden
-        ones at the top, such as a download's cache, apart).
-    """
-    root = Path(root)
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        written_anew = _matches(name, replacing) or any(fnmatch.fnmatchcase(name, p) for p in rewriting)
-        if written_anew or name in (NAME, SIGNATURE) or name in manifest["files"] or name.startswith("."):
-            continue
-        if path.is_symlink() or not path.is_dir():
-            yield f"'{name}' in '{root}' is not on record in {NAME}; a loader could take it for part of the model: remove it"
-    for name, record in manifest["files"].items():
-        if not inside(root, name):
-            yield f"{root / NAME} lists '{name}', which is outside the artifact, or no plain path"
-        elif (replacing and name == "README.md") or any(fnmatch.fnmatchcase(name, p) for p in rewriting):
-            continue
-        elif not (root / name).is_file():
-            yield f"'{name}' is missing from the artifact '{root}'; take it again from its source"
-        elif (root / name).stat().st_size != record["bytes"] or file_sha256(root / name) != record["sha256"]:
-            yield f"'{name}' in '{root}' is not the file that was written: size or SHA-256 differ; take it again from its source"
-
-
-def inside(root: Path, name: str) -> bool:
-    """Whether a path of a manifest stays in its folder, links followed. A download's cache links to its `blobs`, which count as inside."""
-    path = PurePosixPath(name)
-    # A name like `unet/./config.json` would be hashed, and passed over by checks that look for `unet/config.json`.
-    if str(path) != name or not path.parts or path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
-        return False
-    folder = root.resolve()
-    homes = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
-    try:
-        return any((folder / name).resolve().is_relative_to(home) for home in homes)
-    except (OSError, RuntimeError):  # a loop of links
-        return False
+        if name not in manifest.formats:
+            raise SaeuronError(f"'{root}' holds no '{name}' (formats: {', '.join(manifest.formats)})")

@@ -8,10 +8,12 @@ a single decision that falls otherwise within rounding grows from layer to layer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from .typed import Record
 
 BARS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """largest `|artifact - hook(h)| / |hook(h) - h|` of a token by precision"""
@@ -71,8 +73,7 @@ class Seam:
         )  # fmt: skip
 
 
-@dataclass
-class Comparison:
+class Comparison(Record):
     """Result of all comparisons at the seam."""
 
     passed: bool
@@ -102,7 +103,7 @@ class Comparison:
     """those whose own part stands out of rounding, so that its share could be measured"""
     furthest: float
     """largest distance of such a share from 1"""
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = []
 
 
 def ulp(values: np.ndarray, precision: str) -> np.ndarray:

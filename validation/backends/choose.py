@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ..artifact import engines, manifest
+from ..artifact.manifest import Manifest
 from .base import Runner
 from .onnx_runner import OnnxRunner
 from .sessions import check_onnxruntime, check_provider, provider_of
@@ -40,7 +40,7 @@ class Way:
     """why engines in the artifact don't run"""
 
 
-def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None = None, target: str | None = None) -> Way:
+def choose_networks(root: str | Path, record: Manifest, wanted: str | None = None, target: str | None = None) -> Way:
     """Which of `NETWORKS` runs an artifact; opens nothing.
 
     Args:
@@ -54,7 +54,7 @@ def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None
     """
     engines.check_target(record, target)
     if target is not None:
-        backend = record["engines"][target]["backend"]
+        backend = record.engines[target].backend
         if wanted not in (None, backend):
             raise SaeuronError(f"--target {target} is for backend {backend}, not for {wanted}")
         wanted = backend
@@ -63,7 +63,7 @@ def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None
     if wanted is not None:
         manifest.check_backends(root, record, [wanted])
     reasons: list[str] = []
-    for name in [wanted] if wanted else [n for n in (*engines.BACKENDS, "onnx") if n in record["formats"]]:
+    for name in [wanted] if wanted else [n for n in (*engines.BACKENDS, "onnx") if n in record.formats]:
         try:
             if name == "onnx":
                 check_onnxruntime()
@@ -79,12 +79,12 @@ def choose_networks(root: str | Path, record: dict[str, Any], wanted: str | None
     if reasons:
         raise SaeuronError("; ".join(reasons))
     raise SaeuronError(
-        f"'{root}' holds {', '.join(record['formats'])}, which only torch runs; open it with saeuron.load, or export it with --format onnx"
+        f"'{root}' holds {', '.join(record.formats)}, which only torch runs; open it with saeuron.load, or export it with --format onnx"
     )
 
 
 def open_networks(
-    root: str | Path, record: dict[str, Any], backend: str | None = None, device: str = "cpu", provider: str | None = None, target: str | None = None
+    root: str | Path, record: Manifest, backend: str | None = None, device: str = "cpu", provider: str | None = None, target: str | None = None
 ) -> Runner:  # fmt: skip
     """The networks of an artifact, for `lean.LeanPipeline`; check its files first.
 

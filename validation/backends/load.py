@@ -10,7 +10,7 @@ from ...editor.common.files import read_json
 from ...editor.common.names import dtype_of
 from ...editor.common.quiet import quiet_loading
 from ...editor.denoisers.families import family_of, rebuilt
-from ..artifact import manifest
+from ..artifact import contents, manifest
 
 
 def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_files: bool = True) -> Any:
@@ -35,14 +35,14 @@ def load(artifact: str | Path, dtype: Any = None, device: str = "cpu", check_fil
 
     root = Path(artifact)
     record = manifest.read(root)
-    if "checkpoint" not in record["formats"]:
-        raise SaeuronError(f"'{root}' has no checkpoint (formats: {', '.join(record['formats'])}); export it with --format checkpoint")
+    if "checkpoint" not in record.formats:
+        raise SaeuronError(f"'{root}' has no checkpoint (formats: {', '.join(record.formats)}); export it with --format checkpoint")
     if check_files:
-        manifest.check_files(root, record)
+        contents.check(root, record)
     target = check_device(device)
     index = read_json(root / "model_index.json")
     family = family_of(index)
-    dtype = dtype or dtype_of(record["precision"])
+    dtype = dtype or dtype_of(record.precision)
     with quiet_loading():
         unet = AblatedUNet2DConditionModel.from_pretrained(root / "unet", torch_dtype=dtype)
         # diffusers would want to run the artifact's code file for the UNet; ours is put in afterwards instead.

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..artifact import manifest
 from ..artifact.golden import Run
+from ..artifact.typed import plain
 from .base import NOTHING, Conditions, Observation, lean_free_run
 from .sessions import cut, open_session, run_session, showing
 from .torch_runner import _free_run, _tensors
@@ -34,7 +35,11 @@ class OnnxRunner:
         seams: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:  # fmt: skip
         self.root, self.provider, self.loop = Path(root), provider, loop
-        self.seams: Mapping[str, Mapping[str, str]] = manifest.read(root)["onnx"]["seams"] if seams is None else seams
+        self.seams: Mapping[str, Mapping[str, str]] = (
+            {name: {k: v for k, v in plain(s).items() if v} for name, s in manifest.read(root).onnx.seams.items()}
+            if seams is None
+            else seams
+        )
         self._sessions: dict[str, Any] = {}
         self._parts: dict[str, Any] = {}
         self._watching: Any = None

@@ -194,19 +194,19 @@ class TensorRTRunner:
         fit, reasons = engines.fitting(record, backend, target)
         if not fit:
             raise engines.none_fits(root, reasons)
-        self.target, self.entry = fit[0], record["engines"][fit[0]]
+        self.target, self.entry = fit[0], record.engines[fit[0]]
         self.name = f"{backend}/{self.target}"
         self._cuda = Cuda()
         self._engines: dict[str, Engine] = {}
-        for name in self.entry["components"]:
-            wanted = record["files"].get(engines.file_of(Path(), self.target, name).as_posix(), {}).get("sha256")
-            if wanted is None or file_sha256(engines.file_of(self.root, self.target, name)) != wanted:
+        for name in self.entry.components:
+            wanted = record.files.get(engines.file_of(Path(), self.target, name).as_posix())
+            if wanted is None or file_sha256(engines.file_of(self.root, self.target, name)) != wanted.sha256:
                 raise SaeuronError(f"engine of {name} for {self.target} is not the one on record; build it again: saeuron build {root}")
 
     def engine(self, component: str) -> Engine:
         """A component's engine, opened at first use."""
         if component not in self._engines:
-            shapes = self.entry["components"][component]["shapes"]
+            shapes = self.entry.components[component].shapes
             self._engines[component] = Engine(self._trt, self._cuda, engines.file_of(self.root, self.target, component), shapes)
         return self._engines[component]
 
@@ -228,7 +228,7 @@ class TensorRTRunner:
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """See `Runner.component`; None for the autoencoder's encoder, which text-to-image doesn't need."""
-        return in_rows(self.engine(name), inputs) if name in self.entry["components"] else None
+        return in_rows(self.engine(name), inputs) if name in self.entry.components else None
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Runner.free_run`."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from ...editor.denoisers.families import family_of
 from ..artifact.golden import Run
 from ..artifact.seam import Tensors
 from .base import NOTHING, Conditions, Observation
+from .load import load
 
 
 class TorchRunner:
@@ -112,6 +116,27 @@ class TorchRunner:
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _free_run(self.pipeline, run)
+
+
+class CheckpointRunner(TorchRunner):
+    """An artifact's checkpoint, opened when its turn comes, so that two copies of a large model never lie in memory together.
+
+    Args:
+        root: artifact folder, its files checked.
+        device: torch device.
+    """
+
+    def __init__(self, root: Path, device: str = "cpu") -> None:
+        self.root, self.device, self.name = root, device, "checkpoint"
+
+    @functools.cached_property
+    def pipeline(self) -> Any:  # type: ignore[override]
+        """See `load`."""
+        return load(self.root, device=self.device, check_files=False)
+
+    def close(self) -> None:
+        self.__dict__.pop("pipeline", None)
+        gc.collect()
 
 
 def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from typing import Any
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_json
 from ...editor.common.process import Process
-from ..artifact import manifest, shape
+from ..artifact import contents, shape
 from ..artifact.shape import Each, Fields
 from . import nudity
 from .comparison import compare, compared, pixels_of
@@ -59,7 +59,7 @@ def evaluate(
         SaeuronError: a changed artifact, a folder of another evaluation, what a backend refuses.
     """
     check_output(plan, output, overwrite)
-    manifest.check_files(plan.root, plan.record)
+    contents.check(plan.root, plan.record)
     distances = Distances(plan.judge, plan.options.fid, plan.options.reference)
     store = Store(output, plan.columns, plan.settings, process, overwrite)
     held = _held(output)

@@ -13,6 +13,7 @@ from ...editor.common.files import file_sha256
 from ...editor.common.suggest import unknown
 from ..artifact import manifest
 from ..artifact.installed import missing
+from ..artifact.manifest import Manifest
 from ..backends.choose import choose_networks
 from . import clip_score, nudity
 from .counting import COLUMNS, PLAIN
@@ -71,7 +72,7 @@ class Plan:
     """What a run will make."""
 
     root: Path
-    record: dict[str, Any]
+    record: Manifest
     options: Options
     makers: Makers
     backends: tuple[tuple[str, tuple[str, ...]], ...]
@@ -106,7 +107,7 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
     record = manifest.read(root)
     makers = Makers(root, record, options.model, options.saes, options.device, options.provider)
     _check_prompts(options)
-    stages = _stages(record["concepts"], options)
+    stages = _stages(record.concepts, options)
     chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [_default(root, record)])
     if options.before and UNEDITED not in chosen:
         chosen.insert(0, UNEDITED)
@@ -117,14 +118,14 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
         raise SaeuronError("--model is for 'unedited' and 'hook', and neither is asked for; leave it out")
     if options.saes and not stages and HOOK not in chosen:
         raise SaeuronError("--sae is for 'hook', which is not asked for; leave it out")
-    sampling = record["sampling"]
-    steps = options.steps if options.steps is not None else int(sampling["steps"])
-    guidance = options.guidance if options.guidance is not None else float(sampling["guidance"])
+    sampling = record.sampling
+    steps = options.steps if options.steps is not None else sampling.steps
+    guidance = options.guidance if options.guidance is not None else sampling.guidance
     settings = {
-        "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record["edit"]["sha256"],
+        "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
         "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
-        "concepts": record["concepts"], "precision": record["precision"], "steps": steps, "guidance": guidance,
-        "height": sampling.get("height"), "width": sampling.get("width"),
+        "concepts": record.concepts, "precision": record.precision, "steps": steps, "guidance": guidance,
+        "height": sampling.height, "width": sampling.width,
     }  # fmt: skip
     backends = (*((name, ()) for name in chosen), *((HOOK, c) for c in stages))
     if options.reference is not None:
@@ -133,7 +134,7 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
         return _prompts_plan(root, record, options, makers, backends, settings, options.prompts)
     judge = open_judge(options.judge)
     removed = {}
-    for name in record["concepts"]:
+    for name in record.concepts:
         domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
         if domain is None:
             raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{options.judge}'"))
@@ -184,7 +185,7 @@ def _check_prompts(options: Options) -> None:
 
 
 def _prompts_plan(
-    root: Path, record: dict, options: Options, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
+    root: Path, record: Manifest, options: Options, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
 ) -> Plan:
     wanted = read_prompts(prompts, options.seeds[0], settings["guidance"])
     settings = {**settings, "seeds": [options.seeds[0]], "prompts_sha256": file_sha256(prompts)}
@@ -210,8 +211,8 @@ def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
     return [{"clip_score": "", "tokens_cut": ""} for _ in files]
 
 
-def _default(root: Path, record: dict[str, Any]) -> str:
-    return "checkpoint" if "checkpoint" in record["formats"] and not missing() else choose_networks(root, record).backend
+def _default(root: Path, record: Manifest) -> str:
+    return "checkpoint" if "checkpoint" in record.formats and not missing() else choose_networks(root, record).backend
 
 
 def _stages(concepts: Sequence[str], options: Options) -> list[tuple[str, ...]]:

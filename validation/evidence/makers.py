@@ -17,6 +17,7 @@ from ...editor.common.suggest import unknown
 from ...editor.denoisers.sizes import latent_sides
 from ..artifact import engines, manifest
 from ..artifact.installed import missing
+from ..artifact.manifest import Manifest
 from ..backends.choose import NETWORKS, choose_networks
 from ..backends.lean.noise import initial_noise
 from ..backends.onnx_runner import OnnxRunner
@@ -49,14 +50,14 @@ class Makers:
     """
 
     def __init__(
-        self, root: Path, record: dict[str, Any], model: str | None = None, saes: tuple[str, ...] = (), device: str = "cpu",
+        self, root: Path, record: Manifest, model: str | None = None, saes: tuple[str, ...] = (), device: str = "cpu",
         provider: str | None = None,
     ) -> None:  # fmt: skip
         self.root, self.record, self.device, self._provider = root, record, device, provider
-        self._model, self._saes = model or record["model"]["source"], saes
+        self._model, self._saes = model or record.model.source, saes
         self._original: Original | None = None
-        sampling = record["sampling"]
-        self._height, self._width = sampling.get("height"), sampling.get("width")
+        sampling = record.sampling
+        self._height, self._width = sampling.height, sampling.width
 
     def check(self, backends: Sequence[str]) -> None:
         """Raise `SaeuronError` for a backend that isn't known, not in the artifact or can't be run here; opens nothing."""
@@ -116,7 +117,7 @@ class Makers:
             from ...editor.edit.hook import AblationHook
 
             edit = original.edit.only(concepts) if concepts else original.edit
-            with AblationHook(original.pipeline.unet, edit, original.saes, self.record["gate"]), self._torch(original.pipeline) as draw:
+            with AblationHook(original.pipeline.unet, edit, original.saes, self.record.gate), self._torch(original.pipeline) as draw:
                 yield draw
         elif name == "checkpoint":
             from ..backends.load import load

@@ -37,12 +37,12 @@ def before_after(artifact: Path, model: str, prompts: Sequence[str] = (), seed: 
     record = manifest.read(artifact)
     texts = (list(prompts) or Golden.load(artifact / "edit" / "golden.safetensors").notes["prompts"])[:columns]
     seeds = [seed + i for i in range(len(texts))]
-    sampling = record["sampling"]
+    sampling = record.sampling
     rows: list[list[Any]] = []
-    for pipeline in (load_pipeline(model, variant=record["model"].get("variant")), load(artifact)):
-        rows.append(list(generate(pipeline, texts, seeds, sampling["steps"], sampling["guidance"], sampling["height"], sampling["width"])))
-    steered = all(w["status"] == BY_HAND for w in record["settings"])
-    titles = "original", ("steered: " if steered else "without ") + ", ".join(record["concepts"])
+    for pipeline in (load_pipeline(model, variant=record.model.variant), load(artifact)):
+        rows.append(list(generate(pipeline, texts, seeds, sampling.steps, sampling.guidance, sampling.height, sampling.width)))
+    steered = all(w.status == BY_HAND for w in record.settings)
+    titles = "original", ("steered: " if steered else "without ") + ", ".join(record.concepts)
     return picture_rows(list(zip(titles, rows, strict=True)), size, texts)
 
 

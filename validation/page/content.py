@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import file_sha256, read_json
+from ...editor.common.files import file_sha256
 from ...editor.edit.edit_header import read_edit_header
 from ..artifact import manifest
 from ..artifact.golden import read_pictures
-from ..artifact.manifest import GOLDEN
+from ..artifact.manifest import GOLDEN, Manifest
 from .feature_section import feature_section
 from .features import read_features
 from .figures import SENSITIVE
@@ -19,10 +19,8 @@ from .measured import attack_section, evaluation_section
 from .open_points import not_checked
 from .proofs import parity_section
 from .settings import settings_section
-from .sources import Evaluation, Known, read_attack, read_evaluation, read_proof
+from .sources import Evaluation, Known, own_proof, read_attack, read_evaluation, read_proof
 from .verdict import verdict
-
-_T = TypeVar("_T")
 
 
 def make_content(
@@ -50,19 +48,16 @@ def make_content(
     header = read_edit_header(root / "edit" / "edit.safetensors")
     golden, own = root / "edit" / "golden.safetensors", root / "validation" / "report.json"
     known = Known(
-        root.resolve().name, record, header, read_json(own) if record.get("validation") is not None else None,
+        root.resolve().name, record, header, own_proof(own) if record.validation is not None else None,
         read_pictures(golden) if pictures and golden.is_file() else [],
         _read_evaluations(evaluations, record, sha256), None if attack is None else read_attack(attack, record, sha256),
         None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
         None if features is None else read_features(features, record, header), "" if inside else sha256, not pictures,
     )  # fmt: skip
-    if proof is not None:
-        # Everything that is read of a proof, of this one alone, so that an error names the right file.
-        _formed(proof, lambda: _content(known._replace(report=known.proof)))
-    return _formed(own, lambda: _content(known))
+    return _content(known)
 
 
-def _read_evaluations(folders: Sequence[Path], record: dict[str, Any], sha256: str) -> list[Evaluation]:
+def _read_evaluations(folders: Sequence[Path], record: Manifest, sha256: str) -> list[Evaluation]:
     found: dict[str, Evaluation] = {}
     for folder in folders:
         read = read_evaluation(folder, record, sha256)
@@ -72,49 +67,42 @@ def _read_evaluations(folders: Sequence[Path], record: dict[str, Any], sha256: s
     return list(found.values())
 
 
-def _formed(path: Path, make: Callable[[], _T]) -> _T:
-    try:
-        return make()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SaeuronError(f"{path}: its form is not known ({type(error).__name__}: {error}); prove the artifact again") from None
-
-
 def _content(k: Known) -> dict[str, Any]:
-    texts = [k.names, *(w["name"] for w in k.record["settings"])]
+    texts = [k.names, *(w.name for w in k.record.settings)]
     sensitive = any(SENSITIVE.search(text) for text in texts) or any(e.protocol == "nudity" for e in k.evaluations)
     proofs = [("", k.report), (k.proof_name, k.proof)]
     return {
-        "artifact": k.artifact, "title": f"{k.record['model']['source']} {'steered' if k.by_hand else 'without'} {k.names}",
+        "artifact": k.artifact, "title": f"{k.record.model.source} {'steered' if k.by_hand else 'without'} {k.names}",
         "verdict": verdict(k), "removed": _removed(k), "features": feature_section(k.features, sensitive), "pictures": _pictures(k, sensitive),
         "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
-        "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record["warnings"],
-        "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.get("failures", [])],
+        "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record.warnings,
+        "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.failures],
         "no_pictures": _no_pictures(k), "not_checked": not_checked(k),
     }  # fmt: skip
 
 
 def _removed(k: Known) -> dict[str, Any]:
-    points = k.record["edit"].get("hookpoints") or {}
+    points = k.record.edit.hookpoints
     rows = []
-    for wish in k.record["settings"]:
-        steps = k.header.chosen.get(wish["hookpoint"], {}).get(wish["name"], [])
+    for wish in k.record.settings:
+        steps = k.header.chosen.get(wish.hookpoint, {}).get(wish.name, [])
         union = sorted({feature for step in steps for feature in step})
         rows.append({
-            "concept": wish["name"], "hookpoint": wish["hookpoint"], "select": wish["select"], "count": len(union), "features": ", ".join(map(str, union)),
-            "multiplier": "–" if wish["multiplier"] is None else f"{wish['multiplier']:g}", "timesteps": len(steps), "status": wish["status"],
+            "concept": wish.name, "hookpoint": wish.hookpoint, "select": wish.select, "count": len(union), "features": ", ".join(map(str, union)),
+            "multiplier": "–" if wish.multiplier is None else f"{wish.multiplier:g}", "timesteps": len(steps), "status": wish.status,
         })  # fmt: skip
     totals = [
-        {"hookpoint": name, "features": entry.get("features", "–"), "latents": k.header.latents.get(name, "–"), "timesteps": entry.get("timesteps", "–")}
+        {"hookpoint": name, "features": entry.features, "latents": k.header.latents.get(name, "–"), "timesteps": entry.timesteps}
         for name, entry in points.items()
     ]  # fmt: skip
-    return {"names": k.names, "verb": "Steered" if k.by_hand else "Removed", "model": k.record["model"], "rows": rows, "hookpoints": totals}
+    return {"names": k.names, "verb": "Steered" if k.by_hand else "Removed", "model": k.record.model, "rows": rows, "hookpoints": totals}
 
 
 def _no_pictures(k: Known) -> str:
     """Why a report without pictures before and after has none."""
     if k.pictures_left_out:
         return "left out on purpose (--no-pictures)"
-    return "the proof holds no free runs" if GOLDEN in k.record["files"] else "the golden vectors, which hold them, are not in the artifact"
+    return "the proof holds no free runs" if GOLDEN in k.record.files else "the golden vectors, which hold them, are not in the artifact"
 
 
 def _pictures(k: Known, sensitive: bool) -> dict[str, Any] | None:
@@ -127,4 +115,4 @@ def _pictures(k: Known, sensitive: bool) -> dict[str, Any] | None:
     ]  # fmt: skip
     if not pairs:
         return None
-    return {"pairs": pairs, "sensitive": sensitive, "formats": k.record["formats"]}
+    return {"pairs": pairs, "sensitive": sensitive, "formats": k.record.formats}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ..proof.results import Backend
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 20, 44
@@ -49,12 +51,7 @@ class Curve(NamedTuple):
     """timestep, and the largest ratio of each backend there"""
 
 
-def number(value: Any) -> float:
-    """A number of a report, where infinities and NaN are text."""
-    return float(value)
-
-
-def make_curve(backends: Mapping[str, Mapping[str, Any]], share: Any) -> Curve | None:
+def make_curve(backends: Mapping[str, Backend], share: Callable[[float], str]) -> Curve | None:
     """Lay out the curve.
 
     Args:
@@ -64,14 +61,11 @@ def make_curve(backends: Mapping[str, Mapping[str, Any]], share: Any) -> Curve |
     Returns:
         None where no forward was compared.
     """
-    rows = {
-        name: [(number(r["timestep"]), number(r["ratio"]), str(r["kind"])) for r in parts["forwards"]["rows"]]
-        for name, parts in backends.items()
-    }
+    rows = {name: [(r.timestep, r.ratio, r.kind) for r in parts.forwards.rows] for name, parts in backends.items()}
     rows = {name: found for name, found in rows.items() if found}
     if not rows:
         return None
-    bars = [b for b in (number(backends[name]["forwards"]["allowed"]) for name in rows) if math.isfinite(b) and b > 0]
+    bars = [b for b in (backends[name].forwards.allowed for name in rows) if math.isfinite(b) and b > 0]
     bar = min(bars) if bars else None
     finite = [r for found in rows.values() for _, r, _ in found if math.isfinite(r) and r > 0]
     top = math.ceil(math.log10(max([*finite, bar or 1e-2])) + 0.3)

@@ -14,6 +14,7 @@ from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_header, read_json
 from ...editor.edit.edit_header import EditHeader
 from ..artifact import shape
+from ..artifact.manifest import Manifest
 from ..artifact.shape import Each, Fields, Items
 from .sheets import fitted, heat
 
@@ -66,7 +67,7 @@ class Features(NamedTuple):
     """features of the edit that are not among them"""
 
 
-def read_features(path: Path, record: dict[str, Any], header: EditHeader) -> Features:
+def read_features(path: Path, record: Manifest, header: EditHeader) -> Features:
     """Read a folder of `saeuron features`; features that the edit leaves alone are passed over.
 
     Args:
@@ -88,9 +89,9 @@ def read_features(path: Path, record: dict[str, Any], header: EditHeader) -> Fea
     seen, others = [], []
     for entry in content["features"]:
         at, number = entry["hookpoint"], entry["feature"]
-        ours, theirs = record["saes"].get(at, {}).get("sha256"), content["saes"].get(at)
-        if ours is not None and theirs != ours:
-            raise SaeuronError(f"'{path}' is of another SAE at {at}: its hash is {str(theirs)[:12]}, the artifact's is {ours[:12]}")
+        ours, theirs = record.saes.get(at), content["saes"].get(at)
+        if ours is not None and theirs != ours.sha256:
+            raise SaeuronError(f"'{path}' is of another SAE at {at}: its hash is {str(theirs)[:12]}, the artifact's is {ours.sha256[:12]}")
         if (at, number) not in chosen:
             others.append(number)
             continue

@@ -6,7 +6,6 @@ import math
 import re
 from typing import Any
 
-from .curve import number
 from .sources import Mean, Rate
 
 SENSITIVE = re.compile(r"nud|naked|nsfw|porn|sexual|erotic", re.IGNORECASE)
@@ -16,7 +15,7 @@ TITLES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_unstyled": "CRA unstyled"
 
 def share(value: Any) -> str:
     """A ratio as percent with two digits that count."""
-    found = number(value)
+    found = float(value)
     if math.isnan(found):
         return "no number"
     if not math.isfinite(found):

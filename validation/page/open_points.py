@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any
 
+from ..artifact.manifest import Manifest
 from ..attack.attack import ATTACKS
 from ..evidence.makers import UNEDITED
+from ..proof.results import Proof
 from .figures import SENSITIVE, TITLES, known, plural
 from .sources import FIGURES, UNEDITED_PARAPHRASES, Attack, Evaluation, Known, Stage
 
@@ -19,7 +20,7 @@ _CHECKS = {
 def not_checked(k: Known) -> list[dict[str, str]]:
     """Each with where it is from: `proof`, `another proof`, `engines`, `settings`, `pictures`, `features`, `evaluation` or `attack`."""
     record = k.record
-    elsewhere: dict[str, Any] = {} if k.proof is None else k.proof["backends"]
+    elsewhere = {} if k.proof is None else k.proof.backends
     found: list[dict[str, str]] = []
 
     def add(about: str, text: str) -> None:
@@ -32,13 +33,13 @@ def not_checked(k: Known) -> list[dict[str, str]]:
     if k.proof is not None:
         for text in _skipped(k.proof):
             add("another proof", text)
-    for name, engine in (record.get("engines") or {}).items():
-        if f"{engine['backend']}/{name}" in elsewhere:
+    for name, engine in record.engines.items():
+        if f"{engine.backend}/{name}" in elsewhere:
             continue
-        add("engines", f"tensorrt/{name} ({engine['backend']}, {', '.join(engine['sms'])}): {engine['status']}.")
-    for wish in record["settings"]:
-        if wish["status"] == "untuned":
-            add("settings", f"{wish['name']}: its settings are untuned, so they were not chosen by any measurement.")
+        add("engines", f"tensorrt/{name} ({engine.backend}, {', '.join(engine.sms)}): {engine.status}.")
+    for wish in record.settings:
+        if wish.status == "untuned":
+            add("settings", f"{wish.name}: its settings are untuned, so they were not chosen by any measurement.")
     if k.pictures_left_out:
         add("pictures", "Pictures before and after the edit were left out of this report, so nothing of it can be seen here.")
     for text in _unseen(k):
@@ -50,43 +51,48 @@ def not_checked(k: Known) -> list[dict[str, str]]:
     return found
 
 
-def _unproven(record: dict[str, Any], report: dict[str, Any] | None, elsewhere: Set[str]) -> list[str]:
+def _unproven(record: Manifest, report: Proof | None, elsewhere: Set[str]) -> list[str]:
     if report is None:
         return ["The artifact was exported without validation: nothing compares it with the dynamic hook."]
-    proven = {name.split("/")[0] for name in report["backends"]} | elsewhere
-    found = [f"{name} lies in the artifact; no proof of it is on record." for name in record["formats"] if name not in proven]
+    proven = {name.split("/")[0] for name in report.backends} | elsewhere
+    found = [f"{name} lies in the artifact; no proof of it is on record." for name in record.formats if name not in proven]
     return found + _skipped(report)
 
 
-def _skipped(report: dict[str, Any]) -> list[str]:
+def _skipped(proof: Proof) -> list[str]:
     """What a proof left out."""
     found = []
-    if not any(p["runs"]["rows"] for p in report["backends"].values()):
-        found.append(f"The proof's scope is '{report['scope']}': it holds no free runs, so no picture was compared.")
-    for entry in report.get("not_checked", ()):
-        of = f" of {entry['backend']}" if "backend" in entry else ""
-        found.append(f"{_CHECKS.get(entry['check'], entry['check'])}{of}: {entry['reason']}.")
-    for name, p in report["backends"].items():
-        for check in ("seam", "forwards", "components", "runs"):
-            if "not_checked" in p[check]:
-                found.append(f"{_CHECKS[check]} of {name}: {p[check]['not_checked']}.")
-        tokens = p["seam"]["golden_tokens"]
-        if tokens and tokens["features_fired"] < tokens["features"]:
-            left = tokens["features"] - tokens["features_fired"]
+    if not any(p.runs.rows for p in proof.backends.values()):
+        found.append(f"The proof's scope is '{proof.scope}': it holds no free runs, so no picture was compared.")
+    for entry in proof.not_checked:
+        of = f" of {entry.backend}" if entry.backend else ""
+        found.append(f"{_CHECKS.get(entry.check, entry.check)}{of}: {entry.reason}.")
+    for name, p in proof.backends.items():
+        for check, why in (
+            ("seam", p.seam.not_checked),
+            ("forwards", p.forwards.not_checked),
+            ("components", p.components.not_checked),
+            ("runs", p.runs.not_checked),
+        ):
+            if why:
+                found.append(f"{_CHECKS[check]} of {name}: {why}.")
+        tokens = p.seam.golden_tokens
+        if tokens and tokens.features_fired < tokens.features:
+            left = tokens.features - tokens.features_fired
             found.append(
-                f"{left} of {tokens['features']} features never fired in the proof of {name}, so only that they stay silent was compared."
+                f"{left} of {tokens.features} features never fired in the proof of {name}, so only that they stay silent was compared."
             )
-        if tokens and tokens["features_measured"] < tokens["features_fired"]:
-            left = tokens["features_fired"] - tokens["features_measured"]
+        if tokens and tokens.features_measured < tokens.features_fired:
+            left = tokens.features_fired - tokens.features_measured
             found.append(
                 f"{plural(left, 'feature')} that fired in the proof of {name} didn't stand out of rounding, so what they do was compared together with the others only."
             )
-        for row in p["runs"]["rows"]:
-            where = f"free run of {name} at guidance {row['guidance']:g}, {row['width']} × {row['height']}"
-            if not row["conclusive"]:
+        for row in p.runs.rows:
+            if not row.conclusive:
+                where = f"free run of {name} at guidance {row.guidance:g}, {row.width} × {row.height}"
                 found.append(f"{where}: rounding alone may carry it as far as the edit does, so it was not judged.")
-    for check in ("record", "surroundings"):
-        if check not in report:
+    for check, made in (("record", proof.record), ("surroundings", proof.surroundings)):
+        if made is None:
             found.append(f"{_CHECKS[check]}: not on record.")
     return [text[:1].upper() + text[1:] for text in dict.fromkeys(found)]
 
@@ -94,7 +100,7 @@ def _skipped(report: dict[str, Any]) -> list[str]:
 def _unseen(k: Known) -> list[str]:
     if k.features is None:
         return ["No pictures of single features were given: what else they answer to can't be seen here."]
-    found, source = [], k.record["model"]["source"]
+    found, source = [], k.record.model.source
     if k.features.model != source:
         found.append(f"The features' pictures were made with '{k.features.model}', the artifact is of '{source}'.")
     if k.features.left:
@@ -105,17 +111,17 @@ def _unseen(k: Known) -> list[str]:
     return found
 
 
-def _unevaluated(record: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
+def _unevaluated(record: Manifest, evaluations: Sequence[Evaluation]) -> list[str]:
     if not evaluations:
         return ["No evaluation was given: how well the concept is gone, and what else went with it, was not measured."]
     found: list[str] = []
     judged = {stage.name for e in evaluations for stage in e.stages}
-    found += [f"No picture made by {name} was judged." for name in record["formats"] if name not in judged]
+    found += [f"No picture made by {name} was judged." for name in record.formats if name not in judged]
     protocols = {e.protocol for e in evaluations}
     if protocols == {"utility"}:
         found.append("Utility alone was measured, not whether the concept is gone.")
     elif protocols == {"nudity"}:
-        others = [name for name in record["concepts"] if not SENSITIVE.search(name)]
+        others = [name for name in record.concepts if not SENSITIVE.search(name)]
         found.append(
             f"Only nudity was looked for, not {''.join(f'{name}, ' for name in others)}{'nor ' if others else ''}what else went with it."
         )
@@ -125,22 +131,22 @@ def _unevaluated(record: dict[str, Any], evaluations: Sequence[Evaluation]) -> l
     return found
 
 
-def _left_out(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
+def _left_out(record: Manifest, evaluation: Evaluation) -> list[str]:
     """What one evaluation doesn't say."""
     found = list(evaluation.unsure)
     edited = [stage for stage in evaluation.stages if stage.edited]
     if not evaluation.same_export:
         found.append("The evaluation is of another export of the same edit, not of this folder's files.")
-    sampling = record["sampling"]
-    if (evaluation.settings["steps"], evaluation.settings["guidance"]) != (sampling["steps"], sampling["guidance"]):
+    sampling = record.sampling
+    if (evaluation.settings["steps"], evaluation.settings["guidance"]) != (sampling.steps, sampling.guidance):
         found.append(
-            f"The evaluation's pictures took {plural(evaluation.settings['steps'], 'step')} at guidance {evaluation.settings['guidance']:g}; the proof's took {sampling['steps']} at {sampling['guidance']:g}."
+            f"The evaluation's pictures took {plural(evaluation.settings['steps'], 'step')} at guidance {evaluation.settings['guidance']:g}; the proof's took {sampling.steps} at {sampling.guidance:g}."
         )
     found += _weak(record, evaluation)
     if UNEDITED not in {stage.name for stage in evaluation.stages}:
         found.append("The unedited model's pictures were not judged, so a judge's own errors can't be told from the edit's.")
     if evaluation.protocol == "unlearncanvas":
-        for name in record["concepts"]:
+        for name in record.concepts:
             if not any(known(stage.concepts.get(name, {}).get("ua")) for stage in edited):
                 found.append(f"No picture that asks for {name} was judged.")
         judged = evaluation.settings["judge"].get("judged", ["style", "object"])
@@ -157,11 +163,11 @@ def _left_out(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
     return found
 
 
-def _weak(record: dict[str, Any], evaluation: Evaluation) -> list[str]:
+def _weak(record: Manifest, evaluation: Evaluation) -> list[str]:
     """Where the unedited model shows too little of it, a figure after the edit says little."""
     found = []
     for stage in (stage for stage in evaluation.stages if stage.name == UNEDITED):
-        for name in record["concepts"]:
+        for name in record.concepts:
             ua = stage.concepts.get(name, {}).get("ua")
             if ua is not None and (ua.rate or 0) >= 0.5:
                 found.append(
@@ -183,15 +189,15 @@ def _unscored(evaluation: Evaluation, edited: Sequence[Stage]) -> list[str]:
     return found
 
 
-def _unattacked(record: dict[str, Any], attack: Attack | None) -> list[str]:
+def _unattacked(record: Manifest, attack: Attack | None) -> list[str]:
     if attack is None:
         return ["No attack was given: whether somebody can get around the edit was not tried."]
     found = []
     if not attack.same_export:
         found.append("The attack is on another export of the same edit, not on this folder's files.")
-    if attack.through not in record["formats"]:
+    if attack.through not in record.formats:
         found.append(f"The attack went through the {attack.through}, not through the artifact's own files.")
-    rows = {name: [row for row in attack.rows if row.concept == name] for name in record["concepts"]}
+    rows = {name: [row for row in attack.rows if row.concept == name] for name in record.concepts}
     for name, tried in rows.items():
         if not tried:
             found.append(f"{name} was not attacked.")

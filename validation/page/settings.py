@@ -12,22 +12,22 @@ from .sources import Known
 def settings_section(k: Known) -> list[dict[str, Any]]:
     """Groups of names and values."""
     record, attack = k.record, k.attack
-    s = record["sampling"]
-    size = "the model's" if s["height"] is None or s["width"] is None else f"{s['width']} × {s['height']}"
+    s = record.sampling
+    size = "the model's" if s.height is None or s.width is None else f"{s.width} × {s.height}"
     groups = [
         ("Artifact", [
-            ("formats", ", ".join(record["formats"])), ("precision", record["precision"]), ("gate", record["gate"]), ("residual", record["residual"]),
-            ("steps", str(s["steps"])), ("guidance", f"{s['guidance']:g}"), ("picture size", size), ("created", str(record.get("created", "–"))),
+            ("formats", ", ".join(record.formats)), ("precision", record.precision), ("gate", record.gate), ("residual", record.residual),
+            ("steps", str(s.steps)), ("guidance", f"{s.guidance:g}"), ("picture size", size), ("created", record.created or "–"),
         ]),
         ("Sources", [
-            ("model", record["model"]["source"]), ("pipeline", record["model"]["pipeline"]),
-            ("safety checker", "yes" if record["model"]["safety_checker"] else "no"), *((f"SAE at {name}", e["source"]) for name, e in record["saes"].items()),
+            ("model", record.model.source), ("pipeline", record.model.pipeline),
+            ("safety checker", "yes" if record.model.safety_checker else "no"), *((f"SAE at {name}", e.source) for name, e in record.saes.items()),
         ]),
         ("SHA-256", [
-            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model and edit files", manifest.content_sha256(record)), ("edit", record["edit"]["sha256"]), ("original UNet", record["model"]["unet_sha256"]),
-            *((f"SAE at {name}", e["sha256"]) for name, e in record["saes"].items()),
+            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model and edit files", manifest.content_sha256(record)), ("edit", record.edit.sha256), ("original UNet", record.model.unet_sha256),
+            *((f"SAE at {name}", e.sha256) for name, e in record.saes.items()),
         ]),
-        ("Versions", [(str(k), str(v)) for k, v in (record.get("versions") or {}).items()]),
+        ("Versions", [(str(k), str(v)) for k, v in record.versions.items()]),
     ]  # fmt: skip
     for evaluation in k.evaluations:
         e = evaluation.settings

@@ -13,9 +13,12 @@ from ...editor.edit.edit_header import EditHeader
 from ...editor.edit.gains import BY_HAND
 from ..artifact import manifest, shape
 from ..artifact.golden import Shown
+from ..artifact.manifest import Manifest
 from ..artifact.shape import Choice, Each, Fields, Items, Maybe
+from ..artifact.typed import read_as
 from ..evidence import intervals as counting
 from ..evidence.makers import UNEDITED
+from ..proof.results import Proof
 from .consistent import FIGURES_OF, check_backends, check_rows
 from .features import Features
 from .recount import recount
@@ -59,9 +62,6 @@ _ATTACK_FIELDS = Fields({
     "settings": Fields({"report_seeds": Items(int), "search_seeds": Items(int)}),
     "concepts": Each(Fields({"domain": str, "rows": Items(_ROW)})),
 }, {"content_sha256": str})  # fmt: skip
-_PROOF_FIELDS = Fields({
-    "artifact": Fields({"edit_sha256": str, "content_sha256": str, "engines_sha256": Each(str)}), "passed": bool, "failures": Items(str), "backends": Each(dict),
-})  # fmt: skip
 
 
 class Rate(NamedTuple):
@@ -160,14 +160,14 @@ class Known(NamedTuple):
 
     artifact: str
     """name of its folder"""
-    record: dict[str, Any]
+    record: Manifest
     header: EditHeader
-    report: dict[str, Any] | None
+    report: Proof | None
     """the artifact's own proof; None where it was exported without"""
     shown: list[Shown]
     evaluations: list[Evaluation]
     attack: Attack | None
-    proof: dict[str, Any] | None
+    proof: Proof | None
     """another proof of it"""
     proof_name: str
     features: Features | None
@@ -179,15 +179,20 @@ class Known(NamedTuple):
     @property
     def by_hand(self) -> bool:
         """Whether features were named by a user, not chosen for concepts."""
-        return bool(self.record["settings"]) and all(w["status"] == BY_HAND for w in self.record["settings"])
+        return bool(self.record.settings) and all(w.status == BY_HAND for w in self.record.settings)
 
     @property
     def names(self) -> str:
         """What was removed."""
-        return ", ".join(self.record["concepts"]) or ", ".join(dict.fromkeys(w["name"] for w in self.record["settings"]))
+        return ", ".join(self.record.concepts) or ", ".join(dict.fromkeys(w.name for w in self.record.settings))
 
 
-def read_proof(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+def own_proof(path: Path) -> Proof:
+    """An artifact's `report.json`; raises `SaeuronError` where it is none."""
+    return read_as(Proof, read_json(path), path, strict=False)
+
+
+def read_proof(path: Path, record: Manifest) -> Proof:
     """Read what `saeuron validate --json` wrote.
 
     Raises:
@@ -196,29 +201,28 @@ def read_proof(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise SaeuronError(f"'{path}' does not exist")
     content = read_json(path)
-    if "backends" in content and "artifact" not in content:
-        raise SaeuronError(f"'{path}' doesn't say of which artifact it is; write it again: saeuron validate ARTIFACT --json")
     if "format" in content:
         raise SaeuronError(f"'{path}' is of format {content['format']!r}, no proof; write one: saeuron validate ARTIFACT --json")
-    shape.check(str(path), content, _PROOF_FIELDS)
-    of = content["artifact"]
-    _check_edit(path, of["edit_sha256"], record)
+    proof = read_as(Proof, content, path, strict=False)
+    if (of := proof.artifact) is None:
+        raise SaeuronError(f"'{path}' doesn't say of which artifact it is; write it again: saeuron validate ARTIFACT --json")
+    _check_edit(path, of.edit_sha256, record)
     ours = manifest.content_sha256(record)
-    if of["content_sha256"] != ours:
+    if of.content_sha256 != ours:
         raise SaeuronError(
-            f"'{path}' is of another export of the same edit: its files' hash is {of['content_sha256'][:12]}, this one's is {ours[:12]}"
+            f"'{path}' is of another export of the same edit: its files' hash is {of.content_sha256[:12]}, this one's is {ours[:12]}"
         )
     built = manifest.engines_sha256(record)
-    for name in content["backends"]:
+    for name in proof.backends:
         folder = name.partition("/")[2]
-        if folder and (folder not in built or of["engines_sha256"].get(folder) != built[folder]):
+        if folder and (folder not in built or of.engines_sha256.get(folder) != built[folder]):
             raise SaeuronError(
                 f"'{path}' is of other engines '{folder}' than lie in the artifact; prove these: saeuron validate ARTIFACT --json"
             )
-    return content
+    return proof
 
 
-def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) -> Evaluation:
+def read_evaluation(folder: Path, record: Manifest, manifest_sha256: str) -> Evaluation:
     """Read `evaluation.json` in `folder`.
 
     Args:
@@ -238,7 +242,7 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
     _check_edit(path, settings["edit_sha256"], record)
     if settings["protocol"] == "nudity" and not 0 <= content.get("threshold", -1) <= 1:
         raise SaeuronError(f"'{path}': 'threshold' is no score from 0 to 1, so nobody could say what was counted")
-    check_backends(path, content, record["concepts"])
+    check_backends(path, content, record.concepts)
     stages = []
     for name, part in content["backends"].items():
         concepts = {
@@ -257,7 +261,7 @@ def read_evaluation(folder: Path, record: dict[str, Any], manifest_sha256: str) 
     return Evaluation(settings["judge"]["name"], stages, settings, content, same, recount(folder, content))
 
 
-def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Attack:
+def read_attack(path: Path, record: Manifest, manifest_sha256: str) -> Attack:
     """Read an attack's file; arguments as for `read_evaluation`.
 
     Raises:
@@ -274,14 +278,14 @@ def read_attack(path: Path, record: dict[str, Any], manifest_sha256: str) -> Att
     return Attack(content["judge"]["name"], content["through"], rows, content, _of_this(content, record, manifest_sha256))
 
 
-def _of_this(said: Mapping[str, Any], record: dict[str, Any], manifest_sha256: str) -> bool:
+def _of_this(said: Mapping[str, Any], record: Manifest, manifest_sha256: str) -> bool:
     """Whether it is of these very files; reports and engines may have been added since."""
     if "content_sha256" in said:
         return bool(said["content_sha256"] == manifest.content_sha256(record))
     return bool(said["manifest_sha256"] == manifest_sha256)
 
 
-def _same_engines(content: Mapping[str, Any], record: dict[str, Any]) -> bool:
+def _same_engines(content: Mapping[str, Any], record: Manifest) -> bool:
     """Whether engines whose pictures were judged, if any, are those in the artifact."""
     said = content["settings"].get("engines_sha256")
     return said is None or not any(name.startswith("trt") for name in content["backends"]) or bool(said == manifest.engines_sha256(record))
@@ -299,8 +303,8 @@ def _read(path: Path, kind: str, fields: Fields) -> dict[str, Any]:
     return content
 
 
-def _check_edit(path: Path, sha256: str, record: Mapping[str, Any]) -> None:
-    ours = record["edit"]["sha256"]
+def _check_edit(path: Path, sha256: str, record: Manifest) -> None:
+    ours = record.edit.sha256
     if sha256 != ours:
         raise SaeuronError(f"'{path}' is of another artifact: its edit is {sha256[:12]}, this one's is {ours[:12]}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..evidence.makers import HOOK, UNEDITED
-from .curve import number
+from ..proof.results import Proof
 from .figures import interval, percent, plural, share
+from .proofs import by_size
 from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, AttackRow, Evaluation, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
@@ -15,16 +15,16 @@ _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
 def verdict(k: Known) -> dict[str, Any]:
     """State, word and what was measured, the worst of each kind: as `facts`, and as one sentence."""
-    what = f"{k.names} {'steered in' if k.by_hand else 'removed from'} {k.record['model']['source']}"
+    what = f"{k.names} {'steered in' if k.by_hand else 'removed from'} {k.record.model.source}"
     facts: list[tuple[str, str]] = []
     if k.report is None:
         state, word = _OPEN, "not proven"
         facts.append(("proof", "nothing was proven, since the artifact was exported without validation"))
     else:
-        state, word = (_PROVEN, "proven") if k.report["passed"] else (_FAILED, "proof failed")
+        state, word = (_PROVEN, "proven") if k.report.passed else (_FAILED, "proof failed")
         facts.append(("proof", _compared(k.report, "the proof")))
     if k.proof is not None:
-        if not k.proof["passed"]:
+        if not k.proof.passed:
             state, word = _FAILED, "proof failed" if state == _FAILED else "another proof failed"
         elif state == _OPEN:
             word = "not proven at export"
@@ -43,29 +43,23 @@ def verdict(k: Known) -> dict[str, Any]:
 
 def _begun(text: str, k: Known) -> str:
     """With a capital, unless it begins with a backend's name."""
-    names = [name for report in (k.report, k.proof) if report for name in report["backends"]]
+    names = [name for report in (k.report, k.proof) if report for name in report.backends]
     return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
 
 
-def _compared(report: dict[str, Any], which: str) -> str:
+def _compared(proof: Proof, which: str) -> str:
     """What a proof found, by the backend that is farthest off."""
     text = "no forward of the UNet was compared"
-    ran = {name: p for name, p in report["backends"].items() if p["forwards"]["forwards"]}
+    ran = {name: p for name, p in proof.backends.items() if p.forwards.forwards}
     if ran:
-        farthest = max(ran.values(), key=lambda p: _size(p["forwards"]["pooled"]))["forwards"]
-        count = sum(p["forwards"]["forwards"] for p in ran.values())
-        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(farthest['pooled'])} of what the edit does (allowed {share(farthest['allowed'])}, {count} forwards)"
-    seams = [part for p in ran.values() for part in (p["seam"]["golden_tokens"], p["seam"]["own_tokens"]) if part]
+        farthest = max((p.forwards for p in ran.values()), key=lambda f: by_size(f.pooled))
+        count = sum(p.forwards.forwards for p in ran.values())
+        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(farthest.pooled)} of what the edit does (allowed {share(farthest.allowed)}, {count} forwards)"
+    seams = [part for p in ran.values() for part in p.seam.parts]
     if seams:
-        worst = max(seams, key=lambda part: _size(part["worst"]))
-        text += f"; the edit itself, on the same tokens, by at most {share(worst['worst'])} of a token's change (bar {share(worst['bar'])})"
-    return text if report["passed"] else f"{text}; {which} failed in {plural(len(report['failures']), 'point')}"
-
-
-def _size(value: Any) -> float:
-    """A figure by which to sort; no number is worse than any."""
-    found = number(value)
-    return math.inf if math.isnan(found) else found
+        worst = max(seams, key=lambda part: by_size(part.worst))
+        text += f"; the edit itself, on the same tokens, by at most {share(worst.worst)} of a token's change (bar {share(worst.bar)})"
+    return text if proof.passed else f"{text}; {which} failed in {plural(len(proof.failures), 'point')}"
 
 
 def _utility(evaluation: Evaluation) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from ..artifact.golden import Case, Golden
+from ..artifact.typed import Record
 
 BARS = {"fp32": 0.01, "fp16": 0.02, "bf16": 0.05}
 """least allowance of `sqrt(sum |artifact - hook|² / sum effect²)` by precision, where no decision turned; in fp32 of single forwards too"""
@@ -30,8 +30,7 @@ SHARE = 0.1
 """how far the share of the edit's effect that is kept may lie from 1"""
 
 
-@dataclass
-class Forward:
+class Forward(Record):
     """One forward."""
 
     kind: str
@@ -51,35 +50,35 @@ class Forward:
     """decisions that came out otherwise; None where the backend doesn't show them"""
 
 
-@dataclass
-class Forwards:
+class Forwards(Record):
     """Result of all forwards."""
 
-    passed: bool
-    pooled: float
+    passed: bool | None
+    pooled: float = math.nan
     """`sqrt(sum |artifact - hook|² / sum effect²)` over the forwards that are held to `allowed`"""
-    allowed: float
-    held: int
+    allowed: float = math.nan
+    held: int = 0
     """forwards in which no decision turned; all, where there are none of these in which the edit fires, or none are shown"""
-    drift: float
+    drift: float = math.nan
     """the same of the model itself under its precision's rounding: the unedited one's where no decision turned, else the hook's if larger"""
-    every: float
+    every: float = math.nan
     """pooled over all forwards"""
-    share: float
+    share: float = math.nan
     """of the edit's effect that is kept, over all forwards"""
-    worst: float
+    worst: float = math.nan
     """largest ratio in which the edit fires, of the forwards held"""
-    worst_turned: float
+    worst_turned: float = math.nan
     """the same of the others; shown, not judged by itself"""
-    forwards: int
-    fired: int
-    silent: int
-    shipped: float | None
+    forwards: int = 0
+    fired: int = 0
+    silent: int = 0
+    shipped: float | None = None
     """`every` of the file without extra outputs, where the others were read from a copy that shows the seam"""
-    outside: int
+    outside: int = 0
     """forwards of shapes that an engine wasn't built for"""
-    rows: list[Forward] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    rows: list[Forward] = []
+    not_checked: str = ""
+    failures: list[str] = []
 
 
 class _Pooled(NamedTuple):
@@ -137,7 +136,7 @@ def compare_forwards(golden: Golden, outputs: Sequence[np.ndarray | str], turned
     others = [r for r in rows if r.turned]
     return Forwards(
         not failures, pooled, allowed, len(held), drift, every.distance, share, _worst(held), _worst(others), len(rows), len(fired),
-        len(rows) - len(fired), None, len(outside), rows, failures,
+        len(rows) - len(fired), None, len(outside), rows, "", failures,
     )  # fmt: skip
 
 

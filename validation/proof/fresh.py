@@ -14,6 +14,7 @@ from ...editor.edit.hook import TokenEdit
 from ...editor.sae.sae import SparseAutoencoder
 from ..artifact import manifest
 from ..artifact.golden import Golden
+from ..artifact.manifest import Manifest
 from .parity import Reference
 from .reference import make_golden
 from .seam_reference import on_tokens
@@ -27,33 +28,33 @@ class Original(NamedTuple):
     saes: dict[str, SparseAutoencoder]
 
 
-def open_edit(root: Path, record: dict[str, Any]) -> Edit:
+def open_edit(root: Path, record: Manifest) -> Edit:
     """The artifact's edit.
 
     Raises:
         SaeuronError: it is not the one on record.
     """
     edit = Edit.load(root / "edit" / "edit.safetensors")
-    if edit.sha256() != record["edit"]["sha256"]:
+    if edit.sha256() != record.edit.sha256:
         raise SaeuronError(
             f"edit/edit.safetensors in '{root}' is not the edit on record (hashes differ); take the artifact again from its source"
         )
     return edit
 
 
-def open_original(model: str, record: dict[str, Any], device: str = "cpu") -> Any:
+def open_original(model: str, record: Manifest, device: str = "cpu") -> Any:
     """The original pipeline at the artifact's precision.
 
     Raises:
         SaeuronError: it is not the one on record.
     """
-    pipeline = load_pipeline(model, dtype_of(record["precision"]), device, variant=record["model"].get("variant"))
-    if unet_sha256(pipeline.unet) != record["model"]["unet_sha256"]:
+    pipeline = load_pipeline(model, dtype_of(record.precision), device, variant=record.model.variant)
+    if unet_sha256(pipeline.unet) != record.model.unet_sha256:
         raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
     return pipeline
 
 
-def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, SparseAutoencoder]:
+def open_saes(record: Manifest, saes: tuple[str, ...] = ()) -> dict[str, SparseAutoencoder]:
     """Hookpoint → SAE of an artifact.
 
     Args:
@@ -65,8 +66,8 @@ def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, S
     """
     given = dict(at_hookpoint(text) for text in saes)
     opened = {}
-    for hookpoint, known in record["saes"].items():
-        source = given.get(hookpoint) or given.get(None) or known["source"]
+    for hookpoint, known in record.saes.items():
+        source = given.get(hookpoint) or given.get(None) or known.source
         try:
             sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
         except SaeuronError as error:
@@ -74,19 +75,19 @@ def open_saes(record: dict[str, Any], saes: tuple[str, ...] = ()) -> dict[str, S
                 raise
             # Of a local folder only its name is on record.
             raise SaeuronError(f"{error}; say where the SAE on record ('{source}') lies with --sae {hookpoint}=DIR") from None
-        if sae.sha256() != known["sha256"]:
+        if sae.sha256() != known.sha256:
             raise SaeuronError(f"the SAE '{source}' is not the one that made this artifact (hashes differ at '{hookpoint}')")
         opened[hookpoint] = sae
     return opened
 
 
-def open_reference(root: Path, record: dict[str, Any], model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
+def open_reference(root: Path, record: Manifest, model: str, saes: tuple[str, ...] = (), device: str = "cpu") -> Original:
     """Original pipeline, edit and SAEs of an artifact; arguments and errors as those of `fresh_golden`."""
     edit, opened = open_edit(root, record), open_saes(record, saes)
     return Original(open_original(model, record, device), edit, opened)
 
 
-def _proof_of(root: Path, record: dict[str, Any], edit: Edit) -> tuple[list[str], str]:
+def _proof_of(root: Path, record: Manifest, edit: Edit) -> tuple[list[str], str]:
     """Prompts and scope of the export's proof; of an artifact that was published without golden vectors, as its other files have them."""
     path = root / "edit" / "golden.safetensors"
     if path.is_file():
@@ -95,7 +96,7 @@ def _proof_of(root: Path, record: dict[str, Any], edit: Edit) -> tuple[list[str]
     prompts = edit.provenance.get("prompts")
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise SaeuronError(f"'{root}' holds neither golden vectors nor the prompts of its proof, so it can't be proven")
-    return prompts, (record.get("validation") or {}).get("scope", "full")
+    return prompts, record.validation.scope if record.validation else "full"
 
 
 def fresh_golden(
@@ -120,9 +121,9 @@ def fresh_golden(
     record = manifest.read(root)
     pipeline, edit, opened = open_reference(root, record, model, saes, device)
     prompts, scope = _proof_of(root, record, edit)
-    sampling = record["sampling"]
+    sampling = record.sampling
     golden = make_golden(
-        pipeline, edit, opened, prompts, sampling["steps"], sampling["guidance"], record["precision"], record["gate"],
-        sampling["height"], sampling["width"], seed, scope,
+        pipeline, edit, opened, prompts, sampling.steps, sampling.guidance, record.precision, record.gate,
+        sampling.height, sampling.width, seed, scope,
     )  # fmt: skip
-    return golden, on_tokens(TokenEdit(edit, opened, dtype_of(record["precision"]), device, record["gate"]))
+    return golden, on_tokens(TokenEdit(edit, opened, dtype_of(record.precision), device, record.gate))

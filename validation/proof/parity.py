@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,7 +22,9 @@ from ..artifact.seam import BARS as SEAM_BARS
 from ..artifact.seam import SHARE as SEAM_SHARE
 from ..artifact.seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
 from ..backends.base import Runner
+from . import results
 from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
+from .results import Backend, Components, Control, FreeRun, Proof, Runs
 
 RUN_BARS = {"fp32": 0.10, "fp16": 0.25, "bf16": 0.25}
 """a free run may leave the hook's by this share of the edit's effect, by precision"""
@@ -91,30 +92,21 @@ def observe(
     return outputs, turned, tally.result() if reference else None
 
 
-@dataclass
-class SeamPart:
-    """What was compared at the seam."""
+class Network(NamedTuple):
+    """What was compared of a backend's UNet."""
 
-    passed: bool | None
-    """None where a backend hides its inner tensors"""
-    golden_tokens: Comparison | None = None
-    """the edit cut out of the graph and fed with the golden vectors' tokens"""
-    own_tokens: Comparison | None = None
-    """whole maps of the backend's own forwards, where the SAE is at hand"""
-    turned: int = 0
-    """decisions that came out otherwise in whole forwards, where rounding upstream moves the tokens themselves"""
-    decisions: int = 0
-    failures: list[str] = field(default_factory=list)
+    seam: results.Seam
+    forwards: Forwards
 
 
-def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> dict[str, dict[str, Any]]:
-    """The UNet of a backend: its edit at the seam, and its whole forwards (`SeamPart`, `Forwards`)."""
+def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> Network:
+    """The UNet of a backend: its edit at the seam, and its whole forwards."""
     shown = observe(golden, runner, reference)
     runner.stop_watching()
     plain = run_forwards(golden, runner.unet)
     if shown is None:
-        hidden = {"not_checked": "an engine hides its inner tensors; the graph that it was built from shows them"}
-        return {"seam": asdict(SeamPart(None)) | hidden, "forwards": asdict(compare_forwards(golden, plain))}
+        hidden = "an engine hides its inner tensors; the graph that it was built from shows them"
+        return Network(results.Seam(passed=None, not_checked=hidden), compare_forwards(golden, plain))
     outputs, turned, own = shown
     cut = check_seam(golden, runner)
     forwards = compare_forwards(golden, outputs, turned)
@@ -125,7 +117,8 @@ def check_network(golden: Golden, runner: Runner, reference: Reference | None = 
     if cut is None:
         failures.append("seam: its edit can't be run alone, so it was not compared on the golden tokens")
     decisions = sum(f.size for c in golden.cases for f in c.fires.values())
-    return {"seam": asdict(SeamPart(not failures, cut, own, sum(turned), decisions, failures)), "forwards": asdict(forwards)}
+    seam = results.Seam(passed=not failures, golden_tokens=cut, own_tokens=own, turned=sum(turned), decisions=decisions, failures=failures)
+    return Network(seam, forwards)
 
 
 def run_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> list[np.ndarray | str]:
@@ -139,7 +132,7 @@ def run_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> list[np
     return outputs
 
 
-def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
+def check_components(golden: Golden, runner: Runner) -> Components:
     """Compare text encoders and autoencoder halves with the original's."""
     bar = COMPONENT_BARS[golden.precision]
     found: dict[str, float] = {}
@@ -179,7 +172,7 @@ def check_components(golden: Golden, runner: Runner) -> dict[str, Any]:
             found[f"{name}.{key}"] = apart = relative(outputs[key], reference)
             if not apart <= bar:
                 failures.append(f"{name}: '{key}' differs by {apart:.2%} (bar {bar:.1%})")
-    return {"passed": not failures, "bar": bar, "relative": found, "outside": outside, "failures": failures}
+    return Components(passed=not failures, bar=bar, relative=found, outside=outside, failures=failures)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -190,7 +183,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Runs:
     """Compare free-running loops: final latents by effect and drift, pictures by PSNR."""
     bar = RUN_BARS[golden.precision]
     rows, failures, outside = [], [], 0
@@ -217,21 +210,21 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
             failures.append(
                 f"free run ({where}): final latents are {apart:.2%} from the hook's, allowed {allowed:.2%} (edit's effect {effect:.2%}, drift of the unedited model {run.drift:.2%}, of the hook {run.hook_drift:.2%})"
             )
-        rows.append({
-            "prompts": run.prompts, "guidance": run.guidance, "height": pictures.shape[1], "width": pictures.shape[2], "steps": run.steps,
-            "latents": apart, "effect": effect, "drift": run.drift, "hook_drift": run.hook_drift, "allowed": allowed, "conclusive": conclusive, "decoder_psnr": decoder,
-            "psnr": psnr(pictures, run.hook_pictures), "psnr_unedited": psnr(run.unedited_pictures, run.hook_pictures),
-        })  # fmt: skip
+        rows.append(FreeRun(
+            prompts=run.prompts, guidance=run.guidance, height=pictures.shape[1], width=pictures.shape[2], steps=run.steps, latents=apart,
+            effect=effect, drift=run.drift, hook_drift=run.hook_drift, allowed=allowed, conclusive=conclusive, decoder_psnr=decoder,
+            psnr=psnr(pictures, run.hook_pictures), psnr_unedited=psnr(run.unedited_pictures, run.hook_pictures),
+        ))  # fmt: skip
     if golden.notes.get("scope") == "full" and not rows and not outside:
         failures.append("the golden vectors say that free runs were made, but hold none")
-    if rows and not any(r["conclusive"] for r in rows):
+    if rows and not any(r.conclusive for r in rows):
         failures.append(
             "free runs: rounding carries every run as far as the edit does, so none can be judged; use a higher precision or a milder multiplier"
         )
-    return {"passed": not failures, "rows": rows, "outside": outside, "failures": failures}
+    return Runs(passed=not failures, rows=rows, outside=outside, failures=failures)
 
 
-def check_control(golden: Golden) -> dict[str, Any]:
+def check_control(golden: Golden) -> Control:
     """The same comparisons of models that lack the edit: they must fail, or the proof could not tell an edit from none.
 
     The unedited model at the seam, in whole forwards and in free runs; at the seam also the hook with every gain at 1, which treats the
@@ -249,15 +242,15 @@ def check_control(golden: Golden) -> dict[str, Any]:
     if forwards.passed:
         failures.append("control: the unedited model passed the comparison of whole forwards, so it proves nothing")
     runs = check_runs(golden, lambda run: (run.unedited, run.unedited_pictures, run.hook_pictures))
-    judged = [r for r in runs["rows"] if r["conclusive"]]
-    runs_caught = sum(1 for r in judged if not r["latents"] <= r["allowed"])
+    judged = [r for r in runs.rows if r.conclusive]
+    runs_caught = sum(1 for r in judged if not r.latents <= r.allowed)
     if runs_caught != len(judged):
         failures.append(f"control: the unedited model passed {len(judged) - runs_caught} of {len(judged)} free runs that were judged")
     moved = max((relative(c.neutral, c.unedited) for c in golden.cases), default=0.0)
-    return {
-        "passed": not failures, "residual_alone": moved, "seams_caught": caught, "seams": len(seams), "forwards_caught": forwards_caught,
-        "forwards": forwards.fired, "runs_caught": runs_caught, "runs_judged": len(judged), "runs": len(golden.runs), "failures": failures,
-    }  # fmt: skip
+    return Control(
+        passed=not failures, residual_alone=moved, seams_caught=caught, seams=len(seams), forwards_caught=forwards_caught,
+        forwards=forwards.fired, runs_caught=runs_caught, runs_judged=len(judged), runs=len(golden.runs), failures=failures,
+    )  # fmt: skip
 
 
 def _fails(precision: str, where: str, hookpoint: str, seam: Seam, output: np.ndarray) -> bool:
@@ -268,17 +261,9 @@ def _fails(precision: str, where: str, hookpoint: str, seam: Seam, output: np.nd
     return found.worst > CONTROL_ROOM * SEAM_BARS[precision] or not abs(found.share - 1) <= CONTROL_ROOM * SEAM_SHARE
 
 
-# What a report reads of a check that could not be run.
-_NAN = float("nan")
-_UNRUN: dict[str, dict[str, Any]] = {
-    "seam": asdict(SeamPart(None)), "components": {"relative": {}, "outside": []}, "runs": {"rows": [], "outside": 0},
-    "forwards": asdict(Forwards(False, _NAN, _NAN, 0, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0, 0, None, 0)),
-}  # fmt: skip
-
-
 def prove(
     golden: Golden, runners: Sequence[Runner], progress: Callable[[str], None] = lambda text: None, reference: Reference | None = None
-) -> dict[str, Any]:
+) -> Proof:
     """The whole proof over several backends.
 
     Args:
@@ -286,19 +271,9 @@ def prove(
         runners: one a backend.
         progress: told each check's name.
         reference: the hook on any tokens, where the SAE is at hand.
-
-    Returns:
-        the report: `{"passed", "precision", "scope", "prompts", "against_topk", "control", "backends": {name: …}, "failures": [line, …]}`.
     """
-    report: dict[str, Any] = {
-        "precision": golden.precision,
-        "scope": golden.notes.get("scope"),
-        "prompts": golden.notes.get("prompts"),
-        "against_topk": golden.notes.get("against_topk"),
-        "control": check_control(golden),
-        "backends": {},
-    }
-    failures = list(report["control"]["failures"])
+    control = check_control(golden)
+    failures = list(control.failures)
     if not runners:
         failures.append("no backend was run, so nothing was proven")
     kinds = {c.kind for c in golden.cases}
@@ -308,38 +283,53 @@ def prove(
         )
     if any(set(c.seams) != set(c.fires) or not c.fires for c in golden.cases):
         failures.append("the golden vectors lack tokens of a hookpoint, so its edit was not compared")
+    backends: dict[str, Backend] = {}
     for runner in runners:
-        parts: dict[str, Any] = {}
-        for title, check in (
-            ("seam", lambda r=runner: check_network(golden, r, reference)),
-            ("components", lambda r=runner: {"components": check_components(golden, r)}),
-            ("runs", lambda r=runner: {"runs": check_runs(golden, r.free_run)}),
-        ):
-            # What this installation lacks the means for is said, and neither passed nor failed.
-            if reason := runner.skips.get(title):
-                parts[title] = {**_UNRUN[title], "passed": None, "not_checked": reason}
-                continue
-            progress(f"{runner.name}: {_TITLES[title]}")
-            try:
-                found = check()
-            except SaeuronError:
-                raise
-            except Exception as error:  # a graph that can't take the inputs raises its runtime's own types
-                if isinstance(error, MemoryError | OSError) or _NO_MEMORY.search(str(error)):
-                    # This machine's fault and not the artifact's: no verdict.
-                    raise SaeuronError(f"{runner.name}: {_TITLES[title]} could not be checked on this machine ({first_line(error)}), so nothing is said of the artifact") from None  # fmt: skip
-                line = f"{_TITLES[title]}: can't be run: {(str(error).splitlines() or [type(error).__name__])[0][:300]}"
-                names = ("seam", "forwards") if title == "seam" else (title,)
-                found = {name: {**_UNRUN[name], "passed": False, "failures": [line] if name == title else []} for name in names}
-            parts |= found
-            failures += [f"{runner.name}: {line}" for part in found.values() for line in part.pop("failures")]
-        parts["runs"]["loop"] = runner.loop
-        runner.close()
-        parts["passed"] = all(part["passed"] is not False for part in parts.values())
-        report["backends"][runner.name] = parts
-    report["failures"], report["passed"] = failures, not failures
-    return report
+        backends[runner.name] = found = _backend(golden, runner, progress, reference)
+        parts = (found.seam, found.forwards, found.components, found.runs)
+        failures += [f"{runner.name}: {line}" for part in parts for line in part.failures]
+        found.passed = all(part.passed is not False for part in parts)
+    return Proof(
+        passed=not failures, precision=golden.precision, scope=golden.notes.get("scope", ""), prompts=golden.notes.get("prompts", []),
+        against_topk=golden.notes.get("against_topk") or {}, control=control, backends=backends, failures=failures,
+    )  # fmt: skip
 
 
+def _backend(golden: Golden, runner: Runner, progress: Callable[[str], None], reference: Reference | None) -> Backend:
+    """What one backend gives; of a check that can't be run, that it failed and why."""
+
+    def tried(title: str, check: Callable[[], T], otherwise: Callable[[bool | None, str, list[str]], T]) -> T:
+        # What this installation lacks the means for is said, and neither passed nor failed.
+        if reason := runner.skips.get(title):
+            return otherwise(None, reason, [])
+        progress(f"{runner.name}: {_TITLES[title]}")
+        try:
+            return check()
+        except SaeuronError:
+            raise
+        except Exception as error:  # a graph that can't take the inputs raises its runtime's own types
+            if isinstance(error, MemoryError | OSError) or _NO_MEMORY.search(str(error)):
+                # This machine's fault and not the artifact's: no verdict.
+                raise SaeuronError(f"{runner.name}: {_TITLES[title]} could not be checked on this machine ({first_line(error)}), so nothing is said of the artifact") from None  # fmt: skip
+            line = f"{_TITLES[title]}: can't be run: {(str(error).splitlines() or [type(error).__name__])[0][:300]}"
+            return otherwise(False, "", [line])
+
+    seam, forwards = tried(
+        "seam", lambda: check_network(golden, runner, reference),
+        lambda passed, why, lines: Network(results.Seam(passed=passed, not_checked=why, failures=lines), Forwards(passed, not_checked=why)),
+    )  # fmt: skip
+    components = tried(
+        "components", lambda: check_components(golden, runner),
+        lambda passed, why, lines: Components(passed=passed, not_checked=why, failures=lines),
+    )  # fmt: skip
+    runs = tried(
+        "runs", lambda: check_runs(golden, runner.free_run), lambda passed, why, lines: Runs(passed=passed, not_checked=why, failures=lines)
+    )
+    runs.loop = runner.loop
+    runner.close()
+    return Backend(seam=seam, forwards=forwards, components=components, runs=runs)
+
+
+T = TypeVar("T")
 _NO_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate|no space left", re.IGNORECASE)
 _TITLES = {"seam": "edit and forwards of the UNet", "components": "components", "runs": "free runs"}

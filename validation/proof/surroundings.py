@@ -16,6 +16,7 @@ import numpy as np
 
 from ...editor.common.files import read_json
 from ...editor.denoisers.families import Family, family_of
+from .results import Surroundings
 
 BAR = 1e-5
 """largest relative distance of a scheduler's steps; the same float32 arithmetic on both sides"""
@@ -101,12 +102,8 @@ def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarra
     return surroundings(tokenizers, scheduler, _settings(family, index), prompts, steps)
 
 
-def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Is every part equal?
-
-    Returns:
-        `{"passed", "bar", "relative": {name: distance}, "failures": [line, …]}`.
-    """
+def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> Surroundings:
+    """Is every part equal?"""
     distances: dict[str, float] = {}
     failures = []
     for name in sorted(_NEEDED - set(reference)):
@@ -127,7 +124,7 @@ def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> d
         # Token ids and digests are names, not quantities: none may differ.
         if not distance <= (0.0 if name.startswith(_EXACT) else BAR):
             failures.append(f"{_room(name)}: '{name}' differs from the original's by {distance:.2g} (relative)")
-    return {"passed": not failures, "bar": BAR, "relative": distances, "failures": failures}
+    return Surroundings(passed=not failures, bar=BAR, relative=distances, failures=failures)
 
 
 def _room(name: str) -> str:

@@ -5,62 +5,35 @@ Without torch, diffusers and transformers it proves what it can (graphs, free ru
 
 from __future__ import annotations
 
-import functools
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.denoisers.sizes import Sizes
-from ..artifact import engines, manifest
+from ..artifact import contents, engines, manifest
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
-from ..artifact.manifest import GOLDEN
+from ..artifact.manifest import GOLDEN, Manifest
 from ..backends.base import Runner
 from ..backends.choose import NETWORKS
-from ..backends.load import load
 from ..backends.onnx_runner import OnnxRunner
 from ..backends.sessions import check_onnxruntime, check_provider, provider_of
-from ..backends.torch_runner import TorchRunner
+from ..backends.torch_runner import CheckpointRunner
 from ..trust.agreement import check_said
 from . import surroundings
 from .parity import Reference, prove
+from .results import Backend, Check, Judged, NotChecked, Proof
 
 _TORCH_ONLY = ("checkpoint",)
 """backends that torch runs"""
-
-
-class _Lazy:
-    """Opens a runner when its turn comes, so that two copies of a large model never lie in memory together.
-
-    Args:
-        name: of the backend.
-        make: opens it.
-        skips: check → why it is left out.
-    """
-
-    def __init__(self, name: str, make: Callable[[], Runner], skips: dict[str, str]) -> None:
-        self.name, self._make, self.skips = name, make, skips
-        self._runner: Runner | None = None
-
-    def __getattr__(self, attribute: str) -> Any:
-        if self._runner is None:
-            self._runner = self._make()
-        return getattr(self._runner, attribute)
-
-    def close(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-        self._runner = None
-        gc.collect()
 
 
 def validate(
     artifact: str | Path, backends: Sequence[str] = (), device: str = "cpu", golden: Golden | None = None, check_files: bool = True,
     progress: Callable[[str], None] = lambda text: None, provider: str | None = None, target: str | None = None,
     reference: Reference | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Proof:  # fmt: skip
     """Prove an artifact.
 
     Args:
@@ -75,9 +48,7 @@ def validate(
         target: of engines, a folder below `tensorrt/`; default: all that fit this GPU, each proven as a backend `trt-rtx/<target>`.
 
     Returns:
-        see `parity.prove`; `provider` in the part of `onnx`; besides `record`, `surroundings`, and `not_checked`: `[{"check", "reason"}, …]`, with `backend` where it is
-        one backend's check; `artifact`, hashes of what was judged. It is empty where torch, diffusers and transformers are
-        installed, and a GPU for an artifact's engines.
+        the proof; its `not_checked` is empty where torch, diffusers and transformers are installed, and a GPU for an artifact's engines.
 
     Raises:
         SaeuronError: no artifact, a changed file, a backend that it doesn't hold or that can't be run here.
@@ -85,58 +56,55 @@ def validate(
     root = Path(artifact)
     record = manifest.read(root)
     if check_files:
-        manifest.check_files(root, record)
+        contents.check(root, record)
     manifest.check_backends(root, record, backends)
-    if golden is None and GOLDEN not in record["files"]:
+    if golden is None and GOLDEN not in record.files:
         raise SaeuronError(f"'{root}' was published without golden vectors; prove it against the original model, with --model DIR|ID")
-    check_provider(provider, backends or record["formats"])
-    if device != "cpu" and not {"checkpoint", "onnx"} & set(backends or record["formats"]):
-        raise SaeuronError(f"--device {device} is for backends checkpoint and onnx, not for {', '.join(backends or record['formats'])}")
+    check_provider(provider, backends or record.formats)
+    if device != "cpu" and not {"checkpoint", "onnx"} & set(backends or record.formats):
+        raise SaeuronError(f"--device {device} is for backends checkpoint and onnx, not for {', '.join(backends or record.formats)}")
     executor = provider_of(device, provider)
     lacking = missing()
     chosen, not_checked = _runnable(root, record, tuple(backends), target, lacking)
     vectors = golden or Golden.load(root / GOLDEN)
     lean = {name: _skips(root, vectors, lacking or backend in engines.BACKENDS) for name, backend, _ in chosen}
     loop = "lean" if lacking else "diffusers"
-    makers: dict[str, Callable[[], Runner]] = {
-        "checkpoint": lambda: TorchRunner(load(root, device=device, check_files=False)),
-        "onnx": lambda: OnnxRunner(root, executor, loop),
-        **{name: functools.partial(NETWORKS[backend], root, executor, one) for name, backend, one in chosen if one},
-    }
-    runners = [_Lazy(name, makers[name], lean[name]) for name, _, _ in chosen]
-    not_checked += [{"backend": name, "check": check, "reason": reason} for name in lean for check, reason in lean[name].items()]
-    found: dict[str, Any] = {}
-    mismatches: list[str] = []
+    runners: list[Runner] = []
+    for name, backend, one in chosen:
+        runner = CheckpointRunner(root, device) if backend == "checkpoint" else (
+            OnnxRunner(root, executor, loop) if backend == "onnx" else NETWORKS[backend](root, executor, one)
+        )  # fmt: skip
+        runner.skips = lean[name]
+        runners.append(runner)
+    not_checked += [NotChecked(backend=name, check=check, reason=reason) for name in lean for check, reason in lean[name].items()]
+    record_check = around = said = None
     if lacking:
         reason = f"needs {', '.join(lacking)}"
-        not_checked += [{"check": name, "reason": reason} for name in ("record", "surroundings")]
-        mismatches = check_said(root, record, vectors)
-        if mismatches:
-            found = {"said": {"passed": False, "failures": mismatches}}
+        not_checked += [NotChecked(check=name, reason=reason) for name in ("record", "surroundings")]
+        if wrong := check_said(root, record, vectors):
+            said = Check(passed=False, failures=wrong)
     else:
         progress("the record against the tensors")
         from ..trust.record import check_record
 
-        mismatches = check_record(root, record, vectors)
+        wrong = check_record(root, record, vectors)
+        record_check = Check(passed=not wrong, failures=wrong)
         around = surroundings.compare(surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings)
-        found = {"record": {"passed": not mismatches, "failures": mismatches}, "surroundings": around}
-        mismatches = mismatches + around["failures"]
     wrong = engines.check_entries(root, record)
-    if wrong:
-        found["engines"] = {"passed": False, "failures": wrong}
-    mismatches = mismatches + wrong
-    report = prove(vectors, runners, progress, reference)  # type: ignore[arg-type]
-    not_checked += _outside(report["backends"]) + _between(root, record, vectors, chosen)
-    if "onnx" in report["backends"]:
-        report["backends"]["onnx"]["provider"] = executor
-    report |= {**found, "not_checked": not_checked}
+    proof = prove(vectors, runners, progress, reference)
+    proof.record, proof.surroundings, proof.said = record_check, around, said
+    proof.engines = Check(passed=False, failures=wrong) if wrong else None
+    if "onnx" in proof.backends:
+        proof.backends["onnx"].provider = executor
+    proof.not_checked = not_checked + _outside(proof.backends) + _between(root, record, vectors, chosen)
     # So that a reader can tell whose proof it is. The manifest's own hash is not final while an export proves what it wrote.
-    report["artifact"] = {
-        "edit_sha256": record["edit"]["sha256"], "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
-    }  # fmt: skip
-    report["failures"] = mismatches + report["failures"]
-    report["passed"] = not report["failures"]
-    return report
+    proof.artifact = Judged(
+        edit_sha256=record.edit.sha256, content_sha256=manifest.content_sha256(record), engines_sha256=manifest.engines_sha256(record)
+    )
+    checks = [check for check in (record_check, around, said, proof.engines) if check is not None]
+    proof.failures = [line for check in checks for line in check.failures] + proof.failures
+    proof.passed = not proof.failures
+    return proof
 
 
 _Part = tuple[str, str, str | None]
@@ -144,34 +112,35 @@ _Part = tuple[str, str, str | None]
 
 
 def _runnable(
-    root: Path, record: dict[str, Any], wanted: tuple[str, ...], target: str | None, lacking: list[str]
-) -> tuple[list[_Part], list[dict[str, str]]]:
+    root: Path, record: Manifest, wanted: tuple[str, ...], target: str | None, lacking: list[str]
+) -> tuple[list[_Part], list[NotChecked]]:
     """What is run, and what the artifact holds but this machine can't run."""
     engines.check_target(record, target)
     if target is not None:
-        backend = record["engines"][target]["backend"]
+        backend = record.engines[target].backend
         if wanted and backend not in wanted:
             raise SaeuronError(f"--target {target} is for backend {backend}, not for {', '.join(wanted)}")
         wanted = wanted or (backend,)
     parts: list[_Part] = []
     left, errors = [], []
-    for name in wanted or record["formats"]:
+    for name in wanted or record.formats:
         try:
             found, reasons = _ways(root, record, name, target, lacking)
         except SaeuronError as error:
-            if wanted or len(record["formats"]) == 1:
+            if wanted or len(record.formats) == 1:
                 raise
             errors.append(str(error))
-            left.append({"check": name, "reason": f"needs {', '.join(lacking)}" if name in _TORCH_ONLY else str(error).partition(";")[0]})
+            needed = f"needs {', '.join(lacking)}" if name in _TORCH_ONLY else str(error).partition(";")[0]
+            left.append(NotChecked(check=name, reason=needed))
             continue
         parts += found
-        left += [{"check": f"{name}/{other}", "reason": reason} for other, reason in reasons.items()]
+        left += [NotChecked(check=f"{name}/{other}", reason=reason) for other, reason in reasons.items()]
     if not parts:
         raise SaeuronError("; ".join(errors))
     return parts, left
 
 
-def _ways(root: Path, record: dict[str, Any], name: str, target: str | None, lacking: list[str]) -> tuple[list[_Part], dict[str, str]]:
+def _ways(root: Path, record: Manifest, name: str, target: str | None, lacking: list[str]) -> tuple[list[_Part], dict[str, str]]:
     """How a backend runs here; target → why it doesn't."""
     if name in engines.BACKENDS:
         fit, reasons = engines.fitting(record, name, target)
@@ -185,21 +154,21 @@ def _ways(root: Path, record: dict[str, Any], name: str, target: str | None, lac
     return [(name, name, None)], {}
 
 
-def _outside(backends: dict[str, Any]) -> list[dict[str, str]]:
+def _outside(backends: Mapping[str, Backend]) -> list[NotChecked]:
     """Checks that were made in part or not at all, since an engine wasn't built for the golden vectors' shapes."""
     found = []
     for name, parts in backends.items():
-        if "not_checked" in parts["seam"]:
-            found.append({"backend": name, "check": "seam", "reason": parts["seam"]["not_checked"]})
-        for check in ("forwards", "components", "runs"):
-            left = parts[check].get("outside")
-            if left:
-                what = ", ".join(left) if isinstance(left, list) else f"{left} {check}"
-                found.append({"backend": name, "check": check, "reason": f"{what}: of shapes that the engine wasn't built for"})
+        if parts.seam.not_checked:
+            found.append(NotChecked(backend=name, check="seam", reason=parts.seam.not_checked))
+        left = {"forwards": parts.forwards.outside, "components": ", ".join(parts.components.outside), "runs": parts.runs.outside}
+        for check, what in left.items():
+            if what:
+                which = what if isinstance(what, str) else f"{what} {check}"
+                found.append(NotChecked(backend=name, check=check, reason=f"{which}: of shapes that the engine wasn't built for"))
     return found
 
 
-def _between(root: Path, record: dict[str, Any], reference: Golden, chosen: list[_Part]) -> list[dict[str, str]]:
+def _between(root: Path, record: Manifest, reference: Golden, chosen: list[_Part]) -> list[NotChecked]:
     """Engines of a range of sizes of which no golden vector lies between the points that the builder knew."""
     found = []
     sizes = Sizes.of(root)
@@ -207,20 +176,15 @@ def _between(root: Path, record: dict[str, Any], reference: Golden, chosen: list
     for name, _, target in chosen:
         if target is None:
             continue
-        points = record["engines"][target]["components"]["unet"]["shapes"]["sample"]
+        points = record.engines[target].components["unet"].shapes["sample"]
         low, usual, high = points
-        for axis, what, unit in ((0, "rows", 2 if record["sampling"]["guidance"] > 1 else 1), (2, "heights", side), (3, "widths", side)):
+        for axis, what, unit in ((0, "rows", 2 if record.sampling.guidance > 1 else 1), (2, "heights", side), (3, "widths", side)):
             held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}
             room = [(a, b) for a, b in ((low[axis], usual[axis]), (usual[axis], high[axis])) if b - a > unit]
             open_ones = [f"{a} and {b}" for a, b in room if not any(a < value < b for value in held)]
             if open_ones:
-                found.append(
-                    {
-                        "backend": name,
-                        "check": "forwards",
-                        "reason": f"no golden vector has {what} between {' or between '.join(open_ones)}",
-                    }
-                )
+                between = f"no golden vector has {what} between {' or between '.join(open_ones)}"
+                found.append(NotChecked(backend=name, check="forwards", reason=between))
     return found
 
 

@@ -9,13 +9,15 @@ from ...editor.common.files import read_json
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ..artifact import shape
 from ..artifact.golden import Golden
+from ..artifact.manifest import Manifest
 from ..artifact.shape import Each, Fields
+from ..artifact.typed import plain
 
 # What is compared, where it is there; what is missing disagrees.
 _ABLATION = Fields({}, {"residual": str, "gate": str, "sha256": str, "hookpoints": Each(dict)})
 
 
-def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> list[str]:
+def check_said(root: Path, record: Manifest, golden: Golden | None) -> list[str]:
     """Compare what the files say of one another.
 
     Args:
@@ -28,14 +30,14 @@ def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> lis
     """
     edit = read_edit_header(root / "edit" / "edit.safetensors")
     found = []
-    if edit.concepts != sorted(record["concepts"]):
-        found.append(f"the manifest says concepts {record['concepts']}, the edit holds {edit.concepts}")
-    if golden and golden.precision != record["precision"]:
-        found.append(f"the golden vectors are {golden.precision}, the artifact is {record['precision']}")
-    proven = record.get("validation") or {}
-    if golden and proven and proven["scope"] != golden.notes["scope"]:
+    if edit.concepts != sorted(record.concepts):
+        found.append(f"the manifest says concepts {record.concepts}, the edit holds {edit.concepts}")
+    if golden and golden.precision != record.precision:
+        found.append(f"the golden vectors are {golden.precision}, the artifact is {record.precision}")
+    proven = record.validation
+    if golden and proven and proven.scope != golden.notes["scope"]:
         found.append(
-            f"the manifest says that a proof of scope '{proven['scope']}' was made, the golden vectors are of scope '{golden.notes['scope']}'"
+            f"the manifest says that a proof of scope '{proven.scope}' was made, the golden vectors are of scope '{golden.notes['scope']}'"
         )
     path = root / "unet" / "config.json"
     ablation = read_json(path).get("ablation") or {}
@@ -44,25 +46,25 @@ def check_said(root: Path, record: dict[str, Any], golden: Golden | None) -> lis
     return found + _check_manifest(root, record, edit)
 
 
-def _check_manifest(root: Path, record: dict[str, Any], edit: EditHeader) -> list[str]:
+def _check_manifest(root: Path, record: Manifest, edit: EditHeader) -> list[str]:
     """What the manifest tells a reader must be what the edit was made from."""
     said = edit.provenance
     pairs = {
-        "settings": (record["settings"], said.get("concepts")),
-        "saes": (record["saes"], said.get("saes")),
-        "activations": (record["activations"], said.get("activations")),
-        "the UNet's hash": (record["model"]["unet_sha256"], said.get("unet_sha256")),
+        "settings": (plain(record.settings), said.get("concepts")),
+        "saes": (plain(record.saes), said.get("saes")),
+        "activations": (record.activations, said.get("activations")),
+        "the UNet's hash": (record.model.unet_sha256, said.get("unet_sha256")),
     }
     found = [f"the manifest's {key} are not those on record in the edit" for key, (a, b) in pairs.items() if a != b]
-    if record["model"]["safety_checker"] != (root / "safety_checker" / "config.json").is_file():
+    if record.model.safety_checker != (root / "safety_checker" / "config.json").is_file():
         found.append("the manifest says otherwise than the folder whether there is a safety checker")
     return found
 
 
-def _check_config(ablation: dict[str, Any], record: dict[str, Any], edit: EditHeader) -> list[str]:
-    said = {"residual": (ablation.get("residual"), record["residual"], edit.residual), "gate": (ablation.get("gate"), record["gate"])}
+def _check_config(ablation: dict[str, Any], record: Manifest, edit: EditHeader) -> list[str]:
+    said = {"residual": (ablation.get("residual"), record.residual, edit.residual), "gate": (ablation.get("gate"), record.gate)}
     found = [f"config, manifest and edit disagree on {key}: {values}" for key, values in said.items() if len(set(values)) != 1]
-    if ablation.get("sha256") != record["edit"]["tensors_sha256"]:
+    if ablation.get("sha256") != record.edit.tensors_sha256:
         found.append("the UNet's config and the manifest disagree on the hash of the edit's tensors")
     if set(ablation.get("hookpoints", ())) != set(edit.latents):
         found.append(f"the UNet is edited at {sorted(ablation.get('hookpoints', ()))}, the edit is for {sorted(edit.latents)}")

@@ -10,7 +10,8 @@ from typing import Any
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.denoisers.families import FAMILIES, Family
-from ..artifact import manifest
+from ..artifact import contents, manifest
+from ..artifact.manifest import Manifest
 
 _HARMLESS = (".json", ".txt", ".md", ".safetensors", ".onnx", ".onnx_data", ".engine", ".cache", ".jinja", ".png")
 """what an artifact consists of, beside its one .py file and its report; `.cache` is TensorRT's timing cache"""
@@ -29,7 +30,7 @@ _CACHES = (".git/", ".cache/huggingface/")
 """what git and a download leave at the top of a folder"""
 
 
-def check(root: Path, record: dict[str, Any]) -> list[str]:
+def check(root: Path, record: Manifest) -> list[str]:
     """Look for what would be executed: files by their kind, and entries of configs that name code.
 
     Args:
@@ -44,19 +45,19 @@ def check(root: Path, record: dict[str, Any]) -> list[str]:
         name = path.relative_to(root).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
-        if path.is_symlink() and name in _UNLISTED and not manifest.inside(root, name):
+        if path.is_symlink() and name in _UNLISTED and not contents.inside(root, name):
             found.append(f"'{name}' is a link that leaves the folder")
         if name.startswith(".") and name not in _UNLISTED and not name.startswith(_CACHES):
             found.append(f"'{name}' in '{root}' is not on record in {manifest.NAME}; remove it")
-        elif name in record["files"] and path.name in _ADAPTERS:
+        elif name in record.files and path.name in _ADAPTERS:
             found.append(f"'{name}' is an adapter, which loaders put on top of the edited model; an artifact holds none")
-        elif name in record["files"] and path.suffix.lower() not in _HARMLESS and name != _REPORT and not _OWN_CLASS.fullmatch(name):
+        elif name in record.files and path.suffix.lower() not in _HARMLESS and name != _REPORT and not _OWN_CLASS.fullmatch(name):
             found.append(f"'{name}' is of a kind that can hold code; an artifact holds no such file")
-        elif name in record["files"] and _of_a_checkpoint(name) and "checkpoint" not in record["formats"]:
+        elif name in record.files and _of_a_checkpoint(name) and "checkpoint" not in record.formats:
             found.append(f"'{name}' belongs to a checkpoint, and the manifest says that there is none; no check would look at it")
-        elif name in record["files"] and (path.name == _MODULAR or (path.name == _INDEX and name != _INDEX)):
+        elif name in record.files and (path.name == _MODULAR or (path.name == _INDEX and name != _INDEX)):
             found.append(f"'{name}' would open a pipeline of its own; an artifact holds one {_INDEX}, at the top")
-    for name in sorted(record["files"]):
+    for name in sorted(record.files):
         # A vocabulary or a tokenizer is no config, and large.
         if name.endswith("config.json") or name == _INDEX:
             found += _entries(root, name, record)
@@ -73,7 +74,7 @@ def _of_a_checkpoint(name: str) -> bool:
     return name.endswith(".py") or (weights and not name.startswith("edit/"))
 
 
-def _shards(root: Path, name: str, record: dict[str, Any]) -> list[str]:
+def _shards(root: Path, name: str, record: Manifest) -> list[str]:
     """An index of shards: loaders open whatever path it names."""
     try:
         weights = read_json(root / name).get("weight_map")
@@ -84,11 +85,11 @@ def _shards(root: Path, name: str, record: dict[str, Any]) -> list[str]:
     return [
         f"{name}: it names '{file}', which is no safetensors file beside it on record"
         for file in sorted(named)
-        if "/" in file or "\\" in file or not file.endswith(".safetensors") or f"{folder}/{file}" not in record["files"]
+        if "/" in file or "\\" in file or not file.endswith(".safetensors") or f"{folder}/{file}" not in record.files
     ]
 
 
-def _entries(root: Path, name: str, record: dict[str, Any]) -> list[str]:
+def _entries(root: Path, name: str, record: Manifest) -> list[str]:
     try:
         config = read_json(root / name)
     except SaeuronError as error:
@@ -105,13 +106,13 @@ def _entries(root: Path, name: str, record: dict[str, Any]) -> list[str]:
     return found
 
 
-def _modules(record: dict[str, Any]) -> list[str]:
+def _modules(record: Manifest) -> list[str]:
     """Names of the class file, with and without its folder."""
-    names = [n.removesuffix(".py") for n in record["files"] if _OWN_CLASS.fullmatch(n)]
+    names = [n.removesuffix(".py") for n in record.files if _OWN_CLASS.fullmatch(n)]
     return [form for n in names for form in (n.removeprefix("unet/"), n.replace("/", "."))]
 
 
-def _index(index: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def _index(index: dict[str, Any], record: Manifest) -> list[str]:
     """`model_index.json`: each component of a library's class, the UNet of ours, and the pipeline a known one."""
     family: Family | None = next((f for f in FAMILIES if f.pipeline == index.get("_class_name")), None)
     if family is None:

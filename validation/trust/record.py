@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,13 @@ from ...editor.denoisers.families import family_of
 from ...editor.edit.edit import Edit
 from ..artifact import graphs, weights
 from ..artifact.golden import Golden
+from ..artifact.manifest import Manifest
 from . import shipped_class, tables
 from .agreement import check_said
 from .configs import compare_configs, compare_copies
 
 
-def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str]:
+def check_record(root: Path, record: Manifest, golden: Golden) -> list[str]:
     """Compare manifest, edit file, checkpoint tensors, ONNX initializers and golden vectors with one another.
 
     Args:
@@ -31,24 +31,24 @@ def check_record(root: Path, record: dict[str, Any], golden: Golden) -> list[str
     """
     edit, held = Edit.load(root / "edit" / "edit.safetensors"), tables.read_edit(root / "edit" / "edit.safetensors")
     found = []
-    if edit.sha256() != record["edit"]["sha256"]:
+    if edit.sha256() != record.edit.sha256:
         found.append("edit/edit.safetensors is not the edit on record (hashes differ)")
     found += check_said(root, record, golden)
     found += _check_concepts(edit, golden)
     family = family_of(read_json(root / "model_index.json"))
-    found += compare_copies(root, family, "onnx" in record["formats"])
+    found += compare_copies(root, family, "onnx" in record.formats)
     found += compare_configs(root, golden.notes.get("configs", {}))
     needed = {*family.networks, "edit"}
     if set(golden.weights) != needed or not all(golden.weights.values()):
         found.append(f"the golden vectors hold no digests of the original's weights for {sorted(needed - set(golden.weights))}")
-    if "checkpoint" in record["formats"]:
-        found += tables.in_checkpoint(tables.edit_tensors(root / "unet"), held, record["gate"])
+    if "checkpoint" in record.formats:
+        found += tables.in_checkpoint(tables.edit_tensors(root / "unet"), held, record.gate)
         found += weights.in_checkpoint(root, golden.weights)
         found += shipped_class.check(root)
-    if "onnx" in record["formats"]:
-        found += tables.in_graph(root / "unet", held, record["gate"])
+    if "onnx" in record.formats:
+        found += tables.in_graph(root / "unet", held, record.gate)
         found += weights.in_graphs(root, golden.weights, family)
-        found += graphs.check(root, family, record["precision"])
+        found += graphs.check(root, family, record.precision)
     return found
 
 

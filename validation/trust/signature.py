@@ -19,7 +19,7 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import temporary
-from ..artifact import manifest
+from ..artifact import contents, manifest
 from ..artifact.installed import missing
 
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
@@ -138,7 +138,7 @@ def fault(root: Path, key: Path) -> str | None:
         covered = _covered(path)
     except (ValueError, KeyError, TypeError, binascii.Error, RecursionError, OSError):
         return f"{manifest.SIGNATURE} is damaged: it can't be read as a signature"
-    outside = sorted(name for name in covered if not manifest.inside(root, name))
+    outside = sorted(name for name in covered if not contents.inside(root, name))
     if outside:
         return f"{manifest.SIGNATURE} is over '{outside[0]}', which is outside the artifact"
     gone = sorted(name for name in covered if not (root / name).is_file())

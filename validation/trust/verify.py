@@ -12,10 +12,10 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
-from ..artifact import engines, manifest, shape, weights
+from ..artifact import contents, engines, manifest, shape, weights
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
-from ..artifact.manifest import GOLDEN
+from ..artifact.manifest import GOLDEN, Manifest
 from . import executable, shipped_class, signature, tables
 from .agreement import check_said
 
@@ -58,7 +58,7 @@ def verify(
         record = manifest.read(root, formats=False)
         progress("comparing file hashes")
         found["failures"] += _own_hash(root, record)
-        found["failures"] += [_short(line, root) for line in manifest.faults(root, record)]
+        found["failures"] += [_short(line, root) for line in contents.faults(root, record)]
         progress("looking for code")
         if (root / ".git").exists():
             found["not_checked"].append(
@@ -68,7 +68,7 @@ def verify(
                 }
             )
         found["failures"] += executable.check(root, record)
-        found |= {"files": len(record["files"]), "bytes": sum(entry["bytes"] for entry in record["files"].values())}
+        found |= {"files": len(record.files), "bytes": sum(entry.bytes for entry in record.files.values())}
         if found["failures"]:
             found["not_checked"].append({"check": "edit", "reason": "files differ"})
         else:
@@ -88,53 +88,54 @@ def _short(line: str, root: Path) -> str:
     return line.replace(f" in '{root}'", "").replace(f" from the artifact '{root}'", "").replace("; take it again from its source", "")
 
 
-def _own_hash(root: Path, record: dict[str, Any]) -> list[str]:
+def _own_hash(root: Path, record: Manifest) -> list[str]:
     """The manifest must be byte for byte what this package writes for its content, its own hash included."""
     if (root / manifest.NAME).read_bytes() == manifest.encode(record):
         return []
     return [f"'{manifest.NAME}' is not the file that was written: it doesn't fit its own hash"]
 
 
-def _contents(root: Path, record: dict[str, Any], found: dict[str, Any]) -> None:
+def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
     """Files that are what the manifest says, against one another."""
     edit = tables.read_edit(root / EDIT)
     config = read_json(root / "unet" / "config.json")
     shape.check("unet/config.json", config, shape.Fields({"ablation": shape.Fields({"hookpoints": dict})}))
     failures = found["failures"]
-    if edit.sha256() != record["edit"]["sha256"]:
+    if edit.sha256() != record.edit.sha256:
         failures.append(f"{EDIT} is not the edit on record (hashes differ)")
-    golden = Golden.load(root / GOLDEN) if GOLDEN in record["files"] else None
+    golden = Golden.load(root / GOLDEN) if GOLDEN in record.files else None
     if golden is None:
         found["not_checked"].append({"check": "golden vectors", "reason": "published without them"})
     failures += check_said(root, record, golden)
     failures += engines.check_entries(root, record)
-    if "checkpoint" in record["formats"]:
+    if "checkpoint" in record.formats:
         failures += shipped_class.check(root)
         held = tables.edit_tensors(root / "unet")
-        failures += tables.in_checkpoint(held, edit, record["gate"])
+        failures += tables.in_checkpoint(held, edit, record.gate)
         failures += _settings(config["ablation"]["hookpoints"], record)
         if golden is not None:
-            own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record["gate"]))
+            own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record.gate))
             failures += weights.of_edit(held, golden.weights.get("edit", {}), own)
-        if tables.ablation_sha256(config["ablation"], held) != record["edit"]["tensors_sha256"]:
+        if tables.ablation_sha256(config["ablation"], held) != record.edit.tensors_sha256:
             failures.append("checkpoint: the edit's tensors are not those on record (hashes differ)")
-    if "onnx" in record["formats"]:
+    if "onnx" in record.formats:
         lacking = missing(("onnx",))
         if lacking:
             found["not_checked"].append(
                 {"check": "the edit's tables in the ONNX graph", "reason": "needs onnx (its file's hash was compared)"}
             )
         else:
-            failures += tables.in_graph(root / "unet", edit, record["gate"])
+            failures += tables.in_graph(root / "unet", edit, record.gate)
 
 
-def _settings(hookpoints: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def _settings(hookpoints: dict[str, Any], record: Manifest) -> list[str]:
     """The config's `k` and number of latents against those of the SAEs on record."""
+    said = {name: {"k": sae.k, "latents": sae.latents} for name, sae in record.saes.items()}
     return [
-        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {record['saes'].get(name, {}).get(key)!r}"
+        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {said.get(name, {}).get(key)!r}"
         for name, given in hookpoints.items()
         for key in ("k", "latents")
-        if given.get(key) != record["saes"].get(name, {}).get(key)
+        if given.get(key) != said.get(name, {}).get(key)
     ]
 
 
