@@ -8,10 +8,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FLOORS = ("editor", "validation", "export")
 
 
+@pytest.mark.slow
 def test_every_module_is_in_the_wheel_and_imports(tmp_path):
     # Built from a copy: setuptools leaves a build folder behind, whose stale files the next wheel would take in.
     source = tmp_path / "source"

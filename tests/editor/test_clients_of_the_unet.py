@@ -36,6 +36,7 @@ def edited():
     return bake(make_unet(), edit_of(make_activations(), ("A", "count:20", -3.0)), {HOOKPOINT: make_sae()})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_pickle_opens_in_a_process_without_saeuron(edited, tmp_path, monkeypatch):
     x, c = inputs()
@@ -147,6 +148,7 @@ def test_an_edit_that_does_not_run_once_is_an_error(edited, how):
         edited(x, 501.0, c)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("how", ["compile", "trace", "parallel"])
 @torch.no_grad()

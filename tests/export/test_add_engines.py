@@ -16,6 +16,8 @@ from saeuron.export.ship.add_engines import add_engines
 from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.engines import Target
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = EngineSettings()
 A, B = Target("trt-rtx", ("sm80",)), Target("trt-rtx", ("sm86",))
 

@@ -44,6 +44,7 @@ def test_files_are_as_readable_as_their_folder(tmp_path):
     assert (tmp_path / "out" / "unet" / "weights").stat().st_mode & 0o777 == mode
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_whole(tiny, tmp_path):
     first = export_artifact(settings(tiny, tmp_path / "out"))
     second = export_artifact(settings(tiny, tmp_path / "out", multiplier=-5.0, overwrite=True))
@@ -51,6 +52,7 @@ def test_overwrite_replaces_whole(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("being_written", ["edit/edit.safetensors", "edit/golden.safetensors", "unet/*"])
 def test_a_kill_leaves_nothing_under_the_final_name(tiny, tmp_path, being_written):
     """Killed the moment that a file of the artifact is there, in its hidden place."""

@@ -17,6 +17,8 @@ from saeuron.validation.artifact.engines import Gpu
 from saeuron.validation.backends import tensorrt_runner
 from saeuron.validation.backends.sessions import open_session, run_session
 
+pytestmark = pytest.mark.slow
+
 GATES = ("exact", "threshold")
 
 

@@ -98,6 +98,7 @@ def test_version_of_the_single_command():
     assert code == 0 and stdout.startswith("saeuron-export 0.") and not torch_imported
 
 
+@pytest.mark.slow
 def test_an_unproven_artifact_exits_with_1_and_libraries_stay_silent(tiny, tmp_path):
     from tests.conftest import make_activations
 
@@ -113,6 +114,7 @@ def test_an_unproven_artifact_exits_with_1_and_libraries_stay_silent(tiny, tmp_p
     assert all(line.startswith(ours) for line in stderr.splitlines()), stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
     arguments = ["export", "--concepts", "Neon", "--output", tmp_path / "out"]
     # Whoever runs the tests in the background ignores the signal, and children inherit that.

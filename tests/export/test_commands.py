@@ -49,6 +49,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_collect_by_two_processes_writes_the_same_file(collecting, tmp_path, one_thread):
     run("collect", *collecting, "--output", tmp_path / "one.safetensors")
     done = by_two_processes("collect", *collecting, "--output", tmp_path / "two.safetensors")
@@ -156,6 +157,7 @@ def test_train_writes_an_sae_that_collect_reads(training, tiny, tmp_path):
     refused("finished training", *training, "--output", tmp_path / "sae")
 
 
+@pytest.mark.slow
 def test_train_by_two_processes_trains_the_same_sae(training, tmp_path, one_thread):
     alone = run(*training, "--output", tmp_path / "one")
     one = json.loads((tmp_path / "one" / "training.json").read_text())
@@ -175,6 +177,7 @@ def test_train_dry_run_and_refusals(training, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_sweep_writes_the_best_and_reuses_what_it_measured(tmp_path):
     options = [
         "sweep",

@@ -47,6 +47,7 @@ def test_every_file_is_on_record(demo_artifact):
     assert "`edit/` holds" in card and "`validation/report.json` holds" in card
 
 
+@pytest.mark.slow
 def test_opens_in_diffusers_without_this_package(demo_artifact, tmp_path):
     """A fresh process that must not import saeuron; its free run equals the hook's."""
     script = """
@@ -111,6 +112,7 @@ def test_loads_by_our_loader_and_really_removes(demo_artifact):
     assert sum(o == a.split()[3] for o, a in zip(seen.objects[10:], kept, strict=True)) >= 4
 
 
+@pytest.mark.slow
 def test_validate_from_the_golden_file_and_afresh(demo_artifact):
     result = runner.invoke(app, ["validate", str(demo_artifact.path), "--backend", "onnx", "--json"])
     assert result.exit_code == 0, result.output
@@ -121,6 +123,7 @@ def test_validate_from_the_golden_file_and_afresh(demo_artifact):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_provider_that_runs_is_the_one_asked_for(demo_artifact, tmp_path, monkeypatch):
     """A provider that isn't there, and one that ONNX Runtime quietly replaces, are refused; the one that ran is said."""
     root = demo_artifact.path
@@ -140,6 +143,7 @@ def test_the_provider_that_runs_is_the_one_asked_for(demo_artifact, tmp_path, mo
     assert made["provider"] == "CPUExecutionProvider"
 
 
+@pytest.mark.slow
 def test_validate_finds_an_unedited_golden(demo_artifact, tmp_path):
     """If the golden outputs are another edit's, the proof fails with exit code 1."""
     root = tmp_path / "artifact"

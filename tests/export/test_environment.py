@@ -36,6 +36,7 @@ def test_a_full_stdout_is_said(options):
         one_line(run(*options, stdout=full), "stdout can't be written: No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_stderr_stops_nothing():
     with open("/dev/full", "w") as full:
@@ -67,6 +68,7 @@ def test_nobody_reads():
     assert done.returncode == 141 and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_no_home(tmp_path):
     """As in `docker run -u 1234`: no HOME, and no entry of the user."""
     code = """
@@ -104,6 +106,7 @@ def test_an_interruption_at_any_time_is_one_line(tmp_path, delay):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_dash_is_no_place(tmp_path):
     for options in (("export",), ("generate", "x"), ("train",)):
         one_line(run(*options, "-o", "-", stdout=subprocess.PIPE, cwd=tmp_path), "don't go to stdout")

@@ -13,6 +13,7 @@ QUICK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_settings_and_report(tmp_path):
     command = ["harden", "--concepts", "Neon", *QUICK, "--multiplier=-0.001", "--cost", 99, "--output", tmp_path / "h"]
     report = json.loads(run(*command, "--json").stdout)

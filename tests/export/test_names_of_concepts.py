@@ -10,6 +10,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from saeuron.editor.edit.edit import Edit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small_sd(tmp_path_factory):

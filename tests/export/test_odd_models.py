@@ -22,6 +22,7 @@ def job(tiny, folder, output, *more, formats="checkpoint"):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_only_a_variant(tiny, folder, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     shutil.rmtree(folder)
@@ -50,6 +51,7 @@ def test_a_folder_that_holds_only_a_variant(tiny, folder, tmp_path):
     run("validate", tmp_path / "out", "--model", folder, "--sae", tiny["sae"])
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_pads_to_less_than_its_network_takes_ends_proven(tiny, folder, tmp_path):
     path = folder / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 12}))
@@ -57,6 +59,7 @@ def test_a_tokenizer_that_pads_to_less_than_its_network_takes_ends_proven(tiny, 
     run("generate", tmp_path / "out", "--prompt", "An image of House.", "--output", tmp_path / "picture.png")
 
 
+@pytest.mark.slow
 def test_a_unet_without_a_size_of_its_own_ends_proven(tiny, folder, tmp_path):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": None, "cross_attention_dim": [24, 24]}))

@@ -23,6 +23,8 @@ from saeuron.export.ship.card import model_card
 from saeuron.validation.artifact import manifest
 from saeuron.validation.trust.verify import GOLDEN, verify
 
+pytestmark = pytest.mark.slow
+
 # The client reads its settings once, at import, so it runs in a process of its own, as a user's does.
 _RUN = "import sys\nfrom saeuron.export import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' if 'torch' in sys.modules else 'bare', file=sys.stderr)"
 

@@ -23,6 +23,8 @@ from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.forwards import compare_forwards
 from saeuron.validation.proof.parity import run_forwards
 
+pytestmark = pytest.mark.slow
+
 runner = CliRunner()
 
 

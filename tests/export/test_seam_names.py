@@ -16,6 +16,8 @@ from saeuron.editor.edit.edit import Edit
 from saeuron.export.formats import onnx as export
 from saeuron.validation.artifact.manifest import seam_tensor
 
+pytestmark = pytest.mark.slow
+
 SAES = {
     HOOKPOINT: {}, "up_blocks.0.attentions.0": {"reads": "delta"}, "mid_block.attentions.0": {"unit_norm": True},
     "mid_block.resnets.1": {"activation": "jumprelu"},

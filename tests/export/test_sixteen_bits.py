@@ -10,6 +10,8 @@ from saeuron.export.formats import onnx
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.artifact import export_artifact
 
+pytestmark = pytest.mark.slow
+
 
 def test_fp16_onnx_says_that_the_safety_checker_is_lost(tmp_path, monkeypatch):
     # As if the model were large: the weights go into files beside the graphs.

@@ -151,6 +151,7 @@ def test_a_range_between_two_steps_is_said_to_do_nothing(steering, tmp_path):
     refused("expected FROM-TO", "steer", *options, "--timesteps", "9" * 5000 + "-1")
 
 
+@pytest.mark.slow
 def test_export_refuses_edit_files_that_cannot_be_proven(steering, exporting, tiny, active, tmp_path):
     often = active[0]
     path = tmp_path / "e.safetensors"
@@ -179,6 +180,7 @@ def test_export_refuses_edit_files_that_cannot_be_proven(steering, exporting, ti
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_edit_by_hand_that_never_fires_is_not_proven(steering, exporting, active, tmp_path):
     run("steer", "--feature", f"{active[2]}=0", *steering)
     shown = run(*exporting, "--edit", tmp_path / "e.safetensors", "--proof-prompt", PROMPTS[0], "--output", tmp_path / "out", code=1)
@@ -235,6 +237,7 @@ def test_features_are_those_of_a_brute_force_search(looking, seen, active, tmp_p
     assert sheet.width > 4 * 144 and sheet.height > 3 * 96
 
 
+@pytest.mark.slow
 def test_features_by_concept_take_what_select_shows(tmp_path):
     chosen: dict[str, dict[int, None]] = {}
     for entry in json.loads(run("select", "--concepts", "Neon,House", "--json").stdout)["concepts"]:

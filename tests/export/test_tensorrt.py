@@ -59,6 +59,7 @@ def test_every_operator_of_the_exported_graphs_is_one_that_tensorrt_has(demo_art
             assert not operators(path) - SUPPORTED, path
 
 
+@pytest.mark.slow
 @rtx
 def test_build_adds_engines_to_an_artifact_and_leaves_the_rest_as_it_was(graphs):
     before = manifest.read(graphs)
@@ -81,6 +82,7 @@ def test_build_adds_engines_to_an_artifact_and_leaves_the_rest_as_it_was(graphs)
     refused("--overwrite replaces them", "build", graphs, "--target", "rtx:sm86,sm89")
 
 
+@pytest.mark.slow
 @rtx
 def test_sizes_may_vary_within_what_was_asked_for(graphs):
     made = json.loads(
@@ -93,6 +95,7 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
     contents.check(graphs, manifest.read(graphs))
 
 
+@pytest.mark.slow
 @rtx
 @pytest.mark.parametrize(("gate", "precision", "types"), [("exact", "fp16", "HALF"), ("threshold", "bf16", "BF16")])
 def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precision, types):
@@ -110,6 +113,7 @@ def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precis
     assert heard, "the builder says how far it is"
 
 
+@pytest.mark.slow
 @rtx
 def test_the_main_job_builds_what_it_proved_and_says_that_no_gpu_has_run_it(tiny, tmp_path):
     options = [

@@ -60,6 +60,7 @@ def test_importing_needs_three_packages():
     assert bare("import") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_generate_imports_no_torch(root, tmp_path):
     code = "import sys\nfrom saeuron.export import cli\ntry:\n    cli.main()\nfinally:\n    print({'torch', 'diffusers', 'transformers'} & set(sys.modules))"
     for arguments in (
@@ -123,6 +124,7 @@ def test_what_validate_lacks_is_one_line(root, arguments, blocked, message):
     assert code == 2 and stdout == "" and len(lines) == 1 and message in lines[0] and "Traceback" not in stderr, stderr
 
 
+@pytest.mark.slow
 def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkeypatch):
     """Free runs fail by the lean loop as they do by diffusers' own."""
     folder = shutil.copytree(root, tmp_path / "copy")
@@ -135,6 +137,7 @@ def test_an_altered_scheduler_is_not_proven_without_torch(root, tmp_path, monkey
     assert not proof.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "entries", "message"),
     [
@@ -153,6 +156,7 @@ def test_a_manifest_that_says_otherwise_than_the_edit_is_not_proven_without_torc
     assert not proof.passed and any(message in line for line in proof.failures), proof.failures
 
 
+@pytest.mark.slow
 def test_free_runs_of_another_scheduler_are_not_checked(root, tmp_path, monkeypatch):
     from diffusers import PNDMScheduler
 

@@ -27,11 +27,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_engines_are_put_in_place_at_once(stages, one_thread):
     found = kill.kill(stages["build"], 25, from_the_clock())
     assert found["kills"] >= 25 and found["there"] == found["kills"], "the artifact always verifies, with old engines or new ones"
 
 
+@pytest.mark.slow
 def test_killed_collecting_goes_on_to_the_same_result(stages, one_thread):
     assert kill.kill(stages["collect"], 2, from_the_clock())["kills"] >= 1
 

@@ -178,6 +178,7 @@ def job(tiny, output):
             "--select", "count:20", "--multiplier", "-3", "--steps", "2", "--proof", "short", "--output", output]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk(tiny, small_disk, monkeypatch):
     refused("GiB free", *job(tiny, small_disk / "out"))
     # As if the room had gone while it was being written.
@@ -227,6 +228,7 @@ def test_a_read_only_disk(tiny, small_disk):
         pass
 
 
+@pytest.mark.slow
 def test_two_exports_into_one_folder(tiny, tmp_path):
     other, go = fork.Process(target=_hold, args=(tmp_path, ready := fork.Event(), fork.Event())), None
     monkey = tmp_path / "x"

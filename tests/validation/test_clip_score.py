@@ -74,6 +74,7 @@ def test_mean_and_change_are_counted_by_hand():
     assert "clip_change" not in figures(after, None) and figures(after[:1], None)["clip_score"]["low"] is None
 
 
+@pytest.mark.slow
 def test_evaluate_measures_utility_on_prompts_of_ones_own(demo_artifact, clip, tmp_path):
     (tmp_path / "p.txt").write_text(
         "An image of Car.\nAn image of House in Neon style, with a long text after it that goes on.\nAn image of Star.\n"

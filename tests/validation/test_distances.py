@@ -27,6 +27,7 @@ def features(files):
     return np.concatenate([judge.features([Image.open(f)]) for f in files])
 
 
+@pytest.mark.slow
 def test_evaluate_takes_distances_from_a_reference_too(demo_artifact, tmp_path):
     pictures(tmp_path / "real" / "a", 3, 1)
     pictures(tmp_path / "real" / "b", 2, 2, (32, 40))  # another size

@@ -119,6 +119,7 @@ def test_backends_agree_picture_by_picture_and_the_unedited_model_does_not(done)
     assert np.abs(arrays[0] - arrays[1]).max() > 20
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_added_leaves_the_others_in_place(root, done, tmp_path):
     folder, found = done
     copy = shutil.copytree(folder, tmp_path / "e")
@@ -284,6 +285,7 @@ def test_distances_are_of_the_demo_classifiers_features(done):
     assert entry["all"] == pytest.approx(frechet(features["unedited"], features["onnx"]), rel=1e-6) and entry["rest"] < entry["all"]
 
 
+@pytest.mark.slow
 def test_batches_change_no_picture(root, done, tmp_path):
     run("evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "5", "-o", tmp_path / "e")
     for row in rows_of(tmp_path / "e"):
@@ -339,12 +341,14 @@ def rows_of_part(folder):
         return list(csv.DictReader(handle))
 
 
+@pytest.mark.slow
 def test_another_backend_joins_the_same_folder(root, tmp_path):
     run("evaluate", root, "--backend", "onnx", *FEW, "-o", tmp_path / "e")
     found = json.loads(run("evaluate", root, "--backend", "checkpoint,onnx", *FEW, "--json", "-o", tmp_path / "e").stdout)
     assert (found["backends"]["checkpoint"]["made"], found["backends"]["onnx"]["made"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_stages_remove_one_after_the_other(root, done, tmp_path):
     found = json.loads(run("evaluate", root, *QUICK, "--no-before", "--sequential", "--all-but-one", "--json", "-o", tmp_path / "e").stdout)
     # On record in order of their names; all but one of two is the other one.

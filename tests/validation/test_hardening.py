@@ -91,6 +91,7 @@ def test_what_is_reported_was_not_compared_on(bench):
         replace(TINY, row="seeds").check()
 
 
+@pytest.mark.slow
 def test_reported_figures_are_those_of_attacks(bench):
     found = bench.report_on(BEFORE)
     edit = edit_of(bench.activations["style", PLACE], ("Sunset", "count:2", -1.0), hookpoint=PLACE)

@@ -34,6 +34,7 @@ def test_sees_what_the_demo_judge_sees(folder, pictures):
     assert demo.features(pictures).shape == (3, 384)
 
 
+@pytest.mark.slow
 def test_normalises_and_resizes_as_told(folder, pictures, tmp_path):
     # The same classifier without its own scaling to [-1, 1], which preprocess.json then does.
     other = demo_as_onnx(tmp_path / "raw", scaled=False)
