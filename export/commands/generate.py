@@ -21,6 +21,7 @@ from .console import clean, err, escaped, out, print_warning, progress_line, wri
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...validation.backends.base import Runner
     from ...validation.backends.choose import Way
     from ...validation.backends.lean import LeanPipeline
 
@@ -132,7 +133,7 @@ def generate(
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
-            "backend": way.backend, "target": way.target, "provider": getattr(networks, "provider", None), "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
+            "backend": way.backend, "target": way.target, "provider": networks.provider or None, "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
             for begin in range(0, len(pictures), batch_size):
@@ -149,11 +150,10 @@ def generate(
             out.print(str(picture.file), highlight=False, soft_wrap=True, markup=False)
 
 
-def _say_way(way: Way, networks: Any) -> None:
+def _say_way(way: Way, networks: Runner) -> None:
     """What runs, so that nobody waits for a CPU in the belief that a GPU works."""
-    what = f"engines {way.target} ({way.backend}) on {networks.gpu.name}" if way.target else f"ONNX Runtime, {networks.provider}"
     passed = f" (not run: {'; '.join(way.passed_over)})" if way.passed_over else ""
-    err.print(escaped(f"networks run by {what}{passed}"), highlight=False, soft_wrap=True)
+    err.print(escaped(f"networks run by {networks.runs_on}{passed}"), highlight=False, soft_wrap=True)
 
 
 def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidance: float) -> None:

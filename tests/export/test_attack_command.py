@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from conftest import refused, run
+from tests.conftest import refused, run
 from tests.made_up import rewrite
 
 from saeuron.editor.common.files import file_sha256

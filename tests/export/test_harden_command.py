@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tomllib
 
-from conftest import refused, run
+import pytest
+from tests.conftest import refused, run
 
 QUICK = [
     "--steps", 2, "--iterations", 1, "--restarts", 1, "--tune-seeds", 1, "--trial-seeds", 3, "--report-seeds", 2, "--report-searches", 1,

@@ -10,7 +10,7 @@ import sys
 
 import made_up
 import pytest
-from conftest import refused, run
+from tests.conftest import refused, run
 
 from saeuron.export.ship.card import evidence_in, model_card
 from saeuron.export.ship.into_artifact import contents, put_report

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
+from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
 from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import edit_of
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import edit_of
 
 from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError

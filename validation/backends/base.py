@@ -46,6 +46,10 @@ class Runner(Protocol):
     """whose loop makes the free runs: `diffusers` or `lean` (`validation.backends.lean`)"""
     skips: Mapping[str, str]
     """check → why it can't be made here"""
+    runs_on: str
+    """what runs it, in a few words"""
+    provider: str
+    """of ONNX Runtime; empty for others"""
 
     def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
         """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""

@@ -34,7 +34,9 @@ class OnnxRunner:
         self, root: str | Path, provider: str = "CPUExecutionProvider", loop: str = "diffusers",
         seams: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:  # fmt: skip
-        self.root, self.provider, self.loop = Path(root), provider, loop
+        self.root, self.loop = Path(root), loop
+        self.provider = provider
+        self.runs_on = f"ONNX Runtime, {provider}"
         self.seams: Mapping[str, Mapping[str, str]] = (
             {name: {k: v for k, v in plain(s).items() if v} for name, s in manifest.read(root).onnx.seams.items()}
             if seams is None

@@ -184,6 +184,7 @@ class TensorRTRunner:
     shows_seam = False
     loop = "lean"
     skips: Mapping[str, str] = {}
+    provider = ""
 
     def __init__(self, root: str | Path, backend: str, target: str | None = None) -> None:
         self.root = Path(root)
@@ -196,6 +197,7 @@ class TensorRTRunner:
             raise engines.none_fits(root, reasons)
         self.target, self.entry = fit[0], record.engines[fit[0]]
         self.name = f"{backend}/{self.target}"
+        self.runs_on = f"engines {self.target} ({backend}) on {self.gpu.name}"
         self._cuda = Cuda()
         self._engines: dict[str, Engine] = {}
         for name in self.entry.components:

@@ -28,6 +28,7 @@ class TorchRunner:
 
     shows_seam = True
     loop = "diffusers"
+    runs_on, provider = "torch", ""
     skips: Mapping[str, str] = {}
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
