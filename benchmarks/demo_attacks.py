@@ -18,6 +18,7 @@ import torch
 from benchmarks.demo.render import OBJECTS, STYLES
 from rich.console import Console
 
+from saeuron.editor.common.typed import plain
 from saeuron.editor.denoisers.families import rebuilt
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
@@ -50,7 +51,7 @@ def measure(name: str, options: argparse.Namespace, settings: AttackSettings, co
     rows, _ = attack(_victim(pipeline, prepared, options.through), pipeline, case, judge, settings, options.attacks, say=console.print)
     found = {
         "concept": name, "domain": case.domain, "through": options.through, "edit_sha256": prepared.edit.sha256(),
-        "concepts": prepared.edit.provenance["concepts"], "settings": budget, "rows": [row.entry() for row in rows],
+        "concepts": plain(prepared.edit.provenance.concepts), "settings": budget, "rows": [row.entry() for row in rows],
         "seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu, "threads": torch.get_num_threads(),
     }  # fmt: skip
     options.store.mkdir(parents=True, exist_ok=True)

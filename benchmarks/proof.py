@@ -26,12 +26,12 @@ from benchmarks.demo.render import OBJECTS, STYLES
 from tests.random_edits import MUTANTS, PROMPTS, Float64, Wanted, edit_in_float64, make, spoil_graph, spoiled
 
 from saeuron.editor.common.names import PRECISIONS, dtype_of
+from saeuron.editor.common.typed import plain
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import TokenEdit
 from saeuron.export.formats import onnx
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.artifact.seam import BARS, FEATURE, SHARE, digest, rows_of
-from saeuron.validation.artifact.typed import plain
 from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof import parity

@@ -300,9 +300,9 @@ def _graphs(work: Path, output: Path, precision: str, meter: Meter) -> dict[str,
 
 def stage_pipeline(work: Path) -> dict[str, Any]:
     """All four graphs in fp32."""
+    from saeuron.editor.common.typed import read_as
     from saeuron.export.formats import onnx
     from saeuron.validation.artifact import contents, manifest
-    from saeuron.validation.artifact.typed import read_as
 
     meter, output = Meter(), work / "artifact"
     seams = _graphs(work, output, "fp32", meter)
@@ -344,9 +344,9 @@ def stage_proof(work: Path) -> dict[str, Any]:
 
     import torch
 
+    from saeuron.editor.common.typed import plain
     from saeuron.editor.denoisers.pipelines import load_pipeline
     from saeuron.editor.edit.hook import TokenEdit
-    from saeuron.validation.artifact.typed import plain
     from saeuron.validation.backends.onnx_runner import OnnxRunner
     from saeuron.validation.proof.parity import check_control, check_network
     from saeuron.validation.proof.reference import make_golden

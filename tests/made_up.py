@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from saeuron.editor.common import typed
 from saeuron.editor.common.files import file_sha256
-from saeuron.validation.artifact import contents, manifest, typed
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.golden import Golden, Run
 from saeuron.validation.evidence.intervals import Rate
 
@@ -26,7 +27,7 @@ def said(root: Path) -> dict[str, Any]:
 
 def as_manifest(content: dict[str, Any]) -> manifest.Manifest:
     """A manifest of this content."""
-    return typed.read_as(manifest.Manifest, {"format": manifest.FORMAT, **content}, "made up")
+    return manifest.of(**content)
 
 
 def rewrite(root: Path, **changes: Any) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +13,12 @@ from safetensors.torch import save_file
 from ..common.errors import SaeuronError
 from ..common.files import open_safetensors
 from ..common.names import RESIDUALS, normalise
+from ..common.typed import plain
 from ..features.activations import ConceptActivations
 from ..features.rule import Rule
 from ..features.selection import scores, select
 from .edit_header import FORMAT, TENSORS, edit_sha256, read_edit_header
+from .provenance import Provenance
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Edit:
 
     hookpoints: dict[str, HookpointEdit]
     residual: str = "keep"
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def concepts(self) -> list[str]:
@@ -124,7 +125,7 @@ class Edit:
         """Write one safetensors file, provenance in its header."""
         tensors = {f"{name}/{key}": value for name, part in self.hookpoints.items() for key, value in part.tensors().items()}
         header = {
-            "format": FORMAT, "residual": self.residual, "provenance": json.dumps(self.provenance),
+            "format": FORMAT, "residual": self.residual, "provenance": json.dumps(plain(self.provenance)),
             "latents": json.dumps({n: p.latents for n, p in self.hookpoints.items()}),
             "chosen": json.dumps({n: p.chosen for n, p in self.hookpoints.items()}),
         }  # fmt: skip
@@ -152,7 +153,7 @@ class Edit:
             raise SaeuronError(f"{path}: damaged edit (no tensor {error})") from None
         for name, part in parts.items():
             part.check(f"{path}, hookpoint '{name}'")
-        return cls(parts, header.residual, dict(header.provenance))
+        return cls(parts, header.residual, header.provenance)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Suppression:
 
 def make_edit(
     suppressions: Sequence[Suppression], activations: Mapping[tuple[str, str], ConceptActivations], residual: str = "keep",
-    allow_amplify: bool = False, provenance: dict[str, Any] | None = None,
+    allow_amplify: bool = False, provenance: Provenance | None = None,
 ) -> Edit:  # fmt: skip
     """Turn wishes into tables; the order of the wishes never matters.
 
@@ -194,7 +195,7 @@ def make_edit(
             )
         grouped.setdefault(normalise(wish.hookpoint), []).append(wish)
     parts = {name: _hookpoint_edit(name, wishes, activations) for name, wishes in grouped.items()}
-    return Edit(parts, residual, provenance or {})
+    return Edit(parts, residual, provenance or Provenance())
 
 
 def _hookpoint_edit(name: str, wishes: list[Suppression], activations: Mapping[tuple[str, str], ConceptActivations]) -> HookpointEdit:

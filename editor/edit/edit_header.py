@@ -11,6 +11,8 @@ from typing import Any
 from ..common.errors import SaeuronError
 from ..common.files import parse_json, read_header
 from ..common.names import RESIDUALS
+from ..common.typed import read_as
+from .provenance import Provenance
 
 FORMAT = "saeuron-edit-1"
 _MOST_LATENTS = 2**31
@@ -27,7 +29,7 @@ class EditHeader:
     """hookpoint → latents n of its SAE"""
     chosen: Mapping[str, Mapping[str, list[list[int]]]]
     """hookpoint → concept → features at each timestep"""
-    provenance: Mapping[str, Any]
+    provenance: Provenance
 
     @property
     def concepts(self) -> list[str]:
@@ -37,33 +39,12 @@ class EditHeader:
     @property
     def model(self) -> str | None:
         """The base model on record, if it can be found by that name: `demo` or a Hub id."""
-        return _findable(self.provenance.get("model"))
+        return _findable(self.provenance.model)
 
     def sae(self, hookpoint: str) -> str | None:
         """The SAE on record, if it can be found by that name."""
-        return _findable(self._sae(hookpoint).get("source"))
-
-    def sae_sha256(self, hookpoint: str) -> str | None:
-        """Hash of the SAE that the edit was made with; None if the file doesn't say."""
-        value = self._sae(hookpoint).get("sha256")
-        return value if isinstance(value, str) else None
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Prompts on record that show what the edit does."""
-        found = self.provenance.get("prompts")
-        return tuple(found) if isinstance(found, list) and all(isinstance(text, str) for text in found) else ()
-
-    def sampling(self, key: str) -> float | None:
-        """`steps` or `guidance` on record."""
-        table = self.provenance.get("sampling")
-        value = table.get(key) if isinstance(table, dict) else None
-        return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
-
-    def _sae(self, hookpoint: str) -> dict[str, Any]:
-        table = self.provenance.get("saes")
-        entry = table.get(hookpoint) if isinstance(table, dict) else None
-        return entry if isinstance(entry, dict) else {}
+        known = self.provenance.saes.get(hookpoint)
+        return _findable(known.source) if known else None
 
 
 def edit_sha256(residual: str, latents: Mapping[str, int], tensors: Mapping[str, bytes]) -> str:
@@ -82,9 +63,9 @@ def edit_sha256(residual: str, latents: Mapping[str, int], tensors: Mapping[str,
     return digest.hexdigest()
 
 
-def _findable(source: Any) -> str | None:
+def _findable(source: str) -> str | None:
     """Of a local path only the last part is on record, which leads nowhere."""
-    known = isinstance(source, str) and (source == "demo" or source.startswith("demo:") or source.count("/") == 1)
+    known = source == "demo" or source.startswith("demo:") or source.count("/") == 1
     return source if known and not source.startswith((".", "/", "~")) else None
 
 
@@ -101,7 +82,7 @@ def read_edit_header(path: Path) -> EditHeader:
         residual = header["residual"]
         latents, chosen, provenance = (parse_json(header[key]) for key in ("latents", "chosen", "provenance"))
         whole = (
-            residual in RESIDUALS and isinstance(provenance, dict) and isinstance(latents, dict) and isinstance(chosen, dict)
+            residual in RESIDUALS and isinstance(latents, dict) and isinstance(chosen, dict)
             and bool(latents) and set(latents) == set(chosen) and all(_is_index(n) for n in latents.values())
             and all(_features_by_concept(by) for by in chosen.values())
         )  # fmt: skip
@@ -109,7 +90,7 @@ def read_edit_header(path: Path) -> EditHeader:
         raise SaeuronError(f"{path}: damaged edit ({error})") from None
     if not whole:
         raise SaeuronError(f"{path}: damaged edit (its header doesn't hold hookpoints with latents and chosen features)")
-    return EditHeader(residual, latents, chosen, provenance)
+    return EditHeader(residual, latents, chosen, read_as(Provenance, provenance, f"{path}, provenance"))
 
 
 def _is_index(value: Any) -> bool:

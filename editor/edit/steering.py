@@ -13,6 +13,7 @@ from ..common.names import RESIDUALS, normalise
 from ..sae.sae import SparseAutoencoder
 from .edit import Edit, HookpointEdit
 from .gains import BY_HAND, check_gain
+from .provenance import Provenance, SaeUsed, Setting
 
 
 def steer(
@@ -88,16 +89,9 @@ def steering_edit(
         parts[hookpoint] = HookpointEdit(
             torch.tensor(features), grid.clone(), thresholds, torch.where(on, row, 1.0), thresholds.clone(), latents, chosen
         )
-        said += [
-            {"name": concept, "hookpoint": hookpoint, "select": f"feature {f}", "multiplier": float(wanted[f]), "status": BY_HAND}
-            for concept, own in concepts.items()
-            for f in own
-        ]
-    provenance = {
-        "kind": "steering", "concepts": said, "timesteps": timesteps and list(timesteps),
-        "saes": {h: {"sha256": saes[h].sha256(), "latents": saes[h].config.num_latents, "k": saes[h].config.k} for h in parts},
-    }  # fmt: skip
-    return Edit(parts, residual, provenance)
+        said += [Setting(concept, hookpoint, f"feature {f}", float(wanted[f]), BY_HAND) for concept, own in concepts.items() for f in own]
+    used = {hookpoint: SaeUsed.of(saes[hookpoint]) for hookpoint in parts}
+    return Edit(parts, residual, Provenance(concepts=said, saes=used, timesteps=None if timesteps is None else list(timesteps)))
 
 
 def _name(feature: int, hookpoint: str, several: bool) -> str:

@@ -244,7 +244,7 @@ def _run(
 
 def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
     from ...editor.common.files import file_sha256
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
 
     # The report gets its name last: it names the pictures.
     with whole_file(output) as text, whole_folder(pictures) as folder:

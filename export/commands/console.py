@@ -122,7 +122,7 @@ def print_warning(text: str) -> None:
 
 def write_json(value: Any) -> None:
     """Strict JSON on stdout."""
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
 
     sys.stdout.write(strict_json(value) + "\n")
 

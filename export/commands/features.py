@@ -221,7 +221,7 @@ def _write(
     import torch
     from safetensors.torch import save_file
 
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
     from ...validation.page.features import FORMAT, MAPS, PICTURES
     from ..plan.resolve import public_name
 

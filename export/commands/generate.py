@@ -279,7 +279,7 @@ def _save(path: Path, array: np.ndarray, made: dict[str, Any]) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
 
     said = PngInfo()
     for key, value in made.items():

@@ -218,7 +218,7 @@ def _before(sources: Sources, concept: str, domain: str) -> Any:
 
 def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed run leaves what it found."""
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
     from ..plan.concept_tables import write_tables
 
     write_tables(

@@ -11,6 +11,7 @@ import typer
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import RESIDUALS
 from ...editor.common.suggest import unknown
+from ...editor.common.typed import plain
 from ...editor.common.writing import whole_file
 from ...editor.edit.gains import check_gain
 from ..plan.checks import check_pixels, check_seed
@@ -103,6 +104,7 @@ def steer(
         from ...editor.denoisers.pipelines import open_folder
         from ...editor.denoisers.schedulers import check_loop, scheduler_in
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
+        from ...editor.edit.provenance import SamplingUsed
         from ...editor.edit.steering import steering_edit
         from ..plan.open import open_saes
         from ..plan.resolve import public_name
@@ -113,17 +115,16 @@ def steer(
         saes = open_saes(folder, sources)
         trained = int(scheduler.config.num_train_timesteps)
         edit = steering_edit(gains, saes, bounds, residual, name, allow_amplify, trained)
-        for at, source in sources.items():
-            edit.provenance["saes"][at]["source"] = public_name(source)
-        edit.provenance |= {"model": public_name(model), "sampling": {"steps": count, "guidance": scale}}
+        edit.provenance.named(public_name(model), {at: public_name(source) for at, source in sources.items()})
+        edit.provenance.sampling = SamplingUsed(count, scale)
         fired: dict[str, float] = {}
         sheet = None
         if preview:
-            edit.provenance["prompts"] = list(preview)
+            edit.provenance.prompts = list(preview)
             fired, sheet = _preview(model, variant, edit, saes, preview, seed, count, scale, height, width, device, say)
         _write(edit, sheet, files)
     found: dict[str, Any] = {
-        "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": edit.provenance["concepts"],
+        "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": plain(edit.provenance.concepts),
     }  # fmt: skip
     if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, count).tolist()):
         print_warning(
@@ -211,7 +212,7 @@ def _preview(
             shares += [float(d.fires[..., i].float().mean()) for d in hook.decisions[at] for i in own]
         fired[concept] = sum(shares) / len(shares)
     # A plain x: PIL's own font has no multiplication sign.
-    said = ", ".join(f"{c['select']} x {c['multiplier']:g}" for c in edit.provenance["concepts"])
+    said = ", ".join(f"{c.select} x {c.multiplier:g}" for c in edit.provenance.concepts)
     return fired, picture_rows([("original", before), (said, after)], 192, prompts)
 
 

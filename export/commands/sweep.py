@@ -203,7 +203,7 @@ def _entry(measured: int, best: Score, final: Score, scores: list[Score]) -> dic
 
 def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed sweep leaves what it found."""
-    from ...validation.artifact.typed import strict_json
+    from ...editor.common.typed import strict_json
     from ..plan.concept_tables import write_tables
 
     write_tables(

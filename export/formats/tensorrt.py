@@ -22,13 +22,13 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
+from ...editor.common.typed import read_as
 from ...editor.common.writing import scratch
 from ...editor.denoisers.families import Family, family_of
 from ...editor.denoisers.sizes import Sizes
 from ...validation.artifact import engines, graphs
 from ...validation.artifact.engines import Target, gpu, module_name, tensorrt_module
 from ...validation.artifact.manifest import Engines, Manifest, SamplingRecord
-from ...validation.artifact.typed import read_as
 
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]

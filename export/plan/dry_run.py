@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...editor.common.typed import plain
 from ...editor.denoisers.families import FAMILIES
 from ..formats.tensorrt import components, ready
 from .folder import check_output
@@ -55,7 +56,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
 
         prepared = prepare(plan)
         sizes = estimate(prepared)
-        found["concepts"] = prepared.sources["concepts"]
+        found["concepts"] = plain(prepared.edit.provenance.concepts)
         found["files"] = _files(plan.settings, prepared)
         found["bytes"] = sizes
         # Pipeline, its edited twin's SAE and the graph being written lie in memory together.

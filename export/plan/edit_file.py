@@ -12,6 +12,7 @@ from ...editor.denoisers.schedulers import check_loop, check_reach, scheduler_in
 from ...editor.edit.bake import check_gate
 from ...editor.edit.edit import Edit
 from ...editor.edit.edit_header import EditHeader
+from ...editor.edit.provenance import SaeUsed, SamplingUsed, Setting
 from ...editor.sae.sae import SparseAutoencoder
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .resolve import public_name
@@ -42,7 +43,8 @@ def prepare_edit(plan: Plan) -> Prepared:
                 f"--gate threshold: '{where}' has no calibrated thresholds at '{hookpoint}' (edits by hand have none), so without the top-k test it would act on every positive latent; use --gate exact"
             )
     check_gate(s.gate, edit)
-    measured = bool(edit.provenance.get("activations"))
+    known = edit.provenance
+    measured = bool(known.activations)
     for hookpoint, part in edit.hookpoints.items():
         # An edit by hand may act at every timestep, whatever its units, or at a few of them.
         if measured or bool((part.thresholds != part.thresholds[:1]).any()):
@@ -50,29 +52,23 @@ def prepare_edit(plan: Plan) -> Prepared:
     if s.validate and s.proof == "short":
         _check_short(edit, timesteps(scheduler, plan.steps)[:_SHORT], where)
     has_checker, warnings = safety_checker(folder, s.formats)
-    edit.provenance["concepts"] = concepts = _concepts(edit, s.gate != "threshold")
-    edit.provenance["saes"] = {
-        h: {"source": public_name(plan.saes[h]), "sha256": sae.sha256(), "latents": sae.config.num_latents, "k": sae.config.k} for h, sae in saes.items()
-    }  # fmt: skip
-    held = edit.provenance.get("activations")
-    edit.provenance["activations"] = held if isinstance(held, list) else []
-    prompts = list(s.proof_prompts) or in_turns(list(plan.prompts.values()))
-    edit.provenance |= {"prompts": prompts, "sampling": {"steps": plan.steps, "guidance": plan.guidance}}
-    if any(c["status"] != "tuned" for c in concepts):
-        names = ", ".join(dict.fromkeys(c["name"] for c in concepts if c["status"] != "tuned"))
+    known.concepts = _settings(edit, s.gate != "threshold")
+    known.saes = {h: SaeUsed.of(sae, public_name(plan.saes[h])) for h, sae in saes.items()}
+    known.prompts = prompts = list(s.proof_prompts) or in_turns(list(plan.prompts.values()))
+    known.sampling = SamplingUsed(plan.steps, plan.guidance)
+    if any(c.status != "tuned" for c in known.concepts):
+        names = ", ".join(dict.fromkeys(c.name for c in known.concepts if c.status != "tuned"))
         warnings.append(f"the edit comes from a file; what it does to pictures was not measured for {names}")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    return Prepared(
-        plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, edit.provenance, warnings
-    )
+    return Prepared(plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, warnings)
 
 
 def _check_sae(edit: Edit, header: EditHeader, hookpoint: str, sae: SparseAutoencoder, where: str) -> None:
-    latents, recorded = edit.hookpoints[hookpoint].latents, header.sae_sha256(hookpoint)
+    latents, recorded = edit.hookpoints[hookpoint].latents, header.provenance.saes.get(hookpoint)
     if latents != sae.config.num_latents:
         raise SaeuronError(f"'{where}' was made for an SAE of {latents} latents, but the SAE at '{hookpoint}' has {sae.config.num_latents}")
-    if recorded and recorded != sae.sha256():
+    if recorded and recorded.sha256 != sae.sha256():
         raise SaeuronError(
             f"'{where}' was made with another SAE than the one at '{hookpoint}' (hashes differ), so its features mean other things; name the SAE it belongs to"
         )
@@ -104,21 +100,16 @@ def _check_short(edit: Edit, timesteps: Any, where: str) -> None:
             )
 
 
-def _concepts(edit: Edit, measured: bool) -> list[dict[str, Any]]:
-    """Settings of each concept for manifest and card: as recorded, or that there is no record.
-
-    With `measured` false, what was tuned is no longer said to be.
-    """
-    keys: dict[str, Any] = {"name": str, "hookpoint": str, "select": str, "multiplier": (int, float), "status": str}
-    held = edit.provenance.get("concepts")
-    if isinstance(held, list) and all(isinstance(c, dict) and all(isinstance(c.get(k), kind) for k, kind in keys.items()) for c in held):
-        pairs = {(c["name"], c["hookpoint"]) for c in held}
-        if pairs == {(concept, hookpoint) for hookpoint, part in edit.hookpoints.items() for concept in part.chosen}:
-            # Only the settings as they were, whole, were measured.
-            lost = () if measured else ("tuned",)
-            return [{k: c[k] for k in keys} | ({"status": "untuned"} if c["status"] in lost else {}) for c in held]
-    return [
-        {"name": concept, "hookpoint": hookpoint, "select": "from an edit file", "multiplier": None, "status": "untuned"}
-        for hookpoint, part in edit.hookpoints.items()
-        for concept in part.chosen
-    ]
+def _settings(edit: Edit, measured: bool) -> list[Setting]:
+    """Settings of each concept: as recorded, or that there is no record. With `measured` false, what was tuned is no longer said to be."""
+    held = edit.provenance.concepts
+    pairs = {(concept, hookpoint) for hookpoint, part in edit.hookpoints.items() for concept in part.chosen}
+    if {(c.name, c.hookpoint) for c in held} != pairs:
+        return [
+            Setting(concept, hookpoint, "from an edit file", None, "untuned")
+            for hookpoint, p in edit.hookpoints.items()
+            for concept in p.chosen
+        ]
+    # Only the settings as they were, whole, were measured.
+    lost = () if measured else ("tuned",)
+    return [Setting(c.name, c.hookpoint, c.select, c.multiplier, "untuned" if c.status in lost else c.status) for c in held]

@@ -34,8 +34,6 @@ class Prepared:
     saes: dict[str, SparseAutoencoder]
     prompts: list[str]
     """prompts that show the concepts, one of each first"""
-    sources: dict[str, Any] = field(default_factory=dict)
-    """provenance of SAEs and activations"""
     warnings: list[str] = field(default_factory=list)
 
 

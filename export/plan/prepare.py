@@ -18,6 +18,7 @@ from ...editor.denoisers.sampling import Sampling
 from ...editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in
 from ...editor.edit.bake import check_gate, refuse_edited
 from ...editor.edit.edit import Suppression, make_edit
+from ...editor.edit.provenance import ActivationsUsed, Provenance, SaeUsed, SamplingUsed, Setting
 from ...editor.features.activations import ConceptActivations, ddim_timesteps
 from ...editor.features.cache import model_sha256
 from ...editor.features.collecting import cached_file, ensure
@@ -117,22 +118,22 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         plan.settings.allow_amplify,
     )
     check_gate(plan.settings.gate, edit)
-    edit.provenance = {
-        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in wishes],
-        "saes": {h: {"source": public_name(plan.saes[h]), "sha256": s.sha256(), "latents": s.config.num_latents, "k": s.config.k} for h, s in saes.items()},
-        "activations": [{"hookpoint": h, "file": a.provenance.get("file"), "sha256": a.provenance.get("file_sha256"), "concepts": a.concepts} for (h, _), a in activations.items()],
-    }  # fmt: skip
+    prompts = _prompts(plan, wishes, activations)
+    # Enough to export the file again (--edit).
+    edit.provenance = Provenance(
+        concepts=[Setting(w.concept, w.hookpoint, str(w.rule), w.multiplier, w.status) for w in wishes],
+        saes={h: SaeUsed.of(sae, public_name(plan.saes[h])) for h, sae in saes.items()},
+        activations=[
+            ActivationsUsed(h, a.concepts, a.provenance.get("file"), a.provenance.get("file_sha256")) for (h, _), a in activations.items()
+        ],
+        prompts=prompts, sampling=SamplingUsed(plan.steps, plan.guidance),
+    )  # fmt: skip
     if any(w.status == "untuned" for w in wishes):
         names = ", ".join(dict.fromkeys(w.concept for w in wishes if w.status == "untuned"))
         warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
-    prompts = _prompts(plan, wishes, activations)
-    # So that the edit's file is enough to export it again (--edit).
-    edit.provenance |= {"prompts": prompts, "sampling": {"steps": plan.steps, "guidance": plan.guidance}}
-    return Prepared(
-        plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, edit.provenance, warnings
-    )
+    return Prepared(plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, warnings)
 
 
 def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:

@@ -15,6 +15,7 @@ from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, at_hookpoint, n
 from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
+from ...editor.edit.provenance import SamplingUsed
 from ...editor.features.concepts import KEYS, Concept, check_type, expand, presets
 from ...editor.features.rule import Rule
 from .checks import check_guidance, check_pixels, check_steps
@@ -87,12 +88,13 @@ def _resolve_edit(s: Settings, path: Path) -> Plan:
         raise SaeuronError(f"'{path}' names no base model that can be found: give --model DIR|HUB_ID|demo")
     known = presets(s.preset_files)
     prompts = {n: known[n].prompts for n in header.concepts if n in known and known[n].prompts}
-    if not s.proof_prompts and not header.prompts and len(prompts) < len(header.concepts):
+    if not s.proof_prompts and not header.provenance.prompts and len(prompts) < len(header.concepts):
         raise SaeuronError(f"'{path}' holds no prompts: give --proof-prompt TEXT, one that shows each of {', '.join(header.concepts)}")
-    guidance = s.guidance if s.guidance is not None else header.sampling("guidance")
+    held = header.provenance.sampling or SamplingUsed(50, 7.5)
+    guidance = s.guidance if s.guidance is not None else held.guidance
     return Plan(
-        s, model, (), _saes_of_edit(s, header, path), header.residual, s.steps or int(header.sampling("steps") or 50),
-        7.5 if guidance is None else guidance, {"": header.prompts} if header.prompts else prompts, header,
+        s, model, (), _saes_of_edit(s, header, path), header.residual, s.steps or held.steps,
+        guidance, {"": tuple(header.provenance.prompts)} if header.provenance.prompts else prompts, header,
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from ...editor.common.files import read_json
 from ...editor.common.names import dtype_of
+from ...editor.common.typed import written
 from ...editor.denoisers.families import family_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.bake import bake, refuse_edited
 from ...editor.edit.hook import TokenEdit
 from ...validation.artifact import contents, manifest
 from ...validation.artifact.engines import Target
-from ...validation.artifact.manifest import Manifest, ProofSummary
-from ...validation.artifact.typed import plain, read_as, written
+from ...validation.artifact.manifest import EditHashes, Graphs, Manifest, Model, ProofSummary, SamplingRecord, SeamNames, Tables
 from ...validation.proof import report
 from ...validation.proof.reference import make_golden
 from ...validation.proof.results import Proof
@@ -115,7 +115,8 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     plan, s = prepared.plan, prepared.plan.settings
     original = unet_sha256(pipeline.unet)
     (folder / "edit").mkdir()
-    prepared.edit.provenance |= {"model": public_name(plan.model), "unet_sha256": original}
+    known = prepared.edit.provenance
+    known.model, known.unet_sha256 = public_name(plan.model), original
     prepared.edit.save(folder / "edit" / "edit.safetensors")
     progress("running the dynamic hook on the original model (the reference of the proof)")
     between = tensorrt.between(prepared.model_folder, s.height, s.width, s.engines.shapes) if s.engines else []
@@ -146,24 +147,15 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
             progress(f"exporting {parts[0].folder} to ONNX")
             seams |= onnx.write(parts.pop(0), folder)
             gc.collect()
-    said = {
-        "format": manifest.FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {p: _version(p) for p in _PACKAGES},
-        "concepts": prepared.edit.concepts,
-        "settings": prepared.sources["concepts"],
-        "residual": plan.residual, "gate": s.gate, "precision": s.precision, "formats": sorted(f for f in s.formats if f != "trt"),
-        "model": {"source": public_name(plan.model), "pipeline": kind, "unet_sha256": original, "safety_checker": keeps_checker, "variant": s.variant},
-        "saes": prepared.sources["saes"], "activations": prepared.sources["activations"],
-        "edit": {"sha256": prepared.edit.sha256(), "tensors_sha256": edit_hash,
-                 "hookpoints": {h: {"features": len(p.features), "timesteps": len(p.timesteps)} for h, p in prepared.edit.hookpoints.items()}},
-        "sampling": {"steps": plan.steps, "guidance": plan.guidance, "height": s.height, "width": s.width},
-        "onnx": {"opset": onnx.OPSET, "seams": seams},
-        "device": s.device,
-        "license": licence.of_model(prepared.model_folder),
-        "warnings": prepared.warnings,
-    }  # fmt: skip
-    return read_as(Manifest, plain(said), manifest.NAME)
+    tables = {h: Tables(len(p.features), len(p.timesteps)) for h, p in prepared.edit.hookpoints.items()}
+    return manifest.of(
+        created=datetime.now(UTC).isoformat(timespec="seconds"), versions={p: _version(p) for p in _PACKAGES}, concepts=prepared.edit.concepts,
+        settings=known.concepts, residual=plan.residual, gate=s.gate, precision=s.precision, formats=sorted(f for f in s.formats if f != "trt"),
+        model=Model(known.model, kind, original, keeps_checker, s.variant), saes=known.saes, activations=known.activations,
+        edit=EditHashes(prepared.edit.sha256(), edit_hash, tables), sampling=SamplingRecord(plan.steps, plan.guidance, s.height, s.width),
+        onnx=Graphs(onnx.OPSET, {name: SeamNames(**names) for name, names in seams.items()}), device=s.device,
+        license=licence.of_model(prepared.model_folder), warnings=prepared.warnings,
+    )  # fmt: skip
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.edit.edit import Suppression, make_edit
+from saeuron.editor.edit.provenance import Provenance
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.features.selection import scores, select
 
@@ -122,10 +123,10 @@ def test_edit_file_round_trip(tmp_path):
     from saeuron.editor.edit.edit import Edit
 
     edit = edit_of(make_activations(), ("A", "count:5", -2.0))
-    edit.provenance = {"note": "x"}
+    edit.provenance = Provenance(model="x")
     edit.save(tmp_path / "edit.safetensors")
     again = Edit.load(tmp_path / "edit.safetensors")
-    assert again.sha256() == edit.sha256() and again.provenance == {"note": "x"} and again.concepts == ["A"]
+    assert again.sha256() == edit.sha256() and again.provenance == Provenance(model="x") and again.concepts == ["A"]
     data = (tmp_path / "edit.safetensors").read_bytes()
     (tmp_path / "edit.safetensors").write_bytes(data[:-8])
     with pytest.raises(SaeuronError):

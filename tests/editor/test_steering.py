@@ -103,7 +103,7 @@ def test_one_name_and_several_hookpoints(tmp_path):
     held = Edit.load(tmp_path / "e.safetensors")
     assert held.sha256() == edit.sha256() and held.concepts == ["mine"]
     assert held.hookpoints[HOOKPOINT].features.tolist() == [2, 7] and held.hookpoints[HOOKPOINT].gains[0].tolist() == [-1, 0]
-    assert [c["multiplier"] for c in held.provenance["concepts"]] == [-1.0, 0.0, 0.5]
+    assert [c.multiplier for c in held.provenance.concepts] == [-1.0, 0.0, 0.5]
     assert steering_edit({HOOKPOINT: {7: 0.0}, other: {7: 0.5}}, saes).concepts == [f"feature 7 of {h}" for h in (HOOKPOINT, other)]
     assert saeuron.steer is steer
 

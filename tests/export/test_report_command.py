@@ -12,10 +12,10 @@ import made_up
 import pytest
 from tests.conftest import refused, run
 
+from saeuron.editor.common.typed import plain
 from saeuron.export.ship.card import evidence_in, model_card
 from saeuron.export.ship.into_artifact import contents, put_report
 from saeuron.validation.artifact import manifest
-from saeuron.validation.artifact.typed import plain
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.render import render
 

@@ -16,6 +16,7 @@ from saeuron.editor.denoisers.hookpoints import to_tokens
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import capture, generate
 from saeuron.editor.edit.edit import Edit
+from saeuron.editor.edit.provenance import Provenance
 from saeuron.export.cli import app
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.artifact import export_artifact
@@ -110,7 +111,7 @@ def test_an_edit_of_concepts_is_exported_from_its_file(exporting, tiny, tmp_path
     assert second["manifest"]["settings"] == first.manifest.settings and second["manifest"]["activations"] == first.manifest.activations
     # One that was made without any record is exported all the same.
     bare = Edit.load(tmp_path / "one" / "edit" / "edit.safetensors")
-    bare.provenance = {}
+    bare.provenance = Provenance()
     bare.save(tmp_path / "bare.safetensors")
     shown = json.loads(run(*exporting, "--edit", tmp_path / "bare.safetensors", "--proof-prompt", "a", "--proof-prompt", "b", "--steps", 2,
                            "--output", tmp_path / "three", "--dry-run", "--json").stdout)  # fmt: skip

@@ -14,10 +14,10 @@ from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
+from saeuron.editor.common.typed import plain
 from saeuron.validation.artifact import engines, manifest
 from saeuron.validation.artifact.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
 from saeuron.validation.artifact.golden import Golden
-from saeuron.validation.artifact.typed import plain
 from saeuron.validation.backends import tensorrt_runner
 from saeuron.validation.backends.choose import Way, choose_networks
 from saeuron.validation.backends.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16

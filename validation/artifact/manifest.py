@@ -13,7 +13,8 @@ from msgspec import Meta
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.common.names import Gate, Precision, Residual
-from .typed import Number, Record, Whole, is_plain, plain, read_as, strict_json
+from ...editor.common.typed import Number, Record, Whole, is_plain, plain, read_as, strict_json
+from ...editor.edit.provenance import ActivationsUsed, SaeUsed, Setting
 
 NAME = "saeuron.json"
 GOLDEN = "edit/golden.safetensors"
@@ -47,17 +48,6 @@ def file_of(content: bytes) -> File:
     return File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
-class Setting(Record):
-    """How a concept is suppressed at a hookpoint."""
-
-    name: str
-    hookpoint: str
-    select: str
-    multiplier: Number | None
-    status: str
-    """`tuned`, `untuned` or `by hand`"""
-
-
 class Model(Record):
     """The model that was edited."""
 
@@ -66,15 +56,6 @@ class Model(Record):
     unet_sha256: str
     safety_checker: bool
     variant: str | None = None
-
-
-class Sae(Record):
-    """The SAE of a hookpoint."""
-
-    source: str
-    sha256: str
-    latents: Whole
-    k: Whole | None
 
 
 class Tables(Record):
@@ -198,8 +179,8 @@ class Manifest(Record, kw_only=True, forbid_unknown_fields=True):
     precision: Precision
     formats: list[Format]
     model: Model
-    saes: dict[str, Sae]
-    activations: list[dict[str, Any]]
+    saes: dict[str, SaeUsed]
+    activations: list[ActivationsUsed]
     edit: EditHashes
     sampling: SamplingRecord
     onnx: Graphs
@@ -214,6 +195,11 @@ class Manifest(Record, kw_only=True, forbid_unknown_fields=True):
     files: dict[str, File] = {}
     manifest_sha256: str = ""
     """of the rest, so that damage to the manifest itself shows; it is no signature"""
+
+
+def of(**content: Any) -> Manifest:
+    """A manifest of these fields, checked."""
+    return read_as(Manifest, plain({"format": FORMAT, **content}), NAME)
 
 
 def seam_tensor(hookpoint: str, part: str) -> str:

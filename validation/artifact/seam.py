@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .typed import Record
+from ...editor.common.typed import Record
 
 BARS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 """largest `|artifact - hook(h)| / |hook(h) - h|` of a token by precision"""

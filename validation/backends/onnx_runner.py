@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ...editor.common.typed import plain
 from ..artifact import manifest
 from ..artifact.golden import Run
-from ..artifact.typed import plain
 from .base import NOTHING, Conditions, Observation, lean_free_run
 from .sessions import cut, open_session, run_session, showing
 from .torch_runner import _free_run, _tensors

@@ -15,8 +15,8 @@ from typing import Any
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.process import Process
+from ...editor.common.typed import strict_json
 from ...editor.common.writing import scratch, whole_file
-from ..artifact.typed import strict_json
 from .makers import Draw
 
 RESULT, VERDICTS, PICTURES = "evaluation.json", "verdicts.csv", "pictures"

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
+from ...editor.common.typed import read_as
 from ...editor.edit.edit_header import EditHeader
 from ...editor.edit.gains import BY_HAND
 from ..artifact import manifest, shape
 from ..artifact.golden import Shown
 from ..artifact.manifest import Manifest
 from ..artifact.shape import Choice, Each, Fields, Items, Maybe
-from ..artifact.typed import read_as
 from ..evidence import intervals as counting
 from ..evidence.makers import UNEDITED
 from ..proof.results import Proof

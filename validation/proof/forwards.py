@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...editor.common.typed import Record
 from ..artifact.golden import Case, Golden
-from ..artifact.typed import Record
 
 BARS = {"fp32": 0.01, "fp16": 0.02, "bf16": 0.05}
 """least allowance of `sqrt(sum |artifact - hook|² / sum effect²)` by precision, where no decision turned; in fp32 of single forwards too"""

@@ -93,8 +93,8 @@ def _proof_of(root: Path, record: Manifest, edit: Edit) -> tuple[list[str], str]
     if path.is_file():
         notes = Golden.load(path).notes
         return notes["prompts"], notes["scope"]
-    prompts = edit.provenance.get("prompts")
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+    prompts = edit.provenance.prompts
+    if not prompts:
         raise SaeuronError(f"'{root}' holds neither golden vectors nor the prompts of its proof, so it can't be proven")
     return prompts, record.validation.scope if record.validation else "full"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..artifact.typed import strict_json
+from ...editor.common.typed import strict_json
 from .forwards import Forwards
 from .results import Proof, Seam
 

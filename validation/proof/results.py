@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ...editor.common.typed import Record
 from ..artifact.seam import Comparison
-from ..artifact.typed import Record
 from .forwards import Forwards
 
 

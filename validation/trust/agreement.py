@@ -11,7 +11,6 @@ from ..artifact import shape
 from ..artifact.golden import Golden
 from ..artifact.manifest import Manifest
 from ..artifact.shape import Each, Fields
-from ..artifact.typed import plain
 
 # What is compared, where it is there; what is missing disagrees.
 _ABLATION = Fields({}, {"residual": str, "gate": str, "sha256": str, "hookpoints": Each(dict)})
@@ -50,10 +49,10 @@ def _check_manifest(root: Path, record: Manifest, edit: EditHeader) -> list[str]
     """What the manifest tells a reader must be what the edit was made from."""
     said = edit.provenance
     pairs = {
-        "settings": (plain(record.settings), said.get("concepts")),
-        "saes": (plain(record.saes), said.get("saes")),
-        "activations": (record.activations, said.get("activations")),
-        "the UNet's hash": (record.model.unet_sha256, said.get("unet_sha256")),
+        "settings": (record.settings, said.concepts),
+        "saes": (record.saes, said.saes),
+        "activations": (record.activations, said.activations),
+        "the UNet's hash": (record.model.unet_sha256, said.unet_sha256),
     }
     found = [f"the manifest's {key} are not those on record in the edit" for key, (a, b) in pairs.items() if a != b]
     if record.model.safety_checker != (root / "safety_checker" / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Types of the JSON files in and around an artifact: a class says which fields a file has, and reads, checks and writes it. Needs no torch."""
+"""Types of JSON files: a class says which fields a file has, and reads, checks and writes it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ...editor.common.errors import SaeuronError
+from .errors import SaeuronError
 
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """finite; whole numbers are taken too"""
