@@ -251,8 +251,11 @@ def main() -> None:
     if chosen.demo:
         names = [*OBJECTS, *STYLES]
         pick = np.random.default_rng(chosen.seed)
-        pairs = [",".join(str(n) for n in pick.choice(names, 2, replace=False)) for _ in range(10)]
-        wrong += demo_table(chosen.concepts or [*names, *pairs], chosen.options.split())
+        pairs: dict[frozenset[str], str] = {}
+        while len(pairs) < 10:
+            pair = [str(n) for n in pick.choice(names, 2, replace=False)]
+            pairs.setdefault(frozenset(pair), ",".join(pair))
+        wrong += demo_table(chosen.concepts or [*names, *pairs.values()], chosen.options.split())
     if chosen.stand_in:
         with tempfile.TemporaryDirectory() as home:
             stand_in(Path(home))
