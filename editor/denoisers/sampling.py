@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,25 +204,6 @@ def timestep_of(args: tuple, kwargs: dict) -> float:
     """The (first) timestep a UNet was called with."""
     value = kwargs["timestep"] if "timestep" in kwargs else args[1]
     return float(torch.as_tensor(value).reshape(-1)[0])
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the pipeline is run; METHOD's values for SD 1.x are the defaults."""
-
-    steps: int = 100
-    """denoising steps"""
-    guidance: float = 9.0
-    """classifier-free guidance scale; the latents are those of the conditional half"""
-    seed: int = 42
-    """prompt j of every concept starts from the noise of `seed + j`, so sets can be paired line by line"""
-    batch_size: int = 8
-    """prompts at a time; part of the result, since a batch of another size rounds otherwise"""
-    height: int | None = None
-    """pixels; None: the model's own size"""
-    width: int | None = None
-    scheduler: str = "ddim"
-    """`ddim` (eta 0, made from the pipeline's own scheduler) or `model`"""
 
 
 @contextmanager

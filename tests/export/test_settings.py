@@ -39,12 +39,12 @@ def test_one_text_is_one_and_a_list_is_a_list():
 def test_paths_are_texts_or_paths(tmp_path):
     made = Settings("Neon", "out", sign="key.pem", settings="s.toml", edit="e.safetensors")
     assert (made.output, made.sign, made.settings, made.edit) == (Path("out"), Path("key.pem"), Path("s.toml"), Path("e.safetensors"))
-    with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
-        from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
+    with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
         export_artifact(Settings("Neon", tmp_path / "x", "checkpoint", sign="nokey.pem"))
     with pytest.raises(SaeuronError, match="no output folder"):
-        Settings("Neon")
+        export_artifact(Settings("Neon"))
     with pytest.raises(SaeuronError, match="does not exist|can't be read"):
         resolve(Settings(output="x", edit=tmp_path / "gone.safetensors"))
 
