@@ -211,10 +211,8 @@ def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
     """A context in which the pipeline has a DDIM scheduler made from its own (`ddim`), or its own (`model`).
 
     Raises:
-        SaeuronError: another kind, or no DDIM that samples as the pipeline would.
+        SaeuronError: no DDIM that samples as the pipeline would.
     """
-    if kind not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
     own = pipeline.scheduler
     if kind == "ddim":
         pipeline.scheduler = ddim_of(family_of(pipeline), own)

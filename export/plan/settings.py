@@ -169,3 +169,6 @@ class Plan:
     """concept → prompts of its preset; with an edit file, those that are on record"""
     edit: EditHeader | None = None
     """what the edit file says, where one is given; then there are no wishes"""
+
+    def __post_init__(self) -> None:
+        Sampling(self.steps, self.guidance)  # raises: a preset or an edit file may hold anything

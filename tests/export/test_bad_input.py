@@ -72,7 +72,7 @@ def test_the_job_itself_works(job):
         ({"--select": "count:0"}, "at least 1"),
         ({"--select": "best"}, "expected percentile:P or count:N"),
         ({"--multiplier": "2"}, "--allow-amplify"),
-        ({"--multiplier": "nan"}, "no finite number"),
+        ({"--multiplier": "nan"}, "a finite number"),
         ({"--guidance": "nan"}, "finite number"),
         ({"--output": Path("x" * 300)}, "File name too long"),
         ({"--residual": "drop", "--gate": "threshold"}, "--residual keep only"),

@@ -110,6 +110,26 @@ _FIRST = {
 }  # fmt: skip
 
 
+def test_every_option_is_explained_and_shared_ones_alike():
+    words = {}
+    for name, made in typer.main.get_command(cli.app).commands.items():
+        assert all(getattr(p, "help", None) for p in made.params), name
+        for p in made.params:
+            words.setdefault(p.opts[0], set()).add(p.help)
+    alike = (
+        "--batch-size",
+        "--judge",
+        "--provider",
+        "--json",
+        "--variant",
+        "--preset-file",
+        "--activations",
+        "--report-seeds",
+        "--allow-amplify",
+    )
+    assert all(len(words[option]) == 1 for option in alike), {o: words[o] for o in alike}
+
+
 def test_the_same_option_has_the_same_bounds_in_every_command(tmp_path):
     """In one line that names the option, whatever the command."""
     seen = set()

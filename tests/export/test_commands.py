@@ -209,7 +209,7 @@ def test_sweep_writes_the_best_and_reuses_what_it_measured(tmp_path):
 def test_sweep_refuses_what_flatters_or_cannot_be(tmp_path):
     there = ["--output", tmp_path / "s"]
     refused("both for tuning and for the report", "sweep", "--concepts", "Neon", "--tune-seeds", "42,188", *there)
-    refused("strengthens", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
+    refused("--multiplier is 1; it must be -3e+38 to 0", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
     refused("three shares", "sweep", "--concepts", "Neon", "--weights", "1,1", *there)
     refused("judge", "sweep", "--concepts", "Neon", "--judge", "dmo", *there)
     refused("folder of checkpoints", "sweep", "--concepts", "Neon", "--judge", "unlearncanvas=/nowhere", *there)
@@ -245,7 +245,7 @@ def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     refused("is larger than the", *put(training, "--k", 10**6), *there)
     refused("fewer than one batch", *put(training, "--batch", 10**8, "--micro-batches", 1), *there)
     refused("this machine has", *put(training, "--expansion", 10**8), *there)
-    refused("at most", *put(training, "--tokens", "9" * 401), *there)
+    refused("it must be 1 to 1000000000000000", *put(training, "--tokens", "9" * 401), *there)
     assert not (tmp_path / "out").exists()
     said = run("collect", *without, "--sae", "owner/saes", *there).stdout
     assert "to fetch   owner/saes" in said

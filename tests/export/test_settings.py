@@ -59,3 +59,13 @@ def test_what_the_proof_needs_is_looked_for_first(tmp_path, monkeypatch):
     checks.check_packages(("checkpoint",), True)
     checks.check_packages(("onnx",), False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_and_presets_hold_the_same_bounds(tmp_path):
+    for text, message in (
+        ("[export]\nsteps = 5000\n[[concepts]]\nname = 'Neon'\n", r"s.toml', \[export\]: --steps is 5000; it must be 1 to 1000"),
+        ("[[concepts]]\nname = 'Neon'\nsteps = 5000\n", "--steps is 5000; it must be 1 to 1000"), ("[[concepts]]\nname = 'Neon'\nguidance = inf\n", "a finite number"),
+    ):  # fmt: skip
+        (tmp_path / "s.toml").write_text(text)
+        with pytest.raises(SaeuronError, match=message):
+            resolve(Settings(output=tmp_path / "x", settings=tmp_path / "s.toml"))
