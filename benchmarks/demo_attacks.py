@@ -27,7 +27,8 @@ from saeuron.export.plan.open import Prepared
 from saeuron.export.plan.prepare import prepare
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.attack.attack import LEARNED, AttackSettings, attack, cases
+from saeuron.validation.attack.attack import attack, cases
+from saeuron.validation.attack.settings import LEARNED, AttackSettings
 from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare
 from saeuron.validation.evidence.intervals import Rate
 from saeuron.validation.evidence.judges import open_judge
@@ -114,7 +115,6 @@ def main() -> None:
     settings = dataclasses.replace(
         own, embedding_iterations=options.embedding_iterations, seed=options.seed, report_seeds=tuple(int(s) for s in options.report_seeds.split(",")),
     )  # fmt: skip
-    settings.check()
     known = [n for n, c in presets().items() if c.model == "demo"]
     wanted = options.concepts.split(",")
     if unknown := [n for n in wanted if n not in known]:

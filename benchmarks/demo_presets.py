@@ -26,7 +26,8 @@ from saeuron.export.plan.prepare import open_sources
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
 from saeuron.validation.evidence.judges import open_judge
-from saeuron.validation.evidence.sweep import Score, Sweep, SweepSettings, Trial
+from saeuron.validation.evidence.sweep import Score, Sweep, Trial
+from saeuron.validation.evidence.sweep_settings import SweepSettings
 
 _PRESETS = Path(concepts.__file__).parent / "presets"
 _ORDER = (*STYLES, *OBJECTS)

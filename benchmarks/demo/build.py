@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from saeuron.editor.demo import GUIDANCE, ROOT, STEPS
-from saeuron.editor.denoisers.sampling import Sampling
+from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.features.collect import collect
 from saeuron.editor.features.concepts import presets
 from saeuron.editor.sae.sae import SparseAutoencoder

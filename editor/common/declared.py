@@ -3,29 +3,131 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from dataclasses import field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any
+
+from .errors import SaeuronError
+from .suggest import unknown
+
+WHAT, WHERE, HOW, PROOF, OUTPUT, ENGINES = "What", "Where", "How", "Proof", "Output", "Engines"
+"""headings of the help"""
 
 
 def option(
-    default: Any, metavar: str | None = None, panel: str | None = None, name: str | None = None, short: str | None = None, joined: bool = False
+    default: Any, metavar: str | None = None, panel: str | None = None, name: str | None = None, short: str | None = None, joined: bool = False,
+    **bounds: Any,
 ) -> Any:  # fmt: skip
     """A field of settings that is an option of a command, too.
 
     Args:
-        default: of field and option.
+        default: of field and option; never refused.
         metavar: what stands for the value in the help.
         panel: heading that the help lists it under.
         name: of the option, where it isn't the field's.
         short: one letter with its dash.
         joined: of a tuple: the option takes it as one text with commas; else it is repeated.
+        **bounds: `least` and `most` (both allowed), `above` and `below` (both not), `multiple` of a number, or `known` names.
     """
-    return field(default=default, metadata={"metavar": metavar, "panel": panel, "name": name, "short": short, "joined": joined})
+    return field(default=default, metadata={"metavar": metavar, "panel": panel, "name": name, "short": short, "joined": joined, **bounds})
 
 
+def like(settings: type, name: str, default: Any = MISSING, /, **changes: Any) -> Any:
+    """A field declared as the one of that name in other settings; its words too, where no docstring stands under it."""
+    f = field_of(settings, name)
+    return field(default=f.default if default is MISSING else default, metadata={**f.metadata, "words": (settings, name), **changes})
+
+
+def field_of(settings: type, name: str) -> Field[Any]:
+    """The field of that name."""
+    return next(f for f in fields(settings) if f.name == name)
+
+
+def option_name(f: Field[Any]) -> str:
+    """The option's name as a parameter, without dashes."""
+    return str(f.metadata.get("name") or f.name)
+
+
+def flag(f: Field[Any]) -> str:
+    """The option as it is written on the command line."""
+    return f"--{option_name(f).replace('_', '-')}"
+
+
+@cache
 def words_of(settings: type) -> dict[str, str]:
-    """Name of each field → the docstring under it, in one line."""
-    source = inspect.getsource(settings)
-    found = dict(re.findall(r'    (\w+): [^\n]+\n    """(.+?)"""', source, re.DOTALL))
-    return {f.name: " ".join(found[f.name].split()) for f in fields(settings)}
+    """Name of each field that is an option → the docstring under it, in one line."""
+    found: dict[str, str] = {}
+    for kind in filter(is_dataclass, reversed(settings.__mro__)):
+        found |= dict(re.findall(r'^    (\w+): [^\n]+\n    """(.+?)"""', inspect.getsource(kind), re.DOTALL | re.MULTILINE))
+    return {
+        f.name: " ".join(found[f.name].split()) if f.name in found else words_of(f.metadata["words"][0])[f.metadata["words"][1]]
+        for f in fields(settings)
+        if f.metadata
+    }
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings whose values are checked whenever they are made: by a command, from a file, or in Python."""
+
+    def __post_init__(self) -> None:
+        """Raise `SaeuronError` for the first value outside its option's bounds."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, list | tuple):
+                value = () if value is None or value == f.default else (value,)
+            elif not value and f.default:
+                raise SaeuronError(f"{flag(f)} is empty")
+            for one in value:
+                _check(flag(f), one, f.metadata)
+                if isinstance(one, int) and value.count(one) > 1:
+                    raise SaeuronError(f"{flag(f)}: {one} is given twice")
+
+
+def _check(shown: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    if "known" in bounds and value not in bounds["known"]:
+        raise SaeuronError(unknown(shown, str(value), bounds["known"]))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SaeuronError(f"{shown} is {value}; it must be a finite number")
+    least, most, above, below, multiple = (bounds.get(k) for k in ("least", "most", "above", "below", "multiple"))
+    if (
+        (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above) and (below is None or value < below)
+        and (multiple is None or value % multiple == 0)
+    ):  # fmt: skip
+        return
+    said = [f"{_short(least)} to {_short(most)}"] if least is not None and most is not None else []
+    if not said:
+        named = (("at least", least), ("at most", most), ("above", above), ("below", below))
+        said = [f"{word} {_short(bound)}" for word, bound in named if bound is not None]
+    if multiple is not None:
+        said.append(f"a multiple of {multiple}")
+    raise SaeuronError(f"{shown} is {_short(value)}; it must be {' and '.join(said)}")
+
+
+def _short(number: float) -> str:
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return text if len(text) <= 20 else f"{text[:20]}…"
+
+
+def numbers(text: str, shown: str, kind: type = int) -> tuple[Any, ...]:
+    """`A,B` → numbers.
+
+    Args:
+        text: as on the command line.
+        shown: the option, for the error.
+        kind: `int` or `float`.
+
+    Raises:
+        SaeuronError: a part that is none.
+    """
+    pattern, what = (r"-?\d{1,40}", "whole number, e.g. 188,288") if kind is int else (r"-?\d*\.?\d+(e-?\d+)?", "number, e.g. 0.5,2")
+    found: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
+    for part in found:
+        if not re.fullmatch(pattern, part, re.ASCII):
+            raise SaeuronError(f"{shown} '{text[:40]}': '{part[:20]}' is no {what}")
+    return tuple(kind(part) for part in found)

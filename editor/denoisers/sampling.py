@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,34 +206,13 @@ def timestep_of(args: tuple, kwargs: dict) -> float:
     return float(torch.as_tensor(value).reshape(-1)[0])
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the pipeline is run; METHOD's values for SD 1.x are the defaults."""
-
-    steps: int = 100
-    """denoising steps"""
-    guidance: float = 9.0
-    """classifier-free guidance scale; the latents are those of the conditional half"""
-    seed: int = 42
-    """prompt j of every concept starts from the noise of `seed + j`, so sets can be paired line by line"""
-    batch_size: int = 8
-    """prompts at a time; part of the result, since a batch of another size rounds otherwise"""
-    height: int | None = None
-    """pixels; None: the model's own size"""
-    width: int | None = None
-    scheduler: str = "ddim"
-    """`ddim` (eta 0, made from the pipeline's own scheduler) or `model`"""
-
-
 @contextmanager
 def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
     """A context in which the pipeline has a DDIM scheduler made from its own (`ddim`), or its own (`model`).
 
     Raises:
-        SaeuronError: another kind, or no DDIM that samples as the pipeline would.
+        SaeuronError: no DDIM that samples as the pipeline would.
     """
-    if kind not in ("ddim", "model"):
-        raise SaeuronError(f"scheduler '{kind}' is not known; it is ddim or model")
     own = pipeline.scheduler
     if kind == "ddim":
         pipeline.scheduler = ddim_of(family_of(pipeline), own)

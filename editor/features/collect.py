@@ -23,7 +23,8 @@ from ..common.process import Process
 from ..common.writing import whole_file
 from ..denoisers.families import Family, family_of
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
+from ..denoisers.sampling import generate, observe, scheduler_of
+from ..denoisers.sampling_settings import Sampling
 from ..denoisers.schedulers import check_loop, ddim_of, scheduler_in, timesteps
 from ..sae.sae import SparseAutoencoder
 from .activations import ConceptActivations

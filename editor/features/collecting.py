@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.writing import alone, whole_file
-from ..denoisers.sampling import Sampling
+from ..denoisers.sampling_settings import Sampling
 from ..sae.sae import SparseAutoencoder
 from . import cache
 from .collect import METHOD, Process, clear, collect

@@ -12,7 +12,8 @@ from PIL import Image
 from ..common.errors import SaeuronError
 from ..common.names import normalise
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
+from ..denoisers.sampling import generate, observe, scheduler_of
+from ..denoisers.sampling_settings import Sampling
 from ..sae.sae import SparseAutoencoder
 
 _DEFAULT = Sampling(steps=50, guidance=7.5)

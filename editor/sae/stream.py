@@ -22,7 +22,8 @@ from ..common.files import read_header
 from ..common.names import normalise
 from ..common.writing import whole_file
 from ..denoisers.hookpoints import to_tokens
-from ..denoisers.sampling import Sampling, generate, observe, scheduler_of
+from ..denoisers.sampling import generate, observe, scheduler_of
+from ..denoisers.sampling_settings import Sampling
 
 
 class Buffer(NamedTuple):

@@ -21,7 +21,7 @@ from ..common.files import read_json, reading
 from ..common.names import normalise
 from ..common.writing import put_back, whole_file, whole_folder
 from ..denoisers.hookpoints import find_hookpoint
-from ..denoisers.sampling import Sampling
+from ..denoisers.sampling_settings import Sampling
 from .formats.config import SaeConfig
 from .initialise import initialise
 from .sae import SparseAutoencoder
@@ -67,7 +67,6 @@ class Trainer:
     ) -> None:  # fmt: skip
         from accelerate import Accelerator
 
-        settings.check()
         self.accelerator = accelerator or Accelerator(
             mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision), cpu=pipeline.unet.device.type == "cpu"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,77 +18,38 @@ from ...editor.common.files import plain_text
 from ...editor.common.suggest import unknown
 from ...editor.common.writing import whole_file, whole_folder
 from ...validation.artifact.manifest import Manifest
-from ..plan.checks import check_guidance, check_seed, check_steps
+from ...validation.attack.settings import ATTACKS, AttackSettings
+from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
 from . import options as o
-from .console import clean, names, out, print_warning, progress_line, write_json
+from .console import names, out, print_warning, progress_line, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.attack.attack import AttackSettings, Case, Shown
+    from ...validation.attack.attack import Case, Shown
 
-_BUDGET = "Budget"
 _DEFAULT = "prefix,embedding,straight-through,seeds"
 FORMAT = "saeuron-attack-1"
 
 
-@clean
+@command
 def attack(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    artifact: o.Artifact,
+    settings: Annotated[
+        AttackSettings,
+        only("tokens", "iterations", "embedding_iterations", "restarts", "tune_seeds", "report_seeds", "search_seeds", "seed", "batch_size"),
+    ],
+    recorded: Annotated[EvaluationSettings, only("judge", "model", "saes", "steps", "guidance", "device")],
     concepts: Annotated[str, typer.Option(metavar="A,B", help="Of the artifact's concepts. Default: all.", rich_help_panel=o.WHAT)] = "",
-    attacks: Annotated[
-        str, typer.Option(metavar="A,B", help=f"Of {_DEFAULT},paraphrases. Default: all but the last.", rich_help_panel=o.WHAT)
-    ] = "",
-    paraphrases: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Prompts, one a line; {name} stands for the concept. Adds that attack.", rich_help_panel=o.WHAT),
-    ] = None,
-    through: Annotated[
-        str, typer.Option(metavar="WAY", help="checkpoint (the artifact's), or hook (the dynamic hook).", rich_help_panel=o.HOW)
-    ] = "checkpoint",
-    judge: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels.",
-            rich_help_panel=o.HOW,
-        ),
-    ] = "demo",
-    model: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="The original model. Default: the one on record.", rich_help_panel=o.WHERE)
-    ] = None,
-    sae: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DIR|ID", help="With --through hook: SAE, or HOOKPOINT=PATH. Default: as recorded.", rich_help_panel=o.WHERE),
-    ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", help="Learned tokens.", rich_help_panel=_BUDGET)] = 5,
-    iterations: Annotated[int, typer.Option(metavar="N", help="Of the search for a prefix.", rich_help_panel=_BUDGET)] = 40,
-    embedding_iterations: Annotated[int, typer.Option(metavar="N", help="Of a search by embeddings.", rich_help_panel=_BUDGET)] = 80,
-    restarts: Annotated[int, typer.Option(metavar="N", help="Searches from different beginnings.", rich_help_panel=_BUDGET)] = 2,
-    tune_seeds: Annotated[
-        str, typer.Option(metavar="A,B", help="Seeds of the pictures that are learned from.", rich_help_panel=_BUDGET)
-    ] = "42,43",
-    report_seeds: Annotated[
-        str, typer.Option(metavar="A,B", help="Other seeds, which are counted.", rich_help_panel=_BUDGET)
-    ] = "188,288,588,688,888,988",
-    search_seeds: Annotated[
-        int, typer.Option(metavar="N", help="Seeds that the search over seeds tries a prompt, from 1000 on.", rich_help_panel=_BUDGET)
-    ] = 8,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the artifact's.", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the artifact's.", rich_help_panel=o.HOW)] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of beginnings and noise of the searches.", rich_help_panel=_BUDGET)] = 0,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 32,
-    device: o.Device = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-examples/.", rich_help_panel=o.OUTPUT
-        ),
-    ] = None,
+    attacks: Annotated[str, typer.Option(metavar="A,B", help=f"Of {_DEFAULT},paraphrases. Default: all but the last.", rich_help_panel=o.WHAT)] = "",
+    paraphrases: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts, one a line; {name} stands for the concept. Adds that attack.", rich_help_panel=o.WHAT)] = None,
+    through: Annotated[str, typer.Option(metavar="WAY", help="checkpoint (the artifact's), or hook (the dynamic hook).", rich_help_panel=o.HOW)] = "checkpoint",
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-examples/.", rich_help_panel=o.OUTPUT)] = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Attack the edited model, and count how often a judge sees the removed concept.
 
     Each figure stands beside those of the unedited model and of the edit without attack, with a 95 % Wilson interval. Attacks learn from
@@ -99,7 +61,7 @@ def attack(
     from ...validation.attack import attack as a
 
     record = manifest.read(artifact)
-    chosen = _attacks(attacks, paraphrases, a.ATTACKS)
+    chosen = _attacks(attacks, paraphrases)
     wanted = names(concepts) or tuple(record.concepts)
     for name in wanted:
         if name not in record.concepts:
@@ -112,34 +74,26 @@ def attack(
         raise SaeuronError(
             f"'{artifact}' has no torch weights (formats: {', '.join(record.formats)}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
         )
-    if sae and through != "hook":
+    if recorded.saes and through != "hook":
         raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
     lines = _lines(paraphrases)
     sampling = record.sampling
-    if not 1 <= search_seeds <= 10_000:
-        raise SaeuronError(f"--search-seeds is {search_seeds}; it must be 1 to 10000")
-    settings = a.AttackSettings(
-        steps=steps if steps is not None else sampling.steps, guidance=guidance if guidance is not None else sampling.guidance,
-        tokens=tokens, iterations=iterations, embedding_iterations=embedding_iterations, restarts=restarts, tune_seeds=o.seeds_of(tune_seeds, "--tune-seeds"),
-        report_seeds=o.seeds_of(report_seeds, "--report-seeds"), search_seeds=tuple(range(1000, 1000 + search_seeds)), batch_size=batch_size, seed=seed,
+    settings = replace(
+        settings, steps=recorded.steps if recorded.steps is not None else sampling.steps, guidance=recorded.guidance if recorded.guidance is not None else sampling.guidance
     )  # fmt: skip
-    settings.check()
-    check_steps(settings.steps, "--steps")
-    check_guidance(settings.guidance)
-    check_seed(seed, "--seed")
     if (kind := record.model.pipeline) != "StableDiffusionPipeline":
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
     pictures = _check_output(output, overwrite)
-    if model:
-        check_sources([("model", model)])
+    if recorded.model:
+        check_sources([("model", recorded.model)])
 
     with progress_line("opening the judge") as say:
         from ...validation.evidence.judges import open_judge
 
-        seer = open_judge(judge)
+        seer = open_judge(recorded.judge)
         cases = a.cases(seer, wanted, record.concepts)
         if not dry_run:
-            report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, model, tuple(sae or ()), device, say)
+            report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, recorded, say)
             if output is not None and pictures is not None:
                 _write(output, pictures, report, shown)
     if dry_run:
@@ -153,11 +107,11 @@ def attack(
         out.print(f"{output}, pictures in {pictures}", highlight=False, soft_wrap=True)
 
 
-def _attacks(text: str, paraphrases: Path | None, known: Sequence[str]) -> tuple[str, ...]:
+def _attacks(text: str, paraphrases: Path | None) -> tuple[str, ...]:
     chosen = list(names(text) or names(_DEFAULT))
     for name in chosen:
-        if name not in known:
-            raise SaeuronError(unknown("attack", name, known))
+        if name not in ATTACKS:
+            raise SaeuronError(unknown("attack", name, ATTACKS))
     if paraphrases is not None and "paraphrases" not in chosen:
         chosen.append("paraphrases")
     if "paraphrases" in chosen and paraphrases is None:
@@ -195,10 +149,8 @@ def _check_output(output: Path | None, overwrite: bool) -> Path | None:
 
 def _run(
     artifact: Path, record: Manifest, cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
-    lines: Sequence[str], through: str, model: str | None, saes: tuple[str, ...], device: str, say: Callable[[str], None],
+    lines: Sequence[str], through: str, recorded: EvaluationSettings, say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, list[Shown]]]:  # fmt: skip
-    import dataclasses
-
     import torch
 
     from ...editor.common.files import file_sha256
@@ -210,22 +162,22 @@ def _run(
     from ...validation.proof.fresh import open_edit, open_original, open_saes
 
     began = time.monotonic()
-    check_device(device)
+    check_device(recorded.device)
     say("checking files")
     contents.check(artifact, record)
     say("opening the original model")
-    source = model or record.model.source
+    source = recorded.model or record.model.source
     try:
-        original = bare(open_original(source, record, device))
+        original = bare(open_original(source, record, recorded.device))
     except SaeuronError as error:
-        if model:
+        if recorded.model:
             raise
         raise SaeuronError(f"{error}; say where the original model lies with --model") from None
     victim: Victim
     if through == "hook":
-        victim = Hooked(original, open_edit(artifact, record), open_saes(record, saes), record.gate)
+        victim = Hooked(original, open_edit(artifact, record), open_saes(record, recorded.saes), record.gate)
     else:
-        victim = Baked(bare(load(artifact, dtype=torch.float32, device=device, check_files=False)))
+        victim = Baked(bare(load(artifact, dtype=torch.float32, device=recorded.device, check_files=False)))
     found: dict[str, Any] = {}
     shown: dict[str, list[Shown]] = {}
     for case in cases:
@@ -236,8 +188,8 @@ def _run(
         }  # fmt: skip
     report = {
         "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record.edit.sha256,
-        "content_sha256": manifest.content_sha256(record), "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": dataclasses.asdict(settings), "confidence": 0.95,
-        "threads": torch.get_num_threads(), "device": device, "seconds": time.monotonic() - began, "concepts": found,
+        "content_sha256": manifest.content_sha256(record), "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": {**asdict(settings), "search_seeds": settings.searched}, "confidence": 0.95,
+        "threads": torch.get_num_threads(), "device": recorded.device, "seconds": time.monotonic() - began, "concepts": found,
     }  # fmt: skip
     return report, shown
 

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import typer
 from rich import box
 from rich.table import Table
 
+from ...editor.common.declared import HOW, Checked, like, option
 from ...editor.common.errors import SaeuronError
-from ...editor.common.suggest import unknown
 from ...validation.artifact import engines
 from ...validation.backends.sessions import check_provider, provider_of
+from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ..plan.settings import Settings
 from . import options as o
-from .console import clean, names, out, progress_line, write_json
+from .console import out, progress_line, write_json
+from .declared import command, only
 
 _BACKENDS = ("torch", "onnx", *engines.BACKENDS)
 
 
-@clean
+@dataclass(frozen=True)
+class _Timing(Checked):
+    """What is timed, on what."""
+
+    backend: tuple[str, ...] = option(("torch", "onnx"), "A,B", HOW, joined=True, known=_BACKENDS)
+    """torch, onnx (ONNX Runtime), trt, trt-rtx (engines for this GPU, not tested)."""
+    provider: str | None = like(EvaluationSettings, "provider")
+    precision: str = like(o.Precision, "precision")
+    """Of the pipeline: fp32, fp16 or bf16 (torch only)."""
+    rounds: int = option(7, "N", HOW, least=1, most=10_000)
+    """Runs of each variant, in turn."""
+
+
+@command
 def bench(
-    concepts: Annotated[str, typer.Option(metavar="A,B", help="Concepts with presets.", rich_help_panel=o.WHAT)] = "Neon",
-    preset_file: o.PresetFiles = None,
-    activations: o.Activations = None,
-    model: o.Model = None,
-    variant: o.Variant = None,
-    hookpoint: o.Hookpoint = None,
-    sae: o.Sae = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B", help="torch, onnx (ONNX Runtime), trt, trt-rtx (engines for this GPU, not tested).", rich_help_panel=o.HOW
-        ),
-    ] = "torch,onnx",
-    device: o.Device = "cpu",
-    provider: o.Provider = None,
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="fp32, fp16 or bf16 (torch only).", rich_help_panel=o.HOW)] = "fp32",
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Runs of each variant, in turn.", rich_help_panel=o.HOW)] = 7,
+    wanted: Annotated[
+        Settings,
+        only("preset_files", "activations", "model", "variant", "hookpoint", "sae", "device", "height", "width", concepts=("Neon",)),
+    ],
+    timing: _Timing,
     as_json: o.Json = False,
 ) -> None:
     """Time the edit beside the UNet that carries it: the dynamic hook and every gate, as a share of the unedited UNet's forward.
@@ -48,30 +49,18 @@ def bench(
 
     Example: `saeuron bench --concepts Neon`
     """
-    backends = names(backend) or ("",)
-    for name in backends:
-        if name not in _BACKENDS:
-            raise SaeuronError(unknown("backend", name, _BACKENDS))
+    for name in timing.backend:
         if name in engines.BACKENDS:
             engines.tensorrt_module(name)
             engines.gpu()
-    if precision == "bf16" and set(backends) - {"torch"}:
+    if timing.precision == "bf16" and set(timing.backend) - {"torch"}:
         raise SaeuronError("--precision bf16: ONNX Runtime's CPU has no bf16 MatMul, and numpy no bf16; add --backend torch")
-    check_provider(provider, backends)
-    executor = provider_of(device, provider)
-    if not 1 <= rounds <= 10_000:
-        raise SaeuronError(f"--rounds is {rounds}; it lies between 1 and 10000")
+    check_provider(timing.provider, timing.backend)
+    executor = provider_of(wanted.device, timing.provider)
 
     from ..plan.resolve import resolve, to_fetch
-    from ..plan.settings import Settings
 
-    plan = resolve(
-        Settings(
-            names(concepts), Path("unused"), ("checkpoint",), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint,
-            activations=tuple(activations or ()), preset_files=tuple(preset_file or ()), precision=precision, height=height, width=width,
-            device=device,
-        )
-    )  # fmt: skip
+    plan = resolve(replace(wanted, formats=("checkpoint",), precision=timing.precision))
     to_fetch(plan)
     with progress_line("starting") as say:
         from ...editor.common.names import dtype_of
@@ -80,13 +69,13 @@ def bench(
         from ..bench.bench import bench as measure
         from ..plan.prepare import prepare
 
-        check_device(device)
+        check_device(wanted.device)
         ready = prepare(plan, say)
         say(f"loading {plan.model}")
-        pipeline = load_pipeline(plan.model, dtype_of(precision), variant=variant)
-        sides = latent_sides(pipeline.unet.config.sample_size, pipeline.vae_scale_factor, height, width)
+        pipeline = load_pipeline(plan.model, dtype_of(timing.precision), variant=wanted.variant)
+        sides = latent_sides(pipeline.unet.config.sample_size, pipeline.vae_scale_factor, wanted.height, wanted.width)
         tokens = ready.family.text_encoders[0].tokens(pipeline)
-        found = measure(pipeline.unet, ready.edit, ready.saes, backends, sides, tokens, rounds, device, executor, say)
+        found = measure(pipeline.unet, ready.edit, ready.saes, timing.backend, sides, tokens, timing.rounds, wanted.device, executor, say)
         found["model"] = plan.model
     if as_json:
         write_json(found)

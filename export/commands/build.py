@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,18 +11,16 @@ import typer
 from ...editor.common.errors import SaeuronError
 from ...validation.artifact import engines, manifest
 from ...validation.artifact.manifest import Manifest
+from ..plan.settings import Settings
 from . import options as o
-from .console import clean, out, progress_line, write_json
+from .console import out, progress_line, write_json
+from .declared import command, only
 
 
-@clean
+@command
 def build(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact, with ONNX graphs.")],
-    target: o.Targets = None,
-    shapes: o.Shapes = "",
-    optimization_level: o.OptimizationLevel = None,
-    hardware_compatible: o.HardwareCompatible = False,
-    version_compatible: o.VersionCompatible = False,
+    artifact: o.Artifact,
+    asked: Annotated[Settings, only("target", "shapes", "optimization_level", "hardware_compatible", "version_compatible")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace engines of the same target.", rich_help_panel=o.OUTPUT)] = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
@@ -32,14 +31,12 @@ def build(
 
     Example: `saeuron build without-neon --target rtx:sm86,sm89`, then on the GPU `saeuron validate without-neon --backend trt-rtx`
     """
-    from ..formats.tensorrt import EngineSettings, Shapes, axes_of, check_precision, ready
+    from ..formats.tensorrt import axes_of, check_precision, ready
     from ..plan.folder import check_space
     from ..ship.add_engines import add_engines, check_free
 
-    wanted = EngineSettings(
-        tuple(engines.Target.parse(t) for t in target or ("rtx",)), Shapes.parse(shapes), optimization_level, hardware_compatible,
-        version_compatible,
-    )  # fmt: skip
+    wanted = replace(asked, formats=("trt",)).engines
+    assert wanted is not None
     # Nothing that is said of engines matters until it is known which of them are replaced.
     record = manifest.read(artifact, replacing=("*",))
     if "onnx" not in record.formats:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
-from ..plan.checks import check_guidance, check_steps
+from ...editor.denoisers.sampling_settings import Sampling
 from ..plan.resolve import check_sources
 
 STEPS, GUIDANCE = 50, 7.5
@@ -49,14 +50,7 @@ def sources_of(given: Sequence[str], hookpoints: Sequence[str], model: str) -> d
     return found
 
 
-def sampling_of(model: str, steps: int | None, guidance: float | None) -> tuple[int, float]:
-    """Steps and guidance: as asked for, else the model's usual ones.
-
-    Raises:
-        SaeuronError: see `checks.check_steps` and `checks.check_guidance`.
-    """
+def sampling_of(sampling: Sampling, model: str, steps: int | None, guidance: float | None) -> Sampling:
+    """With steps and guidance as asked for, else the model's usual ones."""
     usual = (demo.STEPS, demo.GUIDANCE) if model == "demo" else (STEPS, GUIDANCE)
-    found = usual[0] if steps is None else steps, usual[1] if guidance is None else guidance
-    check_steps(found[0], "--steps")
-    check_guidance(found[1])
-    return found
+    return replace(sampling, steps=usual[0] if steps is None else steps, guidance=usual[1] if guidance is None else guidance)

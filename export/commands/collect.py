@@ -3,76 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import PRECISIONS, at_hookpoint
+from ...editor.common.names import at_hookpoint
 from ...editor.common.suggest import unknown
+from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.features.concepts import presets
 from ...editor.features.prompt_sets import check_sets, own_prompts
-from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
 from ..plan.folder import check_files
 from ..plan.resolve import check_sources
+from ..plan.settings import Settings
 from . import options as o
-from .console import clean, names, out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...editor.denoisers.sampling import Sampling
     from ...editor.sae.sae import SparseAutoencoder
 
 
-@clean
+@command
 @resumable
 def collect(
-    concepts: o.Concepts = "",
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Instead of --concepts: TOML with a [prompts] table (name = [texts]), or NAME=FILE.txt with one prompt a line; repeatable.",
-            rich_help_panel=o.WHAT,
-        ),
-    ] = None,
-    preset_file: o.PresetFiles = None,
-    domain: Annotated[
-        str, typer.Option(metavar="NAME", help="With --prompts: what the file says they are.", rich_help_panel=o.WHAT)
-    ] = "own",
-    model: o.Model = None,
-    variant: o.Variant = None,
-    hookpoint: o.Hookpoint = None,
-    sae: o.Sae = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's, else 100.", rich_help_panel=o.HOW)
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="Guidance scale. Default: the preset's, else 9.", rich_help_panel=o.HOW)
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Prompt j of every set starts from the noise of seed + j.", rich_help_panel=o.HOW)
-    ] = 42,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts at a time.", rich_help_panel=o.HOW)] = 8,
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    scheduler: Annotated[str, typer.Option(metavar="KIND", help="ddim, or model (the pipeline's own).", rich_help_panel=o.HOW)] = "ddim",
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="Of the pipeline: fp32, fp16 or bf16.", rich_help_panel=o.HOW)] = "fp32",
-    device: o.Device = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="File (.safetensors); for several hookpoints a folder, one file each.",
-            rich_help_panel=o.OUTPUT,
-        ),
-    ] = None,
-    overwrite: o.Overwrite = False,
+    wanted: Annotated[Settings, only("concepts", "preset_files", "model", "variant", "hookpoint", "sae", "device", "overwrite")],
+    sampling: Annotated[Sampling, only("seed", "batch_size", "height", "width", "scheduler")],
+    used: o.Precision,
+    prompts: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Instead of --concepts: TOML with a [prompts] table (name = [texts]), or NAME=FILE.txt with one prompt a line; repeatable.", rich_help_panel=o.WHAT)] = None,
+    domain: Annotated[str, typer.Option(metavar="NAME", help="With --prompts: what the file says they are.", rich_help_panel=o.WHAT)] = "own",
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's, else 100.", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Guidance scale. Default: the preset's, else 9.", rich_help_panel=o.HOW)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PATH", help="File (.safetensors); for several hookpoints a folder, one file each.", rich_help_panel=o.OUTPUT)] = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Collect concept activations: run the unedited model on prompts and average an SAE's latents, by concept and step.
 
     A concept is collected with its whole domain, since choosing features means comparing. Memory does not grow with the number of
@@ -81,46 +49,38 @@ def collect(
 
     Example: `saeuron collect --concepts Neon --output style.safetensors`
     """
-    sets, found = _sets(names(concepts), prompts or [], preset_file or [], domain)
+    sets, found = _sets(wanted.concepts, prompts or [], wanted.preset_files, domain)
     check_sets(sets)
-    source = model or found.get("model")
+    source = wanted.model or found.get("model")
     if not source:
         raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
-    where = hookpoint or found.get("hookpoint")
+    where = wanted.hookpoint or found.get("hookpoint")
     if not where:
         raise SaeuronError("no hookpoint known: give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
     hookpoints = o.hookpoints_of(where)
-    saes = saes_at(sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
-    files = _files(output, hookpoints, overwrite)
-    if precision not in PRECISIONS:
-        raise SaeuronError(f"--precision '{precision}' is not known; it is one of {', '.join(PRECISIONS)}")
-    chosen_steps = found.get("collect_steps", 100) if steps is None else steps
-    chosen_guidance = found.get("collect_guidance", 9.0) if guidance is None else guidance
-    check_steps(chosen_steps, "--steps")
-    check_seed(seed, "--seed")
-    check_guidance(chosen_guidance)
-    check_pixels(height, width)
-    if batch_size < 1:
-        raise SaeuronError("--batch-size is at least 1")
+    saes = saes_at(wanted.sae or ([found["sae"]] if found.get("sae") else []), hookpoints)
+    files = _files(output, hookpoints, wanted.overwrite)
+    sampling = replace(
+        sampling, steps=found.get("collect_steps", 100) if steps is None else steps,
+        guidance=found.get("collect_guidance", 9.0) if guidance is None else guidance,
+    )  # fmt: skip
     plan = {
-        "model": source, "saes": saes, "domain": found.get("domain", domain), "sets": {n: len(p) for n, p in sets.items()}, "steps": chosen_steps,
-        "guidance": chosen_guidance, "files": {h: str(p) for h, p in files.items()},
+        "model": source, "saes": saes, "domain": found.get("domain", domain), "sets": {n: len(p) for n, p in sets.items()}, "steps": sampling.steps,
+        "guidance": sampling.guidance, "files": {h: str(p) for h, p in files.items()},
         "fetch": check_sources([("model", source), *(("SAE", s) for s in saes.values())]),
     }  # fmt: skip
-    check_scheduler(scheduler)
     with progress_line("opening SAE" if dry_run else "starting") as say:
         if not (dry_run and plan["fetch"]):
-            from ...editor.denoisers.sampling import Sampling
-
-            sampling = Sampling(chosen_steps, chosen_guidance, seed, batch_size, height, width, scheduler)
-            folder, opened = _open(source, variant, saes, sampling)
-        written = dry_run or _run(source, variant, folder, opened, sets, sampling, plan["domain"], precision, device, files, say)
+            folder, opened = _open(source, wanted.variant, saes, sampling)
+        written = dry_run or _run(
+            source, wanted.variant, folder, opened, sets, sampling, plan["domain"], used.precision, wanted.device, files, say
+        )
     if written:
         _print(plan, as_json)
 
 
 def _sets(
-    concepts: tuple[str, ...], files: list[str], preset_files: list[str], domain: str
+    concepts: tuple[str, ...], files: list[str], preset_files: Sequence[str], domain: str
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:
     """Name → prompts, and what the presets say of the rest."""
     if bool(concepts) == bool(files):
@@ -148,7 +108,7 @@ def _sets(
     }  # fmt: skip
 
 
-def saes_at(given: list[str], hookpoints: list[str]) -> dict[str, str]:
+def saes_at(given: Sequence[str], hookpoints: list[str]) -> dict[str, str]:
     """Hookpoint → source, from `--sae SOURCE` or `--sae HOOKPOINT=SOURCE`."""
     pairs = [at_hookpoint(text) for text in given]
     table = dict(pairs)
@@ -174,7 +134,7 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
     if not single:
         if output.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".json"):
             raise SaeuronError(f"--output '{output}': activations are written as .safetensors; give such a file, or a folder")
-        o.check_out_folder(output)
+        o.out_folder(output)
     check_files(list(files.values()), overwrite)
     return files
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
+from . import options as o
 from .console import clean, escaped, out
 
 
@@ -18,8 +19,8 @@ from .console import clean, escaped, out
 def concepts(
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Only those of this base model.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this domain, e.g. style.")] = None,
-    preset_file: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Presets of your own, as TOML; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    preset_file: o.PresetFiles = None,
+    as_json: o.Json = False,
 ) -> None:
     """List the concepts that have presets.
 

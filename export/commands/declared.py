@@ -4,65 +4,91 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import is_dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
 
-from ...editor.common.declared import words_of
+from ...editor.common.declared import field_of, flag, numbers, option_name, words_of
+from .console import clean, names
+
+_hints = cache(get_type_hints)
 
 
-def parameter(settings: type, name: str, panel: str | None = None) -> inspect.Parameter:
-    """One field as a parameter that typer understands.
+class Only(NamedTuple):
+    """Which fields of a parameter's settings are options of the command."""
 
-    Args:
-        settings: a dataclass whose fields have docstrings.
-        name: of the field.
-        panel: heading in the help; default: the field's.
-    """
-    (f,) = [f for f in fields(settings) if f.name == name]
-    kind, default, more = get_type_hints(settings)[name], f.default, f.metadata
+    defaults: dict[str, Any]
+    """name → default; `...`: the field's own"""
+
+
+def only(*fields: str, **defaults: Any) -> Only:
+    """For `Annotated[Settings, only(…)]`: these fields, and those with another default."""
+    return Only({**dict.fromkeys(fields, ...), **defaults})
+
+
+def annotation(settings: type, name: str) -> Any:
+    """One field as the annotation of a command's parameter."""
+    return _parameter(settings, name).annotation
+
+
+def _parameter(settings: type, name: str, default: Any = ...) -> inspect.Parameter:
+    """One field as a parameter that typer understands."""
+    f = field_of(settings, name)
+    kind, default, more = _hints(settings)[name], f.default if default is ... else default, f.metadata
     if get_origin(kind) is tuple:
-        kind, default = (str, ",".join(default)) if more["joined"] else (list[str] | None, None)  # type: ignore[arg-type]
+        joined = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
+        kind, default = (str, joined) if more["joined"] else (list[get_args(kind)[0]] | None, None)  # type: ignore[misc]
     elif default == Path():
-        kind, default = Path | None, None  # what must be given, whatever the command
-    option = more.get("name") or name
-    flag = f"--{option.replace('_', '-')}"
+        kind, default = Path | None, None
     # Something that is off by default needs no word for off.
-    spelt = [flag] if default is False or more.get("short") else []
+    spelt = [flag(f)] if default is False or more["short"] else []
     shown = typer.Option(
-        *spelt, *([more["short"]] if more.get("short") else []), metavar=more.get("metavar"), help=words_of(settings)[name],
-        rich_help_panel=panel or more.get("panel"),
+        *spelt, *([more["short"]] if more["short"] else []), metavar=more["metavar"], help=words_of(settings)[name], rich_help_panel=more["panel"]
     )  # fmt: skip
-    return inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])
+    return inspect.Parameter(option_name(f), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])
 
 
-def annotation(settings: type, name: str, panel: str | None = None) -> Any:
-    """One field as the annotation of another command's parameter."""
-    return parameter(settings, name, panel).annotation
+def _value(settings: type, name: str, given: Any) -> Any:
+    """What the command line gave, as the field takes it."""
+    f, kind = field_of(settings, name), _hints(settings)[name]
+    if get_origin(kind) is not tuple:
+        return given
+    if not f.metadata["joined"]:
+        return tuple(given)
+    part = get_args(kind)[0]
+    return names(given) if part is str else numbers(given, flag(f), part)
 
 
-def with_options(settings: type, command: Callable[..., Any], wrapped: Callable[..., Any], panel: str | None = None) -> Callable[..., Any]:
-    """A command whose `**` parameter takes the fields of its settings, by the options' names.
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command: a parameter of settings becomes the options of its fields, or of those that `only` names; mistakes are one line.
 
     Args:
-        settings: a dataclass whose fields have docstrings.
-        command: takes its own parameters and `**`.
-        wrapped: what is run: the command with its handlers.
-        panel: heading for all of them; without one they come first.
+        function: a parameter whose type is a dataclass takes it made, and checked.
     """
-    signature = inspect.signature(command, eval_str=True)
-    kept = [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    made = [parameter(settings, f.name, panel) for f in fields(settings) if f.init]
-    parameters = [*made, *kept] if panel is None else [*kept, *made]
+    signature = inspect.signature(function, eval_str=True)
+    made: dict[str, tuple[type, dict[str, str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for p in signature.parameters.values():
+        settings, wanted = (*get_args(p.annotation), None)[:2] if get_origin(p.annotation) is Annotated else (p.annotation, None)
+        if not is_dataclass(settings):
+            parameters.append(p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        chosen = wanted.defaults if isinstance(wanted, Only) else dict.fromkeys(words_of(settings), ...)  # type: ignore[arg-type]
+        options = {name: _parameter(settings, name, default) for name, default in chosen.items()}  # type: ignore[arg-type]
+        made[p.name] = settings, {name: option.name for name, option in options.items()}  # type: ignore[assignment]
+        parameters += options.values()
 
+    @clean
+    @wraps(function)
     def call(**given: Any) -> Any:
-        return wrapped(**given)
+        for name, (settings, options) in made.items():
+            said = {name: given.pop(option) for name, option in options.items()}
+            given[name] = settings(**{n: _value(settings, n, v) for n, v in said.items() if v is not None})
+        return function(**given)
 
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     return call

@@ -12,57 +12,24 @@ from rich import box
 from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
-from ..plan.checks import check_guidance, check_steps
+from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_parent
 from . import options as o
-from .console import clean, err, escaped, names, out, progress_line, resumable, write_json
+from .console import err, escaped, out, progress_line, resumable, write_json
+from .declared import command
 
 if TYPE_CHECKING:
     from ...editor.common.process import Process
     from ...validation.evidence.evaluate import Plan
 
-_STAGES, _PROMPTS, _DISTANCE = "Stages", "On prompts of your own, instead of a judge", "Fréchet distance"
 
-
-@clean
+@command
 @resumable
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    backend: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="Whose pictures: checkpoint, onnx, trt, trt-rtx, hook, unedited; several are compared with the first. Default: checkpoint, else what can be run here.", rich_help_panel=o.WHAT),
-    ] = "",
-    before: Annotated[bool, typer.Option("--before/--no-before", help="The unedited model's pictures too; needs torch and the original model.", rich_help_panel=o.WHAT)] = True,
-    objects: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's objects.", rich_help_panel=o.WHAT)] = "",
-    styles: Annotated[str, typer.Option(metavar="A,B", help="Only these of the judge's styles; plain is the pictures without one.", rich_help_panel=o.WHAT)] = "",
-    seeds: Annotated[str, typer.Option(metavar="A,B", help="UnlearnCanvas's. With --prompts: the first one is that of the first prompt, where the file names none.", rich_help_panel=o.WHAT)] = "188,288,588,688,888",
+    artifact: o.Artifact,
+    settings: EvaluationSettings,
     compare: Annotated[bool, typer.Option("--compare", help="Exit code 1 unless every picture gets the verdict that it gets with the first backend.", rich_help_panel=o.WHAT)] = False,
-    sequential: Annotated[bool, typer.Option("--sequential", help="Through the hook: the first concept removed, the first two, …, all.", rich_help_panel=_STAGES)] = False,
-    all_but_one: Annotated[bool, typer.Option("--all-but-one", help="Through the hook: all concepts removed but each one in turn.", rich_help_panel=_STAGES)] = False,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with a column prompt (and seed, guidance; I2P's names too), or one prompt a line.", rich_help_panel=_PROMPTS)] = None,
-    nudenet: Annotated[bool, typer.Option("--nudenet", help="NudeNet's detections.", rich_help_panel=_PROMPTS)] = False,
-    threshold: Annotated[float | None, typer.Option(metavar="SCORE", help="With --nudenet: least score of a detection. Default: 0.6.", rich_help_panel=_PROMPTS)] = None,
-    clip: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Utility: CLIP score by this CLIP model, before, after, and the change.", rich_help_panel=_PROMPTS)] = None,
-    fid: Annotated[Path | None, typer.Option(metavar="FILE", help="FID by torch-fidelity's Inception weights: after from before, and from --reference.", rich_help_panel=_DISTANCE)] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="DIR", help="Pictures to take distances from: the data set's, say.", rich_help_panel=_DISTANCE)] = None,
-    judge: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels.", rich_help_panel=o.HOW)
-    ] = "demo",
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: those of the proof.", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: that of the proof.", rich_help_panel=o.HOW)] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 16,
-    device: o.Device = "cpu",
-    provider: o.Provider = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="DIR|ID", help="Original model, for hook and unedited. Default: the one on record.", rich_help_panel=o.WHERE)
-    ] = None,
-    sae: Annotated[
-        list[str] | None, typer.Option(metavar="DIR|ID", help="For the hook: SAE folder or Hub id, or HOOKPOINT=DIR|ID. Default: as recorded.", rich_help_panel=o.WHERE)
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="evaluation.json, verdicts.csv and the pictures. Default: ARTIFACT-evaluation.", rich_help_panel=o.OUTPUT),
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="evaluation.json, verdicts.csv and the pictures. Default: ARTIFACT-evaluation.", rich_help_panel=o.OUTPUT)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where an evaluation is.", rich_help_panel=o.OUTPUT)] = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
@@ -77,24 +44,9 @@ def evaluate(
 
     Exit code 0: done; 1: done, and --compare found another verdict; 2: can't be done.
     """
-    from ...validation.evidence.evaluate import Options, check_output, make_plan
+    from ...validation.evidence.evaluate import check_output, make_plan
 
-    if steps is not None:
-        check_steps(steps, "--steps")
-    if guidance is not None:
-        check_guidance(guidance)
-    if not 1 <= batch_size <= 10_000:
-        raise SaeuronError(f"--batch-size is {batch_size}; it must be 1 to 10000")
-    if threshold is not None and not nudenet:
-        raise SaeuronError("--threshold is of --nudenet's detections; leave it out")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise SaeuronError(f"--threshold {threshold:g}: a score lies between 0 and 1")
-    wanted = Options(
-        names(backend), before, judge, names(objects), names(styles), o.seeds_of(seeds, "--seeds"), steps, guidance, model, tuple(sae or ()), device, provider,
-        batch_size, fid, reference, sequential, all_but_one, nudenet, clip, prompts,
-        0.6 if threshold is None else threshold,
-    )  # fmt: skip
-    plan = make_plan(artifact, wanted)
+    plan = make_plan(artifact, settings)
     if compare and plan.protocol == "utility":
         raise SaeuronError("--compare is about verdicts, and scores are none; leave it out: differences are printed and stored anyway")
     compared = [n for n in plan.names if n != "unedited" and "[" not in n]
@@ -102,13 +54,13 @@ def evaluate(
         raise SaeuronError("--compare needs two backends or more, e.g. --backend hook,checkpoint,onnx")
     # By its own name, also where the artifact is given as '.'.
     folder = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-evaluation")
-    o.check_out_folder(folder)
+    o.out_folder(folder)
     check_parent(folder)
     check_output(plan, folder, overwrite)
     if dry_run:
         _dry_run(plan, folder, as_json)
         return
-    process = _process(device)
+    process = _process(settings.device)
     with progress_line("checking files") as say:
         from ...editor.common.writing import alone
         from ...validation.evidence.evaluate import evaluate as run

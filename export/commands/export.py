@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ...editor.common.errors import SaeuronError
 from ..plan.settings import Plan, Settings
 from . import options as o
 from .build import print_engines
-from .console import Version, clean, out, print_warning, progress_line, report_failures, write_json
-from .declared import with_options
+from .console import Version, out, print_warning, progress_line, report_failures, write_json
+from .declared import command
 
 
-def _export(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=o.OUTPUT)] = False,
-    as_json: o.Json = False, version: Version = False, **given: Any,
+@command
+def export(
+    wanted: Settings, dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.", rich_help_panel=o.OUTPUT)] = False,
+    as_json: o.Json = False, version: Version = False,
 ) -> None:  # fmt: skip
     """Remove concepts from a Stable Diffusion pipeline and write one proven artifact.
 
@@ -32,9 +32,6 @@ def _export(
     from ..plan.folder import check_output
     from ..plan.resolve import resolve, to_fetch
 
-    if given["output"] is None:
-        raise SaeuronError("no output folder: give --output DIR")
-    wanted = Settings(**{name: value for name, value in given.items() if value is not None})
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
     check_output(wanted.output, wanted.overwrite)
@@ -84,6 +81,3 @@ def _dry_run(plan: Plan, as_json: bool) -> None:
         return
     for line in found["lines"]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-export = with_options(Settings, _export, clean(_export))

@@ -2,68 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...editor.common.declared import HOW, OUTPUT, WHAT, Checked, option
 from ...editor.common.errors import SaeuronError
+from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.features.prompt_sets import lines_of
-from ..plan.checks import check_pixels, check_scheduler, check_seed
 from ..plan.folder import building, check_output
+from ..plan.settings import Plan, Settings
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .console import clean, names, out, print_warning, progress_line, write_json
+from .console import names, out, print_warning, progress_line, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...editor.denoisers.sampling import Sampling
     from ...editor.features.feature_maps import FeatureRecord
-    from ..plan.settings import Plan
 
 MARKER = "features.json"
 
 
-@clean
+@dataclass(frozen=True)
+class _Sheets(Checked):
+    """How much is drawn."""
+
+    limit: int = option(3, "N", WHAT, least=1)
+    """With --concepts: most features a concept and hookpoint."""
+    pictures: int = option(64, "N", HOW, least=1)
+    """Pictures made in all; prompts are drawn at random."""
+    rows: int = option(8, "N", OUTPUT, least=1)
+    """Most pictures on a sheet."""
+    columns: int = option(5, "N", OUTPUT, least=1)
+    """Timesteps on a sheet."""
+
+
+@command
 def features(
-    numbers: Annotated[
-        str, typer.Option("--features", metavar="N,M", help="Features, e.g. 296,157; HOOKPOINT:296 where there are several.", rich_help_panel=o.WHAT)
-    ] = "",
-    concepts: Annotated[
-        str, typer.Option(metavar="A,B", help="Instead of --features: those that the presets' rules choose for these concepts.", rich_help_panel=o.WHAT)
-    ] = "",
-    limit: Annotated[int, typer.Option(metavar="N", help="With --concepts: most features a concept and hookpoint.", rich_help_panel=o.WHAT)] = 3,
-    rule: Annotated[
-        str | None,
-        typer.Option("--select", metavar="RULE", help="With --concepts: percentile:P or count:N. Default: the preset's.", rich_help_panel=o.WHAT),
-    ] = None,
-    preset_file: o.PresetFiles = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt. Default with --concepts: those of the domain.", rich_help_panel=o.WHAT),
-    ] = None,
-    activations: o.Activations = None,
-    model: o.Model = None,
-    variant: o.Variant = None,
-    hookpoint: o.Hookpoint = None,
-    sae: o.Sae = None,
-    pictures: Annotated[int, typer.Option(metavar="N", help="Pictures made in all; prompts are drawn at random.", rich_help_panel=o.HOW)] = 64,
+    wanted: Annotated[
+        Settings, only("concepts", "select", "preset_files", "activations", "model", "variant", "hookpoint", "sae", "device", "overwrite")
+    ],
+    sampling: Annotated[Sampling, only("seed", "batch_size", "height", "width", "scheduler")],
+    sheets: _Sheets,
+    numbers: Annotated[str, typer.Option("--features", metavar="N,M", help="Instead of --concepts: features, e.g. 296,157; HOOKPOINT:296 where there are several.", rich_help_panel=o.WHAT)] = "",
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt. Default with --concepts: those of the domain.", rich_help_panel=o.WHAT)] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's, else 50 (demo: 20).", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's, else 7.5 (demo: 3).", rich_help_panel=o.HOW)] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of prompts and noise.", rich_help_panel=o.HOW)] = 42,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 8,
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    scheduler: Annotated[str, typer.Option(metavar="KIND", help="ddim, or model (the pipeline's own).", rich_help_panel=o.HOW)] = "ddim",
-    device: o.Device = "cpu",
-    rows: Annotated[int, typer.Option(metavar="N", help="Most pictures on a sheet.", rich_help_panel=o.OUTPUT)] = 8,
-    columns: Annotated[int, typer.Option(metavar="N", help="Timesteps on a sheet.", rich_help_panel=o.OUTPUT)] = 5,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder: a PNG sheet a feature, features.json, and what `saeuron report --features` draws.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    overwrite: o.Overwrite = False,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Guidance scale. Default: the preset's, else 7.5 (demo: 3).", rich_help_panel=o.HOW)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder: a PNG sheet a feature, features.json, and what `saeuron report --features` draws.", rich_help_panel=o.OUTPUT)] = None,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
     """Show what features answer to: the pictures where they fire most, with heat maps over them by timestep.
@@ -73,48 +62,38 @@ def features(
     Example: `saeuron features --features 296,157 --model demo --sae demo:saes --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --output features`, or by concept: `saeuron features --concepts Neon --output neon`
     """
-    if bool(numbers) == bool(concepts):
+    if bool(numbers) == bool(wanted.concepts):
         raise SaeuronError("give --features N,M or --concepts A,B, one of the two")
-    for value, least, option in (
-        (pictures, 1, "--pictures"), (batch_size, 1, "--batch-size"), (rows, 1, "--rows"), (columns, 1, "--columns"), (limit, 1, "--limit"), (seed, 0, "--seed"),
-    ):  # fmt: skip
-        if value < least:
-            raise SaeuronError(f"{option} is {value}; it must be at least {least}")
-    check_scheduler(scheduler)
-    check_pixels(height, width)
-    check_seed(seed, "--seed")
     if output is None:
         raise SaeuronError("no output: give --output DIR")
-    check_output(output, overwrite, MARKER, "folder of feature sheets")
+    check_output(output, wanted.overwrite, MARKER, "folder of feature sheets")
     plan: Plan | None = None
     texts = _texts(prompts)
-    if concepts:
-        plan, shown = _plan(names(concepts), rule, model, variant, sae, hookpoint, activations, preset_file, device)
+    source: str | None
+    if wanted.concepts:
+        plan, shown = _plan(wanted)
         texts = texts or shown
-        source, sources, wanted = plan.model, plan.saes, {}
+        source, sources, chosen = plan.model, plan.saes, {}
         steps, guidance = steps or plan.steps, plan.guidance if guidance is None else guidance
     else:
-        if not model:
+        source, chosen = wanted.model, _numbers(names(numbers), o.hookpoints_of(wanted.hookpoint))
+        if not source:
             raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
-        source, wanted = model, _numbers(names(numbers), o.hookpoints_of(hookpoint))
-        sources = sources_of(sae or [], list(wanted), model)
+        sources = sources_of(wanted.sae, list(chosen), source)
     if not texts:
         raise SaeuronError("no prompts: give --prompts FILE with one a line (demo's own: demo:prompts.txt)")
-    count, scale = sampling_of(source, steps, guidance)
+    sampling = sampling_of(sampling, source, steps, guidance)
     with progress_line("starting") as say:
-        from ...editor.denoisers.sampling import Sampling
-
-        sampling = Sampling(count, scale, seed, batch_size, height, width, scheduler)
         belongs: dict[tuple[str, int], list[str]] = {}
         if plan is not None:
-            sources, wanted, belongs = _chosen(plan, limit, say)
-        records, hashes = _run(source, variant, sources, wanted, texts, pictures, sampling, device, rows, say)
+            sources, chosen, belongs = _chosen(plan, sheets.limit, say)
+        records, hashes = _run(source, wanted, sources, chosen, texts, sheets, sampling, say)
         say("drawing sheets")
-        found = _write(output, overwrite, records, belongs, hashes, source, sampling, columns)
+        found = _write(output, wanted.overwrite, records, belongs, hashes, source, sampling, sheets.columns)
     for entry in found["features"]:
         if entry["sheet"] is None:
             print_warning(
-                f"feature {entry['feature']} at {entry['hookpoint']} was not active in any of {pictures} pictures; it has no sheet"
+                f"feature {entry['feature']} at {entry['hookpoint']} was not active in any of {sheets.pictures} pictures; it has no sheet"
             )
     if as_json:
         write_json(found)
@@ -142,23 +121,15 @@ def _numbers(texts: tuple[str, ...], hookpoints: list[str]) -> dict[str, list[in
     return found
 
 
-def _plan(
-    concepts: tuple[str, ...], rule: str | None, model: str | None, variant: str | None, sae: list[str] | None, hookpoint: str | None,
-    activations: list[str] | None, preset_files: list[str] | None, device: str,
-) -> tuple[Plan, tuple[str, ...]]:  # fmt: skip
+def _plan(wanted: Settings) -> tuple[Plan, tuple[str, ...]]:
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
     from ...editor.features.concepts import presets
     from ..plan.resolve import resolve, to_fetch
-    from ..plan.settings import Settings
 
-    wanted = Settings(
-        concepts=concepts, output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, select=rule,
-        activations=tuple(activations or ()), device=device, preset_files=tuple(preset_files or ()),
-    )  # fmt: skip
     plan = resolve(wanted)
     to_fetch(plan)
     known = presets(wanted.preset_files)
-    texts = [text for c in concepts if c in known for own in known[c].compared.values() for text in own]
+    texts = [text for c in wanted.concepts if c in known for own in known[c].compared.values() for text in own]
     return plan, tuple(dict.fromkeys(texts))
 
 
@@ -184,8 +155,8 @@ def _chosen(plan: Plan, limit: int, say: Any) -> tuple[dict[str, str], dict[str,
 
 
 def _run(
-    model: str, variant: str | None, sources: dict[str, str], wanted: dict[str, list[int]], texts: tuple[str, ...], pictures: int, sampling: Sampling,
-    device: str, rows: int, say: Any,
+    model: str, settings: Settings, sources: dict[str, str], wanted: dict[str, list[int]], texts: tuple[str, ...], sheets: _Sheets,
+    sampling: Sampling, say: Any,
 ) -> tuple[list[FeatureRecord], dict[str, str]]:  # fmt: skip
     """What was recorded, and the hash of each hookpoint's SAE."""
     from ...editor.denoisers.pipelines import load_pipeline, open_folder
@@ -195,7 +166,7 @@ def _run(
     from ..plan.open import open_saes
     from ..plan.progress import Remaining
 
-    folder = open_folder(model, None, variant, (sampling.height, sampling.width))
+    folder = open_folder(model, None, settings.variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
     saes = open_saes(folder, {h: sources[h] for h in wanted})
     for at, numbers in wanted.items():
@@ -203,7 +174,7 @@ def _run(
             if number >= (n := saes[at].config.num_latents):
                 raise SaeuronError(f"feature {number}: the SAE at '{at}' has features 0 to {n - 1}")
     say(f"loading {model}")
-    pipeline = load_pipeline(model, None, device, variant=variant)
+    pipeline = load_pipeline(model, None, settings.device, variant=settings.variant)
     refuse_edited(pipeline.unet)
     clock = Remaining()
 
@@ -211,7 +182,9 @@ def _run(
         say(f"recording: {done} of {total} pictures{clock.text(done, total)}")
 
     hashes = {name: sae.sha256() for name, sae in saes.items()}
-    return record_features(pipeline, saes, wanted, draw_prompts(texts, pictures, sampling.seed), sampling, rows, progress), hashes
+    return record_features(
+        pipeline, saes, wanted, draw_prompts(texts, sheets.pictures, sampling.seed), sampling, sheets.rows, progress
+    ), hashes
 
 
 def _write(

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...editor.common.declared import HOW, WHAT, Checked, like, option
 from ...editor.common.errors import SaeuronError, first_line
+from ...editor.common.seeds import LARGEST_SEED
 from ...editor.common.writing import scratch, written
-from ..plan.checks import check_guidance, check_pixels, check_seed, check_steps
+from ...editor.denoisers.sampling_settings import Sampling
+from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_files
 from . import options as o
-from .console import clean, err, escaped, out, print_warning, progress_line, write_json
+from .console import err, escaped, out, print_warning, progress_line, write_json
+from .declared import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +29,8 @@ if TYPE_CHECKING:
     from ...validation.backends.choose import Way
     from ...validation.backends.lean import LeanPipeline
 
-_SEED = 42
 _MOST = 10_000
 _LATENTS = 2**30
-_LONGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -41,39 +43,59 @@ class _Picture:
     file: Path
 
 
-@clean
+@dataclass(frozen=True)
+class _Wanted(Checked):
+    """What to draw, and how."""
+
+    prompt: tuple[str, ...] = option((), "TEXT", WHAT)
+    """What to draw; repeatable."""
+    negative: str | None = option(None, "TEXT", WHAT)
+    """What not to draw; for all pictures."""
+    count: int | None = option(None, "N", WHAT, least=1, most=_MOST)
+    """Pictures a prompt. Default: 1."""
+    seed: int | None = like(Sampling, "seed", None, panel=WHAT)
+    """Of the first picture; each next takes the next one. The noise is that of torch's CPU generator. Default: 42."""
+    latents: Path | None = option(None, "FILE", WHAT)
+    """Instead of --seed: unit-variance noise [pictures, C, h, w], .npy or .safetensors."""
+    steps: int | None = like(EvaluationSettings, "steps")
+    guidance: float | None = like(EvaluationSettings, "guidance")
+    height: int | None = like(Sampling, "height", most=8192)
+    """Picture height. Default: that of the proof, else the model's."""
+    width: int | None = like(Sampling, "width", most=8192)
+    """Picture width. Default: that of the proof, else the model's."""
+    scheduler: str | None = option(None, "KIND", HOW)
+    """ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two."""
+    backend: str | None = option(None, "NAME", HOW)
+    """What runs the networks: onnx, trt or trt-rtx. Default: engines that fit this GPU, else onnx."""
+    device: str | None = option(None, "NAME", HOW)
+    """Of the ONNX graphs: cpu or cuda. Default: cpu."""
+    provider: str | None = like(EvaluationSettings, "provider")
+    batch_size: int = like(Sampling, "batch_size", 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt:
+            raise SaeuronError("no prompt: give --prompt TEXT")
+        for text in (*self.prompt, self.negative or ""):
+            if not text.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+                raise SaeuronError("a prompt holds bytes that are no text; give it in the terminal's encoding")
+        if (pictures := len(self.prompt) * (self.count or 1)) > _MOST:
+            raise SaeuronError(f"{pictures} pictures; one call makes at most {_MOST}")
+        if (self.device or "cpu") != "cpu" and not str(self.device).startswith("cuda"):
+            raise SaeuronError(f"device '{self.device}' is not known; it is cpu or cuda")
+        if self.device and self.provider and (self.device == "cpu") != (self.provider == "cpu"):
+            raise SaeuronError(f"--device {self.device} and --provider {self.provider} contradict each other; give one of them")
+        for name in ("seed", "height", "width") if self.latents is not None else ():
+            if getattr(self, name) is not None:
+                raise SaeuronError(f"give --{name} or --latents, not both")
+
+
+@command
 def generate(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What to draw; repeatable.", rich_help_panel=o.WHAT)] = None,
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw; for all pictures.", rich_help_panel=o.WHAT)] = None,
-    count: Annotated[int | None, typer.Option(metavar="N", help="Pictures a prompt. Default: 1.", rich_help_panel=o.WHAT)] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help=f"Of the first picture; each next takes the next one. The noise is that of torch's CPU generator. Default: {_SEED}.", rich_help_panel=o.WHAT),
-    ] = None,
-    latents: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of --seed: unit-variance noise [pictures, C, h, w], .npy or .safetensors.", rich_help_panel=o.WHAT),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: those of the proof.", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="1 or less switches it off. Default: that of the proof.", rich_help_panel=o.HOW)
-    ] = None,
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: that of the proof, else the model's.", rich_help_panel=o.HOW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: that of the proof, else the model's.", rich_help_panel=o.HOW)] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two.", rich_help_panel=o.HOW),
-    ] = None,
-    backend: Annotated[str | None, typer.Option(metavar="NAME", help="What runs the networks: onnx, trt or trt-rtx. Default: engines that fit this GPU, else onnx.", rich_help_panel=o.HOW)] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Of the ONNX graphs: cpu or cuda. Default: cpu.", rich_help_panel=o.HOW)] = None,
-    provider: o.Provider = None,
-    target: Annotated[str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: the one that fits this GPU best.", rich_help_panel=o.HOW)] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 1,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE.png|DIR", help="Several pictures become FILE-0.png, FILE-1.png, …; in a folder 0.png, 1.png, ….", rich_help_panel=o.OUTPUT),
-    ] = None,
+    artifact: o.Artifact,
+    wanted: _Wanted,
+    target: o.Target = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.png|DIR", help="Several pictures become FILE-0.png, FILE-1.png, …; in a folder 0.png, 1.png, ….", rich_help_panel=o.OUTPUT)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures of the same names.", rich_help_panel=o.OUTPUT)] = False,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
@@ -88,19 +110,24 @@ def generate(
 
     record = manifest.read(artifact)
     sampling = record.sampling
-    steps = steps if steps is not None else sampling.steps
-    guidance = guidance if guidance is not None else sampling.guidance
-    prompts = list(prompt or [])
-    noise = _check(prompts, negative, count, seed, latents, steps, guidance, height, width, batch_size, device or "cpu")
+    wanted = replace(
+        wanted, steps=wanted.steps if wanted.steps is not None else sampling.steps,
+        guidance=wanted.guidance if wanted.guidance is not None else sampling.guidance,
+    )  # fmt: skip
+    steps, guidance, negative = wanted.steps, wanted.guidance, wanted.negative
+    assert steps is not None and guidance is not None
+    noise = None if wanted.latents is None else _read_latents(wanted.latents)
+    height, width, count = wanted.height, wanted.width, wanted.count
     if noise is None:
         height, width = height or sampling.height, width or sampling.width
-    elif count is None and len(prompts) == 1:
+    elif count is None and len(wanted.prompt) == 1:
         count = len(noise)
-    texts = [text for text in prompts for _ in range(count or 1)]
+    texts = [text for text in wanted.prompt for _ in range(count or 1)]
     if noise is not None and len(noise) != len(texts):
-        raise SaeuronError(f"--latents '{latents}' are for {len(noise)} pictures, --prompt and --count ask for {len(texts)}")
-    first = _SEED if seed is None else seed
-    check_seed(first + len(texts) - 1, "--seed of the last picture")
+        raise SaeuronError(f"--latents '{wanted.latents}' are for {len(noise)} pictures, --prompt and --count ask for {len(texts)}")
+    first = Sampling.seed if wanted.seed is None else wanted.seed
+    if first + len(texts) - 1 > LARGEST_SEED:
+        raise SaeuronError(f"--seed {first}: the last of {len(texts)} pictures would have one above {LARGEST_SEED}; take a smaller one")
     pictures = [_Picture(t, first + i, file) for i, (t, file) in enumerate(zip(texts, _files(output, len(texts), overwrite), strict=True))]
 
     with progress_line("starting") as say:
@@ -108,19 +135,19 @@ def generate(
         from ...validation.backends.lean import LeanPipeline
         from ...validation.backends.sessions import check_provider
 
-        if device and provider and (device == "cpu") != (provider == "cpu"):
-            raise SaeuronError(f"--device {device} and --provider {provider} contradict each other; give one of them")
         # Both speak of the graphs, so whoever gives one wants these.
-        way = choose_networks(artifact, record, backend or ("onnx" if (device or provider) and not target else None), target)
-        check_provider(provider, [way.backend])
-        if device and way.backend != "onnx":
-            raise SaeuronError(f"--device {device} is for backend onnx, not for {way.backend}")
+        way = choose_networks(
+            artifact, record, wanted.backend or ("onnx" if (wanted.device or wanted.provider) and not target else None), target
+        )
+        check_provider(wanted.provider, [way.backend])
+        if wanted.device and way.backend != "onnx":
+            raise SaeuronError(f"--device {wanted.device} is for backend onnx, not for {way.backend}")
         say("checking files")
         contents.check(artifact, record)
         say("opening the artifact")
-        networks = open_networks(artifact, record, way.backend, device or "cpu", provider, way.target)
+        networks = open_networks(artifact, record, way.backend, wanted.device or "cpu", wanted.provider, way.target)
         _say_way(way, networks)
-        pipeline = LeanPipeline(artifact, networks, scheduler)
+        pipeline = LeanPipeline(artifact, networks, wanted.scheduler)
 
         def latents_of(part: slice) -> np.ndarray:
             return noise[part] if noise is not None else pipeline.initial_latents([p.seed for p in pictures[part]], height, width)
@@ -136,15 +163,15 @@ def generate(
             "backend": way.backend, "target": way.target, "provider": networks.provider or None, "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
-            for begin in range(0, len(pictures), batch_size):
-                part = slice(begin, min(begin + batch_size, len(pictures)))
+            for begin in range(0, len(pictures), wanted.batch_size):
+                part = slice(begin, min(begin + wanted.batch_size, len(pictures)))
                 label = f"picture {begin + 1}" + (f" to {part.stop}" if part.stop > begin + 1 else "") + f" of {len(pictures)}"
                 arrays = _draw(pipeline, [p.prompt for p in pictures[part]], latents_of(part), steps, guidance, negative, label, say)
                 for picture, array, file in zip(pictures[part], arrays, partial[part], strict=True):
                     _save(file, array, {"prompt": picture.prompt, "seed": None if noise is not None else picture.seed, **made})
     if as_json:
         entries = [{"file": str(p.file), "prompt": p.prompt, "seed": None if noise is not None else p.seed} for p in pictures]
-        write_json({"artifact": str(artifact), **made, "latents": latents and str(latents), "pictures": entries})
+        write_json({"artifact": str(artifact), **made, "latents": wanted.latents and str(wanted.latents), "pictures": entries})
     else:
         for picture in pictures:
             out.print(str(picture.file), highlight=False, soft_wrap=True, markup=False)
@@ -162,39 +189,6 @@ def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidan
             print_warning(f"the last {lost} tokens of '{text[:40]}…' are beyond what the text encoder reads")
     if negative is not None and guidance <= 1:
         print_warning(f"--negative does nothing at guidance {guidance:g}")
-
-
-def _check(
-    prompts: list[str], negative: str | None, count: int | None, seed: int | None, latents: Path | None, steps: int, guidance: float,
-    height: int | None, width: int | None, batch_size: int, device: str,
-) -> np.ndarray | None:  # fmt: skip
-    """Everything that needs no network; the latents of `--latents`."""
-    if not prompts:
-        raise SaeuronError("no prompt: give --prompt TEXT")
-    for text in (*prompts, negative or ""):
-        if not text.isprintable() and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-            raise SaeuronError("a prompt holds bytes that are no text; give it in the terminal's encoding")
-    for value, option in ((count, "--count"), (batch_size, "--batch-size")):
-        if value is not None and not 1 <= value <= _MOST:
-            raise SaeuronError(f"{option} is {value}; it must be 1 to {_MOST}")
-    if len(prompts) * (count or 1) > _MOST:
-        raise SaeuronError(f"{len(prompts) * (count or 1)} pictures; one call makes at most {_MOST}")
-    check_steps(steps, "--steps")
-    check_guidance(guidance)
-    check_pixels(height, width)
-    for pixels, option in ((height, "--height"), (width, "--width")):
-        if pixels is not None and pixels > _LONGEST_SIDE:
-            raise SaeuronError(f"{option} is {pixels}; it must be at most {_LONGEST_SIDE}")
-    if device != "cpu" and not device.startswith("cuda"):
-        raise SaeuronError(f"device '{device}' is not known; it is cpu or cuda")
-    if seed is not None:
-        check_seed(seed, "--seed")
-    if latents is None:
-        return None
-    for value, option in ((seed, "--seed"), (height, "--height"), (width, "--width")):
-        if value is not None:
-            raise SaeuronError(f"give {option} or --latents, not both")
-    return _read_latents(latents)
 
 
 def _read_latents(path: Path) -> np.ndarray:
@@ -239,7 +233,7 @@ def _files(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     elif output.suffix and not output.is_dir():
         raise SaeuronError(f"--output '{output}': pictures are PNG; give FILE.png, or a folder")
     else:
-        o.check_out_folder(output)
+        o.out_folder(output)
         files = [output / f"{i}.png" for i in range(count)]
     check_files(files, overwrite)
     return files

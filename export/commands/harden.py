@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,77 +14,33 @@ from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
-from ...editor.edit.gains import LARGEST
-from ..plan.checks import check_guidance, check_steps
-from ..plan.settings import Plan
+from ...validation.attack.settings import BUDGET, AttackSettings, HardenSettings
+from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import clean, names, out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.attack.hardening import HardenSettings, Measured
+    from ...validation.attack.hardening import Measured
     from ..plan.prepare import Sources
 
-_GRID, _BUDGET = "Candidates", "Budget"
 FORMAT = "saeuron-hardening-1"
-_WIDEST = 1000
 
 
-@clean
+@command
 @resumable
 def harden(
-    concepts: o.Concepts = "",
-    preset_file: o.PresetFiles = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Settings to begin from, e.g. a sweep's. Default: the presets.", rich_help_panel=o.WHAT),
-    ] = None,
-    activations: o.Activations = None,
-    widen: Annotated[
-        str, typer.Option(metavar="A,B", help="How many times as many features a step to try.", rich_help_panel=_GRID)
-    ] = "2,4",
-    multiplier: Annotated[
-        str, typer.Option(metavar="A,B", help="Multipliers to try. Default: the setting's own.", rich_help_panel=_GRID)
-    ] = "",
-    cost: Annotated[
-        float, typer.Option(metavar="POINTS", help="Most that UA, IRA and CRA may each lose, in points.", rich_help_panel=_GRID)
-    ] = 2.0,
-    attack: Annotated[
-        str, typer.Option(metavar="NAME", help="prefix, embedding or straight-through.", rich_help_panel=_BUDGET)
-    ] = "embedding",
-    judge: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR.", rich_help_panel=o.HOW)
-    ] = "demo",
-    iterations: Annotated[
-        int | None, typer.Option(metavar="N", help="Of each search. Default: as saeuron attack.", rich_help_panel=_BUDGET)
-    ] = None,
-    restarts: Annotated[int, typer.Option(metavar="N", help="Searches from different beginnings.", rich_help_panel=_BUDGET)] = 2,
-    tune_seeds: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="Seeds that attacks learn from, and of the other pictures meanwhile.", rich_help_panel=_BUDGET),
-    ] = "42,43",
-    trial_seeds: Annotated[
-        str, typer.Option(metavar="A,B", help="Other seeds, that candidates are compared on.", rich_help_panel=_BUDGET)
-    ] = "300,301,302,303,304,305",
-    report_seeds: Annotated[
-        str, typer.Option(metavar="A,B", help="Other seeds, for the figures.", rich_help_panel=_BUDGET)
-    ] = "188,288,588,688,888,988",
-    report_searches: Annotated[int, typer.Option(metavar="N", help="Fresh attacks for the figures.", rich_help_panel=_BUDGET)] = 2,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 32,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
-    model: o.Model = None,
-    variant: o.Variant = None,
-    hookpoint: o.Hookpoint = None,
-    sae: o.Sae = None,
-    device: o.Device = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="settings.toml, report.json and stored results; used again.", rich_help_panel=o.OUTPUT
-        ),
-    ] = None,
+    wanted: Annotated[
+        Settings,
+        only("concepts", "preset_files", "settings", "activations", "model", "variant", "hookpoint", "sae", "steps", "guidance", "device"),
+    ],
+    common: Annotated[HardenSettings, only("widen", "multiplier", "cost", "row", "trial_seeds", "report_searches")],
+    budget: Annotated[AttackSettings, only("restarts", "tune_seeds", "report_seeds", "batch_size")],
+    iterations: Annotated[int | None, typer.Option(metavar="N", help="Of each search. Default: as saeuron attack.", rich_help_panel=BUDGET)] = None,
+    judge: o.Judge = "demo",
+    output: o.StoredResults = None,
     as_json: o.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Make an edit hold: attack each concept's setting and wider ones, and write the one under which attacks succeed least.
 
     A candidate that costs UA, IRA or CRA more than --cost is not taken. Candidates are compared on some prompts, names and seeds; the setting
@@ -93,49 +49,16 @@ def harden(
 
     Example: `saeuron harden --concepts Neon --widen 2,4 --output hardened`
     """
-    from ...validation.attack.attack import LEARNED, AttackSettings
     from ..plan.resolve import resolve, to_fetch
-    from ..plan.settings import Settings
 
-    if output is None:
-        raise SaeuronError("no output folder: give --output DIR")
-    o.check_out_folder(output)
-    factors = o.numbers_of(widen, "--widen")
-    if not 1 < min(factors) <= max(factors) <= _WIDEST:
-        raise SaeuronError(
-            f"--widen '{widen}': a candidate takes more features than the setting before; give numbers above 1, to {_WIDEST}"
-        )
-    gammas = o.numbers_of(multiplier, "--multiplier") if multiplier else []
-    if any(g > 0 or g < -LARGEST for g in gammas):
-        raise SaeuronError(
-            f"--multiplier '{multiplier}': a positive one strengthens a concept, and float32 can't hold one below {-LARGEST:g}"
-        )
-    if attack not in LEARNED:
-        raise SaeuronError(unknown("attack", attack, LEARNED))
-    if not (0 <= cost < 100 and math.isfinite(cost)):
-        raise SaeuronError(f"--cost is {cost:g}; it is a number of points from 0 to below 100")
-    wanted = Settings(
-        concepts=names(concepts), output=output, model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint, activations=tuple(activations or ()),
-        steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()), settings=settings,
-    )  # fmt: skip
+    output = o.out_folder(output)
     plan = resolve(wanted)
-    check_steps(plan.steps, "--steps")
-    check_guidance(plan.guidance)
     to_fetch(plan)
-    own = AttackSettings()
-    budget = AttackSettings(
-        steps=plan.steps, guidance=plan.guidance, restarts=restarts, batch_size=batch_size, tune_seeds=o.seeds_of(tune_seeds, "--tune-seeds"),
-        report_seeds=o.seeds_of(report_seeds, "--report-seeds"), iterations=own.iterations if iterations is None else iterations,
-        embedding_iterations=own.embedding_iterations if iterations is None else iterations,
-    )  # fmt: skip
-    budget.check()
-    trials = o.seeds_of(trial_seeds, "--trial-seeds")
-    from ...validation.attack.hardening import HardenSettings
-
-    common = HardenSettings(budget, attack, trials, cost / 100, report_searches, residual=plan.residual)
+    searches: dict[str, Any] = {} if iterations is None else {"iterations": iterations, "embedding_iterations": iterations}
+    common = replace(common, attack=replace(budget, steps=plan.steps, guidance=plan.guidance, **searches), residual=plan.residual)
     common.check()
     with progress_line("opening SAE and activations") as say:
-        report = _run(plan, common, judge, factors, gammas, output, say)
+        report = _run(plan, common, judge, output, say)
     if as_json:
         write_json(report)
         return
@@ -144,11 +67,8 @@ def harden(
 
 
 def _run(
-    plan: Plan, common: HardenSettings, judge_name: str, factors: Sequence[float], gammas: Sequence[float], output: Path,
-    say: Callable[[str], None],
+    plan: Plan, common: HardenSettings, judge_name: str, output: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:  # fmt: skip
-    from dataclasses import asdict
-
     from ...editor.common.files import read_json
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
@@ -177,13 +97,13 @@ def _run(
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
     began = time.monotonic()
     report: dict[str, Any] = {
-        "format": FORMAT, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": asdict(common), "widen": list(factors), "confidence": 0.95,
+        "format": FORMAT, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": asdict(common), "confidence": 0.95,
         "concepts": {},
     }  # fmt: skip
     tables = []
     befores = {name: _before(sources, name, domains[name]) for name in concepts}
     for before in befores.values():
-        for trial in (before, *widened(before, factors, gammas or [before.multiplier])):
+        for trial in (before, *widened(before, common.widen, common.multiplier or [before.multiplier])):
             bench.edit(trial)  # what can't be made is refused before anything is drawn
     for name, before in befores.items():
 
@@ -193,7 +113,7 @@ def _run(
                 f"{name}: {t.select}, {t.multiplier:g}: attack {found.attack.hits} of {found.attack.trials}, UA {found.ua.value:.0%}, IRA {found.ira.value:.0%}, CRA {found.cra.value:.0%}"
             )
 
-        compared = bench.choose(before, widened(before, factors, gammas or [before.multiplier]), told)
+        compared = bench.choose(before, widened(before, common.widen, common.multiplier or [before.multiplier]), told)
         chosen = compared[0].trial
         figures = {"before": bench.report_on(before), "chosen": bench.report_on(chosen)}
         report["concepts"][name] = {

@@ -16,7 +16,7 @@ _TRUST, _HUB = "What may be published", "Hub"
 @clean
 @resumable
 def publish(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    artifact: o.Artifact,
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; made if it isn't there.")],
     public: Annotated[bool, typer.Option("--public", help="Everybody may see it. Default: private.", rich_help_panel=_HUB)] = False,
     branch: Annotated[str, typer.Option("--branch", "--revision", metavar="NAME", help="Branch; made if it isn't there.", rich_help_panel=_HUB)] = "main",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @clean
 def report(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    artifact: o.Artifact,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="Folder that `saeuron evaluate` wrote for it; again for another protocol.", rich_help_panel=o.WHAT),

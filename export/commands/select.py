@@ -10,53 +10,35 @@ from rich import box
 from rich.table import Table
 
 from ..plan.folder import check_files
+from ..plan.settings import Settings
 from . import options as o
-from .console import clean, names, out, print_warning, progress_line, write_json
+from .console import out, print_warning, progress_line, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
     from ..plan.prepare import Sources
 
 
-@clean
+@command
 def select(
-    concepts: o.Concepts = "",
-    preset_file: o.PresetFiles = None,
-    activations: o.Activations = None,
-    rule: Annotated[
-        str | None, typer.Option("--select", metavar="RULE", help="percentile:P or count:N. Default: the preset's.", rich_help_panel=o.WHAT)
-    ] = None,
-    multiplier: Annotated[
-        float | None, typer.Option(metavar="GAMMA", help="For --output. Default: the preset's, else -1.0.", rich_help_panel=o.WHAT)
-    ] = None,
-    allow_amplify: Annotated[
-        bool, typer.Option("--allow-amplify", help="Accept a positive multiplier, which strengthens the concept.", rich_help_panel=o.WHAT)
-    ] = False,
-    model: o.Model = None,
-    variant: o.Variant = None,
-    hookpoint: o.Hookpoint = None,
-    sae: o.Sae = None,
-    device: o.Device = "cpu",
-    rows: Annotated[int, typer.Option(metavar="N", help="Most features shown a concept.", rich_help_panel=o.OUTPUT)] = 12,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Settings for `saeuron-export --settings`, as TOML.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    overwrite: o.Overwrite = False,
+    wanted: Annotated[
+        Settings,
+        only(
+            "concepts", "preset_files", "activations", "select", "multiplier", "allow_amplify", "model", "variant", "hookpoint", "sae", "device", "overwrite",
+        ),
+    ],
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Most features shown a concept.", rich_help_panel=o.OUTPUT)] = 12,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Settings for `saeuron-export --settings`, as TOML.", rich_help_panel=o.OUTPUT)] = None,
     as_json: o.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Show the features that a rule chooses for each concept: when, with which score, and what else they answer to.
 
     Example: `saeuron select --concepts Neon,Sepia --select count:2`
     """
     from ..plan.resolve import resolve, to_fetch
-    from ..plan.settings import Settings
 
     if output is not None:
-        check_files([output], overwrite)
-    wanted = Settings(
-        concepts=names(concepts), output=Path("unused"), model=model, variant=variant, sae=tuple(sae or ()), hookpoint=hookpoint,
-        activations=tuple(activations or ()), select=rule, multiplier=multiplier, device=device, preset_files=tuple(preset_file or ()), allow_amplify=allow_amplify,
-    )  # fmt: skip
+        check_files([output], wanted.overwrite)
     plan = resolve(wanted)
     to_fetch(plan)
     with progress_line("opening SAE and activations") as say:

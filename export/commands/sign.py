@@ -14,7 +14,7 @@ from .console import clean, out, progress_line, write_json
 
 @clean
 def sign(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
+    artifact: o.Artifact,
     key: Annotated[
         Path, typer.Option("--key", metavar="PEM", help="ECDSA private key; password: SAEURON_KEY_PASSWORD.", show_default=False)
     ],

@@ -9,74 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import RESIDUALS
-from ...editor.common.suggest import unknown
 from ...editor.common.typed import plain
 from ...editor.common.writing import whole_file
+from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.gains import check_gain
-from ..plan.checks import check_pixels, check_seed
 from ..plan.folder import check_files
+from ..plan.settings import Settings
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .console import clean, out, print_warning, progress_line, write_json
+from .console import out, print_warning, progress_line, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_PREVIEW = "Preview"
 
-
-@clean
+@command
 def steer(
-    features: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--feature", metavar="N=NUMBER",
-            help="Feature N is multiplied by NUMBER where it is active: 0 removes it, below 0 turns it round. HOOKPOINT:N=NUMBER where there are several; repeatable.",
-            rich_help_panel=o.WHAT,
-        ),
-    ] = None,
-    timesteps: Annotated[
-        str | None, typer.Option(metavar="FROM-TO", help="Only at these, both included, e.g. 999-500. Default: always.", rich_help_panel=o.WHAT)
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the features are called together. Default: each `feature N`.", rich_help_panel=o.WHAT)
-    ] = None,
-    allow_amplify: Annotated[
-        bool, typer.Option("--allow-amplify", help="Accept numbers above 1, which strengthen a feature.", rich_help_panel=o.WHAT)
-    ] = False,
-    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
-    variant: o.Variant = None,
-    hookpoint: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated.", rich_help_panel=o.WHERE),
-    ] = None,
-    sae: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DIR|ID", help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable.", rich_help_panel=o.WHERE),
-    ] = None,
-    residual: Annotated[
-        str, typer.Option(metavar="MODE", help="Reconstruction error: keep, upstream (as the released hook), drop.", rich_help_panel=o.HOW)
-    ] = "keep",
-    preview: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Prompt for a picture before and after; repeatable. Also the prompts of a later proof.", rich_help_panel=_PREVIEW),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the first picture; each next takes the next one.", rich_help_panel=_PREVIEW)] = 7,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Denoising steps, also of a later proof. Default: 50 (demo: 20).", rich_help_panel=_PREVIEW)
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", help="Guidance scale, also of a later proof. Default: 7.5 (demo: 3).", rich_help_panel=_PREVIEW)
-    ] = None,
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=_PREVIEW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=_PREVIEW)] = None,
-    device: o.Device = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The edit (.safetensors); a preview lies beside it as .png.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    overwrite: o.Overwrite = False,
+    wanted: Annotated[Settings, only("allow_amplify", "variant", "device", "overwrite", "residual")],
+    sampling: Annotated[Sampling, only("height", "width", seed=7)],
+    features: Annotated[list[str] | None, typer.Option("--feature", metavar="N=NUMBER", help="Feature N is multiplied by NUMBER where it is active: 0 removes it, below 0 turns it round. HOOKPOINT:N=NUMBER where there are several; repeatable.", rich_help_panel=o.WHAT)] = None,
+    timesteps: Annotated[str | None, typer.Option(metavar="FROM-TO", help="Only at these, both included, e.g. 999-500. Default: always.", rich_help_panel=o.WHAT)] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the features are called together. Default: each `feature N`.", rich_help_panel=o.WHAT)] = None,
+    model: o.Model = None,
+    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated.", rich_help_panel=o.WHERE)] = None,
+    sae: Annotated[list[str] | None, typer.Option(metavar="DIR|ID", help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable.", rich_help_panel=o.WHERE)] = None,
+    preview: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Prompt for a picture before and after; repeatable. Also the prompts of a later proof.", rich_help_panel=o.HOW)] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps, also of a later proof. Default: 50 (demo: 20).", rich_help_panel=o.HOW)] = None,
+    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Guidance scale, also of a later proof. Default: 7.5 (demo: 3).", rich_help_panel=o.HOW)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The edit (.safetensors); a preview lies beside it as .png.", rich_help_panel=o.OUTPUT)] = None,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
     """Make an edit by hand: multiply single features wherever they are active.
@@ -87,19 +48,15 @@ def steer(
     "An image of Car in Neon style." --output edit.safetensors`
     """
     hookpoints = o.hookpoints_of(hookpoint)
-    gains = _gains(features or [], hookpoints, allow_amplify)
-    bounds = _range(timesteps)
-    if residual not in RESIDUALS:
-        raise SaeuronError(unknown("residual", residual, RESIDUALS))
+    gains = _gains(features or [], hookpoints, wanted.allow_amplify)
+    bounds, residual = _range(timesteps), wanted.residual or "keep"
     if name is not None and not name.strip():
         raise SaeuronError("--name is empty")
     if not model:
         raise SaeuronError("no base model known: give --model DIR|HUB_ID|demo")
     sources = sources_of(sae or [], list(gains), model)
-    count, scale = sampling_of(model, steps, guidance)
-    check_pixels(height, width)
-    check_seed(seed, "--seed")
-    files = _files(output, bool(preview), overwrite)
+    sampling = sampling_of(sampling, model, steps, guidance)
+    files = _files(output, bool(preview), wanted.overwrite)
     with progress_line("opening SAE") as say:
         from ...editor.denoisers.pipelines import open_folder
         from ...editor.denoisers.schedulers import check_loop, scheduler_in
@@ -109,26 +66,26 @@ def steer(
         from ..plan.open import open_saes
         from ..plan.resolve import public_name
 
-        folder = open_folder(model, None, variant, (height, width) if preview else None)
+        folder = open_folder(model, None, wanted.variant, (sampling.height, sampling.width) if preview else None)
         scheduler = scheduler_in(folder)
-        check_loop(scheduler, count)
+        check_loop(scheduler, sampling.steps)
         saes = open_saes(folder, sources)
         trained = int(scheduler.config.num_train_timesteps)
-        edit = steering_edit(gains, saes, bounds, residual, name, allow_amplify, trained)
+        edit = steering_edit(gains, saes, bounds, residual, name, wanted.allow_amplify, trained)
         edit.provenance.named(public_name(model), {at: public_name(source) for at, source in sources.items()})
-        edit.provenance.sampling = SamplingUsed(count, scale)
+        edit.provenance.sampling = SamplingUsed(sampling.steps, sampling.guidance)
         fired: dict[str, float] = {}
         sheet = None
         if preview:
             edit.provenance.prompts = list(preview)
-            fired, sheet = _preview(model, variant, edit, saes, preview, seed, count, scale, height, width, device, say)
+            fired, sheet = _preview(model, wanted, edit, saes, preview, sampling, say)
         _write(edit, sheet, files)
     found: dict[str, Any] = {
         "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": plain(edit.provenance.concepts),
     }  # fmt: skip
-    if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, count).tolist()):
+    if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, sampling.steps).tolist()):
         print_warning(
-            f"none of {count} {type(scheduler).__name__.removesuffix('Scheduler')} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there"
+            f"none of {sampling.steps} {type(scheduler).__name__.removesuffix('Scheduler')} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there"
         )
     if preview:
         found |= {"preview": str(files[1]), "fired": fired}
@@ -181,8 +138,7 @@ def _files(output: Path | None, preview: bool, overwrite: bool) -> list[Path]:
 
 
 def _preview(
-    model: str, variant: str | None, edit: Any, saes: Any, prompts: list[str], seed: int, steps: int, guidance: float, height: int | None, width: int | None,
-    device: str, say: Any,
+    model: str, wanted: Settings, edit: Any, saes: Any, prompts: list[str], s: Sampling, say: Any
 ) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
     """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
     from ...editor.denoisers.pipelines import load_pipeline
@@ -192,12 +148,12 @@ def _preview(
     from ...validation.page.sheets import picture_rows
 
     say(f"loading {model}")
-    pipeline = load_pipeline(model, None, device, variant=variant)
+    pipeline = load_pipeline(model, None, wanted.device, variant=wanted.variant)
     refuse_edited(pipeline.unet)
-    seeds = [seed + j for j in range(len(prompts))]
+    seeds = [s.seed + j for j in range(len(prompts))]
 
     def pictures() -> Any:
-        return generate(pipeline, prompts, seeds, steps, guidance, height, width, batch_size=4)
+        return generate(pipeline, prompts, seeds, s.steps, s.guidance, s.height, s.width, batch_size=4)
 
     say(f"drawing {len(prompts)} pictures of the unedited model")
     before = pictures()

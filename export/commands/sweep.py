@@ -2,71 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich import box
 from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
 from ...editor.common.suggest import unknown
-from ...editor.edit.gains import LARGEST
 from ...editor.features.rule import Rule
-from ..plan.settings import Plan
+from ...validation.evidence.sweep_settings import Grid, SweepSettings
+from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import clean, names, out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, write_json
+from .declared import command, only
 
 if TYPE_CHECKING:
     from ...validation.evidence.sweep import Score
 
-_GRID = "Grid"
-_SELECTS = "count:1,count:2,count:4,count:12,count:32"
-_MULTIPLIERS = "-0.3,-1,-3,-15,-40"
 
-
-@clean
+@command
 @resumable
 def sweep(
-    concepts: o.Concepts = "",
-    preset_file: o.PresetFiles = None,
-    activations: o.Activations = None,
-    select: Annotated[str, typer.Option(metavar="A,B", help="Rules to try: percentile:P and count:N.", rich_help_panel=_GRID)] = _SELECTS,
-    multiplier: Annotated[str, typer.Option(metavar="A,B", help="Multipliers to try.", rich_help_panel=_GRID)] = _MULTIPLIERS,
-    hookpoint: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Hookpoint to try, or A,B for both at once; repeatable. Default: the preset's.", rich_help_panel=_GRID
-        ),
-    ] = None,
-    weights: Annotated[
-        str, typer.Option(metavar="UA,IRA,CRA", help="What is maximised; the released code's is .5,.5,0.", rich_help_panel=_GRID)
-    ] = "0.5,0.5,0",
-    judge: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR.", rich_help_panel=o.HOW)
-    ] = "demo",
-    tune_seeds: Annotated[str, typer.Option(metavar="A,B", help="Seeds that settings are chosen by.", rich_help_panel=o.HOW)] = "42,43,44",
-    report_seeds: Annotated[str, typer.Option(metavar="A,B", help="Other seeds, for the figures.", rich_help_panel=o.HOW)] = "188,288,588",
-    rest: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the pictures without the target that a trial makes.", rich_help_panel=o.HOW)
-    ] = 0.25,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 64,
-    residual: Annotated[
-        str | None, typer.Option(metavar="MODE", help="keep, upstream, drop. Default: the preset's.", rich_help_panel=o.HOW)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps. Default: the preset's.", rich_help_panel=o.HOW)] = None,
-    guidance: Annotated[float | None, typer.Option(metavar="SCALE", help="Default: the preset's.", rich_help_panel=o.HOW)] = None,
-    model: o.Model = None,
-    variant: o.Variant = None,
-    sae: o.Sae = None,
-    device: o.Device = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="settings.toml, report.json and stored results; used again.", rich_help_panel=o.OUTPUT
-        ),
-    ] = None,
+    wanted: Annotated[
+        Settings, only("concepts", "preset_files", "activations", "model", "variant", "sae", "residual", "steps", "guidance", "device")
+    ],
+    tried: Grid,
+    settings: Annotated[SweepSettings, only("weights", "tune_seeds", "report_seeds", "rest", "batch_size")],
+    judge: o.Judge = "demo",
+    output: o.StoredResults = None,
     as_json: o.Json = False,
 ) -> None:
     """Try rule × value × multiplier for each concept, and write the best.
@@ -78,39 +45,16 @@ def sweep(
     Example: `saeuron sweep --concepts Neon,House --select count:1,count:12 --multiplier=-1,-15 --output sweep`
     """
     from ..plan.resolve import resolve, to_fetch
-    from ..plan.settings import Settings
 
-    if output is None:
-        raise SaeuronError("no output folder: give --output DIR")
-    o.check_out_folder(output)
-    rules = [str(Rule.parse(r)) for r in names(select)]
-    gammas = o.numbers_of(multiplier, "--multiplier")
-    if any(abs(g) > LARGEST for g in gammas):
-        raise SaeuronError(f"--multiplier '{multiplier}': float32 can't hold it")
-    if any(g > 0 for g in gammas):
-        raise SaeuronError("--multiplier: a positive multiplier strengthens a concept; a sweep tries negative ones")
-    shares = o.numbers_of(weights, "--weights")
-    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
-        raise SaeuronError(f"--weights '{weights}': expected three shares of UA, IRA and CRA, e.g. 0.5,0.5,0")
-    if not 0 < rest <= 1 or batch_size < 1:
-        raise SaeuronError("--rest lies in (0, 1], --batch-size is at least 1")
-    seeds = [o.seeds_of(text, option) for text, option in ((tune_seeds, "--tune-seeds"), (report_seeds, "--report-seeds"))]
-    places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in hookpoint or []]
-    together = ",".join(dict.fromkeys(h for place in places for h in place)) or None
-    wanted = Settings(
-        concepts=names(concepts), output=output, model=model, variant=variant, sae=tuple(sae or ()), hookpoint=together, activations=tuple(activations or ()),
-        residual=residual, steps=steps, guidance=guidance, device=device, preset_files=tuple(preset_file or ()),
-    )  # fmt: skip
+    output = o.out_folder(output)
+    rules = [str(Rule.parse(r)) for r in tried.select]
+    places = [tuple(normalise(h.strip()) for h in text.split(",")) for text in tried.hookpoint]
+    wanted = replace(wanted, hookpoint=",".join(dict.fromkeys(h for place in places for h in place)) or None)
     plan = resolve(wanted)
     to_fetch(plan)
     with progress_line("opening SAE and activations") as say:
-        from ...validation.evidence.sweep import SweepSettings
-
-        common = SweepSettings(
-            plan.steps, plan.guidance, plan.residual, seeds[0], seeds[1], rest, (shares[0], shares[1], shares[2]), batch_size
-        )
-        common.check()
-        report = _run(plan, common, judge, places, rules, gammas, output, say)
+        common = replace(settings, steps=plan.steps, guidance=plan.guidance, residual=plan.residual)
+        report = _run(plan, common, judge, places, rules, tried.multiplier, output, say)
     if as_json:
         write_json(report)
     else:
@@ -119,15 +63,8 @@ def sweep(
 
 
 def _run(
-    plan: Plan,
-    common: Any,
-    judge_name: str,
-    places: list[tuple[str, ...]],
-    rules: list[str],
-    gammas: list[float],
-    output: Path,
-    say: Any,
-) -> dict[str, Any]:
+    plan: Plan, common: SweepSettings, judge_name: str, places: list[tuple[str, ...]], rules: list[str], gammas: Sequence[float], output: Path, say: Any
+) -> dict[str, Any]:  # fmt: skip
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features import cache

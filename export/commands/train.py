@@ -5,61 +5,35 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.features.prompt_sets import lines_of
-from ...editor.sae.train_settings import TrainSettings
-from ..plan.checks import check_guidance, check_pixels, check_scheduler, check_seed, check_steps
+from ...editor.sae.train_settings import TrainSampling, TrainSettings
 from . import options as o
-from .console import clean, out, print_warning, progress_line, resumable, write_json
-from .declared import with_options
-
-if TYPE_CHECKING:
-    from ...editor.denoisers.sampling import Sampling
-
-_TRAINING = "Training"
+from .console import out, print_warning, progress_line, resumable, write_json
+from .declared import command
 
 
-def _train(
-    model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=o.WHERE)] = None,
+@command
+@resumable
+def train(
+    model: o.Model = None,
     variant: o.Variant = None,
-    hookpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated, an SAE each.", rich_help_panel=o.WHERE
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt.", rich_help_panel=o.WHERE),
-    ] = None,
-    sampling_steps: Annotated[int, typer.Option(metavar="N", help="Denoising steps.", rich_help_panel=o.HOW)] = 50,
-    guidance: Annotated[float, typer.Option(metavar="SCALE", help="Guidance scale.", rich_help_panel=o.HOW)] = 9.0,
-    picture_seed: Annotated[int, typer.Option(metavar="N", help="Of prompts and noise.", rich_help_panel=o.HOW)] = 42,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Pictures at a time.", rich_help_panel=o.HOW)] = 8,
-    height: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    width: Annotated[int | None, typer.Option(metavar="PIXELS", help="Default: the model's.", rich_help_panel=o.HOW)] = None,
-    scheduler: Annotated[str, typer.Option(metavar="KIND", help="ddim, or model (the pipeline's own).", rich_help_panel=o.HOW)] = "ddim",
+    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated, an SAE each.", rich_help_panel=o.WHERE)] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt.", rich_help_panel=o.WHERE)] = None,
+    *,
+    sampling: TrainSampling,
     device: o.Device = "cpu",
-    tracker: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="tensorboard or wandb (must be installed); repeatable.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep activations here and use those found; default: none on disk.", rich_help_panel=o.OUTPUT),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="One folder a hookpoint, in SAeUron's form.", rich_help_panel=o.OUTPUT),
-    ] = None,
+    tracker: Annotated[list[str] | None, typer.Option(metavar="NAME", help="tensorboard or wandb (must be installed); repeatable.", rich_help_panel=o.OUTPUT)] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep activations here and use those found; default: none on disk.", rich_help_panel=o.OUTPUT)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="One folder a hookpoint, in SAeUron's form.", rich_help_panel=o.OUTPUT)] = None,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
-    **training: Any,
-) -> None:
+    settings: TrainSettings,
+) -> None:  # fmt: skip
     """Train a sparse autoencoder on the activations of a running pipeline.
 
     Activations go through a buffer in memory, none to disk unless --cache is given. Killed, the same command goes on from the last
@@ -71,8 +45,6 @@ def _train(
     """
     from ..plan.resolve import path_of
 
-    settings = TrainSettings(**training)
-    settings.check()
     for value, name in ((model, "model"), (hookpoint, "hookpoint"), (prompts, "prompts"), (output, "output")):
         if not value:
             raise SaeuronError(f"--{name} is missing")
@@ -85,25 +57,14 @@ def _train(
         raise SaeuronError(f"prompts '{prompts}': no line holds a prompt")
     if (output / "training.json").exists():
         raise SaeuronError(f"'{output}' holds a finished training; choose another --output")
-    o.check_out_folder(output)
+    o.out_folder(output)
     if cache is not None:
-        o.check_out_folder(cache)
-    check_steps(sampling_steps, "--sampling-steps")
-    check_seed(picture_seed, "--picture-seed")
-    check_seed(settings.seed, "--seed")
-    check_guidance(guidance)
-    check_scheduler(scheduler)
-    check_pixels(height, width)
-    if batch_size < 1:
-        raise SaeuronError("--batch-size is at least 1")
-    if settings.pictures % batch_size or settings.held_out % batch_size:
+        o.out_folder(cache)
+    if settings.pictures % sampling.batch_size or settings.held_out % sampling.batch_size:
         raise SaeuronError(
-            f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {batch_size}"
+            f"--pictures {settings.pictures} and --held-out {settings.held_out} must be multiples of --batch-size {sampling.batch_size}"
         )
     with progress_line("starting") as say:
-        from ...editor.denoisers.sampling import Sampling
-
-        sampling = Sampling(sampling_steps, guidance, picture_seed, batch_size, height, width, scheduler)
         if dry_run:
             plan = _plan(model, variant, hookpoints, settings, sampling, len(texts))
         else:
@@ -118,7 +79,7 @@ def _train(
 
 
 def _plan(
-    model: str, variant: str | None, hookpoints: list[str], settings: TrainSettings, sampling: Sampling, texts: int
+    model: str, variant: str | None, hookpoints: list[str], settings: TrainSettings, sampling: TrainSampling, texts: int
 ) -> dict[str, Any]:
     from ...editor.denoisers.pipelines import open_folder
     from ...editor.features.collect import check_sampling
@@ -143,7 +104,7 @@ _WEIGHT_BYTES = 4 * 4 * 2
 """a latent and channel: encoder and decoder, float32, each with its gradient and Adam's two moments"""
 
 
-def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, sampling: Sampling) -> None:
+def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, sampling: TrainSampling) -> None:
     """Raise where a block's size doesn't allow what is asked for; before the model is loaded."""
     import psutil  # comes with accelerate
 
@@ -167,7 +128,7 @@ def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, 
 
 
 def _run(
-    model: str, variant: str | None, hookpoints: list[str], texts: tuple[str, ...], settings: TrainSettings, sampling: Sampling, output: Path,
+    model: str, variant: str | None, hookpoints: list[str], texts: tuple[str, ...], settings: TrainSettings, sampling: TrainSampling, output: Path,
     cache: Path | None, device: str, trackers: tuple[str, ...], say: Any,
 ) -> dict[str, Any] | None:  # fmt: skip
     from accelerate import Accelerator
@@ -240,6 +201,3 @@ def _print(report: dict[str, Any], output: Path) -> None:
         if found["dead"] > 0.5:
             print_warning(f"more than half of the latents at {name} never fire; train longer, or with a smaller expansion")
     out.print(f"every timestep: {output / 'training.json'}", highlight=False, soft_wrap=True)
-
-
-train = with_options(TrainSettings, _train, clean(resumable(_train)), _TRAINING)

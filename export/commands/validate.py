@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from ...editor.common.declared import Checked, like
 from ...editor.common.errors import SaeuronError
+from ...editor.denoisers.sampling_settings import Sampling
+from ...validation.evidence.evaluation_settings import EvaluationSettings
 from . import options as o
-from .console import clean, err, out, print_warning, report_failures, write_json
+from .console import err, out, print_warning, report_failures, write_json
+from .declared import command
 
 
-@clean
+@dataclass(frozen=True)
+class _Fresh(Checked):
+    """A fresh run of the hook."""
+
+    model: str | None = like(EvaluationSettings, "model")
+    """Original model: run the hook on it afresh, instead of the artifact's golden vectors."""
+    saes: tuple[str, ...] = like(EvaluationSettings, "saes")
+    """With --model: SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: as recorded."""
+    seed: int | None = like(Sampling, "seed", None)
+    """With --model: seed of the fresh latents. Default: 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value, shown in ((self.seed is not None, "--seed"), (self.saes, "--sae")):
+            if value and not self.model:
+                raise SaeuronError(f"{shown} is for a fresh run of the hook; add --model")
+
+
+@command
 def validate(
-    artifact: Annotated[Path, typer.Argument(help="Folder of the artifact.")],
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="checkpoint, onnx, trt or trt-rtx; several by commas, or repeated. Default: all in the artifact that can be run here."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Original model: run the hook on it afresh, instead of the artifact's golden vectors.")
-    ] = None,
-    sae: Annotated[
-        list[str] | None, typer.Option(help="With --model: SAE folder or Hub id, or HOOKPOINT=PATH. Default: as recorded.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="With --model: seed of the fresh latents. Default: 1.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    artifact: o.Artifact,
+    fresh: _Fresh,
+    backend: Annotated[list[str] | None, typer.Option(metavar="A,B", help="checkpoint, onnx, trt or trt-rtx; several by commas, or repeated. Default: all in the artifact that can be run here.", rich_help_panel=o.WHAT)] = None,
+    device: o.Device = "cpu",
     provider: o.Provider = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: all that fit this GPU.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable report on stdout.")] = False,
-) -> None:
+    target: o.Target = None,
+    as_json: o.Json = False,
+) -> None:  # fmt: skip
     """Prove an artifact again: file hashes, then every check of the export.
 
     Example: `saeuron validate without-neon`, or afresh: `saeuron validate without-neon --model demo --seed 7`
@@ -52,27 +61,18 @@ def validate(
     backend = [name.strip() for given in backend or () for name in given.split(",")]
     manifest.check_backends(artifact, record, tuple(backend or ()))
     check_provider(provider, backend or record.formats)
-    for value, option in ((seed, "--seed"), (sae, "--sae")):
-        if value is not None and not model:
-            raise SaeuronError(f"{option} is for a fresh run of the hook; add --model")
     with err.status("checking files") as status:
         from ...validation.proof.validate import validate as prove
 
         golden = reference = None
-        if model:
+        if fresh.model:
             from ...validation.proof.fresh import fresh_golden
 
-            golden, reference = fresh_golden(artifact, model, tuple(sae or ()), 1 if seed is None else seed, device)
+            golden, reference = fresh_golden(artifact, fresh.model, fresh.saes, 1 if fresh.seed is None else fresh.seed, device)
         proof = prove(
-            artifact,
-            tuple(backend or ()),
-            device,
-            golden,
-            progress=lambda text: status.update(f"proving {text}"),
-            provider=provider,
-            target=target,
+            artifact, tuple(backend or ()), device, golden, progress=lambda text: status.update(f"proving {text}"), provider=provider, target=target,
             reference=reference,
-        )
+        )  # fmt: skip
     left_out = proof.not_checked
     for entry in left_out:
         print_warning(f"not checked: {entry.check}{f' of {entry.backend}' if entry.backend else ''} ({entry.reason})")

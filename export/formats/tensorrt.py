@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ...editor.common.declared import ENGINES, Checked, option
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.typed import read_as
@@ -73,22 +74,24 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """What engines are asked for."""
+class EngineSettings(Checked):
+    """What engines are asked for.
+
+    Raises:
+        SaeuronError: what can't be meant, before anything is written.
+    """
 
     targets: tuple[Target, ...] = (Target("trt-rtx"),)
     shapes: Shapes = Shapes()
-    optimization_level: int | None = None
-    """0 (quick to build) to 5 (quick to run); None: the library's own"""
-    hardware_compatible: bool = False
-    """also other GPUs from Ampere on; costs speed. `local` only: rtx engines name their architectures"""
-    version_compatible: bool = False
-    """also later minor versions of the library; costs size and some speed. `local` only"""
+    optimization_level: int | None = option(None, "0-5", ENGINES, least=0, most=5)
+    """0 builds quickly, 5 searches longest. Default: the library's."""
+    hardware_compatible: bool = option(False, panel=ENGINES)
+    """local: also for other GPUs from Ampere on; slower than an engine of their own."""
+    version_compatible: bool = option(False, panel=ENGINES)
+    """local: also for later minor versions of the library; larger and a little slower."""
 
-    def check(self) -> None:
-        """Raise `SaeuronError` for what can't be meant, before anything is written."""
-        if not self.targets:
-            raise SaeuronError("no target named: give --target local, rtx, or rtx:sm86,sm89")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         folders = [t.folder for t in self.targets]
         for target in self.targets:
             if folders.count(target.folder) > 1:
@@ -97,8 +100,6 @@ class EngineSettings:
                 raise SaeuronError(
                     f"--hardware-compatible and --version-compatible are for --target local; '{target}' runs on the architectures that it names, in the version that built it"
                 )
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise SaeuronError(f"--optimization-level {self.optimization_level}: it lies between 0 and 5")
 
 
 def ready(settings: EngineSettings) -> tuple[Target, ...]:
@@ -107,7 +108,6 @@ def ready(settings: EngineSettings) -> tuple[Target, ...]:
     Raises:
         SaeuronError: a library that isn't installed; `local` without a GPU.
     """
-    settings.check()
     found = []
     for wanted in settings.targets:
         target = wanted

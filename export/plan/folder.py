@@ -15,6 +15,8 @@ from ...validation.artifact import manifest
 
 def check_output(output: Path, overwrite: bool, marker: str = manifest.NAME, what: str = "artifact") -> None:
     """Raise unless a folder can be put at `output`; `marker` is the file by which one of this kind (`what`) is known."""
+    if output == Path():
+        raise SaeuronError("no output folder: give --output DIR, one that isn't there yet")
     try:
         _check_target(output, overwrite, marker, what)
     except OSError as error:  # a name too long, a folder that may not be looked into

@@ -14,7 +14,7 @@ from ...editor.common.files import read_json
 from ...editor.common.suggest import unknown
 from ...editor.denoisers.families import family_of
 from ...editor.denoisers.pipelines import check_folder, load_pipeline, locate, open_folder
-from ...editor.denoisers.sampling import Sampling
+from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in
 from ...editor.edit.bake import check_gate, refuse_edited
 from ...editor.edit.edit import Suppression, make_edit

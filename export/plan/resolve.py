@@ -11,14 +11,13 @@ from typing import Any
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import check_hub_id, read_toml
-from ...editor.common.names import GATES, PRECISIONS, RESIDUALS, at_hookpoint, normalise
+from ...editor.common.names import at_hookpoint, normalise
 from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
 from ...editor.edit.provenance import SamplingUsed
 from ...editor.features.concepts import KEYS, Concept, check_type, expand, presets
 from ...editor.features.rule import Rule
-from .checks import check_guidance, check_pixels, check_steps
 from .settings import Collecting, Plan, Settings, Wish
 
 
@@ -166,7 +165,10 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
             if key not in concept_keys:
                 raise SaeuronError(f"settings file '{path}', concept '{table['name']}': {unknown('key', key, concept_keys)}")
             check_type(key, value, f"settings file '{path}', concept '{table['name']}'")
-    filled = replace(settings, **{k: v for k, v in options.items() if getattr(settings, k) is None})
+    try:
+        filled = replace(settings, **{k: v for k, v in options.items() if getattr(settings, k) is None})
+    except SaeuronError as error:
+        raise SaeuronError(f"settings file '{path}', [export]: {error}") from None
     named = {t["name"]: {k: v for k, v in t.items() if k != "name"} for t in tables}
     return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named
 
@@ -183,16 +185,6 @@ def _check_choices(s: Settings) -> None:
                 raise SaeuronError(f"--edit and {option} both say what is to be done; give one of them")
     elif not s.concepts:
         raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets), or --edit FILE")
-    for value, choices, option in (
-        (s.gate, GATES, "--gate"),
-        (s.precision, PRECISIONS, "--precision"),
-        (s.proof, PROOFS, "--proof"),
-        (s.residual or "keep", RESIDUALS, "--residual"),
-    ):
-        if value not in choices:
-            raise SaeuronError(f"{option} '{value}' is not known; it is one of {', '.join(choices)}")
-    if not s.formats:
-        raise SaeuronError(f"no format named: give --format with one or more of {','.join(FORMATS)}")
     if s.precision == "bf16" and "onnx" in s.formats and not ("trt" in s.formats and not s.validate):
         engines = ", or --no-validate, and prove the engines on their GPU" if "trt" in s.formats else ""
         raise SaeuronError(
@@ -205,11 +197,6 @@ def _check_choices(s: Settings) -> None:
         ):  # fmt: skip
             if value:
                 raise SaeuronError(f"{option} is for engines; add --format trt")
-    if s.steps is not None:
-        check_steps(s.steps, "--steps")
-    if s.guidance is not None:
-        check_guidance(s.guidance)
-    check_pixels(s.height, s.width)
 
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
@@ -335,9 +322,6 @@ def public_name(source: str) -> str:
 def path_of(name: str) -> str:
     """`demo:…` as a path inside the package; anything else unchanged."""
     return str(demo.resolve(name)) if name.startswith("demo:") else name
-
-
-PROOFS = ("full", "short")
 
 
 FORMATS = ("checkpoint", "onnx", "trt")

@@ -8,19 +8,17 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...editor.common.declared import option
-from ...editor.common.errors import SaeuronError
+from ...editor.common.declared import ENGINES, HOW, OUTPUT, PROOF, WHAT, WHERE, Checked, like, option
+from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
+from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.edit_header import EditHeader
 from ...editor.features.rule import Rule
 from ...validation.artifact.engines import Target
 from ..formats.tensorrt import EngineSettings, Shapes, check_precision
 
-WHAT, WHERE, HOW, PROOF, OUTPUT, ENGINES = "What", "Where", "How", "Proof", "Output", "Engines"
-"""headings of the help"""
-
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The options of `saeuron-export`, under the same names, and their words; None means: take the preset's.
 
     Where several values can be given, a list or a tuple holds them, and a text is one. Of `concepts` and `format`, a text is what the
@@ -46,46 +44,41 @@ class Settings:
     """percentile:P or count:N. Default: the preset's, else percentile:99.999."""
     multiplier: float | None = option(None, "GAMMA", WHAT)
     """Negative suppresses. Default: the preset's, else -1.0."""
-    residual: str | None = option(None, "MODE", HOW)
+    residual: str | None = option(None, "MODE", HOW, known=RESIDUALS)
     """Reconstruction error: keep, upstream (as the released hook), drop. Default: the preset's, else keep."""
-    gate: str = option("exact", "GATE", HOW)
+    gate: str = option("exact", "GATE", HOW, known=GATES)
     """exact (whole encoder) or threshold (no top-k membership test, cheaper, approximate)."""
-    precision: str = option("", "TYPE", HOW)
+    precision: str = option("", "TYPE", HOW, known=PRECISIONS)
     """fp32, fp16, or bf16 (checkpoint, or engines with --no-validate). Default: fp16 with trt, else fp32."""
-    steps: int | None = option(None, "N", PROOF)
+    steps: int | None = like(Sampling, "steps", None)
     """Denoising steps. Default: the preset's, else 50."""
-    guidance: float | None = option(None, "SCALE", PROOF)
+    guidance: float | None = like(Sampling, "guidance", None)
     """Guidance scale. Default: the preset's, else 7.5."""
-    height: int | None = option(None, "PIXELS", PROOF)
-    """Picture height. Default: the model's."""
-    width: int | None = option(None, "PIXELS", PROOF)
-    """Picture width. Default: the model's."""
+    height: int | None = like(Sampling, "height")
+    width: int | None = like(Sampling, "width")
     device: str = option("cpu", "NAME", HOW)
     """torch device: cpu or cuda."""
     settings: Path | None = option(None, "FILE", WHAT)
-    """TOML with [export] and [[concepts]]; options given beside it win."""
+    """TOML with [export] and [[concepts]], e.g. of a sweep; options given beside it win."""
     preset_files: tuple[str, ...] = option((), "FILE", WHAT, name="preset_file")
     """Presets of your own, as TOML; repeatable."""
     validate: bool = option(True, panel=PROOF)
     """Prove the artifact against the dynamic hook."""
-    proof: str = option("full", "SCOPE", PROOF)
+    proof: str = option("full", "SCOPE", PROOF, known=("full", "short"))
     """full (whole trajectories, free runs) or short (a few forwards; for large models on a CPU)."""
     proof_prompts: tuple[str, ...] = option((), "TEXT", PROOF, name="proof_prompt")
     """Prompt that shows the concept; repeatable. Default: the preset's."""
     allow_amplify: bool = option(False, panel=WHAT)
-    """Accept a positive multiplier, or an edit file that strengthens features."""
+    """Accept what strengthens: a positive multiplier, or a feature times more than 1 (steer, and its edit files)."""
     overwrite: bool = option(False, panel=OUTPUT)
     """Replace what is at --output."""
     target: tuple[str, ...] = option((), "T", ENGINES)
     """local (this GPU), rtx (built ahead, sm80 and later), or rtx:sm86,sm89; repeatable. Default: rtx."""
     shapes: str = option("", "SIZES", ENGINES)
     """Sizes in pictures and pixels, e.g. batch=1:1:4,height=512:512:768. Default: one picture of the artifact's size, which is quickest."""
-    optimization_level: int | None = option(None, "0-5", ENGINES)
-    """0 builds quickly, 5 searches longest. Default: the library's."""
-    hardware_compatible: bool = option(False, panel=ENGINES)
-    """local: also for other GPUs from Ampere on; slower than an engine of their own."""
-    version_compatible: bool = option(False, panel=ENGINES)
-    """local: also for later minor versions of the library; larger and a little slower."""
+    optimization_level: int | None = like(EngineSettings, "optimization_level")
+    hardware_compatible: bool = like(EngineSettings, "hardware_compatible")
+    version_compatible: bool = like(EngineSettings, "version_compatible")
     edit: Path | None = option(None, "FILE", WHAT)
     """Instead of concepts: an edit file, of `saeuron steer` or out of another artifact."""
     sign: Path | None = option(None, "PEM", OUTPUT)
@@ -109,10 +102,9 @@ class Settings:
         for name in ("output", "settings", "edit", "sign"):
             if getattr(self, name) is not None:
                 self._set(name, Path(getattr(self, name)))
-        if self.output == Path():
-            raise SaeuronError("no output folder: give --output DIR, one that isn't there yet")
         if self.model is not None:
             self._set("model", os.fspath(self.model))
+        super().__post_init__()
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -130,7 +122,6 @@ class Settings:
             tuple(Target.parse(t) for t in self.target or ("rtx",)), Shapes.parse(self.shapes), self.optimization_level, self.hardware_compatible,
             self.version_compatible,
         )  # fmt: skip
-        found.check()
         if self.precision:
             check_precision(found.targets, self.precision)
         return found
@@ -178,3 +169,6 @@ class Plan:
     """concept → prompts of its preset; with an edit file, those that are on record"""
     edit: EditHeader | None = None
     """what the edit file says, where one is given; then there are no wishes"""
+
+    def __post_init__(self) -> None:
+        Sampling(self.steps, self.guidance)  # raises: a preset or an edit file may hold anything

@@ -9,7 +9,8 @@ from tests.conftest import HOOKPOINT, make_sae
 from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
-from saeuron.editor.denoisers.sampling import Sampling, capture, generate
+from saeuron.editor.denoisers.sampling import capture, generate
+from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.features.activations import ddim_timesteps
 from saeuron.editor.features.collect import Process, collect
 from saeuron.editor.sae.sae import SparseAutoencoder

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, CLIPTextConfig, C
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers import pipelines
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
-from saeuron.editor.denoisers.sampling import Sampling
+from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.features.collect import collect
 from saeuron.export.plan.open import maps_of
 

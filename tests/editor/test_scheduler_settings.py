@@ -11,7 +11,7 @@ from tests.conftest import HOOKPOINT, make_sae
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.families import FAMILIES, family_of
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
-from saeuron.editor.denoisers.sampling import Sampling
+from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in, timesteps, walk
 from saeuron.editor.features.activations import ddim_timesteps
 from saeuron.editor.features.collect import collect

@@ -9,7 +9,7 @@ from tests.conftest import HOOKPOINT
 from saeuron.editor.common.declared import words_of
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
-from saeuron.editor.denoisers.sampling import Sampling
+from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.editor.sae.stream import ActivationStream, Buffer, Share
 from saeuron.editor.sae.train_settings import TrainSettings

@@ -109,7 +109,7 @@ def test_refusals():
     refused("--provider cuda is for backend onnx", "bench", "--backend", "torch", "--provider", "cuda")
     refused("no bf16 MatMul", "bench", "--precision", "bf16")
     refused("did you mean torch", "bench", "--backend", "torhc")
-    refused("backend '' is not known", "bench", "--backend", "")
+    refused("--backend is empty", "bench", "--backend", "")
     refused("the list ',' is empty", "bench", "--backend", ",")
     refused("--precision 'fp8' is not known", "bench", "--precision", "fp8")
     refused("--rounds is 0", "bench", "--rounds", "0")

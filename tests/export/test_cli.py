@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from tests.conftest import HOOKPOINT
 from typer.testing import CliRunner
 
@@ -91,6 +92,62 @@ def test_other_commands_refuse_in_one_line_without_torch(arguments, message):
 def test_what_only_informs_needs_no_torch(arguments, code, text):
     found, stdout, stderr, torch_imported = command(*arguments)
     assert found == code and text in stdout and stderr == "" and not torch_imported, stderr
+
+
+# What no command may take, and how each says so.
+_WRONG = {
+    "--steps": ("0", "it must be 1 to 1000"), "--sampling-steps": ("1001", "it must be 1 to 1000"), "--guidance": ("nan", "it must be a finite number"),
+    "--batch-size": ("0", "it must be 1 to 10000"), "--height": ("12", "a multiple of 8"), "--width": ("-8", "a multiple of 8"), "--seed": ("-1", "it must be 0 to 4294967295"),
+    "--picture-seed": ("4294967296", "it must be 0 to 4294967295"), "--residual": ("wrong", "known: keep, upstream, drop"), "--gate": ("quick", "known: exact, threshold"),
+    "--precision": ("fp8", "known: fp32, fp16, bf16"), "--optimization-level": ("6", "it must be 0 to 5"), "--tune-seeds": ("1,x", "'x' is no whole number"),
+    "--report-seeds": ("1,1", "1 is given twice"), "--seeds": (",", "is empty"), "--multiplier": ("-1e400", "a finite number"), "--count": ("0", "it must be 1 to 10000"),
+}  # fmt: skip
+# What is looked at before these.
+_FIRST = {
+    "collect": ["--concepts", "Neon", "--output", "OUT"], "generate": ["--prompt", "x"], "validate": ["--model", "demo"],
+    "steer": ["--feature", "1=0", "--hookpoint", HOOKPOINT, "--model", "demo", "--sae", "demo:saes"], "export": ["--concepts", "Neon", "--output", "OUT"],
+    "select": ["--concepts", "Neon"], "features": ["--features", "1", "--hookpoint", HOOKPOINT, "--model", "demo", "--sae", "demo:saes", "--prompts", "demo:prompts.txt", "--output", "OUT"],
+}  # fmt: skip
+
+
+def test_every_option_is_explained_and_shared_ones_alike():
+    words = {}
+    for name, made in typer.main.get_command(cli.app).commands.items():
+        assert all(getattr(p, "help", None) for p in made.params), name
+        for p in made.params:
+            words.setdefault(p.opts[0], set()).add(p.help)
+    alike = (
+        "--batch-size",
+        "--judge",
+        "--provider",
+        "--json",
+        "--variant",
+        "--preset-file",
+        "--activations",
+        "--report-seeds",
+        "--allow-amplify",
+    )
+    assert all(len(words[option]) == 1 for option in alike), {o: words[o] for o in alike}
+
+
+def test_the_same_option_has_the_same_bounds_in_every_command(tmp_path):
+    """In one line that names the option, whatever the command."""
+    seen = set()
+    for name, made in typer.main.get_command(cli.app).commands.items():
+        artifact = ["nowhere"] if any(p.name == "artifact" for p in made.params) else []
+        first = [a.replace("OUT", str(tmp_path / "out")) for a in _FIRST.get(name, [])]
+        for option in {o for p in made.params for o in p.opts} & set(_WRONG):
+            given, message = _WRONG[option]
+            result = runner.invoke(cli.app, [name, *artifact, *first, f"{option}={given}"])
+            assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, (
+                name,
+                option,
+                result.output,
+            )
+            assert option in result.stderr, (name, option, result.stderr)
+            assert message in result.stderr, (name, option, result.stderr)
+            seen.add(option)
+    assert seen == set(_WRONG) and not list(tmp_path.iterdir())
 
 
 def test_version_of_the_single_command():

@@ -209,7 +209,7 @@ def test_sweep_writes_the_best_and_reuses_what_it_measured(tmp_path):
 def test_sweep_refuses_what_flatters_or_cannot_be(tmp_path):
     there = ["--output", tmp_path / "s"]
     refused("both for tuning and for the report", "sweep", "--concepts", "Neon", "--tune-seeds", "42,188", *there)
-    refused("strengthens", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
+    refused("--multiplier is 1; it must be -3e+38 to 0", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
     refused("three shares", "sweep", "--concepts", "Neon", "--weights", "1,1", *there)
     refused("judge", "sweep", "--concepts", "Neon", "--judge", "dmo", *there)
     refused("folder of checkpoints", "sweep", "--concepts", "Neon", "--judge", "unlearncanvas=/nowhere", *there)
@@ -245,7 +245,7 @@ def test_dry_runs_refuse_what_the_run_would(collecting, training, tmp_path):
     refused("is larger than the", *put(training, "--k", 10**6), *there)
     refused("fewer than one batch", *put(training, "--batch", 10**8, "--micro-batches", 1), *there)
     refused("this machine has", *put(training, "--expansion", 10**8), *there)
-    refused("at most", *put(training, "--tokens", "9" * 401), *there)
+    refused("it must be 1 to 1000000000000000", *put(training, "--tokens", "9" * 401), *there)
     assert not (tmp_path / "out").exists()
     said = run("collect", *without, "--sae", "owner/saes", *there).stdout
     assert "to fetch   owner/saes" in said
@@ -262,20 +262,20 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypat
     (tmp_path / "taken.safetensors").mkdir()
     there = ["--output", tmp_path / "a.safetensors"]
     for message, options in (
-        ("seed lies between", ("--seed", 2**32)), ("1 to 1000 steps", ("--steps", 2000)), ("no finite number", ("--guidance", "nan")),
+        ("--seed is 4294967296; it must be 0 to 4294967295", ("--seed", 2**32)), ("--steps is 2000; it must be 1 to 1000", ("--steps", 2000)), ("a finite number", ("--guidance", "nan")),
         ("multiple of 8", ("--height", 20)), ("given twice", ("--hookpoint", f"{HOOKPOINT},unet.{HOOKPOINT}")),
         ("device 'cuda:7' can't be used", ("--device", "cuda:7")), ("is a folder", ("--overwrite", "--output", tmp_path / "taken.safetensors")),
     ):  # fmt: skip
         refused(message, "collect", *put([*collecting, *there], *options))
     refused("twice for the same", "collect", *collecting, *there, "--sae", "demo:saes")
     for message, options in (
-        ("1 to 1000 steps", ("--sampling-steps", 1001)), ("seed lies between", ("--seed", 10**30)), ("given twice", ("--hookpoint", f"{HOOKPOINT},{HOOKPOINT}")),
-        ("no finite number", ("--guidance", "inf")), ("not TOML", ("--prompts", tmp_path / "p.toml")), ("is a file", ("--output", tmp_path / "p.toml")), ("can't be used", ("--device", "cuda:7")),
+        ("--sampling-steps is 1001; it must be 1 to 1000", ("--sampling-steps", 1001)), ("--seed is 10000000000000000000…; it must be 0 to", ("--seed", 10**30)), ("given twice", ("--hookpoint", f"{HOOKPOINT},{HOOKPOINT}")),
+        ("a finite number", ("--guidance", "inf")), ("not TOML", ("--prompts", tmp_path / "p.toml")), ("is a file", ("--output", tmp_path / "p.toml")), ("can't be used", ("--device", "cuda:7")),
     ):  # fmt: skip
         refused(message, *put([*training, "--output", tmp_path / "x"], *options))
     for message, options in (
-        ("both for tuning and for the report", ("--tune-seeds", "7", "--report-seeds", "7")), ("'42.9' is no seed", ("--tune-seeds", "42.9")), ("seed lies between", ("--report-seeds", 2**32 + 42)),
-        ("can't hold it", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
+        ("both for tuning and for the report", ("--tune-seeds", "7", "--report-seeds", "7")), ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("--report-seeds is 4294967338; it must be", ("--report-seeds", 2**32 + 42)),
+        ("--multiplier is -inf; it must be a finite number", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
     ):  # fmt: skip
         # Nothing is drawn before it is refused, not even pictures of the unedited model.
         monkeypatch.setattr("saeuron.validation.evidence.sweep.Sweep._pictures", lambda *_: pytest.fail("pictures were drawn"))

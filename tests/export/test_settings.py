@@ -39,12 +39,12 @@ def test_one_text_is_one_and_a_list_is_a_list():
 def test_paths_are_texts_or_paths(tmp_path):
     made = Settings("Neon", "out", sign="key.pem", settings="s.toml", edit="e.safetensors")
     assert (made.output, made.sign, made.settings, made.edit) == (Path("out"), Path("key.pem"), Path("s.toml"), Path("e.safetensors"))
-    with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
-        from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.artifact import export_artifact
 
+    with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
         export_artifact(Settings("Neon", tmp_path / "x", "checkpoint", sign="nokey.pem"))
     with pytest.raises(SaeuronError, match="no output folder"):
-        Settings("Neon")
+        export_artifact(Settings("Neon"))
     with pytest.raises(SaeuronError, match="does not exist|can't be read"):
         resolve(Settings(output="x", edit=tmp_path / "gone.safetensors"))
 
@@ -59,3 +59,13 @@ def test_what_the_proof_needs_is_looked_for_first(tmp_path, monkeypatch):
     checks.check_packages(("checkpoint",), True)
     checks.check_packages(("onnx",), False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_and_presets_hold_the_same_bounds(tmp_path):
+    for text, message in (
+        ("[export]\nsteps = 5000\n[[concepts]]\nname = 'Neon'\n", r"s.toml', \[export\]: --steps is 5000; it must be 1 to 1000"),
+        ("[[concepts]]\nname = 'Neon'\nsteps = 5000\n", "--steps is 5000; it must be 1 to 1000"), ("[[concepts]]\nname = 'Neon'\nguidance = inf\n", "a finite number"),
+    ):  # fmt: skip
+        (tmp_path / "s.toml").write_text(text)
+        with pytest.raises(SaeuronError, match=message):
+            resolve(Settings(output=tmp_path / "x", settings=tmp_path / "s.toml"))

@@ -144,7 +144,7 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(graphs, tiny):
     refused("is not known", "build", graphs, "--target", "rtx:sm90")
     refused("named twice", "build", graphs, "--target", "rtx:sm80", "--target", "rtx:sm80")
     refused("are for --target local", "build", graphs, "--target", "rtx:sm80", "--version-compatible")
-    refused("between 0 and 5", "build", graphs, "--target", "rtx:sm80", "--optimization-level", 6)
+    refused("--optimization-level is 6; it must be 0 to 5", "build", graphs, "--target", "rtx:sm80", "--optimization-level", 6)
     refused("is no artifact", "build", tiny["model"], "--target", "rtx:sm80")
     assert files == {p: file_sha256(p) for p in graphs.rglob("*") if p.is_file()}
 

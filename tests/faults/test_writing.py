@@ -244,7 +244,7 @@ def test_two_exports_into_one_folder(tiny, tmp_path):
 def test_a_cache_that_two_processes_share(tiny, tmp_path):
     """Both want activations that aren't there: one collects, the other waits and takes them."""
     from saeuron.editor.denoisers.pipelines import load_pipeline
-    from saeuron.editor.denoisers.sampling import Sampling
+    from saeuron.editor.denoisers.sampling_settings import Sampling
     from saeuron.editor.features.collecting import ensure
 
     pipeline = load_pipeline(str(tiny["model"]))

@@ -17,14 +17,15 @@ from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.attack import prompts, search
-from saeuron.validation.attack.attack import Attacker, AttackSettings, attack, budget, cases
+from saeuron.validation.attack.attack import Attacker, attack, budget, cases
+from saeuron.validation.attack.settings import AttackSettings
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
 from saeuron.validation.evidence.judges import open_judge
 
 PLACE = "up_blocks.1.attentions.1"
 TINY = AttackSettings(
-    steps=3, tokens=2, iterations=3, embedding_iterations=3, restarts=1, batch=2, tune_seeds=(1,), report_seeds=(2,), search_seeds=(3, 4)
+    steps=3, tokens=2, iterations=3, embedding_iterations=3, restarts=1, batch=2, tune_seeds=(1,), report_seeds=(2,), search_seeds=2
 )
 
 
@@ -80,7 +81,7 @@ def test_tuning_and_reporting_are_disjoint(parts):
     (house,) = cases(judge, ["House"], ["House", "Sunset"])
     assert all("House" in t and "Sunset" not in t for t in [*house.tuning, *house.reporting])
     with pytest.raises(SaeuronError, match="seed 1 is both"):
-        replace(TINY, report_seeds=(1, 2)).check()
+        replace(TINY, report_seeds=(1, 2))
     with pytest.raises(SaeuronError, match="Sunest.*Sunset"):
         cases(judge, ["Sunest"], [])
 

@@ -18,7 +18,7 @@ from saeuron.editor.common.files import file_sha256
 from saeuron.editor.edit.edit import Edit
 from saeuron.validation.evidence import nudity
 from saeuron.validation.evidence.counting import Counting
-from saeuron.validation.evidence.evaluate import Options, evaluate, make_plan
+from saeuron.validation.evidence.evaluate import EvaluationSettings, evaluate, make_plan
 from saeuron.validation.evidence.frechet import frechet
 from saeuron.validation.evidence.intervals import wilson
 from saeuron.validation.evidence.judges import DemoJudge
@@ -434,7 +434,7 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     refused("did you mean House", "evaluate", root, *put(there, "--objects", "Huose"), *new)
     refused("did you mean plain", "evaluate", root, *put(there, "--styles", "plian"), *new)
     refused("is given twice", "evaluate", root, *put(there, "--seeds", "3,3"), *new)
-    refused("is no seed", "evaluate", root, *put(there, "--seeds", "x"), *new)
+    refused("is no whole number", "evaluate", root, *put(there, "--seeds", "x"), *new)
     refused("two backends or more", "evaluate", root, *there, "--compare", *new)
     for device in ("foo", "cuda:99"):
         for backend in ("checkpoint", "hook", "unedited"):
@@ -522,7 +522,7 @@ def test_nudity_counts_detections_on_prompts_of_ones_own(root, tmp_path, monkeyp
 
 
 def test_in_python(root, tmp_path):
-    plan = make_plan(root, Options(("onnx",), False, objects=("House",), styles=("Neon",), seeds=(5,), steps=2))
+    plan = make_plan(root, EvaluationSettings(("onnx",), False, objects=("House",), styles=("Neon",), seeds=(5,), steps=2))
     found = evaluate(plan, tmp_path / "e")
     assert found["backends"]["onnx"]["concepts"]["Neon"]["ua"]["trials"] == 1
     assert found["backends"]["onnx"]["concepts"]["Neon"]["ira"]["rate"] is None, "no picture asks for neither"

@@ -17,8 +17,9 @@ from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.features.selection import select
 from saeuron.editor.sae.sae import SparseAutoencoder
-from saeuron.validation.attack.attack import AttackSettings, attack, cases
-from saeuron.validation.attack.hardening import Hardening, HardenSettings, Measured, widened
+from saeuron.validation.attack.attack import attack, cases
+from saeuron.validation.attack.hardening import Hardening, Measured, widened
+from saeuron.validation.attack.settings import AttackSettings, HardenSettings
 from saeuron.validation.attack.victims import Hooked, bare
 from saeuron.validation.evidence.intervals import Rate
 from saeuron.validation.evidence.judges import open_judge
@@ -87,8 +88,8 @@ def test_what_is_reported_was_not_compared_on(bench):
         assert {o for o, _, _ in half} == set(bench.judge.objects) and {s for _, s, _ in half} == {*bench.judge.styles, None} - {"Sunset"}
     with pytest.raises(SaeuronError, match="seed 2 is used twice"):
         replace(TINY, trial_seeds=(2, 9)).check()
-    with pytest.raises(SaeuronError, match="learns nothing"):
-        replace(TINY, row="seeds").check()
+    with pytest.raises(SaeuronError, match="--attack 'seeds' is not known"):
+        replace(TINY, row="seeds")
 
 
 @pytest.mark.slow

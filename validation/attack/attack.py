@@ -8,63 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
 from ..evidence.intervals import Rate
+from .settings import ATTACKS, LEARNED, AttackSettings
 
 if TYPE_CHECKING:
     from ..evidence.judges import Judge
     from .search import Found
     from .victims import Victim
-
-ATTACKS = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
-LEARNED = ("prefix", "embedding", "straight-through")
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """The budget."""
-
-    steps: int = 20
-    """denoising steps of every picture"""
-    guidance: float = 3.0
-    tokens: int = 5
-    """learned tokens"""
-    iterations: int = 40
-    """of a search for vocabulary tokens"""
-    embedding_iterations: int = 80
-    """of a search by embeddings"""
-    restarts: int = 2
-    """searches from different beginnings; the one with most successes on the tuning pictures counts, at a tie the smaller loss"""
-    batch: int = 4
-    """noised pictures an iteration"""
-    rate: float = 1.0
-    """step of a search for vocabulary tokens, in standard deviations of the token embeddings"""
-    embedding_rate: float = 3.0
-    """step of a search by embeddings, likewise"""
-    tune_seeds: tuple[int, ...] = (42, 43)
-    """seeds of the pictures that are learned from"""
-    report_seeds: tuple[int, ...] = (188, 288, 588, 688, 888, 988)
-    """seeds that are counted"""
-    search_seeds: tuple[int, ...] = tuple(range(1000, 1008))
-    """seeds that the search over seeds tries for each prompt"""
-    batch_size: int = 32
-    """pictures at a time"""
-    seed: int = 0
-    """of beginnings, timesteps and noise of the searches"""
-
-    def check(self) -> None:
-        """Raise `SaeuronError` unless the figures can be trusted."""
-        both = set(self.tune_seeds) & set(self.report_seeds)
-        if both:
-            raise SaeuronError(
-                f"seed {min(both)} is both learned from and counted; figures on seeds that were learned from flatter an attack"
-            )
-        counts = (self.tokens, self.iterations, self.embedding_iterations, self.restarts, self.batch, self.batch_size)
-        if min(counts) < 1 or not (self.tune_seeds and self.report_seeds and self.search_seeds):
-            raise SaeuronError("an attack needs at least one token, iteration, restart, noised picture, and seed of each kind")
 
 
 class Case(NamedTuple):
@@ -160,7 +113,7 @@ def budget(attack: str, case: Case, settings: AttackSettings, paraphrases: int =
     prompts = paraphrases if attack == "paraphrases" else len(case.reporting)
     if attack == "seeds":
         prompts += len(case.tuning)  # nothing is learned, so every prompt is counted
-    seeds = s.search_seeds if attack == "seeds" else s.report_seeds
+    seeds = s.searched if attack == "seeds" else s.report_seeds
     made = {"prompts": prompts, "seeds": len(seeds), "pictures": prompts * len(seeds)}
     iterations = 0
     if attack in LEARNED:
@@ -344,7 +297,6 @@ def attack(
     from ...editor.common.suggest import unknown
 
     s = settings or AttackSettings()
-    s.check()
     for name in attacks:
         if name not in ATTACKS:
             raise SaeuronError(unknown("attack", name, ATTACKS))
@@ -367,7 +319,7 @@ def attack(
             if name in LEARNED:
                 rows.append(run.learned(name))
             elif name == "seeds":
-                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.search_seeds, True))
+                rows.append(run.plain(name, [*case.tuning, *case.reporting], s.searched, True))
             else:
                 rows.append(run.plain("unedited-paraphrases", texts, s.report_seeds, False))
                 rows.append(run.plain(name, texts, s.report_seeds, True))

@@ -7,55 +7,26 @@ are compared on tuning prompts, names and seeds; the figures of the chosen one a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ...editor.common.errors import SaeuronError
 from ...editor.edit.hook import AblationHook
 from ...editor.features.activations import ConceptActivations
 from ...editor.features.rule import Rule
 from ...editor.sae.sae import SparseAutoencoder
 from ..evidence.intervals import Rate
 from ..evidence.judges import Judge
-from ..evidence.sweep import Sweep, SweepSettings, Trial
+from ..evidence.sweep import Sweep, Trial
+from ..evidence.sweep_settings import SweepSettings
 from ..evidence.unlearning import Job, rates
-from .attack import LEARNED, Attacker, AttackSettings, cases
+from .attack import Attacker, cases
+from .settings import AttackSettings, HardenSettings
 from .victims import Hooked
 
 _RATES = ("attack", "ua", "ira", "cra")
-
-
-@dataclass(frozen=True)
-class HardenSettings:
-    """What all candidates have in common."""
-
-    attack: AttackSettings = AttackSettings()
-    """its budget; `tune_seeds` are learned from, `report_seeds` counted in the report alone"""
-    row: str = "embedding"
-    """which attack; of `attack.LEARNED`"""
-    trial_seeds: tuple[int, ...] = tuple(range(300, 306))
-    """seeds that an attack is counted on while candidates are compared"""
-    cost: float = 0.02
-    """most that UA, IRA and CRA may each lose against the setting before"""
-    report_searches: int = 2
-    """attacks in the report, from beginnings and noise that no candidate was compared on"""
-    rest_seeds: int = 3
-    """of the report seeds, how many the report's pictures without the concept are made with"""
-    residual: str = "keep"
-
-    def check(self) -> None:
-        """Raise `SaeuronError` unless the figures can be trusted."""
-        self.attack.check()
-        if self.row not in LEARNED:
-            raise SaeuronError(f"attack '{self.row}' learns nothing; it is one of {', '.join(LEARNED)}")
-        both = set(self.trial_seeds) & {*self.attack.tune_seeds, *self.attack.report_seeds}
-        if both:
-            raise SaeuronError(f"seed {min(both)} is used twice: to compare candidates, and to learn from or to report; take others")
-        if not self.trial_seeds or not 0 <= self.cost < 1 or self.report_searches < 1:
-            raise SaeuronError("hardening needs a trial seed, a report search, and a cost from 0 to below 100 points")
 
 
 class Measured(NamedTuple):
@@ -141,7 +112,7 @@ class Hardening(Sweep):
     def affordable(self, found: Measured, before: Measured) -> bool:
         """Whether UA, IRA and CRA each lose no more than is allowed."""
         # Shares of whole pictures: a margin for rounding keeps "exactly as much" inside.
-        return all(getattr(found, k).value >= getattr(before, k).value - self.hardening.cost - 1e-9 for k in ("ua", "ira", "cra"))
+        return all(getattr(found, k).value >= getattr(before, k).value - self.hardening.cost / 100 - 1e-9 for k in ("ua", "ira", "cra"))
 
     def rest(self, trial: Trial, tuning: bool, seeds: Sequence[int]) -> list[Job]:
         """Pictures without the concept: along diagonals, one half of all pairs of names to tune on, the other to report on."""

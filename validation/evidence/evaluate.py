@@ -22,13 +22,14 @@ from . import nudity
 from .comparison import compare, compared, pixels_of
 from .counting import RULES, Counting, picture
 from .distances import Distances
-from .evaluation_plan import Options, Plan, make_plan
+from .evaluation_plan import Plan, make_plan
+from .evaluation_settings import EvaluationSettings
 from .judges import NOT_JUDGED
 from .makers import HOOK, UNEDITED, Makers
 from .unlearning import without
 from .verdicts import FORMAT, RESULT, VERDICTS, Row, Store, check_folder
 
-__all__ = ["Options", "Plan", "check_output", "evaluate", "make_plan"]
+__all__ = ["EvaluationSettings", "Plan", "check_output", "evaluate", "make_plan"]
 _ALONE = Process()
 
 
@@ -125,7 +126,7 @@ def _held(folder: Path) -> dict[str, Any]:
 
 
 def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
-    counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold, plan.options.clip is not None)
+    counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold or 0.0, plan.options.clip is not None)
     if plan.judge is not None:
         known = {"seen_object": {*plan.judge.objects, NOT_JUDGED}, "seen_style": {*plan.judge.styles, "", NOT_JUDGED}}
         for row in (row for made in rows.values() for row in made):

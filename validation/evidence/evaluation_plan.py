@@ -18,53 +18,12 @@ from ..backends.choose import choose_networks
 from . import clip_score, nudity
 from .counting import COLUMNS, PLAIN
 from .distances import opened, reference_files
+from .evaluation_settings import EvaluationSettings
 from .judges import Judge, look, open_judge
 from .makers import HOOK, UNEDITED, Makers, stage
 from .prompt_file import read_prompts
 from .unlearning import DOMAINS, all_jobs
 from .verdicts import Look, Row, Wanted, plain_name
-
-SEEDS = (188, 288, 588, 688, 888)
-"""UnlearnCanvas's"""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to evaluate, and how."""
-
-    backends: tuple[str, ...] = ()
-    """of `makers.KINDS`; empty: what the artifact holds and can be run here, one of them"""
-    before: bool = True
-    """the unedited model too"""
-    judge: str = "demo"
-    objects: tuple[str, ...] = ()
-    """of the judge's; empty: all"""
-    styles: tuple[str, ...] = ()
-    """of the judge's, and `plain`; empty: all"""
-    seeds: tuple[int, ...] = SEEDS
-    steps: int | None = None
-    """None: those on record"""
-    guidance: float | None = None
-    model: str | None = None
-    saes: tuple[str, ...] = ()
-    device: str = "cpu"
-    provider: str | None = None
-    batch_size: int = 16
-    fid: Path | None = None
-    """Inception's weights"""
-    reference: Path | None = None
-    """folder of pictures to take Fréchet distances from"""
-    sequential: bool = False
-    """the hook with one concept, two, …, all"""
-    all_but_one: bool = False
-    """the hook with all concepts but each one in turn"""
-    nudenet: bool = False
-    clip: str | None = None
-    """folder or Hub id of a CLIP model"""
-    prompts: Path | None = None
-    """with `nudenet`, `clip` or, for the distance alone, `fid`"""
-    threshold: float = 0.6
-    """least score of a detection"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +32,7 @@ class Plan:
 
     root: Path
     record: Manifest
-    options: Options
+    options: EvaluationSettings
     makers: Makers
     backends: tuple[tuple[str, tuple[str, ...]], ...]
     """name, and the concepts of a stage of the hook"""
@@ -97,7 +56,7 @@ class Plan:
         return str(self.settings["protocol"])
 
 
-def make_plan(artifact: str | Path, options: Options) -> Plan:
+def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     """Check everything that can be without a model; opens the judge.
 
     Raises:
@@ -143,8 +102,6 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
         removed[name] = domain
     objects = _subset(options.objects, judge.objects, "object")
     styles = _subset(options.styles, [*judge.styles, PLAIN], "style")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise SaeuronError("--seeds: at least one, each once")
     jobs = all_jobs(objects, [None if s == PLAIN else s for s in styles], options.seeds)
     wanted = [
         Wanted(
@@ -163,8 +120,10 @@ def make_plan(artifact: str | Path, options: Options) -> Plan:
     )  # fmt: skip
 
 
-def _check_prompts(options: Options) -> None:
+def _check_prompts(options: EvaluationSettings) -> None:
     """What goes with a user's prompts, and what doesn't."""
+    if options.threshold is not None and not options.nudenet:
+        raise SaeuronError("--threshold is of --nudenet's detections; leave it out")
     asked = [name for name, given in (("--nudenet", options.nudenet), ("--clip", options.clip is not None)) if given]
     if len(asked) > 1:
         raise SaeuronError("--nudenet and --clip are two evaluations; run them one after the other, each with its own --output")
@@ -185,7 +144,7 @@ def _check_prompts(options: Options) -> None:
 
 
 def _prompts_plan(
-    root: Path, record: Manifest, options: Options, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
+    root: Path, record: Manifest, options: EvaluationSettings, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
 ) -> Plan:
     wanted = read_prompts(prompts, options.seeds[0], settings["guidance"])
     settings = {**settings, "seeds": [options.seeds[0]], "prompts_sha256": file_sha256(prompts)}
@@ -203,7 +162,8 @@ def _prompts_plan(
             clip = clip_score.ClipScore(options.clip, options.device)
             settings["judge"] = {"name": clip.name, "sha256": clip.sha256}
             sees = clip.look
-    changed = replace(options, steps=settings["steps"], guidance=settings["guidance"])
+    threshold = nudity.THRESHOLD if options.threshold is None else options.threshold
+    changed = replace(options, steps=settings["steps"], guidance=settings["guidance"], threshold=threshold if options.nudenet else None)
     return Plan(root, record, changed, makers, backends, {}, (), wanted, columns, settings, None, sees)
 
 
@@ -215,7 +175,7 @@ def _default(root: Path, record: Manifest) -> str:
     return "checkpoint" if "checkpoint" in record.formats and not missing() else choose_networks(root, record).backend
 
 
-def _stages(concepts: Sequence[str], options: Options) -> list[tuple[str, ...]]:
+def _stages(concepts: Sequence[str], options: EvaluationSettings) -> list[tuple[str, ...]]:
     if options.all_but_one and len(concepts) < 2:
         raise SaeuronError(f"--all-but-one: this artifact removes '{concepts[0]}' alone")
     found = [tuple(concepts[:n]) for n in range(1, len(concepts) + 1)] if options.sequential else []

@@ -19,6 +19,8 @@ NUDE = (
     "ANUS_EXPOSED", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED",
 )  # fmt: skip
 """classes that make a picture a nude one; the others (feet, belly, faces, covered parts) are counted, no more"""
+THRESHOLD = 0.6
+"""least score of a detection that counts, where nothing else is asked for"""
 _NETWORK = "320n.onnx"
 COLUMNS = (*prompt_file.COLUMNS, "detections")
 

@@ -23,6 +23,7 @@ from ...editor.features.activations import ConceptActivations
 from ...editor.features.rule import Rule
 from ...editor.sae.sae import SparseAutoencoder
 from .judges import Judge, look
+from .sweep_settings import SweepSettings
 from .unlearning import DOMAINS, Job, Picture, Unlearning, accuracy, all_jobs, unlearning
 
 
@@ -36,32 +37,6 @@ class Trial:
     hookpoints: tuple[str, ...]
     select: str
     multiplier: float
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """What every trial has in common."""
-
-    steps: int
-    guidance: float
-    residual: str = "keep"
-    tune_seeds: tuple[int, ...] = (42, 43, 44)
-    """seeds that settings are chosen by"""
-    report_seeds: tuple[int, ...] = (188, 288, 588)
-    """seeds that the chosen setting is measured on; none may be a tuning seed"""
-    rest: float = 0.25
-    """share of the pictures without the target that a tuning trial makes (one seed each, spread over all names); a report makes all"""
-    weights: tuple[float, float, float] = (0.5, 0.5, 0.0)
-    """of UA, IRA and CRA in what is maximised; the released code's"""
-    batch_size: int = 64
-
-    def check(self) -> None:
-        """Raise where a seed is both for tuning and for the report."""
-        both = set(self.tune_seeds) & set(self.report_seeds)
-        if both:
-            raise SaeuronError(
-                f"seed {min(both)} is both for tuning and for the report; figures on seeds that settings were chosen by flatter them"
-            )
 
 
 class Score(NamedTuple):
@@ -92,7 +67,6 @@ class Sweep:
         self, pipeline: Any, saes: Mapping[str, SparseAutoencoder], activations: Mapping[tuple[str, str], ConceptActivations], judge: Judge,
         settings: SweepSettings, store: Path, identity: str,
     ) -> None:  # fmt: skip
-        settings.check()
         self.pipeline, self.saes, self.activations, self.judge = pipeline, dict(saes), dict(activations), judge
         self.settings, self.store = settings, store
         self._identity = identity
