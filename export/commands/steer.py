@@ -100,8 +100,8 @@ def steer(
     check_seed(seed, "--seed")
     files = _files(output, bool(preview), overwrite)
     with progress_line("opening SAE") as say:
-        from ...editor.denoisers.pipelines import open_folder
-        from ...editor.denoisers.schedulers import check_loop, scheduler_in
+        from ...editor.denoisers.pipelines import open_folder, scheduler_in
+        from ...editor.denoisers.schedulers import check_loop
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
         from ...editor.edit.steering import steering_edit
         from ..plan.open import open_saes
@@ -184,6 +184,7 @@ def _preview(
     device: str, say: Any,
 ) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
     """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.denoisers.sampling import generate
     from ...editor.edit.bake import refuse_edited
@@ -192,7 +193,7 @@ def _preview(
 
     say(f"loading {model}")
     pipeline = load_pipeline(model, None, device, variant=variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     seeds = [seed + j for j in range(len(prompts))]
 
     def pictures() -> Any:
@@ -201,7 +202,7 @@ def _preview(
     say(f"drawing {len(prompts)} pictures of the unedited model")
     before = pictures()
     say(f"drawing {len(prompts)} pictures through the edit")
-    with AblationHook(pipeline.unet, edit, saes, record=True) as hook:
+    with AblationHook(network_of(pipeline), edit, saes, record=True) as hook:
         after = pictures()
     fired: dict[str, float] = {}
     for concept in edit.concepts:

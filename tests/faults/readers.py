@@ -466,11 +466,11 @@ def _tokenizer_of_lists(folder: Path) -> None:
     0.5,
 )
 def _model_folder(folder: Path) -> None:
+    from saeuron.editor.denoisers.families import sizes_in
     from saeuron.editor.denoisers.pipelines import check_folder
-    from saeuron.editor.denoisers.sizes import Sizes
 
     check_folder(folder / "m")
-    Sizes.of(folder / "m")
+    sizes_in(folder / "m")
 
 
 def _graphs(folder: Path) -> None:
