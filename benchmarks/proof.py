@@ -110,6 +110,7 @@ def one(seed: int, precision: str, work: Path) -> tuple[list[str], int]:
     edited = copy.copy(wanted.pipeline)
     edited.unet = bake(wanted.pipeline.unet, wanted.edit, wanted.saes, wanted.gate)
     seams = onnx.write(onnx.denoiser_component(edited.unet, 24), work)
+    edited.save_config(work)
     fired = {
         h: sum(c.seams[h].fires[(c.seams[h].slack == 0) & ~c.seams[h].near.any(1)].sum(0) for c in golden.cases)
         for h in wanted.edit.hookpoints

@@ -161,6 +161,7 @@ def case(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(precision)
     if precision != "bf16":  # ONNX Runtime has no bf16 products on a CPU
         seams = onnx.write(onnx.denoiser_component(edited.unet, 24), root)
+        edited.save_config(root)
         runners.append(OnnxRunner(root, seams=seams))
     fired = {h: sum(c.seams[h].fires[c.seams[h].slack == 0].sum(0) for c in golden.cases) for h in wanted.edit.hookpoints}
     hook = TokenEdit(wanted.edit, wanted.saes, dtype_of(precision), "cpu", wanted.gate)

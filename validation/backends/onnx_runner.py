@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...editor.common.files import read_json
+from ...editor.denoisers.denoiser import Denoiser
 from ...editor.denoisers.families import family_of
 from ..artifact import manifest
 from ..artifact.golden import Run
@@ -44,7 +46,6 @@ class OnnxRunner:
             if seams is None
             else seams
         )
-        self._denoiser = family_of(read_json(self.root / "model_index.json")).denoiser
         self._sessions: dict[str, Any] = {}
         self._parts: dict[str, Any] = {}
         self._watching: Any = None
@@ -54,6 +55,10 @@ class OnnxRunner:
         if component not in self._sessions:
             self._sessions[component] = open_session(self.root / component / "model.onnx", self.provider)
         return self._sessions[component]
+
+    @functools.cached_property
+    def _denoiser(self) -> Denoiser:
+        return family_of(read_json(self.root / "model_index.json")).denoiser
 
     @property
     def _graph(self) -> Path:
