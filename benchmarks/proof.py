@@ -53,7 +53,7 @@ def independent(wanted: Wanted, golden: Golden, runner: Any, precision: str) -> 
     """
     worst, count, unit = 0.0, 0, float(torch.finfo(dtype_of(precision)).eps)
     for case in golden.cases:
-        for hookpoint, shown in runner.observe(*case.inputs).seams.items():
+        for hookpoint, shown in runner.observe(case.inputs).seams.items():
             h, y, mine = (rows_of(v) for v in (shown.input, shown.output, shown.fires))
             exact, _, fires, member = edit_in_float64(
                 wanted, hookpoint, case.timestep, h, None if shown.before is None else rows_of(shown.before), dtype_of(precision)
@@ -73,12 +73,12 @@ def whole(wanted: Wanted, golden: Golden, runner: Any) -> float:
     exact = Float64(wanted, torch.float32)
     apart = effect = 0.0
     for case in golden.cases[::3]:
-        shown = runner.observe(*case.inputs)
-        wide = exact(case.sample, case.timestep, case.context)
+        shown = runner.observe(case.inputs)
+        wide = exact(case.sample, case.timestep, case.inputs["encoder_hidden_states"])
         if any((f.reshape(shown.seams[h].fires.shape) != shown.seams[h].fires).any() for h, f in exact.fires.items()):
             continue
         apart += distance(shown.output, wide) ** 2
-        effect += distance(wide, exact(case.sample, case.timestep, case.context, neutral=True)) ** 2
+        effect += distance(wide, exact(case.sample, case.timestep, case.inputs["encoder_hidden_states"], neutral=True)) ** 2
     return math.sqrt(apart / effect) if effect else math.nan
 
 
@@ -109,7 +109,8 @@ def one(seed: int, precision: str, work: Path) -> tuple[list[str], int]:
     reference = on_tokens(TokenEdit(wanted.edit, wanted.saes, dtype_of(precision), "cpu", wanted.gate))
     edited = copy.copy(wanted.pipeline)
     edited.unet = bake(wanted.pipeline.unet, wanted.edit, wanted.saes, wanted.gate)
-    seams = onnx.write(onnx.unet_component(edited.unet, 24), work)
+    seams = onnx.write(onnx.denoiser_component(edited.unet, 24), work)
+    edited.save_config(work)
     fired = {
         h: sum(c.seams[h].fires[(c.seams[h].slack == 0) & ~c.seams[h].near.any(1)].sum(0) for c in golden.cases)
         for h in wanted.edit.hookpoints

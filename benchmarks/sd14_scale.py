@@ -118,7 +118,6 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from saeuron.editor.denoisers.hookpoints import to_tokens
     from saeuron.editor.denoisers.sampling import capture
     from saeuron.editor.features.activations import ConceptActivations, ddim_timesteps
     from saeuron.editor.sae.formats.config import SaeConfig
@@ -156,7 +155,7 @@ def build(work: Path, size: dict[str, Any]) -> dict[str, Any]:
     rows = F.normalize(torch.randn(latents, width), dim=1)
     with capture(unet, [HOOKPOINT]) as seen:
         unet(torch.randn(1, 4, size["sample"], size["sample"]), 501, torch.randn(1, TOKENS, size["text"]))
-    tokens = to_tokens(seen[0].outputs[HOOKPOINT])
+    tokens = seen[0].outputs[HOOKPOINT]
     tensors = {"W_enc": rows, "b_enc": torch.zeros(latents), "W_dec": rows.clone(), "b_dec": tokens.mean((0, 1))}
     sae = SparseAutoencoder.from_file(SaeFile(SaeConfig(width, latents, size["k"]), tensors, "random"))
     sae.save(work / "sae" / f"unet.{HOOKPOINT}")
@@ -207,11 +206,11 @@ def stage_stock(work: Path) -> dict[str, Any]:
     output.mkdir()
     with meter.phase("load"):
         unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
-        part = onnx.unet_component(unet, TOKENS)
+        part = onnx.denoiser_component(unet, TOKENS)
     with meter.phase("unet"), torch.no_grad():
-        shapes = {name: dict.fromkeys(axes, torch.export.Dim.AUTO) for name, axes in part.dynamic.items()}
+        given, shapes = part.arguments()
         program = torch.onnx.export(
-            part.module.eval(), kwargs=part.inputs, dynamo=True, opset_version=onnx.OPSET, dynamic_shapes=shapes, input_names=list(part.inputs),
+            part.module.eval(), kwargs=given, dynamo=True, opset_version=onnx.OPSET, dynamic_shapes=shapes, input_names=list(part.inputs),
             output_names=list(part.outputs), verbose=False,
         )  # fmt: skip
         program.save(str(output / "model.onnx"), external_data=True)
@@ -248,7 +247,7 @@ def stage_unet(work: Path) -> dict[str, Any]:
         pipeline.unet = bake(pipeline.unet, ready.edit, ready.saes)
         ready.saes.clear()
     with meter.phase("unet"):
-        onnx.write(onnx.unet_component(pipeline.unet, TOKENS), output)
+        onnx.write(onnx.denoiser_component(pipeline.unet, TOKENS), output)
     return meter.result("load") | {"bytes": folder_bytes(output)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,3 +248,4 @@ def spoil_graph(path: Path, target: Path, point: str, change: Callable[[Tables, 
         w.CopyFrom(numpy_helper.from_array(tables[name], w.name))
     target.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(target))
+    shutil.copyfile(path.parents[1] / "model_index.json", target.parents[1] / "model_index.json")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..common.errors import SaeuronError
+from ..common.files import read_json
+from .denoiser import Denoiser
+from .sizes import Sizes
+from .unet import UNet
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Family:
 
     pipeline: str
     """its name in diffusers, and in `model_index.json`"""
+    denoiser: Denoiser
     text_encoders: tuple[TextEncoder, ...]
     optional: tuple[str, ...]
     """networks that a pipeline may lack"""
@@ -58,8 +64,6 @@ class Family:
     """settings of its constructor that we always give"""
     upcasts_vae: bool = False
     """whether it runs a float16 autoencoder in float32 where the autoencoder's config says `force_upcast`"""
-    normalises_latents: bool = False
-    """whether it heeds `latents_mean` and `latents_std` in the autoencoder's config"""
     mends: Mapping[str, Any] = field(default_factory=dict)
     """settings of a scheduler that its constructor sets, whatever the file says, where the scheduler has them"""
 
@@ -73,12 +77,12 @@ class Family:
     @property
     def networks(self) -> tuple[str, ...]:
         """Components with weights that every pipeline of the family has."""
-        return ("unet", *(t.name for t in self.text_encoders), "vae")
+        return (self.denoiser.component, *(t.name for t in self.text_encoders), "vae")
 
     @property
     def classes(self) -> dict[str, str]:
         """Network → name of the class that it has to have."""
-        found = {"unet": "UNet2DConditionModel", **{t.name: t.cls for t in self.text_encoders}, "vae": "AutoencoderKL"}
+        found = {self.denoiser.component: self.denoiser.cls, **{t.name: t.cls for t in self.text_encoders}, "vae": "AutoencoderKL"}
         return {**found, **{name: _OPTIONAL[name] for name in self.optional}}
 
     def class_of(self, network: str) -> Any:
@@ -90,7 +94,7 @@ class Family:
             from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
             return StableDiffusionSafetyChecker
-        return getattr(diffusers if network in ("unet", "vae") else transformers, self.classes[network])
+        return getattr(diffusers if network in (self.denoiser.component, "vae") else transformers, self.classes[network])
 
     def mended(self, scheduler: Any) -> Any:
         """A scheduler as the pipeline's constructor leaves it."""
@@ -108,8 +112,12 @@ class Family:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Folders of the ONNX graphs, the UNet's last."""
-        return (*(t.name for t in self.text_encoders), "vae_decoder", "vae_encoder", "unet")
+        """Folders of the ONNX graphs, the denoiser's last."""
+        return (*(t.name for t in self.text_encoders), "vae_decoder", "vae_encoder", self.denoiser.component)
+
+    def calibrating(self, scheduler: Any) -> Any:
+        """The scheduler with which activations are collected in the place of a pipeline's own; see `Denoiser.calibrating`."""
+        return self.denoiser.calibrating(scheduler, self.mended)
 
     def text_encoder(self, name: str) -> TextEncoder | None:
         """The text encoder of that name, or None."""
@@ -121,6 +129,7 @@ _OPTIONAL = {"safety_checker": "StableDiffusionSafetyChecker", "image_encoder": 
 FAMILIES = (
     Family(
         "StableDiffusionPipeline",
+        UNet(),
         (TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output"), "CLIPTextModel"),),
         optional=("safety_checker", "image_encoder"),
         options=("requires_safety_checker",),
@@ -128,6 +137,7 @@ FAMILIES = (
     ),
     Family(
         "StableDiffusionXLPipeline",
+        UNet(normalises_latents=True),
         (
             TextEncoder("text_encoder", "tokenizer", ("last_hidden_state", "pooler_output"), "CLIPTextModel", hidden_states=True),
             TextEncoder(
@@ -139,7 +149,6 @@ FAMILIES = (
         # A watermark that is drawn only where a package happens to be installed can't be compared.
         fixed={"add_watermarker": False},
         upcasts_vae=True,
-        normalises_latents=True,
     ),
 )
 
@@ -155,6 +164,45 @@ def family_of(pipeline: Any) -> Family:
     if found is None:
         raise SaeuronError(f"{names[0]} can't be edited; only {' and '.join(f.pipeline for f in FAMILIES)} can")
     return found
+
+
+def network_of(pipeline: Any) -> Any:
+    """The network of an open pipeline that denoises."""
+    return getattr(pipeline, family_of(pipeline).denoiser.component)
+
+
+def denoiser_of(network: Any) -> Denoiser:
+    """What kind of network it is, or is made from; settings of its pipeline (`UNet.normalises_latents`) are not known here.
+
+    Raises:
+        SaeuronError: none of `FAMILIES`.
+    """
+    names = [c.__name__ for c in type(network).__mro__]
+    found = next((f.denoiser for f in FAMILIES if f.denoiser.cls in names), None)
+    if found is None:
+        raise SaeuronError(f"{names[0]} can't be edited; only {' and '.join(dict.fromkeys(f.denoiser.cls for f in FAMILIES))} can")
+    return found
+
+
+def sizes_of(pipeline: Any) -> Sizes:
+    """Sizes that an open pipeline takes."""
+    return family_of(pipeline).denoiser.sizes(network_of(pipeline).config, pipeline.vae.config)
+
+
+def sizes_in(root: Path) -> Sizes:
+    """Sizes that the pipeline in a folder takes.
+
+    Raises:
+        SaeuronError: a config lacks them.
+    """
+    denoiser = family_of(read_json(root / "model_index.json")).denoiser
+    config, vae = (read_json(root / name / "config.json") for name in (denoiser.component, "vae"))
+    try:
+        return denoiser.sizes(config, vae)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SaeuronError(
+            f"'{root}': the {denoiser.noun}'s or the autoencoder's config lacks {error}, or holds something else there"
+        ) from None
 
 
 def rebuilt(pipeline: Any, **parts: Any) -> Any:

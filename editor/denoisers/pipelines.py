@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ from ..common.files import hub_folder, read_json, refuse_pointer
 from ..common.names import SENTINEL
 from ..common.quiet import quiet_loading
 from .components import check_files, named, open_networks, weight_files
-from .conditions import conditions_of
 from .families import FAMILIES, Family, family_of
-from .schedulers import scheduler_in
-from .sizes import latent_sides
 
 _NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
 _SHORTEST = 3
@@ -63,7 +59,7 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     kind = index.get("_class_name")
     known = [f.pipeline for f in FAMILIES]
     if kind not in known:
-        if not isinstance(index.get("unet"), list):
+        if not any(isinstance(index.get(f.denoiser.component), list) for f in FAMILIES):
             raise SaeuronError(f"'{folder}' holds a {kind}, which has no UNet (SD3, FLUX and other transformer models can't be edited)")
         if index.get("requires_aesthetics_score"):
             raise SaeuronError(f"'{folder}' holds an SDXL refiner ({kind}); only base models can be edited")
@@ -78,10 +74,11 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     for name in family.folders:
         if not (folder / name).is_dir():
             raise SaeuronError(f"'{folder}' is incomplete: its '{name}' folder is missing")
-    if (folder / "unet" / "config.json").is_file():
-        config = read_json(folder / "unet" / "config.json")
-        if config.get("mid_block_type") == SENTINEL or "ablation" in config:
-            raise SaeuronError(f"the UNet in '{folder}' already carries an edit; start from the original model")
+    denoiser = family.denoiser
+    if (folder / denoiser.component / "config.json").is_file():
+        config = read_json(folder / denoiser.component / "config.json")
+        if SENTINEL in map(str, config.values()) or "ablation" in config:
+            raise SaeuronError(f"the {denoiser.noun} in '{folder}' already carries an edit; start from the original model")
     try:
         networks = named(index, family)
     except SaeuronError as error:
@@ -106,7 +103,7 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
         for path in (folder / name).iterdir():
             if path.is_file():
                 refuse_pointer(path)
-    conditions_of(read_json(folder / "unet" / "config.json"))
+    denoiser.axes(read_json(folder / denoiser.component / "config.json"))
     return index
 
 
@@ -130,7 +127,7 @@ def open_folder(
     networks = open_networks(folder, index, family, variant=variant, device="meta")
     _check_fit(folder, family, networks)
     if size is not None:
-        latent_sides(networks["unet"].config.sample_size, 2 ** (len(networks["vae"].config.block_out_channels) - 1), *size)
+        family.denoiser.sizes(networks[family.denoiser.component].config, networks["vae"].config).latents(*size)
     _check_tokenizers(folder, index, family, networks)
     scheduler_in(folder)
     _check_extractor(folder, _assembled(folder, family, networks))
@@ -139,48 +136,51 @@ def open_folder(
 
 def _check_fit(folder: Path, family: Family, networks: dict[str, Any]) -> None:
     """Raise `SaeuronError` unless each network takes what the one before it gives."""
-    unet, latent, scale = networks["unet"].config, networks["vae"].config.latent_channels, networks["vae"].config.scaling_factor
-    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,) * 2
-    if unet.sample_size is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
-        raise SaeuronError(
-            f"'{folder}': 'sample_size' in unet/config.json is {unet.sample_size!r}; it must be a whole number, two, or null"
-        )
+    scale = networks["vae"].config.scaling_factor
     if type(scale) not in (int, float) or not 0 < scale < float("inf"):
         raise SaeuronError(f"'{folder}': 'scaling_factor' in vae/config.json is {scale!r}; it must be a number above 0")
-    if family.normalises_latents and networks["vae"].config.get("latents_mean") is not None:
-        for key in ("latents_mean", "latents_std"):
-            given = networks["vae"].config.get(key)
-            if given is not None and not (
-                isinstance(given, list | tuple) and len(given) == latent and all(type(v) in (int, float) and isfinite(v) for v in given)
-            ):
-                raise SaeuronError(f"'{folder}': '{key}' in vae/config.json must be a list of {latent} numbers, one a latent channel")
-    for text in family.text_encoders:
-        if networks[text.name].config.to_dict().get("use_attention_mask"):
+    texts = {text.name: networks[text.name].config for text in family.text_encoders}
+    for name, config in texts.items():
+        if config.to_dict().get("use_attention_mask"):
             raise SaeuronError(
-                f"'{folder}': 'use_attention_mask' in {text.name}/config.json is on; exported graphs take no mask, so such a model can't be edited"
+                f"'{folder}': 'use_attention_mask' in {name}/config.json is on; exported graphs take no mask, so such a model can't be edited"
             )
-        if type(end := networks[text.name].config.eos_token_id) is not int:
-            raise SaeuronError(f"'{folder}': 'eos_token_id' in {text.name}/config.json is {end!r}; it must be a whole number")
-    for way, channels in (("takes", unet.in_channels), ("gives", unet.out_channels)):
-        if channels != latent:
-            raise SaeuronError(
-                f"'{folder}': the UNet {way} {channels} channels, the autoencoder's latents have {latent}; inpainting, depth and upscaling models can't be edited, only text-to-image ones"
-            )
-    widths = {t.name: networks[t.name].config.hidden_size for t in family.text_encoders}
-    wanted = unet.cross_attention_dim
-    if any(w != sum(widths.values()) for w in (wanted if isinstance(wanted, list | tuple) else [wanted])):
-        given = " and ".join(f"{name} gives {number}" for name, number in widths.items())
-        raise SaeuronError(f"'{folder}': the UNet takes text of width {wanted}, but {given}; its parts come from different models")
-    pooled = conditions_of(unet).get("text_embeds")
-    if (pooled is not None) != (len(widths) > 1):
+        if type(end := config.eos_token_id) is not int:
+            raise SaeuronError(f"'{folder}': 'eos_token_id' in {name}/config.json is {end!r}; it must be a whole number")
+    try:
+        family.denoiser.check_fit(networks[family.denoiser.component].config, networks["vae"].config, texts)
+    except SaeuronError as error:
+        raise SaeuronError(f"'{folder}': {error}") from None
+
+
+def scheduler_in(folder: Path) -> Any:
+    """The scheduler that a pipeline's folder gives its pipeline; no network is opened.
+
+    Raises:
+        SaeuronError: none that the pipeline could run.
+    """
+    import diffusers
+
+    index = read_json(folder / "model_index.json")
+    family, entry = family_of(index), index.get("scheduler")
+    name = str(entry[1] if isinstance(entry, list) and len(entry) == 2 else entry)
+    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
+    try:
+        known = hasattr(cls, "set_timesteps")
+    except ImportError as error:  # of a package that diffusers has this scheduler from
+        raise SaeuronError(f"'{folder}': its scheduler can't be opened: {first_line(error)}") from None
+    if not known:
+        raise SaeuronError(f"'{folder}': its scheduler is a {name[:60]}, which is none of diffusers'")
+    if not hasattr(cls, "scale_model_input"):
         raise SaeuronError(
-            f"'{folder}': the UNet is not one that a {family.pipeline} runs (its addition_embed_type is {unet.addition_embed_type})"
+            f"'{folder}': its scheduler is a {name}, which a {family.pipeline} can't run (flow matching is for other models)"
         )
-    last = networks[family.text_encoders[-1].name].config
-    if pooled is not None and pooled != last.projection_dim:
-        raise SaeuronError(
-            f"'{folder}': the UNet takes pooled text of width {pooled}, but {family.text_encoders[-1].name} gives {last.projection_dim}; its parts come from different models"
-        )
+    read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        with quiet_loading():
+            return family.mended(cls.from_pretrained(folder / "scheduler", local_files_only=True))
+    except Exception as error:  # each class checks its settings in its own way
+        raise SaeuronError(f"'{folder}': its scheduler {name} can't be opened: {first_line(error)}") from None
 
 
 def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, networks: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,36 +13,33 @@ from PIL import Image
 
 from ..common.errors import SaeuronError
 from ..common.names import normalise
-from .families import family_of
-from .hookpoints import find_hookpoint, read_map
-from .schedulers import ddim_of
-from .sizes import latent_sides
+from .families import denoiser_of, family_of, network_of, sizes_of
 
 
 class Capture(NamedTuple):
-    """One forward of the UNet."""
+    """One forward of the denoiser."""
 
     timestep: float
+    """its noise level, 0 to 1000"""
     outputs: dict[str, torch.Tensor]
-    """hookpoint → feature map `[B, C, H, W]`"""
+    """hookpoint → tokens `[B, L, D]`"""
 
 
 def initial_latents(pipeline: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> torch.Tensor:
     """Unit-variance noise `[B, C, h, w]`, one CPU generator a seed, so that batching never changes a picture.
 
     Args:
-        pipeline: any diffusers pipeline with `unet` and `vae_scale_factor`.
+        pipeline: a pipeline of one of `families`.
         seeds: one a picture.
-        height: pixels; default: the UNet's own sample size.
+        height: pixels; default: the model's own.
         width: pixels.
 
     Raises:
-        SaeuronError: see `latent_sides`.
+        SaeuronError: see `Sizes.latents`.
     """
-    unet, factor = pipeline.unet, pipeline.vae_scale_factor
-    h, w = latent_sides(unet.config.sample_size, factor, height, width)
-    rows = [torch.randn(unet.config.in_channels, h, w, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
-    return torch.stack(rows).to(unet.device, unet.dtype)
+    network, shape = network_of(pipeline), sizes_of(pipeline).noise(height, width)
+    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+    return torch.stack(rows).to(network.device, network.dtype)
 
 
 def step_generators(seeds: Sequence[int], shape: Sequence[int]) -> list[torch.Generator]:
@@ -151,40 +149,43 @@ def autoencoder(pipeline: Any) -> Iterator[Any]:
         torch.nn.Module.to(vae, own)
 
 
-def unscaled(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Final latents `[B, C, h, w]` → what the autoencoder decodes, as the pipeline itself does it."""
-    config = pipeline.vae.config
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None or std is None or not family_of(pipeline).normalises_latents:
-        return latents / config.scaling_factor
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(latents.device, latents.dtype) for v in (mean, std))
-    return latents * std / config.scaling_factor + mean
-
-
 @contextmanager
-def observe(unet: torch.nn.Module, reads: Mapping[str, str], look: Callable[[float, dict[str, torch.Tensor]], None]) -> Iterator[None]:
-    """Call `look(timestep, {hookpoint: map [B, C, H, W]})` after every forward of `unet`; nothing is kept.
+def observe(
+    network: torch.nn.Module, reads: Mapping[str, str], look: Callable[[float, dict[str, torch.Tensor]], None],
+    pictures: int | None = None, guided: bool = False,
+) -> Iterator[None]:  # fmt: skip
+    """Call `look(noise level, {hookpoint: tokens [B, L, D]})` after every forward of `network`; nothing is kept.
 
     Args:
-        unet: the UNet.
+        network: the denoiser's.
         reads: hookpoint → `output`, or `delta` for output minus input.
         look: called once a forward, inside it.
+        pictures: of the one loop that runs meanwhile: only rows that follow the prompts are shown, one a picture, and a forward of none
+            is passed over. None: every row of every forward.
+        guided: whether the loop uses classifier-free guidance.
     """
+    denoiser, calls = denoiser_of(network), itertools.count()
     current: dict[str, torch.Tensor] = {}
 
     def keep(name: str, kind: str) -> Any:
         def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            current[name] = read_map(kind, args, kwargs, output).detach()
+            tokens = denoiser.tokens(output)
+            current[name] = (tokens - denoiser.input_tokens(args, kwargs) if kind == "delta" else tokens).detach()
 
         return hook
 
     def finish(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         found = dict(current)
         current.clear()
-        look(timestep_of(args, kwargs), found)
+        rows = slice(None) if pictures is None else denoiser.prompted(next(calls), pictures, guided)
+        if rows is not None:
+            level = denoiser.noise_level(denoiser.inputs(args, kwargs))
+            look(float(level[0]), {name: tokens[rows] for name, tokens in found.items()})
 
-    handles = [find_hookpoint(unet, n).register_forward_hook(keep(normalise(n), kind), with_kwargs=True) for n, kind in reads.items()]
-    handles.append(unet.register_forward_hook(finish, with_kwargs=True))
+    handles = [
+        denoiser.find_hookpoint(network, n).register_forward_hook(keep(normalise(n), kind), with_kwargs=True) for n, kind in reads.items()
+    ]
+    handles.append(network.register_forward_hook(finish, with_kwargs=True))
     try:
         yield
     finally:
@@ -193,17 +194,11 @@ def observe(unet: torch.nn.Module, reads: Mapping[str, str], look: Callable[[flo
 
 
 @contextmanager
-def capture(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Capture]]:
-    """Collect the outputs of hookpoints at every forward of `unet`."""
+def capture(network: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Capture]]:
+    """Collect the outputs of hookpoints at every forward of `network`."""
     seen: list[Capture] = []
-    with observe(unet, dict.fromkeys(names, "output"), lambda timestep, maps: seen.append(Capture(timestep, maps))):
+    with observe(network, dict.fromkeys(names, "output"), lambda timestep, tokens: seen.append(Capture(timestep, tokens))):
         yield seen
-
-
-def timestep_of(args: tuple, kwargs: dict) -> float:
-    """The (first) timestep a UNet was called with."""
-    value = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    return float(torch.as_tensor(value).reshape(-1)[0])
 
 
 @contextmanager
@@ -215,7 +210,7 @@ def scheduler_of(pipeline: Any, kind: str) -> Iterator[None]:
     """
     own = pipeline.scheduler
     if kind == "ddim":
-        pipeline.scheduler = ddim_of(family_of(pipeline), own)
+        pipeline.scheduler = family_of(pipeline).calibrating(own)
     try:
         yield
     finally:
@@ -233,7 +228,8 @@ def decode(pipeline: Any, latents: torch.Tensor, finite: bool = False) -> np.nda
     """Final latents → pictures uint8 `[B, H, W, 3]`, by the pipeline's own decoder and post-processing. Values that are not finite get black, unless
     `finite`: then they are an error."""
     with autoencoder(pipeline) as vae:
-        decoded = vae.decode(unscaled(pipeline, latents.to(vae.dtype)), return_dict=False)[0]
+        unscaled = family_of(pipeline).denoiser.unscaled(latents.to(vae.dtype), vae.config)
+        decoded = vae.decode(unscaled, return_dict=False)[0]
     if finite:
         check_finite(decoded)
     pictures = pipeline.image_processor.postprocess(decoded.float(), output_type="np")

@@ -30,3 +30,8 @@ class Sampling(Checked):
     """Picture width. Default: the model's."""
     scheduler: str = option("ddim", "KIND", HOW, known=("ddim", "model"))
     """ddim (eta 0), or model (the pipeline's own)."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is used."""
+        return self.guidance > 1

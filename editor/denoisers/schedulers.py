@@ -4,53 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..common.errors import SaeuronError, first_line
-from ..common.files import read_json
 from ..common.quiet import quiet_loading
-from .families import Family, family_of
 
 
-def scheduler_in(folder: Path) -> Any:
-    """The scheduler that a pipeline's folder gives its pipeline; no network is opened.
-
-    Raises:
-        SaeuronError: none that the pipeline could run.
-    """
-    import diffusers
-
-    index = read_json(folder / "model_index.json")
-    family, entry = family_of(index), index.get("scheduler")
-    name = str(entry[1] if isinstance(entry, list) and len(entry) == 2 else entry)
-    cls: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-    try:
-        known = hasattr(cls, "set_timesteps")
-    except ImportError as error:  # of a package that diffusers has this scheduler from
-        raise SaeuronError(f"'{folder}': its scheduler can't be opened: {first_line(error)}") from None
-    if not known:
-        raise SaeuronError(f"'{folder}': its scheduler is a {name[:60]}, which is none of diffusers'")
-    if not hasattr(cls, "scale_model_input"):
-        raise SaeuronError(
-            f"'{folder}': its scheduler is a {name}, which a {family.pipeline} can't run (flow matching is for other models)"
-        )
-    read_json(folder / "scheduler" / "scheduler_config.json")
-    try:
-        with quiet_loading():
-            return family.mended(cls.from_pretrained(folder / "scheduler", local_files_only=True))
-    except Exception as error:  # each class checks its settings in its own way
-        raise SaeuronError(f"'{folder}': its scheduler {name} can't be opened: {first_line(error)}") from None
-
-
-def ddim_of(family: Family, scheduler: Any) -> Any:
+def ddim_of(mended: Callable[[Any], Any], scheduler: Any) -> Any:
     """DDIM in the place of a pipeline's own scheduler, with the settings that the pipeline really uses.
 
     Args:
-        family: of the pipeline.
-        scheduler: the pipeline's, as its constructor left it.
+        mended: a scheduler as the pipeline's constructor leaves it.
+        scheduler: the pipeline's.
 
     Raises:
         SaeuronError: it has no noise schedule for DDIM, or settings that DDIM can't follow.
@@ -66,7 +34,7 @@ def ddim_of(family: Family, scheduler: Any) -> Any:
     config.setdefault("clip_sample", False)
     try:
         with quiet_loading():
-            made = family.mended(DDIMScheduler.from_config(config))
+            made = mended(DDIMScheduler.from_config(config))
         walk(made, 2)
     except Exception as error:
         raise SaeuronError(f"DDIM can't sample in the place of {name}: {first_line(error)}") from None

@@ -229,22 +229,21 @@ class FeatureAblation(_Pickled, nn.Module):
             y = y if before is None else y + (out - x).float()
         return self.seam_output(y.to(out.dtype))
 
-    def on_map(self, hidden: torch.Tensor, timestep: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """The same for maps `[B, d, H, W]`."""
-        tokens, *others = (m.flatten(2).transpose(1, 2) for m in (hidden, before) if m is not None)
-        return self(tokens, timestep, *others).transpose(1, 2).unflatten(-1, hidden.shape[-2:])
-
     def on_output(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook of the hookpoint; a method, so that copying or pickling the UNet copies it too."""
         timestep, _STATE.left = getattr(_STATE, "timestep", None), getattr(_STATE, "left", 0) - 1
         if timestep is None:
             raise AblationIntegrityError(_REPLACED)
         before = None if self.reads == "output" else args[0] if args else kwargs["hidden_states"]
+        hidden = output if isinstance(output, torch.Tensor) else output[0] if isinstance(output, tuple) else output.sample
+        # A UNet's blocks take and give maps `[B, d, H, W]`.
+        tokens, *others = (m.flatten(2).transpose(1, 2) for m in (hidden, before) if m is not None)
+        edited = self(tokens, timestep, *others).transpose(1, 2).unflatten(-1, hidden.shape[-2:])
         if isinstance(output, torch.Tensor):
-            return self.on_map(output, timestep, before)
+            return edited
         if isinstance(output, tuple):
-            return (self.on_map(output[0], timestep, before), *output[1:])
-        output.sample = self.on_map(output.sample, timestep, before)
+            return (edited, *output[1:])
+        output.sample = edited
         return output
 
 

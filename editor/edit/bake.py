@@ -10,7 +10,7 @@ from torch import nn
 
 from ..common.errors import SaeuronError
 from ..common.names import GATES
-from ..denoisers.hookpoints import find_hookpoint
+from ..denoisers.families import denoiser_of
 from ..sae.sae import SparseAutoencoder
 from .ablated_unet import _RENAMED, BARRIER, FORMAT, SENTINEL, AblatedUNet2DConditionModel
 from .edit import Edit
@@ -60,7 +60,7 @@ def bake(unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str
     shapes: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
     for name, part in edit.hookpoints.items():
-        find_hookpoint(unet, name)
+        denoiser_of(unet).find_hookpoint(unet, name)
         if name not in saes:
             raise SaeuronError(f"the edit needs an SAE for hookpoint '{name}'")
         sae = saes[name]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..common.errors import SaeuronError
-from ..denoisers.hookpoints import find_hookpoint, input_tensor, output_tensor, replace_tensor, to_map, to_tokens
+from ..denoisers.families import denoiser_of
 from ..sae.sae import SparseAutoencoder, check_width
 from .edit import Edit
 
@@ -158,12 +158,12 @@ class TokenEdit:
 
 
 class AblationHook:
-    """Applies an `Edit` to a UNet while the context is open.
+    """Applies an `Edit` to a denoiser while the context is open.
 
     Args:
-        unet: the original UNet.
+        network: the original denoiser, of one of `families`.
         edit: what to suppress.
-        saes: hookpoint → SAE; used at the UNet's precision.
+        saes: hookpoint → SAE; used at the network's precision.
         gate: see `TokenEdit`.
         record: keep every `Decision` in `decisions` (hookpoint → one a forward).
         record_tokens: keep what the blocks gave in `seen`, which takes memory.
@@ -172,25 +172,26 @@ class AblationHook:
     """
 
     def __init__(
-        self, unet: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False,
+        self, network: nn.Module, edit: Edit, saes: Mapping[str, SparseAutoencoder], gate: str = "exact", record: bool = False,
         record_tokens: bool = False,
     ) -> None:  # fmt: skip
-        self.unet, self.record, self.record_tokens = unet, record, record_tokens
+        self.network, self.record, self.record_tokens = network, record, record_tokens
+        self._denoiser = denoiser_of(network)
         for name in edit.hookpoints:
-            find_hookpoint(unet, name)
-        parameter = next(unet.parameters())
+            self._denoiser.find_hookpoint(network, name)
+        parameter = next(network.parameters())
         self.tokens = TokenEdit(edit, saes, parameter.dtype, parameter.device, gate)
         self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}
         self.seen: list[dict[str, Seen]] = []
         """one a forward: hookpoint → what its block gave"""
         self.timestep: torch.Tensor | None = None
-        """`[1]` or `[B]`: of the forward that runs; set it to edit tokens outside of one"""
+        """noise level `[1]` or `[B]`, 0 to 1000, of the forward that runs; set it to edit tokens outside of one"""
         self._handles: list[Any] = []
 
     def __enter__(self) -> AblationHook:
-        self._handles = [self.unet.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
+        self._handles = [self.network.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
         for name in self.decisions:
-            block = find_hookpoint(self.unet, name)
+            block = self._denoiser.find_hookpoint(self.network, name)
             self._handles.append(block.register_forward_hook(self._edit_output(name), with_kwargs=True))
         return self
 
@@ -200,20 +201,18 @@ class AblationHook:
         self._handles = []
 
     def _note_timestep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        value = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        self.timestep = torch.as_tensor(value).reshape(-1)
+        self.timestep = self._denoiser.noise_level(self._denoiser.inputs(args, kwargs))
         if self.record_tokens:
             self.seen.append({})
 
     def _edit_output(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-            feature_map = output_tensor(output)
-            given = to_tokens(feature_map)
-            before = to_tokens(input_tensor(args, kwargs)) if self.tokens.reads_delta(name) else None
+            given = self._denoiser.tokens(output)
+            before = self._denoiser.input_tokens(args, kwargs) if self.tokens.reads_delta(name) else None
             if self.record_tokens:
                 self.seen[-1][name] = Seen(given.detach(), None if before is None else before.detach())
             tokens = self.edit_tokens(name, given if before is None else given - before, given)
-            return replace_tensor(output, to_map(tokens, *feature_map.shape[-2:]))
+            return self._denoiser.with_tokens(output, tokens)
 
         return hook
 

@@ -21,11 +21,11 @@ from ..common.files import read_header, read_json
 from ..common.names import normalise
 from ..common.process import Process
 from ..common.writing import whole_file
-from ..denoisers.families import Family, family_of
-from ..denoisers.hookpoints import to_tokens
+from ..denoisers.families import Family, family_of, network_of
+from ..denoisers.pipelines import scheduler_in
 from ..denoisers.sampling import generate, observe, scheduler_of
 from ..denoisers.sampling_settings import Sampling
-from ..denoisers.schedulers import check_loop, ddim_of, scheduler_in, timesteps
+from ..denoisers.schedulers import check_loop, timesteps
 from ..sae.sae import SparseAutoencoder
 from .activations import ConceptActivations
 from .prompt_sets import check_sets
@@ -90,7 +90,7 @@ def collect(
     check_sets(prompts)
     if process.count > 1 and state is None:
         raise SaeuronError("several processes need a state folder to put their sums into")
-    saes = {normalise(name): sae.to(pipeline.unet.device) for name, sae in saes.items()}
+    saes = {normalise(name): sae.to(network_of(pipeline).device) for name, sae in saes.items()}
     units = _units(prompts, sampling)
     finished = {number for sums in _stored(state) for number in sums[1].done}
     process.barrier()  # nobody writes before everybody has read what was finished before
@@ -124,7 +124,7 @@ def check_sampling(folder: Path, sampling: Sampling) -> None:
     """Raise `SaeuronError` unless the pipeline in a folder can be sampled so; no network is opened."""
     scheduler = scheduler_in(folder)
     if sampling.scheduler == "ddim":
-        scheduler = ddim_of(family_of(read_json(folder / "model_index.json")), scheduler)
+        scheduler = family_of(read_json(folder / "model_index.json")).calibrating(scheduler)
     check_loop(scheduler, sampling.steps)
 
 
@@ -134,7 +134,7 @@ def _check_timesteps(family: Family, scheduler: Any, steps: int) -> None:
     found = [round(t) for t in timesteps(scheduler, steps).tolist()]
     if len(set(found)) < len(found):
         try:
-            ddim_of(family, scheduler)
+            family.calibrating(scheduler)
             advice = "collect with the scheduler ddim"
         except SaeuronError:  # EDM's: ln σ / 4
             advice = "give a copy of the pipeline another scheduler (in its folder 'scheduler' and in model_index.json)"
@@ -159,17 +159,17 @@ def _run_unit(
     timesteps: list[float] = []
     count = len(unit.prompts)
 
-    def look(timestep: float, maps: dict[str, torch.Tensor]) -> None:
+    def look(timestep: float, tokens: dict[str, torch.Tensor]) -> None:
         timesteps.append(timestep)
         for name, sae in saes.items():
-            latents = sae.latents(to_tokens(maps[name])[-count:].float())
+            latents = sae.latents(tokens[name].float())
             # Averaged as float64 already: a mean of fp32 sums over thousands of tokens would lose the small ones.
             rows.setdefault(f"{name}/sum", []).append(_fixed(sae.active(latents).mean(1, dtype=torch.float64).sum(0), concept, name))
             kth = sae.kth(latents)
             if kth is not None:
                 rows.setdefault(f"{name}/kth", []).append(_fixed(kth[..., 0].mean(1, dtype=torch.float64).sum(), concept, name))
 
-    with observe(pipeline.unet, {name: sae.config.reads for name, sae in saes.items()}, look):
+    with observe(network_of(pipeline), {name: sae.config.reads for name, sae in saes.items()}, look, count, sampling.guided):
         generate(
             pipeline, unit.prompts, range(unit.seed, unit.seed + count), sampling.steps, sampling.guidance, sampling.height, sampling.width,
             "latent", count,

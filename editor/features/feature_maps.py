@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..common.errors import SaeuronError
 from ..common.names import normalise
-from ..denoisers.hookpoints import to_tokens
+from ..denoisers.families import network_of
 from ..denoisers.sampling import generate, observe, scheduler_of
 from ..denoisers.sampling_settings import Sampling
+from ..denoisers.sizes import grid
 from ..sae.sae import SparseAutoencoder
 
 _DEFAULT = Sampling(steps=50, guidance=7.5)
@@ -87,7 +88,7 @@ def record_features(
     """
     wanted = {normalise(name): list(dict.fromkeys(numbers)) for name, numbers in features.items()}
     known = {normalise(name): sae for name, sae in saes.items()}
-    opened = {name: known[name].to(pipeline.unet.device) for name in wanted}
+    opened = {name: known[name].to(network_of(pipeline).device) for name in wanted}
     for name, numbers in wanted.items():
         for number in numbers:
             if not 0 <= number < (n := opened[name].config.num_latents):
@@ -110,18 +111,17 @@ def _run_batch(
     timesteps: list[float] = []
     count = len(texts)
 
-    def look(timestep: float, maps: dict[str, torch.Tensor]) -> None:
+    def look(timestep: float, tokens: dict[str, torch.Tensor]) -> None:
         timesteps.append(timestep)
         for name, sae in saes.items():
-            own = maps[name][-count:].float()
-            z = sae.encode(to_tokens(own))[..., features[name]]
-            seen[name].append(z.transpose(1, 2).unflatten(-1, own.shape[-2:]).cpu())
+            seen[name].append(sae.encode(tokens[name].float())[..., features[name]].transpose(1, 2).cpu())
 
     seeds = range(sampling.seed + start, sampling.seed + start + count)
-    with observe(pipeline.unet, {name: sae.config.reads for name, sae in saes.items()}, look):
-        pictures = generate(pipeline, texts, seeds, sampling.steps, sampling.guidance, sampling.height, sampling.width, "pil", count)
+    with observe(network_of(pipeline), {name: sae.config.reads for name, sae in saes.items()}, look, count, sampling.guided):
+        pictures: Any = generate(pipeline, texts, seeds, sampling.steps, sampling.guidance, sampling.height, sampling.width, "pil", count)
     for name, by in records.items():
-        z = torch.stack(seen[name], 2)  # [count, features, T, h, w]
+        z = torch.stack(seen[name], 2)  # [count, features, T, tokens]
+        z = z.unflatten(-1, grid(z.shape[-1], pictures[0].height, pictures[0].width))
         for column, record in enumerate(by):
             record.timesteps = timesteps
             _add(record, z[:, column], pictures, texts, seeds, start, top)

@@ -21,7 +21,7 @@ from ..common.errors import SaeuronError
 from ..common.files import read_header
 from ..common.names import normalise
 from ..common.writing import whole_file
-from ..denoisers.hookpoints import to_tokens
+from ..denoisers.families import network_of
 from ..denoisers.sampling import generate, observe, scheduler_of
 from ..denoisers.sampling_settings import Sampling
 
@@ -111,12 +111,13 @@ class ActivationStream:
             timesteps.clear()
             pieces: dict[str, list[torch.Tensor]] = {name: [] for name in self.reads}
 
-            def look(timestep: float, maps: dict[str, torch.Tensor], pieces: dict[str, list[torch.Tensor]] = pieces) -> None:
+            def look(timestep: float, seen: dict[str, torch.Tensor], pieces: dict[str, list[torch.Tensor]] = pieces) -> None:
                 timesteps.append(timestep)
-                for name, found in maps.items():
-                    pieces[name].append(to_tokens(found)[-s.batch_size :].half().cpu())
+                for name, found in seen.items():
+                    pieces[name].append(found.half().cpu())
 
-            with torch.no_grad(), scheduler_of(self.pipeline, s.scheduler), observe(self.pipeline.unet, self.reads, look):
+            watched = observe(network_of(self.pipeline), self.reads, look, s.batch_size, s.guided)
+            with torch.no_grad(), scheduler_of(self.pipeline, s.scheduler), watched:
                 texts = [self.prompts[i] for i in drawn[part]]
                 generate(self.pipeline, texts, noise[part], s.steps, s.guidance, s.height, s.width, "latent", s.batch_size)
             for name, found in pieces.items():
@@ -155,7 +156,8 @@ class ActivationStream:
 
     def _content(self) -> str:
         return json.dumps(
-            [self._identity, str(self.pipeline.unet.dtype), self.sampling.__dict__, self.pictures, self.reads, self.prompts], sort_keys=True
+            [self._identity, str(network_of(self.pipeline).dtype), self.sampling.__dict__, self.pictures, self.reads, self.prompts],
+            sort_keys=True,
         )
 
     def _keep(self, number: int, made: Buffer) -> None:

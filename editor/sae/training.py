@@ -20,7 +20,7 @@ from ..common.errors import SaeuronError
 from ..common.files import read_json, reading
 from ..common.names import normalise
 from ..common.writing import put_back, whole_file, whole_folder
-from ..denoisers.hookpoints import find_hookpoint
+from ..denoisers.families import family_of, network_of
 from ..denoisers.sampling_settings import Sampling
 from .formats.config import SaeConfig
 from .initialise import initialise
@@ -68,13 +68,13 @@ class Trainer:
         from accelerate import Accelerator
 
         self.accelerator = accelerator or Accelerator(
-            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision), cpu=pipeline.unet.device.type == "cpu"
+            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision), cpu=network_of(pipeline).device.type == "cpu"
         )
         settings.check(self.accelerator.num_processes)
         self.settings, self.sampling, self.output = settings, sampling, output
         self.hookpoints = [normalise(h) for h in hookpoints]
         for name in self.hookpoints:
-            find_hookpoint(pipeline.unet, name)
+            family_of(pipeline).denoiser.find_hookpoint(network_of(pipeline), name)
         share = Share(self.accelerator.process_index, self.accelerator.num_processes, self._gather)
         self.stream = ActivationStream(
             pipeline, dict.fromkeys(self.hookpoints, "output"), prompts, sampling, settings.pictures, cache, share, identity

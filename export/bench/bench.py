@@ -1,6 +1,6 @@
 """Times the edit beside the UNet that carries it: what the hook and each gate cost, as a share of the unedited UNet's forward.
 
-A percent of a forward that takes many seconds drowns in a machine's noise. So the edit is timed alone, on the map that the
+A percent of a forward that takes many seconds drowns in a machine's noise. So the edit is timed alone, on the tokens that the
 unedited UNet gives at its hookpoint, and so is the UNet, in rounds that take turns; their medians make the ratio.
 """
 
@@ -18,15 +18,14 @@ import torch
 
 from ...editor.common.names import GATES
 from ...editor.common.writing import temporary
-from ...editor.denoisers.conditions import unet_arguments
-from ...editor.denoisers.hookpoints import to_tokens
+from ...editor.denoisers.families import denoiser_of
 from ...editor.denoisers.sampling import observe
 from ...editor.edit.bake import bake
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
 from ...editor.sae.sae import SparseAutoencoder
 from ...validation.artifact import engines
-from ..formats.onnx import unet_component
+from ..formats.onnx import denoiser_component
 from .graphs import Edits, Tensors, export_edit, export_unet, opened
 
 HOOK, UNEDITED = "hook", "unedited"
@@ -51,7 +50,7 @@ class Row:
 
 
 def bench(
-    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], backends: Sequence[str], sides: tuple[int, int], tokens: int = 77, rounds: int = 7,
+    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], backends: Sequence[str], sides: tuple[int, int], text: int = 77, rounds: int = 7,
     device: str = "cpu", provider: str = "CPUExecutionProvider", progress: Progress = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure, at a batch of 2: guidance makes two rows of a picture.
@@ -62,24 +61,24 @@ def bench(
         saes: hookpoint → SAE.
         backends: `torch`, `onnx`, `trt`, `trt-rtx`.
         sides: rows and columns of the latents.
-        tokens: of the text.
+        text: tokens of the text.
         rounds: runs of each variant.
         device: of torch.
         provider: of ONNX Runtime, by its own name.
         progress: told what is being timed.
 
     Returns:
-        `{"rows": [Row as a dict, …], "rounds", "fired": share of decisions that fire on the input, "maps": hookpoint → shape, "dtype",
+        `{"rows": [Row as a dict, …], "rounds", "fired": share of decisions that fire on the input, "tokens": hookpoint → shape, "dtype",
         "hardware": backend → what ran it}`.
     """
     torch.manual_seed(0)
-    part = unet_component(unet, tokens, sides)
-    maps = dict.fromkeys(edit.hookpoints, torch.empty(0))
-    look = observe(unet, dict.fromkeys(maps, "output"), lambda timestep, seen: maps.update(seen))
+    part = denoiser_component(unet, text, sides)
+    tokens = dict.fromkeys(edit.hookpoints, torch.empty(0))
+    look = observe(unet, dict.fromkeys(tokens, "output"), lambda timestep, seen: tokens.update(seen))
     rows: list[Row] = []
     with torch.no_grad(), temporary() as folder:
         with look, AblationHook(unet, edit, saes, record=True) as hook:
-            unet(**unet_arguments(part.inputs))
+            denoiser_of(unet).call(unet, part.inputs)
         fired = torch.cat([d.fires.float().flatten() for found in hook.decisions.values() for d in found]).mean()
         gates = GATES if edit.residual == "keep" else ("exact",)  # the only one that decodes what the other residuals need
         edits = {gate: Edits(bake(unet, edit, saes, gate).ablations) for gate in gates}
@@ -87,7 +86,7 @@ def bench(
         graphs = {}
         if set(backends) - {"torch"}:
             progress("exporting graphs")
-            arguments = (part.inputs["timestep"], *maps.values())
+            arguments = (torch.tensor(500.5), *tokens.values())
             graphs = {gate: export_edit(module, arguments, folder / gate) for gate, module in edits.items()}
             graphs[UNEDITED] = export_unet(part, folder)
         for backend in backends:
@@ -95,7 +94,7 @@ def bench(
                 progress(f"{backend}: opening")
                 if backend == "torch":
                     stack.callback(unet.to, "cpu")
-                    calls = _in_torch(unet, edit, saes, edits, part.inputs, maps, device)
+                    calls = _in_torch(unet, edit, saes, edits, part.inputs, tokens, device)
                 else:
                     calls = {name: opened(graph, backend, provider, stack) for name, graph in graphs.items()}
                 times = timed(calls, rounds, lambda text, by=backend: progress(f"{by}: {text}"))  # type: ignore[misc]
@@ -107,7 +106,7 @@ def bench(
         "onnx": cpu if provider == "CPUExecutionProvider" else provider,
     }
     return {
-        "rows": [vars(r) for r in rows], "rounds": rounds, "fired": float(fired), "maps": {name: list(m.shape) for name, m in maps.items()},
+        "rows": [vars(r) for r in rows], "rounds": rounds, "fired": float(fired), "tokens": {name: list(t.shape) for name, t in tokens.items()},
         "dtype": str(unet.dtype).removeprefix("torch."), "hardware": {name: hardware.get(name) or engines.gpu().name for name in backends},
     }  # fmt: skip
 
@@ -129,18 +128,17 @@ def timed(calls: Calls, rounds: int, say: Progress = lambda text: None) -> dict[
 
 
 def _in_torch(
-    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], edits: Mapping[str, Edits], inputs: Tensors, maps: Tensors, device: str
+    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], edits: Mapping[str, Edits], inputs: Tensors, tokens: Tensors, device: str
 ) -> Calls:  # fmt: skip
     """Calls that return when the device is done."""
     unet.to(device)
-    arguments = unet_arguments({name: value.to(device) for name, value in inputs.items()})
-    timestep, here = arguments["timestep"], {name: m.to(device) for name, m in maps.items()}
-    hook = AblationHook(unet, edit, saes)
+    given, here = ({name: value.to(device) for name, value in held.items()} for held in (inputs, tokens))
+    timestep, hook = torch.tensor(500.5, device=device), AblationHook(unet, edit, saes)
     hook.timestep = timestep.reshape(1)
 
     def by_hook() -> None:
-        for name, m in here.items():
-            hook.edit_tokens(name, to_tokens(m), to_tokens(m))
+        for name, x in here.items():
+            hook.edit_tokens(name, x, x)
 
     def finished(call: Callable[[], Any]) -> None:
         call()
@@ -148,5 +146,5 @@ def _in_torch(
             torch.cuda.synchronize(device)
 
     by_gate = {gate: partial(module.to(device), timestep, *here.values()) for gate, module in edits.items()}
-    calls: Calls = {UNEDITED: partial(unet, **arguments), HOOK: by_hook, **by_gate}
+    calls: Calls = {UNEDITED: partial(denoiser_of(unet).call, unet, given), HOOK: by_hook, **by_gate}
     return {name: partial(finished, call) for name, call in calls.items()}

@@ -29,9 +29,9 @@ class Edits(torch.nn.Module):
         super().__init__()
         self.inner = ablations
 
-    def forward(self, timestep: torch.Tensor, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Edit a map `[B, C, H, W]` for each hookpoint, in the edit's order; `timestep` is a float32 scalar."""
-        return tuple(module.on_map(m, timestep.reshape(1)) for module, m in zip(self.inner.values(), maps, strict=True))
+    def forward(self, timestep: torch.Tensor, *tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Edit tokens `[B, L, D]` of each hookpoint, in the edit's order; `timestep` is a float32 scalar."""
+        return tuple(module(x, timestep.reshape(1)) for module, x in zip(self.inner.values(), tokens, strict=True))
 
 
 def export_edit(edits: Edits, arguments: tuple[torch.Tensor, ...], folder: Path) -> Graph:

@@ -64,8 +64,8 @@ def bench(
     to_fetch(plan)
     with progress_line("starting") as say:
         from ...editor.common.names import dtype_of
+        from ...editor.denoisers.families import network_of, sizes_of
         from ...editor.denoisers.pipelines import check_device, load_pipeline
-        from ...editor.denoisers.sizes import latent_sides
         from ..bench.bench import bench as measure
         from ..plan.prepare import prepare
 
@@ -73,9 +73,9 @@ def bench(
         ready = prepare(plan, say)
         say(f"loading {plan.model}")
         pipeline = load_pipeline(plan.model, dtype_of(timing.precision), variant=wanted.variant)
-        sides = latent_sides(pipeline.unet.config.sample_size, pipeline.vae_scale_factor, wanted.height, wanted.width)
+        network, sides = network_of(pipeline), sizes_of(pipeline).latents(wanted.height, wanted.width)
         tokens = ready.family.text_encoders[0].tokens(pipeline)
-        found = measure(pipeline.unet, ready.edit, ready.saes, timing.backend, sides, tokens, timing.rounds, wanted.device, executor, say)
+        found = measure(network, ready.edit, ready.saes, timing.backend, sides, tokens, timing.rounds, wanted.device, executor, say)
         found["model"] = plan.model
     if as_json:
         write_json(found)
@@ -84,9 +84,9 @@ def bench(
 
 
 def _print(found: dict[str, Any]) -> None:
-    maps = ", ".join(f"{h} {'x'.join(map(str, shape))}" for h, shape in found["maps"].items())
+    tokens = ", ".join(f"{h} {'x'.join(map(str, shape))}" for h, shape in found["tokens"].items())
     hardware = ", ".join(f"{backend}: {device}" for backend, device in found["hardware"].items())
-    text = f"{found['model']}, {found['dtype']}; {hardware}; maps {maps}; {found['fired']:.2%} of decisions fire"
+    text = f"{found['model']}, {found['dtype']}; {hardware}; tokens {tokens}; {found['fired']:.2%} of decisions fire"
     out.print(text, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("backend", "variant", "time", "of the UNet", "weights"):

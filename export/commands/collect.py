@@ -159,6 +159,7 @@ def _run(
 
     from ...editor.common.names import dtype_of
     from ...editor.common.writing import alone
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import check_device, load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features import cache
@@ -171,7 +172,7 @@ def _run(
     everyone = PartialState(cpu=device == "cpu")
     say(f"loading {model}")
     pipeline = load_pipeline(model, dtype_of(precision), str(everyone.device) if device == "cuda" else device, variant=variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     identity = cache.model_sha256(folder, variant=variant)
     job = cache.key(
         model=identity, saes={h: s.sha256() for h, s in opened.items()}, sampling=vars(sampling), precision=precision, method=METHOD,

@@ -159,6 +159,7 @@ def _run(
     sampling: Sampling, say: Any,
 ) -> tuple[list[FeatureRecord], dict[str, str]]:  # fmt: skip
     """What was recorded, and the hash of each hookpoint's SAE."""
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline, open_folder
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.collect import check_sampling
@@ -175,7 +176,7 @@ def _run(
                 raise SaeuronError(f"feature {number}: the SAE at '{at}' has features 0 to {n - 1}")
     say(f"loading {model}")
     pipeline = load_pipeline(model, None, settings.device, variant=settings.variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     clock = Remaining()
 
     def progress(done: int, total: int) -> None:

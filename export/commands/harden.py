@@ -70,6 +70,7 @@ def _run(
     plan: Plan, common: HardenSettings, judge_name: str, output: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:  # fmt: skip
     from ...editor.common.files import read_json
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.cache import model_sha256
@@ -91,7 +92,7 @@ def _run(
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}")
     say(f"loading {sources.plan.model}")
     pipeline = load_pipeline(sources.plan.model, None, plan.settings.device, variant=plan.settings.variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     identity = model_sha256(sources.model_folder, pictures=True, variant=plan.settings.variant)
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)

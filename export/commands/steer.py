@@ -58,8 +58,8 @@ def steer(
     sampling = sampling_of(sampling, model, steps, guidance)
     files = _files(output, bool(preview), wanted.overwrite)
     with progress_line("opening SAE") as say:
-        from ...editor.denoisers.pipelines import open_folder
-        from ...editor.denoisers.schedulers import check_loop, scheduler_in
+        from ...editor.denoisers.pipelines import open_folder, scheduler_in
+        from ...editor.denoisers.schedulers import check_loop
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
         from ...editor.edit.provenance import SamplingUsed
         from ...editor.edit.steering import steering_edit
@@ -141,6 +141,7 @@ def _preview(
     model: str, wanted: Settings, edit: Any, saes: Any, prompts: list[str], s: Sampling, say: Any
 ) -> tuple[dict[str, float], Image.Image]:  # fmt: skip
     """Share of decisions in which each concept fired, and the sheet of pictures before and after."""
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.denoisers.sampling import generate
     from ...editor.edit.bake import refuse_edited
@@ -149,7 +150,7 @@ def _preview(
 
     say(f"loading {model}")
     pipeline = load_pipeline(model, None, wanted.device, variant=wanted.variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     seeds = [s.seed + j for j in range(len(prompts))]
 
     def pictures() -> Any:
@@ -158,7 +159,7 @@ def _preview(
     say(f"drawing {len(prompts)} pictures of the unedited model")
     before = pictures()
     say(f"drawing {len(prompts)} pictures through the edit")
-    with AblationHook(pipeline.unet, edit, saes, record=True) as hook:
+    with AblationHook(network_of(pipeline), edit, saes, record=True) as hook:
         after = pictures()
     fired: dict[str, float] = {}
     for concept in edit.concepts:

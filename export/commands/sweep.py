@@ -65,6 +65,7 @@ def sweep(
 def _run(
     plan: Plan, common: SweepSettings, judge_name: str, places: list[tuple[str, ...]], rules: list[str], gammas: Sequence[float], output: Path, say: Any
 ) -> dict[str, Any]:  # fmt: skip
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features import cache
@@ -84,7 +85,7 @@ def _run(
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     say(f"loading {sources.plan.model}")
     pipeline = load_pipeline(sources.plan.model, None, plan.settings.device, variant=plan.settings.variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     bench = Sweep(
         pipeline,
         sources.saes,

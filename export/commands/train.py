@@ -84,18 +84,18 @@ def _plan(
     from ...editor.denoisers.pipelines import open_folder
     from ...editor.features.collect import check_sampling
     from ...editor.sae.stream import buffer_bytes
-    from ..plan.open import maps_of
+    from ..plan.open import tokens_of
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
     found: dict[str, Any] = {"model": model, "prompts": texts, "steps": settings.steps, "tokens": settings.steps * settings.batch}
-    maps = maps_of(folder, hookpoints, sampling.height, sampling.width)
-    _check_maps(maps, settings, sampling)
-    for name, (width, rows, columns) in maps.items():
+    shapes = tokens_of(folder, hookpoints, sampling.height, sampling.width)
+    _check_tokens(shapes, settings, sampling)
+    for name, (tokens, width) in shapes.items():
         n = width * settings.expansion
-        found[name] = f"{width} channels, {n} latents, {rows} x {columns} tokens a picture and step"
+        found[name] = f"{width} channels, {n} latents, {tokens} tokens a picture and step"
         found[f"{name} memory"] = (
-            f"buffer {buffer_bytes(width, rows * columns, sampling.steps, settings.pictures) / 2**30:.2f} GiB, weights, gradients and Adam {_WEIGHT_BYTES * n * width / 2**30:.2f} GiB"
+            f"buffer {buffer_bytes(width, tokens, sampling.steps, settings.pictures) / 2**30:.2f} GiB, weights, gradients and Adam {_WEIGHT_BYTES * n * width / 2**30:.2f} GiB"
         )
     return found
 
@@ -104,18 +104,18 @@ _WEIGHT_BYTES = 4 * 4 * 2
 """a latent and channel: encoder and decoder, float32, each with its gradient and Adam's two moments"""
 
 
-def _check_maps(maps: dict[str, tuple[int, int, int]], settings: TrainSettings, sampling: TrainSampling) -> None:
+def _check_tokens(shapes: dict[str, tuple[int, int]], settings: TrainSettings, sampling: TrainSampling) -> None:
     """Raise where a block's size doesn't allow what is asked for; before the model is loaded."""
     import psutil  # comes with accelerate
 
     memory = psutil.virtual_memory().total
     needed = 0
-    for name, (width, rows, columns) in maps.items():
+    for name, (each, width) in shapes.items():
         latents = width * settings.expansion
         needed += _WEIGHT_BYTES * latents * width
         if settings.k > latents:
             raise SaeuronError(f"k = {settings.k} is larger than the {latents} latents at '{name}'")
-        tokens = settings.pictures * sampling.steps * rows * columns
+        tokens = settings.pictures * sampling.steps * each
         # Another scheduler may call the UNet more often than there are steps.
         if sampling.scheduler == "ddim" and tokens < settings.batch:
             raise SaeuronError(
@@ -135,19 +135,20 @@ def _run(
 
     from ...editor.common.names import dtype_of
     from ...editor.common.writing import alone
+    from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import check_device, load_pipeline, open_folder
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.cache import model_sha256
     from ...editor.features.collect import check_sampling
     from ...editor.sae.training import Trainer, TrainEvent
-    from ..plan.open import maps_of
+    from ..plan.open import tokens_of
     from ..plan.progress import Remaining
 
     check_device(device)
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
     # Refuses a hookpoint that isn't there, and what doesn't fit it, before the model is loaded.
-    _check_maps(maps_of(folder, hookpoints, sampling.height, sampling.width), settings, sampling)
+    _check_tokens(tokens_of(folder, hookpoints, sampling.height, sampling.width), settings, sampling)
     mixed = {"fp32": "no"}.get(settings.precision, settings.precision)
     try:
         accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", log_with=list(trackers) or None, project_dir=str(output))
@@ -155,7 +156,7 @@ def _run(
         raise SaeuronError(f"training can't start: {first_line(error)}") from None
     say(f"loading {model}")
     pipeline = load_pipeline(model, dtype_of(settings.precision), str(accelerator.device) if device == "cuda" else device, variant=variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     trainer = Trainer(pipeline, hookpoints, texts, settings, sampling, output, accelerator, cache, model_sha256(folder, variant=variant))
     if trackers:
         accelerator.init_trackers("saeuron", config=asdict(settings))

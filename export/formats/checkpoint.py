@@ -14,10 +14,10 @@ from ...editor.common.writing import temporary, whole_file
 from ...editor.denoisers.families import family_of, rebuilt
 
 
-def edited_pipeline(pipeline: Any, unet: Any) -> Any:
-    """The same pipeline (safety checker and feature extractor included) around the edited UNet."""
+def edited_pipeline(pipeline: Any, network: Any) -> Any:
+    """The same pipeline (safety checker and feature extractor included) around the edited denoiser."""
     pipeline.vae.register_to_config(_name_or_path="")  # else the exporting machine's folder is written down
-    return rebuilt(pipeline, unet=unet)
+    return rebuilt(pipeline, **{family_of(pipeline).denoiser.component: network})
 
 
 def write(pipeline: Any, root: Path, base_index: dict[str, Any], weights: bool = True) -> None:
@@ -30,7 +30,8 @@ def write(pipeline: Any, root: Path, base_index: dict[str, Any], weights: bool =
         weights: False leaves the tensors out and writes configs only, for an artifact that is ONNX alone; it then has no
             safety checker either.
     """
-    texts = family_of(pipeline).text_encoders
+    family = family_of(pipeline)
+    texts = family.text_encoders
     if weights:
         # One file a network, however large: an SDXL UNet in float32 would be split at 10 GB.
         pipeline.save_pretrained(root, max_shard_size="1TB")
@@ -39,12 +40,12 @@ def write(pipeline: Any, root: Path, base_index: dict[str, Any], weights: bool =
     else:
         pipeline.save_config(root)
         pipeline.scheduler.save_pretrained(root / "scheduler")
-        for name in ("unet", "vae"):
+        for name in (family.denoiser.component, "vae"):
             getattr(pipeline, name).save_config(root / name)
         for text in texts:
             getattr(pipeline, text.tokenizer).save_pretrained(root / text.tokenizer)
             getattr(pipeline, text.name).config.save_pretrained(root / text.name)
-    _mend_index(root / "model_index.json", base_index, weights)
+    _mend_index(root / "model_index.json", base_index, weights, family.denoiser.component)
     for text in texts:
         _write_older_tokenizer_files(getattr(pipeline, text.tokenizer), root / text.tokenizer)
 
@@ -73,15 +74,15 @@ def small_files(model: Path) -> list[str]:
         raise SaeuronError(f"'{model}' can't be loaded by diffusers: {first_line(error)}") from None
 
 
-def _mend_index(path: Path, base: dict[str, Any], weights: bool) -> None:
-    """Name component classes as the base model does.
+def _mend_index(path: Path, base: dict[str, Any], weights: bool, edited: str) -> None:
+    """Name component classes as the base model does, but for the one that is edited.
 
     Without torchvision, transformers 5 loads another image processor class and diffusers records that, which an older
     transformers doesn't know.
     """
     index = json.loads(path.read_text())
     for name, entry in index.items():
-        if name != "unet" and isinstance(entry, list) and entry[0] and isinstance(base.get(name), list):
+        if name != edited and isinstance(entry, list) and entry[0] and isinstance(base.get(name), list):
             index[name] = base[name]
         if not weights and name in ("safety_checker", "feature_extractor", "image_encoder"):
             index[name] = [None, None]

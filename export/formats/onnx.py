@@ -20,10 +20,9 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from ...editor.common.errors import SaeuronError
-from ...editor.denoisers.conditions import conditions_of, text_width, unet_arguments
-from ...editor.denoisers.families import TextEncoder, family_of
+from ...editor.denoisers.denoiser import Denoiser
+from ...editor.denoisers.families import TextEncoder, denoiser_of, family_of, network_of
 from ...editor.denoisers.sampling import vae_dtype
-from ...editor.edit.ablated_unet import AblatedUNet2DConditionModel
 from ...validation.artifact.manifest import seam_tensor
 
 OPSET = 20
@@ -44,22 +43,22 @@ class Component(NamedTuple):
     """input → axis → name; every other axis is fixed"""
     outputs: dict[str, dict[int, str]]
 
+    def arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the module is called with, and its dynamic axes, both as torch's exporter takes them."""
+        axes = {name: dict.fromkeys(names, torch.export.Dim.AUTO) for name, names in self.dynamic.items()}
+        # Which inputs a denoiser has follows from its config, and the exporter takes no `**inputs`.
+        return ({"inputs": self.inputs}, {"inputs": axes}) if isinstance(self.module, _Network) else (self.inputs, axes)
 
-class _UNet(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
+
+class _Network(nn.Module):
+    def __init__(self, denoiser: Denoiser, network: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.denoiser, self.network = denoiser, network
 
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor | None = None, time_ids: torch.Tensor | None = None, timestep_cond: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        # diffusers joins them with float32 ones, and the exporter doesn't widen a Concat's inputs as torch.cat does.
-        text_embeds = None if text_embeds is None else text_embeds.float()
-        every = {"text_embeds": text_embeds, "time_ids": time_ids, "timestep_cond": timestep_cond}
-        given = {name: value for name, value in every.items() if value is not None}
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         # Many clients feed a timestep of shape [1]; ONNX Runtime takes it for the scalar that is declared.
-        return self.unet(sample, timestep.reshape(1), encoder_hidden_states, return_dict=False, **unet_arguments(given))[0]
+        given = {name: value if value.ndim else value.reshape(1) for name, value in inputs.items()}
+        return self.denoiser.call(self.network, given)
 
 
 class _TextEncoder(nn.Module):
@@ -90,7 +89,7 @@ class _VaeDecoder(nn.Module):
 
 
 def components(pipeline: Any) -> list[Component]:
-    """The graphs of a pipeline; the UNet last, since the exporter lets go of a model late.
+    """The graphs of a pipeline; the denoiser last, since the exporter lets go of a model late.
 
     The timestep is a float32 scalar whatever the precision: an integer one is silently wrong with schedulers that step
     between integers (Euler). An autoencoder that the pipeline runs in float32 beside a float16 UNet gets float32 graphs.
@@ -99,7 +98,7 @@ def components(pipeline: Any) -> list[Component]:
     return [
         *(_text_component(text, getattr(pipeline, text.name), text.tokens(pipeline)) for text in texts),
         *_vae_components(nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
-        unet_component(pipeline.unet, texts[0].tokens(pipeline)),
+        denoiser_component(network_of(pipeline), texts[0].tokens(pipeline)),
     ]
 
 
@@ -135,22 +134,21 @@ def _vae_components(vae: Any, factor: int) -> list[Component]:
     ]
 
 
-def unet_component(unet: Any, tokens: int, sides: tuple[int, int] | None = None) -> Component:
-    """The graph of a UNet alone, for a text encoder of `tokens` tokens; its inputs are latents of any size, or of these `sides`."""
-    config, dtype = unet.config, next(unet.parameters()).dtype
+def denoiser_component(network: Any, tokens: int, sides: tuple[int, int] | None = None) -> Component:
+    """The graph of a denoiser alone, for a text encoder of `tokens` tokens; its inputs are latents of any size, or of these `sides`."""
+    denoiser, dtype = denoiser_of(network), next(network.parameters()).dtype
     # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
-    sides = sides or (max(8, 2 ** len(config.block_out_channels)),) * 2
-    conditions = conditions_of(config)
+    sides = sides or (max(8, 2 * denoiser.unit(network.config)),) * 2
+    level = {name: torch.from_numpy(value) for name, value in denoiser.at_level(500.5).items()}
     inputs = {
-        "sample": torch.randn(2, config.in_channels, *sides, dtype=dtype), "timestep": torch.tensor(500.5, dtype=torch.float32),
-        "encoder_hidden_states": torch.randn(2, tokens, text_width(config), dtype=dtype),
-        **{name: torch.randn(2, width, dtype=dtype) for name, width in conditions.items()},
-    }  # fmt: skip
-    dynamic: dict[str, dict[int, str]] = {
-        "sample": _LATENTS, "timestep": {}, "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
-        **{name: {0: "batch_size"} for name in conditions},
-    }  # fmt: skip
-    return Component("unet", _UNet(unet), inputs, dynamic, {"out_sample": _LATENTS})
+        name: level[name] if name in level else torch.randn(shape, dtype=torch.float32 if name in denoiser.float32 else dtype)
+        for name, shape in denoiser.shapes(network.config, 2, sides, tokens).items()
+    }
+    dynamic, outputs = (
+        {name: {i: a for i, a in enumerate(axes) if isinstance(a, str)} for name, axes in tensors.items()}
+        for tensors in denoiser.axes(network.config)
+    )
+    return Component(denoiser.component, _Network(denoiser, network), inputs, dynamic, outputs)
 
 
 @contextlib.contextmanager
@@ -179,13 +177,11 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     Raises:
         SaeuronError: the exporter failed, or fixed an axis that has to stay dynamic.
     """
-    auto = torch.export.Dim.AUTO
-    shapes = {name: dict.fromkeys(axes, auto) for name, axes in component.dynamic.items()}
-    module = component.module.eval()
+    module, (given, shapes) = component.module.eval(), component.arguments()
     try:
         with _quiet():
             program = torch.onnx.export(
-                module, kwargs=component.inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
+                module, kwargs=given, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
                 input_names=list(component.inputs), output_names=list(component.outputs), optimize=False, verbose=False,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
@@ -197,7 +193,7 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     seams = _name_seams(model.graph, component.module)
     _optimise(model)
     names = _close_seams(model.graph, seams)
-    if isinstance(component.module, _UNet):
+    if isinstance(component.module, _Network):
         _one_batch(model.graph)
     _name_axes(model.graph, component)
     _strip_metadata(model)
@@ -287,10 +283,8 @@ def _name_seams(graph: ir.Graph, module: nn.Module) -> dict[str, dict[str, ir.Va
 
     They are outputs until `_optimise` is done, so that no rewriting goes across them or renames them.
     """
-    if not isinstance(module, _UNet) or not isinstance(module.unet, AblatedUNet2DConditionModel):
-        return {}
     found: dict[str, dict[str, ir.Value]] = {}
-    for key, ablation in module.unet.ablations.items():
+    for key, ablation in getattr(getattr(module, "network", None), "ablations", {}).items():
         hookpoint = key.replace("-", ".")
         found[hookpoint] = {}
         for marker, part in _PARTS.items():

@@ -25,8 +25,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.typed import read_as
 from ...editor.common.writing import scratch
-from ...editor.denoisers.families import Family, family_of
-from ...editor.denoisers.sizes import Sizes
+from ...editor.denoisers.families import Family, family_of, sizes_in
 from ...validation.artifact import engines, graphs
 from ...validation.artifact.engines import Target, gpu, module_name, tensorrt_module
 from ...validation.artifact.manifest import Engines, Manifest, SamplingRecord
@@ -135,7 +134,7 @@ def check_precision(targets: Iterable[Target], precision: str) -> None:
 
 def components(family: Family) -> list[str]:
     """The networks that text-to-image needs."""
-    return [*(t.name for t in family.text_encoders), "vae_decoder", "unet"]
+    return [*(t.name for t in family.text_encoders), "vae_decoder", family.denoiser.component]
 
 
 def axes(root: Path, sampling: SamplingRecord, shapes: Shapes, component: str) -> dict[str, Range]:
@@ -151,7 +150,7 @@ def axes(root: Path, sampling: SamplingRecord, shapes: Shapes, component: str) -
         SaeuronError: pixels that the model can't take, or more values than a tensor may hold.
     """
     family = family_of(read_json(root / "model_index.json"))
-    sizes = Sizes.of(root)
+    sizes = sizes_in(root)
     factor = sizes.factor
     found: dict[str, Range] = {}
     own = sizes.latents(sampling.height, sampling.width)
@@ -161,9 +160,9 @@ def axes(root: Path, sampling: SamplingRecord, shapes: Shapes, component: str) -
             sizes.check_side(value, f"--shapes: {name}")
         low, middle, high = (value // factor for value in pixels)
         found[f"latent_{name}"] = (low, middle, high)
-    # Guidance runs the UNet on both halves at once.
-    doubled = 2 if component == "unet" and sampling.guidance > 1 else 1
-    low, middle, high = (doubled * n for n in shapes.batch)
+    # Guidance may run the denoiser on both halves at once.
+    times = family.denoiser.rows(sampling.guidance > 1) if component == family.denoiser.component else 1
+    low, middle, high = (times * n for n in shapes.batch)
     found["batch_size"] = (low, middle, high)
     # The pictures themselves are the least that has to fit; the builder looks at every tensor.
     pictures = shapes.batch[2] * 3 * found["latent_height"][2] * found["latent_width"][2] * factor**2
@@ -203,7 +202,7 @@ def between(root: Path, height: int | None, width: int | None, shapes: Shapes) -
         pictures, height and width in pixels: one size below the usual one and one above, where the profile leaves room; none for
         fixed sizes, and where nothing lies between (2 and 3 pictures, say).
     """
-    sizes = Sizes.of(root)
+    sizes = sizes_in(root)
     own = [side * sizes.factor for side in sizes.latents(height, width)]
     ranges = [shapes.batch, *(given or (side,) * 3 for given, side in zip((shapes.height, shapes.width), own, strict=True))]
     units = (1, sizes.multiple, sizes.multiple)

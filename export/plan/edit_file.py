@@ -7,8 +7,8 @@ from typing import Any
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.denoisers.families import family_of
-from ...editor.denoisers.pipelines import open_folder
-from ...editor.denoisers.schedulers import check_loop, check_reach, scheduler_in, timesteps
+from ...editor.denoisers.pipelines import open_folder, scheduler_in
+from ...editor.denoisers.schedulers import check_loop, check_reach, timesteps
 from ...editor.edit.bake import check_gate
 from ...editor.edit.edit import Edit
 from ...editor.edit.edit_header import EditHeader

@@ -30,11 +30,12 @@ def estimate(prepared: Prepared) -> dict[str, int]:
 def graph_bytes(prepared: Prepared) -> dict[str, int]:
     """Bytes of weights in each ONNX graph."""
     folder, variant = prepared.model_folder, prepared.plan.settings.variant
+    denoiser = prepared.family.denoiser.component
     numbers = {
         **{t.name: _numbers(folder / t.name, variant) for t in prepared.family.text_encoders},
         "vae_decoder": _numbers(folder / "vae", variant, ("decoder.", "post_quant_conv.")),
         "vae_encoder": _numbers(folder / "vae", variant, ("encoder.", "quant_conv.")),
-        "unet": _numbers(folder / "unet", variant) + _edit_numbers(prepared),
+        denoiser: _numbers(folder / denoiser, variant) + _edit_numbers(prepared),
     }
     width = _BYTES[prepared.plan.settings.precision]
     found = {name: number * width for name, number in numbers.items()}

@@ -11,10 +11,7 @@ import torch
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
-from ...editor.denoisers.conditions import conditions_of, text_width, unet_arguments
-from ...editor.denoisers.families import Family
-from ...editor.denoisers.hookpoints import find_hookpoint, output_tensor
-from ...editor.denoisers.sizes import latent_sides
+from ...editor.denoisers.families import Family, family_of
 from ...editor.edit.edit import Edit
 from ...editor.sae.sae import SparseAutoencoder, check_width
 from .resolve import path_of
@@ -45,7 +42,7 @@ def open_saes(folder: Path, sources: Mapping[str, str]) -> dict[str, SparseAutoe
         sources: hookpoint → SAE folder or Hub id.
 
     Raises:
-        SaeuronError: a hookpoint that isn't in the UNet, an SAE that can't be opened or reads another number of channels.
+        SaeuronError: a hookpoint that isn't in the denoiser, an SAE that can't be opened or reads another number of channels.
     """
     widths = _channels(folder, list(sources))
     saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in sources.items()}
@@ -70,11 +67,11 @@ def _checker_warnings(has_checker: bool, formats: tuple[str, ...]) -> list[str]:
 
 
 def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
-    return {name: shape[0] for name, shape in maps_of(folder, hookpoints).items()}
+    return {name: width for name, (_, width) in tokens_of(folder, hookpoints).items()}
 
 
-def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, width: int | None = None) -> dict[str, tuple[int, int, int]]:
-    """Channels, rows and columns of each hookpoint's map, from a forward of an empty UNet on torch's meta device (no weights, no memory).
+def tokens_of(folder: Path, hookpoints: list[str], height: int | None = None, width: int | None = None) -> dict[str, tuple[int, int]]:
+    """Tokens and channels at each hookpoint, from a forward of an empty denoiser on torch's meta device (no weights, no memory).
 
     Args:
         folder: the pipeline's.
@@ -83,37 +80,34 @@ def maps_of(folder: Path, hookpoints: list[str], height: int | None = None, widt
         width: pixels.
 
     Raises:
-        SaeuronError: a hookpoint that isn't there, never runs, or gives no feature map.
+        SaeuronError: a hookpoint that isn't there, never runs, or gives no tokens.
     """
-    from diffusers import UNet2DConditionModel
-
+    denoiser = family_of(read_json(folder / "model_index.json")).denoiser
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-    found: dict[str, tuple[int, int, int]] = {}
+        network = denoiser.network_class.from_config(denoiser.network_class.load_config(folder / denoiser.component))
+    found: dict[str, tuple[int, int]] = {}
+
+    def look(name: str, output: Any) -> None:
+        try:
+            _, tokens, width = denoiser.tokens(output).shape
+        except SaeuronError as error:
+            raise SaeuronError(f"hookpoint '{name}': {error}") from None
+        found[name] = tokens, width
+
     for name in hookpoints:
-        find_hookpoint(unet, name).register_forward_hook(
-            lambda m, a, out, name=name: found.__setitem__(name, _map(output_tensor(out), name))
-        )
-    own = unet.config.sample_size
-    if own is None and height is None:
-        rows, columns = (2 ** len(unet.config.block_out_channels),) * 2  # for whoever asks for the channels alone
+        denoiser.find_hookpoint(network, name).register_forward_hook(lambda m, a, out, name=name: look(name, out))
+    # The autoencoder's class has a default of its own.
+    sizes = denoiser.sizes(network.config, {"block_out_channels": [64], **read_json(folder / "vae" / "config.json")})
+    if sizes.own is None and height is None:
+        rows = columns = 2 * denoiser.unit(network.config)  # for whoever asks for the channels alone
     else:
-        levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", [64]))  # the class's own default
-        rows, columns = latent_sides(own, 2 ** (levels - 1), height, width)
-    context = torch.empty(1, 8, text_width(unet.config), device="meta")
-    conditions = {name: torch.empty(1, size, device="meta") for name, size in conditions_of(unet.config).items()}
-    sample = torch.empty(1, unet.config.in_channels, rows, columns, device="meta")
-    unet(sample, torch.empty(1, device="meta"), context, **unet_arguments(conditions))
+        rows, columns = sizes.latents(height, width)
+    shapes = denoiser.shapes(network.config, 1, (rows, columns), 8)
+    denoiser.call(network, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     for name in hookpoints:
         if name not in found:
-            raise SaeuronError(f"hookpoint '{name}' never runs in this UNet's forward")
+            raise SaeuronError(f"hookpoint '{name}' never runs in this {denoiser.noun}'s forward")
     return found
-
-
-def _map(tensor: Any, name: str) -> tuple[int, int, int]:
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
-        raise SaeuronError(f"hookpoint '{name}' does not give a feature map [B, C, H, W]; choose a transformer block (…attentions.N)")
-    return int(tensor.shape[1]), int(tensor.shape[2]), int(tensor.shape[3])
 
 
 def in_turns(lists: Sequence[Sequence[str]]) -> list[str]:

@@ -12,10 +12,10 @@ import torch
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.common.suggest import unknown
-from ...editor.denoisers.families import family_of
-from ...editor.denoisers.pipelines import check_folder, load_pipeline, locate, open_folder
+from ...editor.denoisers.families import family_of, network_of, sizes_in
+from ...editor.denoisers.pipelines import check_folder, load_pipeline, locate, open_folder, scheduler_in
 from ...editor.denoisers.sampling_settings import Sampling
-from ...editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in
+from ...editor.denoisers.schedulers import check_loop, check_reach
 from ...editor.edit.bake import check_gate, refuse_edited
 from ...editor.edit.edit import Suppression, make_edit
 from ...editor.edit.provenance import ActivationsUsed, Provenance, SaeUsed, SamplingUsed, Setting
@@ -66,7 +66,7 @@ def open_sources(
     family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
     saes = open_saes(folder, plan.saes)
     plan = _with_activations(plan, folder, saes, progress)
-    wishes, activations = _open_activations(plan, saes, lambda steps: ddim_timesteps(ddim_of(family, scheduler).config, steps))
+    wishes, activations = _open_activations(plan, saes, lambda steps: ddim_timesteps(family.calibrating(scheduler).config, steps))
     for (hookpoint, _), held in activations.items():
         check_reach(scheduler, plan.steps, held.timesteps, f"those of the activations at '{hookpoint}'", ends=True)
     return Sources(plan, folder, saes, wishes, activations)
@@ -82,7 +82,7 @@ def open_model(plan: Plan, size: tuple[int | None, int | None] | None = None) ->
     family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
     check_loop(scheduler, plan.steps)
     for collecting, _ in _domains(plan):
-        check_loop(ddim_of(family, scheduler), collecting.steps)
+        check_loop(family.calibrating(scheduler), collecting.steps)
     return folder
 
 
@@ -161,8 +161,7 @@ def _domains(plan: Plan) -> list[tuple[Collecting, list[str]]]:
 
 def _sampling(c: Collecting, folder: Path, plan: Plan) -> Sampling:
     # A model without a size of its own is collected at the artifact's.
-    own = read_json(folder / "unet" / "config.json").get("sample_size") is not None
-    height, width = (None, None) if own else (plan.settings.height, plan.settings.width)
+    height, width = (None, None) if sizes_in(folder).own else (plan.settings.height, plan.settings.width)
     return Sampling(steps=c.steps, guidance=c.guidance, height=height, width=width)
 
 
@@ -179,7 +178,7 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
         if not opened:
             progress(f"loading {plan.model} to collect concept activations")
             opened.append(load_pipeline(plan.model, torch.float32, device, variant=variant))
-            refuse_edited(opened[0].unet)
+            refuse_edited(network_of(opened[0]))
         return opened[0]
 
     wishes = list(plan.wishes)

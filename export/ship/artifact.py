@@ -13,7 +13,7 @@ from typing import Any
 from ...editor.common.files import read_json
 from ...editor.common.names import dtype_of
 from ...editor.common.typed import written
-from ...editor.denoisers.families import family_of
+from ...editor.denoisers.families import family_of, network_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.bake import bake, refuse_edited
 from ...editor.edit.hook import TokenEdit
@@ -75,7 +75,7 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
     check_space(settings.output, sum(estimate(prepared).values()))
     progress(f"loading {plan.model}")
     pipeline = load_pipeline(plan.model, dtype_of(settings.precision), settings.device, variant=settings.variant)
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     with building(settings.output, settings.overwrite) as folder:
         hook = (
             TokenEdit(prepared.edit, prepared.saes, dtype_of(settings.precision), settings.device, settings.gate)
@@ -113,7 +113,7 @@ def _add_engines(folder: Path, record: Manifest, wanted: tensorrt.EngineSettings
 def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) -> Manifest:
     """Everything but proof, card and hashes; returns the manifest's content."""
     plan, s = prepared.plan, prepared.plan.settings
-    original = unet_sha256(pipeline.unet)
+    original = unet_sha256(network_of(pipeline))
     (folder / "edit").mkdir()
     known = prepared.edit.provenance
     known.model, known.unet_sha256 = public_name(plan.model), original
@@ -127,13 +127,13 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     golden.save(folder / GOLDEN)
     del golden
     progress("baking the edit into the UNet")
-    edited = checkpoint.edited_pipeline(pipeline, bake(pipeline.unet, prepared.edit, prepared.saes, s.gate))
-    pipeline.unet = None
+    edited = checkpoint.edited_pipeline(pipeline, bake(network_of(pipeline), prepared.edit, prepared.saes, s.gate))
+    setattr(pipeline, prepared.family.denoiser.component, None)
     prepared.saes.clear()
     progress("writing the diffusers checkpoint" if "checkpoint" in s.formats else "writing configs")
     checkpoint.write(edited, folder, read_json(prepared.model_folder / "model_index.json"), weights="checkpoint" in s.formats)
     keeps_checker = getattr(edited, "safety_checker", None) is not None and "checkpoint" in s.formats
-    edit_hash = edited.unet.config["ablation"]["sha256"]
+    edit_hash = network_of(edited).config["ablation"]["sha256"]
     kind = type(edited).__name__
     seams: dict[str, dict[str, str]] = {}
     if "onnx" in s.formats:

@@ -25,15 +25,28 @@ class Case(NamedTuple):
 
     kind: str
     timestep: float
-    sample: np.ndarray
-    context: np.ndarray
-    conditions: dict[str, np.ndarray]
-    """further inputs by name; SDXL has some"""
+    inputs: dict[str, np.ndarray]
+    """of the UNet's graph by name; SDXL has further ones"""
     hook: np.ndarray
     neutral: np.ndarray
     unedited: np.ndarray
     fired: bool
     """whether any chosen feature fired"""
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Noised latents."""
+        return self.inputs["sample"]
+
+    @property
+    def context(self) -> np.ndarray:
+        """The encoded text."""
+        return self.inputs["encoder_hidden_states"]
+
+    @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """Further inputs by name; SDXL has some."""
+        return {name: value for name, value in self.inputs.items() if name not in ("sample", "timestep", "encoder_hidden_states")}
 
 
 class Run(NamedTuple):
@@ -77,7 +90,7 @@ def read_golden(artifact: Path) -> Golden:
                 Case,
                 c,
                 fired=any(file.get_tensor(name).any() for name in c["fires"].values()),
-                conditions={key: file.get_tensor(name) for key, name in c.get("conditions", {}).items()},
+                inputs={key: file.get_tensor(name) for key, name in c["inputs"].items()},
             )
             for c in content["cases"]
         ]

@@ -20,8 +20,7 @@ def main(artifact: Path) -> int:
     types = {i.name: TYPES[i.type] for i in session.get_inputs()}
     floor = min((distance(c.hook, c.neutral) for c in golden.cases if c.fired), default=0.0)
     for case in golden.cases:
-        inputs = {"sample": case.sample, "timestep": np.array(case.timestep), "encoder_hidden_states": case.context, **case.conditions}
-        (found,) = session.run(["out_sample"], {name: value.astype(types[name]) for name, value in inputs.items()})
+        (found,) = session.run(["out_sample"], {name: value.astype(types[name]) for name, value in case.inputs.items()})
         what = f"UNet ({case.kind}, t={case.timestep:g}, {'x'.join(map(str, case.sample.shape))})"
         report.compare(what, found, case.hook, case.neutral if case.fired else case.hook, case.unedited, floor=floor)
     strangers = [name for name in ("saeuron", "torch", "diffusers", "transformers") if name in sys.modules]

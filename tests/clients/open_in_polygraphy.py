@@ -21,8 +21,7 @@ LARGEST = 16
 
 def feeds(case: Case, types: dict[str, type]) -> dict[str, np.ndarray]:
     """The graph's inputs by name."""
-    inputs = {"sample": case.sample, "timestep": np.array(case.timestep), "encoder_hidden_states": case.context, **case.conditions}
-    return {name: value.astype(types[name]) for name, value in inputs.items()}
+    return {name: value.astype(types[name]) for name, value in case.inputs.items()}
 
 
 def main(artifact: Path) -> int:

@@ -33,7 +33,7 @@ def naive(pipeline, sae, hookpoint, texts, steps, guidance, seed):
     for j, text in enumerate(texts):
         with capture(pipeline.unet, [hookpoint]) as seen:
             generate(pipeline, [text], [seed + j], steps, guidance, output_type="latent")
-        found.append(torch.stack([sae.encode(s.outputs[hookpoint][-1].flatten(1).T).mean(0) for s in seen]))
+        found.append(torch.stack([sae.encode(s.outputs[hookpoint][-1]).mean(0) for s in seen]))
     return torch.stack(found).mean(0)
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.conftest import guard
 
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.denoisers.pipelines import open_folder
-from saeuron.editor.denoisers.schedulers import check_loop, scheduler_in
+from saeuron.editor.denoisers.pipelines import open_folder, scheduler_in
+from saeuron.editor.denoisers.schedulers import check_loop
 
 
 @pytest.fixture

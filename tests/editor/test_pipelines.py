@@ -14,7 +14,7 @@ from saeuron.editor.denoisers import pipelines
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
 from saeuron.editor.denoisers.sampling_settings import Sampling
 from saeuron.editor.features.collect import collect
-from saeuron.export.plan.open import maps_of
+from saeuron.export.plan.open import tokens_of
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_nulls_and_lists_in_configs(folder, file, changes, message):
 def test_a_unet_without_a_size_of_its_own_and_with_a_width_a_level(folder):
     say(folder, "unet/config.json", sample_size=None, cross_attention_dim=[24, 24])
     open_folder(str(folder), size=(16, 24))
-    assert maps_of(folder, [HOOKPOINT])[HOOKPOINT][0] == 32 and maps_of(folder, [HOOKPOINT], 16, 24)[HOOKPOINT] == (32, 4, 6)
+    assert tokens_of(folder, [HOOKPOINT])[HOOKPOINT][1] == 32 and tokens_of(folder, [HOOKPOINT], 16, 24)[HOOKPOINT] == (24, 32)
     prompts = {"a": ["An image of House."], "b": ["A boat."]}
     found = collect(load_pipeline(str(folder)), {HOOKPOINT: make_sae()}, prompts, Sampling(2, 3.0, height=16, width=24))
     assert bool(torch.isfinite(found[HOOKPOINT].means).all())

@@ -10,9 +10,9 @@ from tests.conftest import HOOKPOINT, make_sae
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.families import FAMILIES, family_of
-from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
+from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder, scheduler_in
 from saeuron.editor.denoisers.sampling_settings import Sampling
-from saeuron.editor.denoisers.schedulers import check_loop, check_reach, ddim_of, scheduler_in, timesteps, walk
+from saeuron.editor.denoisers.schedulers import check_loop, check_reach, timesteps, walk
 from saeuron.editor.features.activations import ddim_timesteps
 from saeuron.editor.features.collect import collect
 from saeuron.validation.backends.lean.pipeline import scheduler_of
@@ -42,7 +42,7 @@ def test_ddim_samples_as_the_pipeline_whatever_its_config_leaves_out(tiny, tmp_p
     for number, extra in enumerate(({}, MENDED)):
         folder = with_scheduler(tiny["model"], tmp_path / str(number), f"{name}Scheduler", **BETAS, **extra)
         scheduler = scheduler_in(folder)
-        made.append(ddim_of(FAMILIES[0], scheduler))
+        made.append(FAMILIES[0].calibrating(scheduler))
         scheduler.save_pretrained(folder / "scheduler")  # as an artifact has it
         lean = scheduler_of(folder, "ddim")
         lean.set_timesteps(7)
@@ -61,9 +61,9 @@ def test_ddim_samples_as_the_pipeline_whatever_its_config_leaves_out(tiny, tmp_p
 def test_only_what_the_pipeline_mends_is_mended(tiny_xl, tmp_path):
     family = FAMILIES[1]
     own = scheduler_in(with_scheduler(tiny_xl["model"], tmp_path, "DDIMScheduler", **BETAS))
-    assert own.config.clip_sample and ddim_of(family, own).config.clip_sample, "SDXL's pipeline clips with such a config"
+    assert own.config.clip_sample and family.calibrating(own).config.clip_sample, "SDXL's pipeline clips with such a config"
     own = scheduler_in(with_scheduler(tiny_xl["model"], tmp_path, "UniPCMultistepScheduler", **BETAS))
-    assert not ddim_of(family, own).config.clip_sample, "UniPC never clips"
+    assert not family.calibrating(own).config.clip_sample, "UniPC never clips"
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.pipeline)
@@ -82,7 +82,7 @@ def test_collecting_with_a_config_that_says_nothing_of_clipping(tiny, tmp_path):
         )
         found.append(got[HOOKPOINT])
     assert torch.equal(found[0].means, found[1].means) and torch.equal(found[0].timesteps, found[1].timesteps)
-    assert found[0].timesteps.tolist() == ddim_timesteps(ddim_of(FAMILIES[0], scheduler_in(folder)).config, 3).tolist()
+    assert found[0].timesteps.tolist() == ddim_timesteps(FAMILIES[0].calibrating(scheduler_in(folder)).config, 3).tolist()
 
 
 def test_the_proofs_copy_is_the_mended_one(tiny, tmp_path):
@@ -129,7 +129,7 @@ def test_timesteps_in_other_units_are_refused(steps):
         with pytest.raises(SaeuronError, match="calls the UNet at timesteps"):
             check_reach(scheduler, steps, calibrated, "X", ends=True)
         with pytest.raises(SaeuronError, match="DDIM can't sample in the place of"):
-            ddim_of(FAMILIES[0], scheduler)
+            FAMILIES[0].calibrating(scheduler)
     for spacing in ("leading", "trailing", "linspace"):
         for count in (1, 4, 20, 100):
             measured = timesteps(diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing, steps_offset=int(spacing == "leading")), count)

@@ -6,7 +6,6 @@ from tests.conftest import HOOKPOINT, inputs, make_sae, make_unet
 
 import saeuron
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.denoisers.hookpoints import find_hookpoint, output_tensor, to_map, to_tokens
 from saeuron.editor.denoisers.sampling import capture
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.edit import Edit
@@ -16,6 +15,10 @@ from saeuron.editor.edit.steering import steer, steering_edit
 KINDS = {
     "topk": {}, "jumprelu": {"activation": "jumprelu"}, "unit_norm": {"unit_norm": True}, "plain": {"subtract_bias": False}, "delta": {"reads": "delta"},
 }  # fmt: skip
+
+
+def to_tokens(feature_map):
+    return feature_map.flatten(2).transpose(1, 2)
 
 
 def forward(unet, timestep, **kind):
@@ -28,7 +31,7 @@ def naive(unet, sae, gains, residual):
     """The output of a forward in which z_i is multiplied, written without any of the edit's code."""
 
     def hook(module, args, kwargs, output):
-        out = output_tensor(output)
+        out = output[0] if isinstance(output, tuple) else output.sample
         x = to_tokens(out - args[0] if sae.config.reads == "delta" else out)
         z = sae.encode(x)
         edited = z.clone()
@@ -37,21 +40,22 @@ def naive(unet, sae, gains, residual):
         y = {"keep": x - sae.decode(z, x) + sae.decode(edited, x), "drop": sae.decode(edited, x),
              "upstream": sae.decode(edited, x) + sae.decode(z, x) - x}[residual]  # fmt: skip
         y = to_tokens(out) - x + y
-        return (to_map(y, *out.shape[-2:]),) + tuple(output[1:]) if isinstance(output, tuple) else to_map(y, *out.shape[-2:])
+        edited = y.transpose(1, 2).unflatten(-1, out.shape[-2:])
+        return (edited, *output[1:]) if isinstance(output, tuple) else type(output)(sample=edited)
 
-    return find_hookpoint(unet, HOOKPOINT).register_forward_hook(hook, with_kwargs=True)
+    return unet.get_submodule(HOOKPOINT).register_forward_hook(hook, with_kwargs=True)
 
 
 def often_active(unet, sae, timestep=601, count=4):
     block_in = []
-    handle = find_hookpoint(unet, HOOKPOINT).register_forward_pre_hook(
+    handle = unet.get_submodule(HOOKPOINT).register_forward_pre_hook(
         lambda m, a, k: block_in.append(a[0] if a else k["hidden_states"]), with_kwargs=True
     )
     with capture(unet, [HOOKPOINT]) as seen:
         forward(unet, timestep)
     handle.remove()
     out = seen[0].outputs[HOOKPOINT]
-    z = sae.encode(to_tokens(out - block_in[0] if sae.config.reads == "delta" else out))
+    z = sae.encode(out - to_tokens(block_in[0]) if sae.config.reads == "delta" else out)
     return (z > 0).float().mean((0, 1)).topk(count).indices.tolist()
 
 

@@ -29,7 +29,7 @@ def parts():
 
 
 def measure(parts, *backends):
-    return bench(*parts, backends, (8, 8), tokens=6, rounds=2)
+    return bench(*parts, backends, (8, 8), text=6, rounds=2)
 
 
 def test_torch_and_onnx(parts):
@@ -41,7 +41,7 @@ def test_torch_and_onnx(parts):
         assert (row["added_bytes"] > 0) == (variant in GATES)
     assert rows["torch", "threshold"]["added_bytes"] < rows["torch", "exact"]["added_bytes"]
     assert 0 < found["fired"] < 1 and set(found["hardware"]) == {"torch", "onnx"} and found["rounds"] == 2
-    assert found["maps"] == {HOOKPOINT: [2, 32, 4, 4]}
+    assert found["tokens"] == {HOOKPOINT: [2, 16, 32]}
 
 
 def test_only_exact_where_the_residual_needs_every_latent(parts):
@@ -55,11 +55,11 @@ def test_only_exact_where_the_residual_needs_every_latent(parts):
 def test_the_graph_of_the_edit_alone_is_the_edit(parts, gate, tmp_path):
     unet, edit, saes = parts
     edited = bake(unet, edit, saes, gate)
-    maps = {HOOKPOINT: torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(1))}
-    path, feed = bench_graphs.export_edit(bench_graphs.Edits(edited.ablations), (torch.tensor(501.0), *maps.values()), tmp_path / gate)
+    tokens = {HOOKPOINT: torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(1))}
+    path, feed = bench_graphs.export_edit(bench_graphs.Edits(edited.ablations), (torch.tensor(501.0), *tokens.values()), tmp_path / gate)
     (found,) = run_session(open_session(path), dict(feed)).values()
-    wanted = next(iter(edited.ablations.values())).on_map(maps[HOOKPOINT], torch.tensor([501.0]))
-    assert not torch.equal(wanted, maps[HOOKPOINT])
+    wanted = next(iter(edited.ablations.values()))(tokens[HOOKPOINT], torch.tensor([501.0]))
+    assert not torch.equal(wanted, tokens[HOOKPOINT])
     assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
 
 

@@ -63,7 +63,7 @@ with safe_open(path, "np") as f: content = json.loads(f.metadata()["content"])
 tensors = load_file(path)
 case = content["cases"][3]
 get = lambda k: torch.from_numpy(tensors[case[k]])
-with torch.no_grad(): out = pipe.unet(get("sample"), case["timestep"], get("context")).sample
+with torch.no_grad(): out = pipe.unet(**{k: torch.from_numpy(tensors[name]) for k, name in case["inputs"].items()}).sample
 print(float((out - get("hook")).norm() / (get("hook") - get("unedited")).norm()))
 """
     found = subprocess.run(

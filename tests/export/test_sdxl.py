@@ -46,19 +46,19 @@ def test_both_formats_are_proven(xl_artifact, tiny_xl, golden):
     check_plan(xl_artifact, xl_settings(tiny_xl, xl_artifact.path))
     for case in golden.cases:
         rows = len(case.sample)
-        assert {n: v.shape for n, v in case.conditions.items()} == {"text_embeds": (rows, 20), "time_ids": (rows, 6)}
+        assert {n: v.shape for n, v in list(case.inputs.items())[3:]} == {"text_embeds": (rows, 20), "time_ids": (rows, 6)}
     # Guided rows get zeros for the empty prompt; the picture's own size is among the time ids.
-    assert not golden.cases[0].conditions["text_embeds"][:2].any() and golden.cases[0].conditions["text_embeds"][2:].any()
-    assert {tuple(c.conditions["time_ids"][0, -2:]) for c in golden.cases} == {(16.0, 16.0), (8, 24)}
+    assert not golden.cases[0].inputs["text_embeds"][:2].any() and golden.cases[0].inputs["text_embeds"][2:].any()
+    assert {tuple(c.inputs["time_ids"][0, -2:]) for c in golden.cases} == {(16.0, 16.0), (8, 24)}
 
 
 def test_a_backend_that_ignores_the_conditions_fails(xl_artifact, golden):
     torch_runner = TorchRunner(saeuron.load(xl_artifact.path))
     calm = [0] * len(golden.cases)
-    assert compare_forwards(golden, run_forwards(golden, torch_runner.unet), calm).passed
+    assert compare_forwards(golden, run_forwards(golden, torch_runner.denoise), calm).passed
 
     def without(name):
-        return lambda x, t, c, conditions: torch_runner.unet(x, t, c, {n: v * (n != name) for n, v in conditions.items()})
+        return lambda inputs: torch_runner.denoise({**inputs, name: 0 * inputs[name]})
 
     for name in ("text_embeds", "time_ids"):
         assert not compare_forwards(golden, run_forwards(golden, without(name)), calm).passed, name

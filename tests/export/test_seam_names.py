@@ -11,6 +11,7 @@ from tests.conftest import HOOKPOINT, WIDTH, edit_of, inputs, make_activations, 
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.names import dtype_of
+from saeuron.editor.denoisers.unet import UNet
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.edit import Edit
 from saeuron.export.formats import onnx as export
@@ -32,7 +33,7 @@ def made(hookpoints=(HOOKPOINT,), dtype=torch.float32, gate="exact", residual="k
 
 def written(unet, root):
     """Seams, and the graph as a file."""
-    return export.write(export.unet_component(unet, 6), root), root / "unet" / "model.onnx"
+    return export.write(export.denoiser_component(unet, 6), root), root / "unet" / "model.onnx"
 
 
 def feeds(dtype, batch=2, height=8, width=8):
@@ -124,7 +125,7 @@ def test_two_hookpoints_that_end_at_one_place(tmp_path):
 def test_what_the_exporter_loses_is_an_error():
     graph = ir.Graph([], [], nodes=[])
     with pytest.raises(SaeuronError, match="lost input of the edit at"):
-        export._name_seams(graph, export._UNet(made()))
+        export._name_seams(graph, export._Network(UNet(), made()))
     with pytest.raises(SaeuronError, match=f"ONNX export lost saeuron/{HOOKPOINT}/output"):
         export._close_seams(graph, {HOOKPOINT: {"output": ir.Value()}})
 

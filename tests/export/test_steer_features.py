@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import read_header
-from saeuron.editor.denoisers.hookpoints import to_tokens
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import capture, generate
 from saeuron.editor.edit.edit import Edit
@@ -52,8 +51,8 @@ def seen(tiny):
     for number, prompt in enumerate(PROMPTS):
         with capture(pipeline.unet, [HOOKPOINT]) as captures:
             picture = generate(pipeline, [prompt], [42 + number], 4, 3.0, 16, 24)[0]
-        maps = torch.stack([c.outputs[HOOKPOINT][1] for c in captures])
-        z = sae.encode(to_tokens(maps)).transpose(1, 2).unflatten(-1, maps.shape[-2:])
+        tokens = torch.stack([c.outputs[HOOKPOINT][1] for c in captures])
+        z = sae.encode(tokens).transpose(1, 2).unflatten(-1, (4, 6))
         found.append((z, picture, [c.timestep for c in captures]))
     return found
 

@@ -16,7 +16,7 @@ from saeuron.editor.common.names import dtype_of
 from saeuron.editor.edit.bake import bake
 from saeuron.export.formats import tensorrt
 from saeuron.export.formats.engine_worker import build
-from saeuron.export.formats.onnx import unet_component
+from saeuron.export.formats.onnx import denoiser_component
 from saeuron.export.formats.onnx import write as write_graph
 from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_precision, write
 from saeuron.export.plan.resolve import resolve
@@ -100,7 +100,7 @@ def test_sizes_may_vary_within_what_was_asked_for(graphs):
 @pytest.mark.parametrize(("gate", "precision", "types"), [("exact", "fp16", "HALF"), ("threshold", "bf16", "BF16")])
 def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precision, types):
     baked = bake(make_unet().to(dtype_of(precision)), edit, {HOOKPOINT: make_sae()}, gate)
-    write_graph(unet_component(baked, 6), tmp_path)
+    write_graph(denoiser_component(baked, 6), tmp_path)
     assert not operators(tmp_path / "unet" / "model.onnx") - SUPPORTED
     sizes = {"batch_size": [2, 2, 2], "latent_height": [8, 8, 8], "latent_width": [8, 8, 8], "sequence_length": [6, 6, 6]}
     job = {
@@ -235,9 +235,9 @@ def test_axes_are_counted_in_pictures_and_pixels(graphs):
 )
 def test_sizes_between_a_profiles_points(tiny, text, sizes):
     """Of the tiny model, whose sides are multiples of 32 pixels or fewer: each size lies strictly between two points on some axis."""
-    from saeuron.editor.denoisers.sizes import Sizes
+    from saeuron.editor.denoisers.families import sizes_in
 
-    unit = Sizes.of(tiny["model"]).multiple
+    unit = sizes_in(tiny["model"]).multiple
     found = tensorrt.between(tiny["model"], {"height": 64, "width": 64}, tensorrt.Shapes.parse(text))
     assert all(side % unit == 0 for size in found for side in size[1:])
     assert len(found) == len(sizes) and [f[0] for f in found] == [s[0] for s in sizes]

@@ -111,7 +111,7 @@ def _golden(path: Path) -> None:
 
     a = np.zeros((1, 2, 2, 2), np.float32)
     fires = {HOOKPOINT: np.zeros((1, 4, 3), bool)}
-    cases = [Case("step", 1.0, a, a + 1, a + 2, a + 3, a, fires, fires)]
+    cases = [Case("step", 1.0, {"sample": a, "timestep": np.array(1, np.float32)}, a + 2, a + 3, a, fires, fires)]
     runs = [Run(["a"], 3.0, 4, a, a, a + 1, a, np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 4, 4, 3), np.uint8), 0.1, 0.1, [42])]
     Golden(
         "fp32", cases, runs, {"text_encoder": {"input_ids": np.zeros((1, 3), np.int64)}}, {"scope": "full", "prompts": ["a"], "steps": 4},
@@ -466,11 +466,11 @@ def _tokenizer_of_lists(folder: Path) -> None:
     0.5,
 )
 def _model_folder(folder: Path) -> None:
+    from saeuron.editor.denoisers.families import sizes_in
     from saeuron.editor.denoisers.pipelines import check_folder
-    from saeuron.editor.denoisers.sizes import Sizes
 
     check_folder(folder / "m")
-    Sizes.of(folder / "m")
+    sizes_in(folder / "m")
 
 
 def _graphs(folder: Path) -> None:

@@ -79,7 +79,7 @@ def test_any_number_of_rows_goes_through_an_engine_that_takes_some(count, low, m
             return {"y": inputs["x"] * 2 + inputs["t"]}
 
     x = np.random.default_rng(count).normal(size=(count, 3)).astype(np.float32)
-    assert np.array_equal(in_rows(Doubling(), {"x": x}, {"t": np.float32(1)})["y"], x * 2 + 1)
+    assert np.array_equal(in_rows(Doubling(), {"x": x, "t": np.float32(1)})["y"], x * 2 + 1)
     assert len(seen) == -(-count // (low + more))
 
 
@@ -266,11 +266,11 @@ def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message
 
 def test_a_range_without_a_golden_vector_between_its_points_is_said(demo_artifact):
     """An engine that is right at the points that its builder knew may be wrong between them."""
-    from saeuron.editor.denoisers.sizes import Sizes
+    from saeuron.editor.denoisers.families import sizes_in
     from saeuron.validation.proof.validate import _between
 
     root = demo_artifact.path
-    golden, sizes = Golden.load(root / "edit" / "golden.safetensors"), Sizes.of(root)
+    golden, sizes = Golden.load(root / "edit" / "golden.safetensors"), sizes_in(root)
     side, held = sizes.multiple // sizes.factor, {case.sample.shape for case in golden.cases}
     channels = sizes.channels
 

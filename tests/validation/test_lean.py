@@ -14,7 +14,6 @@ from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.denoisers.sampling import decode, denoise, initial_latents
-from saeuron.editor.denoisers.schedulers import ddim_of
 from saeuron.validation.artifact import manifest
 from saeuron.validation.backends.choose import Way, choose_networks, open_networks
 from saeuron.validation.backends.lean import ClipTokenizer, LeanPipeline
@@ -230,7 +229,7 @@ def test_another_scheduler_from_the_same_settings(tiny, xl_artifact, tmp_path):
         reference = load(pndm, check_files=False)
         reference.scheduler = cls.from_config(reference.scheduler.config)
         if kind == "ddim":  # by itself it clips, where PNDM says nothing; a pipeline mends that
-            reference.scheduler = ddim_of(family_of(reference), load(pndm, check_files=False).scheduler)
+            reference.scheduler = family_of(reference).calibrating(load(pndm, check_files=False).scheduler)
         lean = LeanPipeline(pndm, OnnxRunner(pndm), kind)
         noise = lean.initial_latents([1])
         expected = denoise(reference, TEXTS[:1], torch.from_numpy(noise), [], 4, 2.0)

@@ -141,7 +141,12 @@ def test_a_failed_proof_and_infinities(tmp_path):
     # Denoising goes to the right, and a larger ratio stands higher.
     xs = [float(pair.split(",")[0]) for pair in curve.lines[1].path.split()]
     assert xs == sorted(xs) and curve.bar < min(p.y for p in curve.lines[1].points)
-    assert make_curve(read_as(dict[str, Backend], {"onnx": made_up.backend(forwards={"passed": True, "rows": []})}, "made up", strict=False), share) is None
+    assert (
+        make_curve(
+            read_as(dict[str, Backend], {"onnx": made_up.backend(forwards={"passed": True, "rows": []})}, "made up", strict=False), share
+        )
+        is None
+    )
 
 
 def test_numbers():

@@ -72,7 +72,7 @@ def test_threshold_gate_passes_and_its_difference_is_counted(tiny):
 def test_the_unedited_model_fails_everywhere(case):
     pipeline, _, golden = case
     runner = TorchRunner(pipeline)
-    forwards = compare_forwards(golden, run_forwards(golden, runner.unet))
+    forwards = compare_forwards(golden, run_forwards(golden, runner.denoise))
     assert not forwards.passed and forwards.worst == pytest.approx(1.0, abs=1e-3) and forwards.share == pytest.approx(0.0, abs=1e-3)
     assert len(check_runs(golden, runner.free_run).failures) == len(golden.runs)
     assert not prove(golden, []).passed, "no backend is no proof"

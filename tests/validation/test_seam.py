@@ -160,7 +160,8 @@ def case(request, tmp_path_factory):
     runners, seams = [TorchRunner(edited)], {}
     root = tmp_path_factory.mktemp(precision)
     if precision != "bf16":  # ONNX Runtime has no bf16 products on a CPU
-        seams = onnx.write(onnx.unet_component(edited.unet, 24), root)
+        seams = onnx.write(onnx.denoiser_component(edited.unet, 24), root)
+        edited.save_config(root)
         runners.append(OnnxRunner(root, seams=seams))
     fired = {h: sum(c.seams[h].fires[c.seams[h].slack == 0].sum(0) for c in golden.cases) for h in wanted.edit.hookpoints}
     hook = TokenEdit(wanted.edit, wanted.saes, dtype_of(precision), "cpu", wanted.gate)
@@ -242,7 +243,7 @@ def test_the_reference_is_the_formula(case):
     wanted, golden, runners, hook, *_ = case
     precision = golden.precision
     for c in golden.cases[:3]:
-        for h, shown in runners[0].observe(*c.inputs).seams.items():
+        for h, shown in runners[0].observe(c.inputs).seams.items():
             before = None if shown.before is None else torch.from_numpy(shown.before).to(hook.dtype)
             whole = expected(hook, h, torch.tensor([c.timestep]), torch.from_numpy(shown.input).to(hook.dtype), before)
             rows = None if shown.before is None else rows_of(shown.before)
@@ -271,7 +272,7 @@ def test_rounding_covers_another_order_of_summation(case):
 def test_a_sample_shows_every_feature_that_fires(case):
     wanted, golden, runners, hook, *_ = case
     c = golden.cases[0]
-    for h, shown in runners[0].observe(*c.inputs).seams.items():
+    for h, shown in runners[0].observe(c.inputs).seams.items():
         before = None if shown.before is None else torch.from_numpy(shown.before).to(hook.dtype)
         whole = expected(hook, h, torch.tensor([c.timestep]), torch.from_numpy(shown.input).to(hook.dtype), before)
         some = sample(whole, 256)

@@ -23,9 +23,9 @@ from .seam import Seam
 from .shape import Choice, Each, Fields, Items
 from .weights import Digest
 
-_FORMAT = "saeuron-golden-5"
-_OF_CASE = ("fires", "members", "conditions")
-_CASE = ("sample", "context", "hook", "unedited", "neutral")
+_FORMAT = "saeuron-golden-6"
+_OF_CASE = ("inputs", "fires", "members")
+_CASE = ("hook", "unedited", "neutral")
 _SEAM = ("input", "output", "neutral", "fires", "near", "slack", "coefficients", "rows")
 _RUN = ("initial", "hook", "unedited", "neutral", "hook_pictures", "unedited_pictures")
 
@@ -44,16 +44,16 @@ _CONTENT = Fields({
 
 @dataclass
 class Case:
-    """One forward of the UNet."""
+    """One forward of the denoiser."""
 
     kind: str
     """`step` (on the hook's own trajectory), `between` (halfway between calibrated timesteps) or `fractional`"""
     timestep: float
-    sample: np.ndarray
-    """`[B, C, h, w]`"""
-    context: np.ndarray
-    """`[B, L, D]`"""
+    """its noise level, 0 to 1000"""
+    inputs: dict[str, np.ndarray]
+    """what the denoiser's graph takes, by name and in its order; the first is the noised latents `[B, C, h, w]`"""
     hook: np.ndarray
+    """`[B, C, h, w]`, as the next two"""
     unedited: np.ndarray
     neutral: np.ndarray
     """the hook with every gain at 1: the unedited output for `residual=keep`, else what the reconstruction error does alone"""
@@ -61,8 +61,6 @@ class Case:
     """hookpoint → bool `[B, tokens, U]`"""
     members: dict[str, np.ndarray] = field(default_factory=dict)
     """hookpoint → `seam.digest` of the active latents, uint32 `[B, tokens]`; where all of them are decoded (`residual` not `keep`)"""
-    conditions: dict[str, np.ndarray] = field(default_factory=dict)
-    """what this UNet takes besides, `[B, width]` each, see `editor.conditions`; empty for SD 1.x"""
     seams: dict[str, Seam] = field(default_factory=dict)
     """hookpoint → some of its tokens, with what the hook makes of them"""
     drift: float = 0.0
@@ -71,9 +69,9 @@ class Case:
     """distance of the hook's output to itself under this precision's rounding"""
 
     @property
-    def inputs(self) -> tuple[np.ndarray, float, np.ndarray, dict[str, np.ndarray]]:
-        """What a runner's `unet` takes."""
-        return self.sample, self.timestep, self.context, self.conditions
+    def sample(self) -> np.ndarray:
+        """The noised latents."""
+        return next(iter(self.inputs.values()))
 
 
 @dataclass
@@ -122,7 +120,7 @@ class Golden:
         shared: dict[bytes, str] = {}
 
         def put(name: str, value: np.ndarray) -> str:
-            value = np.ascontiguousarray(value.astype(np.uint8) if value.dtype == bool else value)
+            value = np.require(value.astype(np.uint8) if value.dtype == bool else value, requirements="C")
             known = shared.setdefault(value.tobytes() + str(value.shape).encode(), name)
             if known == name:
                 tensors[name] = value

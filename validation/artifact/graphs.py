@@ -12,7 +12,7 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json, reading
-from ...editor.denoisers.conditions import conditions_of
+from ...editor.denoisers.denoiser import Axes
 from ...editor.denoisers.families import Family
 
 _MOST_LAYERS = 1000
@@ -52,11 +52,16 @@ def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tens
         found[text.name] = {"input_ids": ("INT64", ("batch_size", None))}, outputs
     found["vae_decoder"] = {"latent_sample": (vae, _LATENTS)}, {"sample": (vae, _PICTURE)}
     found["vae_encoder"] = {"sample": (vae, _PICTURE)}, {"latent_parameters": (vae, _LATENTS)}
-    conditions = conditions_of(read_json(root / "unet" / "config.json"))
-    found["unet"] = {
-        "sample": (kind, _LATENTS), "timestep": ("FLOAT", ()), "encoder_hidden_states": (kind, ("batch_size", "sequence_length", None)),
-        **dict.fromkeys(conditions, (kind, ("batch_size", None))),
-    }, {"out_sample": (kind, _LATENTS)}  # fmt: skip
+    denoiser = family.denoiser
+
+    def tensors(axes: Axes) -> Tensors:
+        return {
+            name: ("FLOAT" if name in denoiser.float32 else kind, tuple(a if isinstance(a, str) else None for a in each))
+            for name, each in axes.items()
+        }
+
+    inputs, given = denoiser.axes(read_json(root / denoiser.component / "config.json"))
+    found[denoiser.component] = tensors(inputs), tensors(given)
     return found
 
 

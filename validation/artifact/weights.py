@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...editor.common.files import reading
-from ...editor.denoisers.families import Family, family_of
+from ...editor.denoisers.families import Family, family_of, network_of
 
 if TYPE_CHECKING:
     from ...editor.edit.edit import Edit
@@ -103,7 +103,7 @@ def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -
             if key.endswith("position_embedding.weight"):  # a graph has rows for the tokens that prompts are padded to
                 whole = found[text.name][plain(key)]
                 found[text.name][plain(key)] = whole._replace(unordered=unordered(_numpy(value[: text.tokens(pipeline)])))
-    dtype = next(pipeline.unet.parameters()).dtype
+    dtype = next(network_of(pipeline).parameters()).dtype
     found["edit"] = {
         f"{hookpoint}/{key}": digest(_numpy(value.to(dtype)))
         for hookpoint, sae in saes.items()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...editor.denoisers.families import network_of
 from ...editor.edit.hook import AblationHook
 from ...editor.features.activations import ConceptActivations
 from ...editor.features.rule import Rule
@@ -141,7 +142,7 @@ class Hardening(Sweep):
                 shown += self._attacked(trial, Hooked(self.pipeline, edit, self.saes), settings, tuning, seeds)
             prompts = self._case(trial).tuning if tuning else self._case(trial).reporting
             # Plain prompts and the rest are judged alike: no learned token, the pipeline's own text encoder.
-            with AblationHook(self.pipeline.unet, edit, self.saes):
+            with AblationHook(network_of(self.pipeline), edit, self.saes):
                 self.say(f"{trial.concept}: {trial.select}, {trial.multiplier:g}: pictures without attack")
                 rest = rates(self._pictures(self.rest(trial, tuning, rest_seeds)), {trial.concept: trial.domain})[trial.concept]
                 own = rates(self._pictures(self._own(trial, prompts, seeds)), {trial.concept: trial.domain})[trial.concept]

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...editor.denoisers.families import family_of
-from ...editor.denoisers.schedulers import ddim_of
+from ...editor.denoisers.families import family_of, network_of
 from .prompts import Template, context, embedding_table, nearest, vocabulary
 
 # The best iterate is chosen on a fixed batch, looked at this often.
@@ -48,7 +47,8 @@ class DiffusionLoss:
 
     def __init__(self, pipeline: Any, targets: Targets, steps: int, seed: int) -> None:
         self.pipeline, self.targets = pipeline, targets
-        self.scheduler = ddim_of(family_of(pipeline), pipeline.scheduler)
+        self.denoiser = family_of(pipeline).denoiser
+        self.scheduler = family_of(pipeline).calibrating(pipeline.scheduler)
         self.scheduler.set_timesteps(steps)
         self._generator = torch.Generator().manual_seed(seed)
         fixed = torch.Generator().manual_seed(seed + 1)
@@ -71,7 +71,8 @@ class DiffusionLoss:
         if self.scheduler.config.prediction_type == "sample":
             wanted = latents
         text = context(self.pipeline, [self.targets.templates[i] for i in which.tolist()], vectors)
-        return F.mse_loss(self.pipeline.unet(noised, steps, text, return_dict=False)[0].float(), wanted.float())
+        given = {"sample": noised, "timestep": steps, "encoder_hidden_states": text}
+        return F.mse_loss(self.denoiser.call(network_of(self.pipeline), given).float(), wanted.float())
 
     def drawn(self, vectors: torch.Tensor, size: int) -> torch.Tensor:
         """On a new batch."""

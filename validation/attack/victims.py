@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...editor.denoisers.families import family_of, rebuilt
+from ...editor.denoisers.families import family_of, network_of, rebuilt
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
 from ...editor.sae.sae import SparseAutoencoder
@@ -20,20 +20,20 @@ class Victim(Protocol):
     pipeline: Any
 
     def edited(self, straight: bool = False) -> contextlib.AbstractContextManager[Any]:
-        """While open, `pipeline.unet` carries the edit; `straight` lets gradients through its decisions and changes no value."""
+        """While open, the pipeline's denoiser carries the edit; `straight` lets gradients through its decisions and changes no value."""
         ...
 
 
 @dataclass
 class Baked:
-    """A pipeline with an edited UNet."""
+    """A pipeline with an edited denoiser."""
 
     pipeline: Any
 
     @contextlib.contextmanager
     def edited(self, straight: bool = False) -> Iterator[Any]:
-        """The UNet is always edited; `straight` opens its gates."""
-        with open_gates(self.pipeline.unet) if straight else contextlib.nullcontext():
+        """It is always edited; `straight` opens its gates."""
+        with open_gates(network_of(self.pipeline)) if straight else contextlib.nullcontext():
             yield self.pipeline
 
 
@@ -48,9 +48,9 @@ class Hooked:
 
     @contextlib.contextmanager
     def edited(self, straight: bool = False) -> Iterator[Any]:
-        """The hook is on the UNet while the context is open."""
+        """The hook is on the denoiser while the context is open."""
         hook = StraightThroughHook if straight else AblationHook
-        with hook(self.pipeline.unet, self.edit, self.saes, self.gate):
+        with hook(network_of(self.pipeline), self.edit, self.saes, self.gate):
             yield self.pipeline
 
 

@@ -11,10 +11,8 @@ import numpy as np
 from ..artifact.golden import Run
 from ..artifact.seam import Tensors
 
-Conditions = Mapping[str, np.ndarray]
-
-
-NOTHING: Conditions = {}
+Inputs = Mapping[str, np.ndarray]
+"""by the names that a graph has for them, float32"""
 
 
 class Observation(NamedTuple):
@@ -51,11 +49,11 @@ class Runner(Protocol):
     provider: str
     """of ONNX Runtime; empty for others"""
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
-        """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
+    def denoise(self, inputs: Inputs) -> np.ndarray:
+        """One forward of the denoiser, on whatever its graph takes → `[B, C, h, w]`."""
         ...
 
-    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+    def observe(self, inputs: Inputs) -> Observation | None:
         """One forward that shows the edit's inner tensors; None where the backend can't."""
         ...
 
@@ -64,7 +62,7 @@ class Runner(Protocol):
 
         Args:
             hookpoint: of the edit.
-            timestep: of the forward.
+            timestep: noise level of the forward.
             tokens: of the block's output `[L, d]`.
             before: of its input, for an SAE that reads `delta`.
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import ModelOutput
 
 from ...editor.common.files import read_json
-from ...editor.denoisers.conditions import conditions_in
+from ...editor.denoisers.denoiser import Denoiser
 from ...editor.denoisers.families import family_of
 from .base import Sessions
 
@@ -29,7 +30,7 @@ class _Network(nn.Module):
 
     def __init__(self, runner: Sessions, folder: str, config: dict[str, Any]) -> None:
         super().__init__()
-        self.runner, self.folder, self.config = runner, folder, SimpleNamespace(**config)
+        self.runner, self.folder, self.config = runner, folder, FrozenDict(config)
         types = {i.type for i in runner.session(folder).get_inputs()} | {o.type for o in runner.session(folder).get_outputs()}
         self.dtype = torch.float16 if "tensor(float16)" in types else torch.float32
         self.device = torch.device("cpu")
@@ -42,16 +43,18 @@ class _Network(nn.Module):
         return {k: torch.from_numpy(v).to(self.dtype) for k, v in found.items()}
 
 
-class _UNet(_Network):
+class _Denoiser(_Network):
+    def __init__(self, denoiser: Denoiser, runner: Sessions, config: dict[str, Any]) -> None:
+        super().__init__(runner, denoiser.component, config)
+        self.denoiser = denoiser
+
     @property
     def add_embedding(self) -> Any:
         """SDXL's pipeline checks the width of the added conditions here."""
         return SimpleNamespace(linear_1=SimpleNamespace(in_features=self.config.projection_class_embeddings_input_dim))
 
-    def forward(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **rest: Any) -> tuple[torch.Tensor]:
-        t = torch.as_tensor(timestep).float().reshape(-1)[0].numpy()
-        found = self._call(self.folder, sample=sample, timestep=t, encoder_hidden_states=encoder_hidden_states, **conditions_in(rest))
-        return (found["out_sample"],)
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        return (next(iter(self._call(self.folder, **self.denoiser.inputs(args, kwargs)).values())),)
 
 
 class _TextEncoder(_Network):
@@ -76,12 +79,15 @@ def onnx_pipeline(runner: Sessions) -> Any:
     root = runner.root
     index = read_json(root / "model_index.json")
     family = family_of(index)
+    network = family.denoiser.component
 
     def config(name: str, **defaults: Any) -> dict[str, Any]:
         return {**defaults, **read_json(root / name / "config.json")}
 
     parts: dict[str, Any] = {
-        "unet": _UNet(runner, "unet", config("unet", _diffusers_version="0.42.1", time_cond_proj_dim=None, addition_embed_type=None)),
+        network: _Denoiser(
+            family.denoiser, runner, config(network, _diffusers_version="0.42.1", time_cond_proj_dim=None, addition_embed_type=None)
+        ),
         "vae": _Vae(runner, "vae_decoder", config("vae", **dict(AutoencoderKL().config))),
         "scheduler": getattr(diffusers, index["scheduler"][1]).from_pretrained(root / "scheduler"),
     }

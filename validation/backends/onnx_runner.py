@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...editor.common.files import read_json
 from ...editor.common.typed import plain
+from ...editor.denoisers.denoiser import Denoiser
+from ...editor.denoisers.families import family_of
 from ..artifact import manifest
 from ..artifact.golden import Run
-from .base import NOTHING, Conditions, Observation, lean_free_run
+from .base import Inputs, Observation, lean_free_run
 from .sessions import cut, open_session, run_session, showing
 from .torch_runner import _free_run, _tensors
 
@@ -52,26 +56,34 @@ class OnnxRunner:
             self._sessions[component] = open_session(self.root / component / "model.onnx", self.provider)
         return self._sessions[component]
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
-        return run_session(self.session("unet"), _feed(sample, timestep, context, conditions))["out_sample"]
+    @functools.cached_property
+    def _denoiser(self) -> Denoiser:
+        return family_of(read_json(self.root / "model_index.json")).denoiser
 
-    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+    @property
+    def _graph(self) -> Path:
+        return self.root / self._denoiser.component / "model.onnx"
+
+    def denoise(self, inputs: Inputs) -> np.ndarray:
+        return next(iter(run_session(self.session(self._denoiser.component), inputs).values()))
+
+    def observe(self, inputs: Inputs) -> Observation | None:
         names = [name for parts in self.seams.values() for name in parts.values()]
         if self._watching is None:
-            # Two sessions of a large UNet would not fit beside each other.
-            self._sessions.pop("unet", None)
-            self._watching = showing(self.root / "unet" / "model.onnx", names, self.provider)
-        found = run_session(self._watching, _feed(sample, timestep, context, conditions), ["out_sample", *names])
+            # Two sessions of a large denoiser would not fit beside each other.
+            self._sessions.pop(self._denoiser.component, None)
+            self._watching = showing(self._graph, names, self.provider)
+        found = run_session(self._watching, inputs)
         seams = {h: _tensors({part: found[name] for part, name in parts.items()}) for h, parts in self.seams.items()}
-        return Observation(found["out_sample"], seams)
+        return Observation(next(iter(found.values())), seams)  # the graph's own output is the first
 
     def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
         names = self.seams[hookpoint]
         given = {names["input"]: tokens[None]} | ({names["before"]: before[None]} if before is not None else {})
-        outputs = [names["output"], names["fires"]]
+        outputs, level = [names["output"], names["fires"]], self._denoiser.at_level(timestep)
         if hookpoint not in self._parts:
-            self._parts[hookpoint] = cut(self.root / "unet" / "model.onnx", list(given), outputs, self.provider)
-        found = run_session(self._parts[hookpoint], {**given, "timestep": np.float32(timestep)}, outputs)
+            self._parts[hookpoint] = cut(self._graph, list(given), list(level), outputs, self.provider)
+        found = run_session(self._parts[hookpoint], {**given, **level}, outputs)
         return found[outputs[0]][0], found[outputs[1]][0]
 
     def stop_watching(self) -> None:
@@ -94,7 +106,3 @@ class OnnxRunner:
         from .onnx_pipeline import onnx_pipeline
 
         return onnx_pipeline(self)
-
-
-def _feed(sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions) -> dict[str, Any]:
-    return {"sample": sample, "timestep": np.float32(timestep), "encoder_hidden_states": context, **conditions}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider", model: Any 
     return session
 
 
-def run_session(session: Any, inputs: dict[str, Any], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
+def run_session(session: Any, inputs: Mapping[str, Any], outputs: list[str] | None = None) -> dict[str, np.ndarray]:
     """Run with inputs cast to the graph's own types; floats come back as float32."""
     feed = {i.name: np.asarray(inputs[i.name]).astype(_ORT_TYPES[i.type]) for i in session.get_inputs()}
     names = outputs or [o.name for o in session.get_outputs()]
@@ -109,17 +109,18 @@ def showing(path: Path, names: Sequence[str], provider: str) -> Any:
     return open_session(path, provider, model)
 
 
-def cut(path: Path, tokens: Sequence[str], outputs: Sequence[str], provider: str) -> Any:
+def cut(path: Path, tokens: Sequence[str], inputs: Sequence[str], outputs: Sequence[str], provider: str) -> Any:
     """A session of the part of a graph between inner tensors.
 
     Args:
         path: the graph.
-        tokens: inner tensors `[B, tokens, d]` that become inputs, in the type of the graph's input `sample`; its own inputs stay, where used.
+        tokens: inner tensors `[B, tokens, d]` that become inputs, in the type of the graph's first input.
+        inputs: the graph's own that stay, where used.
         outputs: inner tensors that become the outputs.
         provider: ONNX Runtime's name of it.
 
     Raises:
-        SaeuronError: the outputs depend on more than these inputs.
+        SaeuronError: the outputs depend on more than these.
     """
     import onnx
 
@@ -140,13 +141,13 @@ def cut(path: Path, tokens: Sequence[str], outputs: Sequence[str], provider: str
     nodes = [node for node in graph.node if id(node) in kept]
     weights = [w for w in graph.initializer if w.name in seen]
     given = [own[name] for name in own if name in seen]
-    if odd := sorted(i.name for i in given if i.name != "timestep"):
+    if odd := sorted(i.name for i in given if i.name not in inputs):
         raise SaeuronError(
             f"{path}: the edit between {tokens[0]} and {outputs[0]} depends on {', '.join(odd)} too, so it can't be taken out of the graph"
         )
-    kind = own["sample"].type.tensor_type.elem_type
-    inputs = [onnx.helper.make_tensor_value_info(name, kind, ["B", "L", "d"]) for name in tokens] + given
-    part = onnx.helper.make_graph(nodes, "edit", inputs, [_named(name) for name in outputs], weights)
+    kind = graph.input[0].type.tensor_type.elem_type
+    given = [onnx.helper.make_tensor_value_info(name, kind, ["B", "L", "d"]) for name in tokens] + given
+    part = onnx.helper.make_graph(nodes, "edit", given, [_named(name) for name in outputs], weights)
     return open_session(path, provider, onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version))
 
 

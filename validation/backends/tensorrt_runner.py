@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import file_sha256
+from ...editor.common.files import file_sha256, read_json
+from ...editor.denoisers.families import family_of
 from ..artifact import engines, manifest
 from ..artifact.golden import Run
-from .base import NOTHING, Conditions, Observation, lean_free_run
+from .base import Inputs, Observation, lean_free_run
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NUMPY: dict[str, Any] = {
@@ -188,6 +189,7 @@ class TensorRTRunner:
 
     def __init__(self, root: str | Path, backend: str, target: str | None = None) -> None:
         self.root = Path(root)
+        self._component = family_of(read_json(self.root / "model_index.json")).denoiser.component
         record = manifest.read(root)
         self._trt = engines.tensorrt_module(backend)
         self.gpu = engines.gpu()
@@ -212,12 +214,11 @@ class TensorRTRunner:
             self._engines[component] = Engine(self._trt, self._cuda, engines.file_of(self.root, self.target, component), shapes)
         return self._engines[component]
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
-        """See `Runner.unet`."""
-        rows = {"sample": sample, "encoder_hidden_states": context, **conditions}
-        return in_rows(self.engine("unet"), rows, {"timestep": np.asarray(timestep, np.float32)})["out_sample"]
+    def denoise(self, inputs: Inputs) -> np.ndarray:
+        """See `Runner.denoise`."""
+        return next(iter(in_rows(self.engine(self._component), inputs).values()))
 
-    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+    def observe(self, inputs: Inputs) -> Observation | None:
         """None: an engine hides its inner tensors."""
         return None
 
@@ -243,17 +244,18 @@ class TensorRTRunner:
         self._engines.clear()
 
 
-def in_rows(engine: Any, rows: Mapping[str, np.ndarray], common: Mapping[str, np.ndarray] = NOTHING) -> dict[str, np.ndarray]:
+def in_rows(engine: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Any number of rows through an engine that takes some numbers only: in parts, the last one filled up with copies.
 
     Args:
         engine: has `shapes`, and is called with inputs by name.
-        rows: input → `[B, …]`.
-        common: inputs that are the same for all.
+        inputs: `[B, …]` each; scalars are the same for all rows.
 
     Returns:
         output → `[B, …]`.
     """
+    rows = {name: value for name, value in inputs.items() if np.ndim(value)}
+    common = {name: value for name, value in inputs.items() if name not in rows}
     low, _, high = (shape[0] for shape in engine.shapes[next(iter(rows))])
     count = len(next(iter(rows.values())))
     parts: list[dict[str, np.ndarray]] = []

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...editor.denoisers.conditions import unet_arguments
-from ...editor.denoisers.families import family_of
+from ...editor.denoisers.families import family_of, network_of
 from ..artifact.golden import Run
 from ..artifact.seam import Tensors
-from .base import NOTHING, Conditions, Observation
+from .base import Inputs, Observation
 from .load import load
 
 
@@ -22,7 +21,7 @@ class TorchRunner:
     """The diffusers pipeline in torch.
 
     Args:
-        pipeline: a pipeline of one of `editor.denoisers.families`; with an `AblatedUNet2DConditionModel` its decisions are shown.
+        pipeline: a pipeline of one of `editor.denoisers.families`; with an edited denoiser its decisions are shown.
         name: shown in the report.
     """
 
@@ -34,24 +33,23 @@ class TorchRunner:
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self.pipeline, self.name = pipeline, name
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> np.ndarray:
+    def denoise(self, inputs: Inputs) -> np.ndarray:
         import torch
 
         from ...editor.denoisers.sampling import to_numpy
 
-        unet = self.pipeline.unet
-
-        def tensor(value: np.ndarray) -> Any:
-            return torch.from_numpy(value).to(unet.device, unet.dtype)
-
-        more = unet_arguments({name: tensor(value) for name, value in conditions.items()})
+        network, denoiser = network_of(self.pipeline), family_of(self.pipeline).denoiser
+        given = {
+            name: torch.from_numpy(value).to(network.device, torch.float32 if name in denoiser.float32 else network.dtype)
+            for name, value in inputs.items()
+        }
         with torch.no_grad():
-            return to_numpy(unet(tensor(sample), timestep, tensor(context), return_dict=False, **more)[0])
+            return to_numpy(denoiser.call(network, given))
 
-    def observe(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Conditions = NOTHING) -> Observation | None:
+    def observe(self, inputs: Inputs) -> Observation | None:
         from ...editor.denoisers.sampling import to_numpy
 
-        ablations = getattr(self.pipeline.unet, "ablations", None)
+        ablations = getattr(network_of(self.pipeline), "ablations", None)
         if ablations is None:
             return None
         seen: dict[str, dict[str, np.ndarray]] = {}
@@ -65,7 +63,7 @@ class TorchRunner:
             for key, module in ablations.items() for part, marker in markers.items() if hasattr(module, marker)
         ]  # fmt: skip
         try:
-            output = self.unet(sample, timestep, context, conditions)
+            output = self.denoise(inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -76,17 +74,17 @@ class TorchRunner:
 
         from ...editor.denoisers.sampling import to_numpy
 
-        unet = self.pipeline.unet
+        network = network_of(self.pipeline)
         key = hookpoint.replace(".", "-")
-        if key not in getattr(unet, "ablations", {}):
+        if key not in getattr(network, "ablations", {}):
             return None
-        module = unet.ablations[key]
+        module = network.ablations[key]
         fires: list[np.ndarray] = []
         handle = module.gate.register_forward_hook(lambda m, args, output: fires.append(to_numpy(output)))
-        given = [None if v is None else torch.from_numpy(v[None]).to(unet.device, unet.dtype) for v in (tokens, before)]
+        given = [None if v is None else torch.from_numpy(v[None]).to(network.device, network.dtype) for v in (tokens, before)]
         try:
             with torch.no_grad():
-                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=unet.device), given[1])
+                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=network.device), given[1])
         finally:
             handle.remove()
         return to_numpy(output)[0], fires[0][0]
@@ -145,7 +143,8 @@ def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     from ...editor.denoisers.sampling import decode, denoise, to_numpy
 
-    initial = torch.from_numpy(run.initial).to(pipeline.unet.device, pipeline.unet.dtype)
+    network = network_of(pipeline)
+    initial = torch.from_numpy(run.initial).to(network.device, network.dtype)
     with torch.no_grad():
         latents = denoise(pipeline, run.prompts, initial, run.seeds, run.steps, run.guidance)
         hooked = torch.from_numpy(run.hook).to(latents.device, latents.dtype)

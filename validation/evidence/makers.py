@@ -14,7 +14,7 @@ import numpy as np
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
-from ...editor.denoisers.sizes import latent_sides
+from ...editor.denoisers.families import network_of, sizes_of
 from ..artifact import engines, manifest
 from ..artifact.installed import missing
 from ..artifact.manifest import Manifest
@@ -117,7 +117,7 @@ class Makers:
             from ...editor.edit.hook import AblationHook
 
             edit = original.edit.only(concepts) if concepts else original.edit
-            with AblationHook(original.pipeline.unet, edit, original.saes, self.record.gate), self._torch(original.pipeline) as draw:
+            with AblationHook(network_of(original.pipeline), edit, original.saes, self.record.gate), self._torch(original.pipeline) as draw:
                 yield draw
         elif name == "checkpoint":
             from ..backends.load import load
@@ -156,13 +156,12 @@ class Makers:
 
         from ...editor.denoisers.sampling import check_finite, decode, denoise
 
-        unet, factor = pipeline.unet, pipeline.vae_scale_factor
-        sides = latent_sides(unet.config.sample_size, factor, self._height, self._width)
+        network, shape = network_of(pipeline), sizes_of(pipeline).noise(self._height, self._width)
 
         def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
-            noise = torch.from_numpy(initial_noise(seeds, (unet.config.in_channels, *sides)))
+            noise = torch.from_numpy(initial_noise(seeds, shape))
             with torch.no_grad():
-                latents = denoise(pipeline, prompts, noise.to(unet.device, unet.dtype), seeds, steps, guidance)
+                latents = denoise(pipeline, prompts, noise.to(network.device, network.dtype), seeds, steps, guidance)
                 check_finite(latents)
                 return decode(pipeline, latents, finite=True)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import whole_file
+from ...editor.denoisers.families import network_of
 from ...editor.denoisers.sampling import generate
 from ...editor.edit.edit import Edit, Suppression, make_edit
 from ...editor.edit.hook import AblationHook
@@ -118,7 +119,7 @@ class Sweep:
         key = self._key([edit.sha256(), saes, jobs])
         found = self._stored(key)
         if found is None:
-            with AblationHook(self.pipeline.unet, edit, self.saes):
+            with AblationHook(network_of(self.pipeline), edit, self.saes):
                 pictures = self._pictures(jobs)
             found = {**asdict(trial), **unlearning(pictures, trial.concept, trial.domain)._asdict(), "pictures": len(pictures)}
             self._keep(key, found)

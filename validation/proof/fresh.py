@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import at_hookpoint, dtype_of
+from ...editor.denoisers.families import network_of
 from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import TokenEdit
@@ -49,7 +50,7 @@ def open_original(model: str, record: Manifest, device: str = "cpu") -> Any:
         SaeuronError: it is not the one on record.
     """
     pipeline = load_pipeline(model, dtype_of(record.precision), device, variant=record.model.variant)
-    if unet_sha256(pipeline.unet) != record.model.unet_sha256:
+    if unet_sha256(network_of(pipeline)) != record.model.unet_sha256:
         raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
     return pipeline
 

@@ -21,7 +21,7 @@ from ..artifact.golden import Golden, Run
 from ..artifact.seam import BARS as SEAM_BARS
 from ..artifact.seam import SHARE as SEAM_SHARE
 from ..artifact.seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
-from ..backends.base import Runner
+from ..backends.base import Inputs, Runner
 from . import results
 from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
 from .results import Backend, Components, Control, FreeRun, Proof, Runs
@@ -76,7 +76,7 @@ def observe(
     tally = Tally(golden.precision)
     outputs, turned = [], []
     for case in golden.cases:
-        shown = runner.observe(*case.inputs)
+        shown = runner.observe(case.inputs)
         lacking = sorted(set(case.fires) - set(shown.seams if shown else ()))
         if lacking and runner.shows_seam:
             raise NoSeam(f"it shows no edit at {', '.join(lacking)}, so it holds no edit or not all of it")
@@ -100,10 +100,10 @@ class Network(NamedTuple):
 
 
 def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> Network:
-    """The UNet of a backend: its edit at the seam, and its whole forwards."""
+    """The denoiser of a backend: its edit at the seam, and its whole forwards."""
     shown = observe(golden, runner, reference)
     runner.stop_watching()
-    plain = run_forwards(golden, runner.unet)
+    plain = run_forwards(golden, runner.denoise)
     if shown is None:
         hidden = "an engine hides its inner tensors; the graph that it was built from shows them"
         return Network(results.Seam(passed=None, not_checked=hidden), compare_forwards(golden, plain))
@@ -121,12 +121,12 @@ def check_network(golden: Golden, runner: Runner, reference: Reference | None = 
     return Network(seam, forwards)
 
 
-def run_forwards(golden: Golden, run_unet: Callable[..., np.ndarray]) -> list[np.ndarray | str]:
-    """The golden vectors' forwards by a `Runner.unet`; a text where an engine wasn't built for the shape."""
+def run_forwards(golden: Golden, denoise: Callable[[Inputs], np.ndarray]) -> list[np.ndarray | str]:
+    """The golden vectors' forwards by a `Runner.denoise`; a text where an engine wasn't built for the shape."""
     outputs: list[np.ndarray | str] = []
     for case in golden.cases:
         try:
-            outputs.append(run_unet(*case.inputs))
+            outputs.append(denoise(case.inputs))
         except OutsideShapes as error:
             outputs.append(str(error))
     return outputs

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...editor.denoisers.conditions import conditions_in, unet_arguments
-from ...editor.denoisers.families import family_of
+from ...editor.denoisers.denoiser import Denoiser
+from ...editor.denoisers.families import denoiser_of, family_of, network_of, sizes_of
 from ...editor.denoisers.sampling import autoencoder, check_finite, decode, denoise, initial_latents, step_generators, to_numpy
-from ...editor.denoisers.sizes import latent_sides, multiple_of
 from ...editor.edit.bake import refuse_edited
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
@@ -30,29 +29,26 @@ from .surroundings import of_pipeline, token_ids
 
 
 class _Call(NamedTuple):
-    """One forward of a UNet: inputs and output."""
+    """One forward of a denoiser: inputs and output."""
 
-    sample: torch.Tensor
-    timestep: float
-    context: torch.Tensor
-    conditions: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
+    level: float
+    """of noise, 0 to 1000"""
     output: torch.Tensor
 
 
 class _Recorder:
-    """Keeps the inputs and outputs of every forward of a UNet."""
+    """Keeps the inputs and outputs of every forward of a denoiser."""
 
-    def __init__(self, unet: torch.nn.Module) -> None:
+    def __init__(self, network: torch.nn.Module) -> None:
         self.calls: list[_Call] = []
-        self._handle = unet.register_forward_hook(self._keep, with_kwargs=True)
+        self._denoiser = denoiser_of(network)
+        self._handle = network.register_forward_hook(self._keep, with_kwargs=True)
 
     def _keep(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        inputs = {name: value.detach() for name, value in self._denoiser.inputs(args, kwargs).items()}
         result = output[0] if isinstance(output, tuple) else output.sample
-        conditions = {name: value.detach() for name, value in conditions_in(kwargs).items()}
-        t = float(torch.as_tensor(timestep).reshape(-1)[0])
-        self.calls.append(_Call(args[0].detach(), t, context.detach(), conditions, result.detach()))
+        self.calls.append(_Call(inputs, float(self._denoiser.noise_level(inputs)[0]), result.detach()))
 
     def close(self) -> None:
         self._handle.remove()
@@ -68,44 +64,47 @@ class _Job:
     precision: str
     gate: str
 
+    @property
+    def network(self) -> Any:
+        return network_of(self.pipeline)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return family_of(self.pipeline).denoiser
+
     def hook(self, record: bool = False) -> AblationHook:
-        return AblationHook(self.pipeline.unet, self.edit, self.saes, self.gate, record, record_tokens=record)
+        return AblationHook(self.network, self.edit, self.saes, self.gate, record, record_tokens=record)
 
     def forward(self, call: _Call) -> torch.Tensor:
-        """The UNet's output for a call's inputs."""
-        return _forward(self.pipeline.unet, call)
+        """The denoiser's output for a call's inputs."""
+        return self.denoiser.call(self.network, call.inputs)
 
     @functools.cached_property
     def wide(self) -> tuple[torch.nn.Module, AblationHook]:
-        """UNet and hook with the same rounded weights, computing in float32."""
-        unet = copy.deepcopy(self.pipeline.unet).float()
-        saes = {name: copy.deepcopy(sae).to(self.pipeline.unet.dtype).float() for name, sae in self.saes.items()}
-        return unet, AblationHook(unet, self.edit, saes, self.gate)
+        """Denoiser and hook with the same rounded weights, computing in float32."""
+        network = copy.deepcopy(self.network).float()
+        saes = {name: copy.deepcopy(sae).to(self.network.dtype).float() for name, sae in self.saes.items()}
+        return network, AblationHook(network, self.edit, saes, self.gate)
 
     def drifts(self, call: _Call, unedited: torch.Tensor) -> tuple[float, float]:
         """How far rounding alone moves the unedited output and the hook's, see `Case.drift`."""
         if self.precision == "fp32":
-            signs = torch.randint(0, 2, call.sample.shape, generator=torch.Generator().manual_seed(0)).to(call.sample) * 2 - 1
-            moved = call._replace(sample=call.sample * (1 + torch.finfo(call.sample.dtype).eps * signs))
+            name, latents = next(iter(call.inputs.items()))
+            signs = torch.randint(0, 2, latents.shape, generator=torch.Generator().manual_seed(0)).to(latents) * 2 - 1
+            moved = call._replace(inputs={**call.inputs, name: latents * (1 + torch.finfo(latents.dtype).eps * signs)})
             with self.hook():
                 return 0.0, _apart(self.forward(moved), call.output)
-        unet, hook = self.wide
-        wide = call._replace(
-            sample=call.sample.float(), context=call.context.float(), conditions={n: v.float() for n, v in call.conditions.items()}
-        )
-        drift = _apart(_forward(unet, wide), unedited)
+        network, hook = self.wide
+        wide = {name: value.float() if value.is_floating_point() else value for name, value in call.inputs.items()}
+        drift = _apart(self.denoiser.call(network, wide), unedited)
         with hook:
-            return drift, _apart(_forward(unet, wide), call.output)
+            return drift, _apart(self.denoiser.call(network, wide), call.output)
 
     def neutral(self) -> contextlib.AbstractContextManager:
         """Nothing for `residual=keep`, where a gain of 1 changes nothing."""
         if self.edit.residual == "keep":
             return contextlib.nullcontext()
-        return AblationHook(self.pipeline.unet, self.edit.neutral(), self.saes, self.gate)
-
-
-def _forward(unet: Any, call: _Call) -> torch.Tensor:
-    return unet(call.sample, call.timestep, call.context, return_dict=False, **unet_arguments(call.conditions))[0]
+        return AblationHook(self.network, self.edit.neutral(), self.saes, self.gate)
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -139,15 +138,15 @@ def make_golden(
         scope: `full` (whole trajectories, free runs) or `short` (a few forwards, for a large model on a CPU).
         sizes: pictures, height and width in pixels: one guided forward more of each.
     """
-    refuse_edited(pipeline.unet)
+    refuse_edited(network_of(pipeline))
     job = _Job(pipeline, edit, saes, precision, gate)
     prompts = list(prompts)
     # Prompts take turns between concepts: the first as many as there are concepts show each of them.
     shown = prompts[: max(1, len(edit.concepts))]
     several = shown if len(shown) > 1 else (prompts * 2)[:2]
-    unit = multiple_of(pipeline.vae_scale_factor, len(pipeline.unet.config.block_out_channels))
-    factor = pipeline.vae_scale_factor
-    h, w = (side * factor for side in latent_sides(pipeline.unet.config.sample_size, factor, height, width))
+    known = sizes_of(pipeline)
+    unit = known.multiple
+    h, w = (side * known.factor for side in known.latents(height, width))
     # Not square, and of another width than the other cases.
     wide = max(unit, (h * 3 // 4) // unit * unit), w + unit
     cases: list[Case] = []
@@ -161,7 +160,7 @@ def make_golden(
     plans += [((prompts * pictures)[:pictures], guidance, rows, columns, 1) for pictures, rows, columns in sizes]
     for number, (texts, scale, rows, columns, limit) in enumerate(plans):
         seeds = [seed + 100 * number + j for j in range(len(texts))]
-        recorder = _Recorder(pipeline.unet)
+        recorder = _Recorder(network_of(pipeline))
         try:
             with job.hook(record=True) as hook:
                 final = _run(pipeline, texts, seeds, steps, scale, rows, columns, limit)
@@ -205,19 +204,19 @@ def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: f
 def _case(job: _Job, kind: str, call: _Call, hook: AblationHook, forward: int, seed: int) -> Case:
     """One forward of a hook that recorded it, the number `forward` of its forwards."""
     raw = job.forward(call)
-    for what, values in (("text encoder", call.context), ("unedited UNet", raw), ("UNet with the hook", call.output)):
-        check_finite(values, f"the {what} (timestep {call.timestep:g})")
+    given = [(f"pipeline's {name}", value) for name, value in list(call.inputs.items())[1:]]
+    for what, values in (*given, (f"unedited {job.denoiser.noun}", raw), (f"{job.denoiser.noun} with the hook", call.output)):
+        check_finite(values, f"the {what} (timestep {call.level:g})")
     unedited = to_numpy(raw)
     with job.neutral():
         neutral = unedited if job.edit.residual == "keep" else to_numpy(job.forward(call))
     decisions = {name: made[forward] for name, made in hook.decisions.items()}
     members = {} if job.edit.residual == "keep" else {n: digest(to_numpy(d.members)) for n, d in decisions.items()}
-    timestep = torch.tensor([call.timestep])
+    timestep = torch.tensor([call.level])
     seams = {n: sample(expected(hook.tokens, n, timestep, *seen), seed=seed) for n, seen in hook.seen[forward].items()}
     return Case(
-        kind, call.timestep, to_numpy(call.sample), to_numpy(call.context), to_numpy(call.output), unedited, neutral,
-        {n: to_numpy(d.fires) for n, d in decisions.items()}, members, {n: to_numpy(v) for n, v in call.conditions.items()}, seams,
-        *job.drifts(call, raw),
+        kind, call.level, {n: to_numpy(v) for n, v in call.inputs.items()}, to_numpy(call.output), unedited, neutral,
+        {n: to_numpy(d.fires) for n, d in decisions.items()}, members, seams, *job.drifts(call, raw),
     )  # fmt: skip
 
 
@@ -227,11 +226,12 @@ def _off_grid(job: _Job, calls: list[_Call], number: int, seed: int) -> list[Cas
     found: list[Case] = []
     for j, grid in ((j, grid) for j in range(number) for grid in grids):
         call = calls[min(len(calls) - 1, len(calls) * (2 * j + 1) // (2 * number + 2))]
-        row = int((grid - call.timestep).abs().argmin())
+        row = int((grid - call.level).abs().argmin())
         other = row + 1 if row + 1 < len(grid) else row - 1
-        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else call.timestep + 0.5
-        for kind, t in (("between", halfway), ("fractional", max(0.0, call.timestep - 0.3 - 0.2 * j))):
-            moved = call._replace(timestep=t)
+        halfway = float((grid[row] + grid[other]) / 2) if len(grid) > 1 else call.level + 0.5
+        for kind, t in (("between", halfway), ("fractional", max(0.0, call.level - 0.3 - 0.2 * j))):
+            told = {name: torch.from_numpy(value).to(call.output.device) for name, value in job.denoiser.at_level(t).items()}
+            moved = call._replace(inputs={**call.inputs, **told}, level=t)
             with job.hook(record=True) as hook:
                 moved = moved._replace(output=job.forward(moved))
             found.append(_case(job, kind, moved, hook, 0, seed + len(found)))

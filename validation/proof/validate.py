@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.common.errors import SaeuronError
-from ...editor.denoisers.sizes import Sizes
+from ...editor.common.files import read_json
+from ...editor.denoisers.families import family_of, sizes_in
 from ..artifact import contents, engines, manifest
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
@@ -171,12 +172,13 @@ def _outside(backends: Mapping[str, Backend]) -> list[NotChecked]:
 def _between(root: Path, record: Manifest, reference: Golden, chosen: list[_Part]) -> list[NotChecked]:
     """Engines of a range of sizes of which no golden vector lies between the points that the builder knew."""
     found = []
-    sizes = Sizes.of(root)
+    sizes, denoiser = sizes_in(root), family_of(read_json(root / "model_index.json")).denoiser
+    latents = next(iter(denoiser.axes(read_json(root / denoiser.component / "config.json"))[0]))
     side = sizes.multiple // sizes.factor
     for name, _, target in chosen:
         if target is None:
             continue
-        points = record.engines[target].components["unet"].shapes["sample"]
+        points = record.engines[target].components[denoiser.component].shapes[latents]
         low, usual, high = points
         for axis, what, unit in ((0, "rows", 2 if record.sampling.guidance > 1 else 1), (2, "heights", side), (3, "widths", side)):
             held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}

@@ -60,12 +60,7 @@ const cases = content.cases.map((entry) => {
   const at = (name) => golden.tensor(entry[name]);
   return {
     ...entry,
-    inputs: {
-      sample: at("sample"),
-      timestep: { shape: [], data: [entry.timestep] },
-      encoder_hidden_states: at("context"),
-      ...Object.fromEntries(Object.entries(entry.conditions ?? {}).map(([name, tensor]) => [name, golden.tensor(tensor)])),
-    },
+    inputs: Object.fromEntries(Object.entries(entry.inputs).map(([name, tensor]) => [name, golden.tensor(tensor)])),
     hook: at("hook").data,
     neutral: at("neutral").data,
     unedited: at("unedited").data,

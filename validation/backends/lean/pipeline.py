@@ -6,7 +6,7 @@ diffusers/image_processor.py (0.42).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,7 @@ import numpy as np
 
 from ....editor.common.errors import SaeuronError
 from ....editor.common.files import read_json
-from ....editor.denoisers.conditions import conditions_of
-from ....editor.denoisers.families import family_of
-from ....editor.denoisers.sizes import Sizes
+from ....editor.denoisers.families import family_of, sizes_in
 from ....editor.edit.gains import LARGEST
 from ...artifact.graphs import layers_of
 from .noise import initial_noise
@@ -24,6 +22,7 @@ from .schedulers import Scheduler, make_scheduler
 from .tokenizer import ClipTokenizer
 
 Conditions = dict[str, np.ndarray]
+_USUAL = {"sample", "timestep", "encoder_hidden_states"}
 _SUPPORTED = {"text_embeds", "time_ids"}
 
 
@@ -34,8 +33,8 @@ class NotFinite(SaeuronError):
 class Networks(Protocol):
     """Runs an artifact's networks: float32 arrays in and out, whatever the precision inside. Every `validation.runners.Runner` does."""
 
-    def unet(self, sample: np.ndarray, timestep: float, context: np.ndarray, conditions: Any = ...) -> np.ndarray:
-        """One forward: `[B, C, h, w]`, scalar, `[B, L, D]`, further inputs `[B, width]` by name → `[B, C, h, w]`."""
+    def denoise(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One forward of the denoiser; see `Runner.denoise`."""
         ...
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -64,20 +63,19 @@ class LeanPipeline:
         self._layers = {t.name: _layers(root / t.name / "config.json") for t in self.family.text_encoders}
         # The class's own default.
         self._zeros = "force_zeros_for_empty_prompt" in self.family.options and bool(index.get("force_zeros_for_empty_prompt", True))
-        unet, vae = read_json(root / "unet" / "config.json"), read_json(root / "vae" / "config.json")
-        self._wanted = conditions_of(unet)
+        denoiser, vae = self.family.denoiser, read_json(root / "vae" / "config.json")
+        inputs, _ = denoiser.axes(read_json(root / denoiser.component / "config.json"))
+        self._wanted = {name: axes[-1] for name, axes in inputs.items() if name not in _USUAL}
         if surplus := sorted(set(self._wanted) - _SUPPORTED):
             raise SaeuronError(f"this UNet takes '{surplus[0]}', which needs diffusers")
-        self._sizes = Sizes.of(root)
+        self._sizes = sizes_in(root)
         self.channels, self.factor = self._sizes.channels, self._sizes.factor
         scaling = vae.get("scaling_factor", 0.18215)  # the class's own default
         if not _finite(scaling) or scaling <= 0:
             raise SaeuronError(f"'{root}': the autoencoder's config holds no number above 0 as 'scaling_factor'")
-        self._scaling = float(scaling)
-        self._mean, self._std = (
-            _per_channel(root / "vae" / "config.json", vae, key, self.channels) if self.family.normalises_latents else None
-            for key in ("latents_mean", "latents_std")
-        )
+        for key in ("latents_mean", "latents_std"):
+            _check_channels(root / "vae" / "config.json", vae, key, self.channels)
+        self._vae = {**vae, "scaling_factor": float(scaling)}
 
     def truncated(self, prompt: str) -> int:
         """How many of a prompt's tokens no text encoder sees."""
@@ -165,7 +163,8 @@ class LeanPipeline:
         total = len(self.scheduler.timesteps)
         for i, t in enumerate(self.scheduler.timesteps):
             given = self.scheduler.scale_model_input(np.concatenate([sample, sample]) if guided else sample, i)
-            output = self.networks.unet(given, float(t), context, conditions)
+            level = np.array(t, np.float32)
+            output = self.networks.denoise({"sample": given, "timestep": level, "encoder_hidden_states": context, **conditions})
             if guided:
                 negative, positive = np.split(output, 2)
                 output = negative + np.float32(guidance) * (positive - negative)
@@ -180,10 +179,7 @@ class LeanPipeline:
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Final latents `[B, C, h, w]` → pictures uint8 `[B, H, W, 3]`."""
-        if self._mean is not None and self._std is not None:
-            scaled = latents * self._std / np.float32(self._scaling) + self._mean
-        else:
-            scaled = latents / np.float32(self._scaling)
+        scaled = self.family.denoiser.unscaled(latents, self._vae)
         found = self._run("vae_decoder", latent_sample=scaled.astype(np.float32))["sample"]
         if not np.isfinite(found).all():
             raise NotFinite("the autoencoder gave values that are not finite")
@@ -238,13 +234,12 @@ def _layers(path: Path) -> int:
     return layers_of(path)
 
 
-def _per_channel(path: Path, config: dict[str, Any], key: str, channels: int) -> np.ndarray | None:
+def _check_channels(path: Path, config: dict[str, Any], key: str, channels: int) -> None:
     value = config.get(key)
     if value is None:
-        return None
+        return
     if not isinstance(value, list) or len(value) != channels or not all(_finite(v) for v in value):
         raise SaeuronError(f"{path}: '{key}' must be a list of {channels} numbers")
-    return np.array(value, np.float32).reshape(1, -1, 1, 1)
 
 
 def _finite(value: Any) -> bool:
