@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from saeuron.editor.common import typed
 from saeuron.editor.common.files import file_sha256
 from saeuron.validation.artifact import contents, manifest
-from saeuron.validation.artifact.golden import Golden, Run
+from saeuron.validation.artifact.golden import Golden, Notes, Run
 from saeuron.validation.evidence.intervals import Rate
 
 POINT = "up_blocks.0.attentions.1"
@@ -99,7 +99,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
         latents = np.zeros((1, 4, 2, 3), np.float32)
         before, after = (np.full((1, 16, 24, 3), shade, np.uint8) for shade in (40, 200))
         runs = [Run([f"A {name} house"], 3.0, 4, latents, latents, latents, latents, after, before, 0.0, 0.0, [7])] if pictures else []
-        Golden("fp32", [], runs, notes={"scope": proof["scope"], "prompts": ["p"], "steps": 4}).save(root / "edit" / "golden.safetensors")
+        Golden("fp32", [], runs, {}, Notes(proof["scope"], ["p"], 4), {}, {}).save(root / "edit" / "golden.safetensors")
     summary = None
     if proof is not None:
         summary = {"passed": proof["passed"], "scope": proof["scope"], "precision": "fp32", "seam": {}, "forwards": {}, "failures": []}

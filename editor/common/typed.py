@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,20 +26,27 @@ class Record(Struct):
     """An object in such a file: fields with their types. What it has no field for is passed over."""
 
 
-def read_as(kind: type[T], value: Any, where: str | Path, strict: bool = True) -> T:
+def read_as(kind: type[T], value: Any, where: str | Path, strict: bool = True, tensors: Callable[[str], Any] | None = None) -> T:
     """A value from JSON as a type.
 
     Args:
         kind: e.g. a `Record`.
         value: from JSON.
         where: whose value, e.g. a path.
+        tensors: gives the array of a name, where the type has arrays.
         strict: False takes the texts that `strict_json` writes for infinities and NaN as numbers.
 
     Raises:
         SaeuronError: a field is missing or holds something else; named as `a.b[0]`, with `*` for a name that the file chooses.
     """
+
+    def array(wanted: Any, name: Any) -> Any:
+        if tensors is None or not isinstance(name, str):
+            raise ValueError(f"expected the name of a tensor, got {name!r}"[:100])
+        return tensors(name)
+
     try:
-        return msgspec.convert(value, kind, strict=strict)
+        return msgspec.convert(value, kind, strict=strict, dec_hook=array)
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$")
         field = place.rstrip("`").replace("[...]", ".*").lstrip(".")

@@ -106,7 +106,7 @@ def _edit() -> Edit:
 
 
 def _golden(path: Path) -> None:
-    from saeuron.validation.artifact.golden import Case, Golden, Run
+    from saeuron.validation.artifact.golden import Case, Golden, Notes, Run
     from saeuron.validation.artifact.weights import Digest
 
     a = np.zeros((1, 2, 2, 2), np.float32)
@@ -114,7 +114,7 @@ def _golden(path: Path) -> None:
     cases = [Case("step", 1.0, {"sample": a, "timestep": np.array(1, np.float32)}, a + 2, a + 3, a, fires, fires)]
     runs = [Run(["a"], 3.0, 4, a, a, a + 1, a, np.zeros((1, 4, 4, 3), np.uint8), np.ones((1, 4, 4, 3), np.uint8), 0.1, 0.1, [42])]
     Golden(
-        "fp32", cases, runs, {"text_encoder": {"input_ids": np.zeros((1, 3), np.int64)}}, {"scope": "full", "prompts": ["a"], "steps": 4},
+        "fp32", cases, runs, {"text_encoder": {"input_ids": np.zeros((1, 3), np.int64)}}, Notes("full", ["a"], 4),
         {"ids": np.zeros((1, 3))}, {"unet": {"w": Digest("0", "1:0")}},
     ).save(path)  # fmt: skip
 

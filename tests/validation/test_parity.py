@@ -1,10 +1,10 @@
 """The proof must fail whenever it should: an unedited model, a weaker edit, a shifted table, a NaN."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae
 
 from saeuron.editor.common.errors import SaeuronError
@@ -197,10 +197,11 @@ def test_another_decoder_fails(case):
 
 def test_golden_vectors_of_another_shape_are_one_line(case, tmp_path):
     _, _, golden = case
-    wrong = copy.copy(golden)
-    for change, message in (({"precision": "int8"}, "'precision' is 'int8'"), ({"notes": {}}, "'notes.scope' is missing")):
-        wrong.__dict__.update({**golden.__dict__, **change})
-        wrong.save(tmp_path / "golden.safetensors")
+    for change, message in (
+        ({"precision": "int8"}, "'precision' can't be read: invalid enum value 'int8'"),
+        ({"notes": {}}, "'notes.scope' is missing"),
+    ):
+        replace(golden, **change).save(tmp_path / "golden.safetensors")
         with pytest.raises(SaeuronError, match=message):
             Golden.load(tmp_path / "golden.safetensors")
 

@@ -1,11 +1,11 @@
 """The seam: what is rounding passes, what is not fails, in every precision and backend."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from tests.random_edits import MUTANTS, PROMPTS, edit_in_float64, make, spoil_graph, spoiled
 
 from saeuron.editor.common.names import PRECISIONS, dtype_of
@@ -233,8 +233,8 @@ def test_golden_tokens_survive_the_file(case, tmp_path):
         for h, one in a.seams.items():
             assert all(
                 np.array_equal(v, getattr(b.seams[h], k)) and v.dtype == getattr(b.seams[h], k).dtype
-                for k, v in vars(one).items()
-                if v is not None
+                for k in one.__struct_fields__
+                if (v := getattr(one, k)) is not None
             )
 
 

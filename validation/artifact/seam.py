@@ -8,7 +8,6 @@ a single decision that falls otherwise within rounding grows from layer to layer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +41,7 @@ class Tensors(NamedTuple):
     """which latents are active, where all of them are decoded: int64 `[B, tokens, k]` or bool `[B, tokens, n]`"""
 
 
-@dataclass
-class Seam:
+class Seam(Record):
     """Tokens of one hookpoint in one forward, and what the hook makes of them."""
 
     input: np.ndarray

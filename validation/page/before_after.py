@@ -35,7 +35,7 @@ def before_after(artifact: Path, model: str, prompts: Sequence[str] = (), seed: 
         columns: most pictures shown.
     """
     record = manifest.read(artifact)
-    texts = (list(prompts) or Golden.load(artifact / "edit" / "golden.safetensors").notes["prompts"])[:columns]
+    texts = (list(prompts) or Golden.load(artifact / "edit" / "golden.safetensors").notes.prompts)[:columns]
     seeds = [seed + i for i in range(len(texts))]
     sampling = record.sampling
     rows: list[list[Any]] = []

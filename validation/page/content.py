@@ -108,8 +108,8 @@ def _no_pictures(k: Known) -> str:
 def _pictures(k: Known, sensitive: bool) -> dict[str, Any] | None:
     pairs = [
         {
-            "prompt": prompt, "guidance": f"{run.guidance:g}", "steps": run.steps, "before": run.unedited[i], "after": run.hook[i],
-            "height": run.hook.shape[1], "width": run.hook.shape[2],
+            "prompt": prompt, "guidance": f"{run.guidance:g}", "steps": run.steps, "before": run.unedited_pictures[i], "after": run.hook_pictures[i],
+            "height": run.hook_pictures.shape[1], "width": run.hook_pictures.shape[2],
         }
         for run in k.shown for i, prompt in enumerate(run.prompts)
     ]  # fmt: skip

@@ -93,7 +93,7 @@ def _proof_of(root: Path, record: Manifest, edit: Edit) -> tuple[list[str], str]
     path = root / "edit" / "golden.safetensors"
     if path.is_file():
         notes = Golden.load(path).notes
-        return notes["prompts"], notes["scope"]
+        return notes.prompts, notes.scope
     prompts = edit.provenance.prompts
     if not prompts:
         raise SaeuronError(f"'{root}' holds neither golden vectors nor the prompts of its proof, so it can't be proven")

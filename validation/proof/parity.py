@@ -215,7 +215,7 @@ def check_runs(golden: Golden, free_run: Callable[[Run], tuple[np.ndarray, np.nd
             effect=effect, drift=run.drift, hook_drift=run.hook_drift, allowed=allowed, conclusive=conclusive, decoder_psnr=decoder,
             psnr=psnr(pictures, run.hook_pictures), psnr_unedited=psnr(run.unedited_pictures, run.hook_pictures),
         ))  # fmt: skip
-    if golden.notes.get("scope") == "full" and not rows and not outside:
+    if golden.notes.scope == "full" and not rows and not outside:
         failures.append("the golden vectors say that free runs were made, but hold none")
     if rows and not any(r.conclusive for r in rows):
         failures.append(
@@ -290,8 +290,8 @@ def prove(
         failures += [f"{runner.name}: {line}" for part in parts for line in part.failures]
         found.passed = all(part.passed is not False for part in parts)
     return Proof(
-        passed=not failures, precision=golden.precision, scope=golden.notes.get("scope", ""), prompts=golden.notes.get("prompts", []),
-        against_topk=golden.notes.get("against_topk") or {}, control=control, backends=backends, failures=failures,
+        passed=not failures, precision=golden.precision, scope=golden.notes.scope, prompts=golden.notes.prompts,
+        against_topk=golden.notes.against_topk, control=control, backends=backends, failures=failures,
     )  # fmt: skip
 
 

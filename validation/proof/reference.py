@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ...editor.edit.bake import refuse_edited
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
 from ...editor.sae.sae import SparseAutoencoder
-from ..artifact.golden import Case, Golden, Run
+from ..artifact.golden import Case, Golden, Notes, Run
 from ..artifact.seam import digest
 from ..artifact.weights import of_original
 from ..trust.configs import configs_of
@@ -178,11 +178,10 @@ def make_golden(
             runs.append(_free_run(job, texts, seeds, steps, scale, rows, columns, final))
         if number < len(plans) - len(sizes):
             cases += _off_grid(job, recorder.calls, 3 if scope == "full" else 1, len(cases))
-    notes = {"scope": scope, "prompts": prompts, "seed": seed, "against_topk": against_topk}
-    notes |= {"steps": steps, "configs": configs_of(pipeline)}
+    notes = Notes(cast(Any, scope), prompts, steps, seed, against_topk, configs_of(pipeline))
     around = of_pipeline(pipeline, prompts, steps)
     weights = of_original(pipeline, edit, saes, gate)
-    return Golden(precision, cases, runs, _components(pipeline, [*prompts[:7], ""], h, w, seed), notes, around, weights)
+    return Golden(cast(Any, precision), cases, runs, _components(pipeline, [*prompts[:7], ""], h, w, seed), notes, around, weights)
 
 
 def _run(pipeline: Any, texts: list[str], seeds: list[int], steps: int, scale: float, height: int, width: int, limit: int | None) -> Any:

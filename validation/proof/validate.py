@@ -90,7 +90,7 @@ def validate(
 
         wrong = check_record(root, record, vectors)
         record_check = Check(passed=not wrong, failures=wrong)
-        around = surroundings.compare(surroundings.of_folder(root, vectors.notes["prompts"], vectors.notes["steps"]), vectors.surroundings)
+        around = surroundings.compare(surroundings.of_folder(root, vectors.notes.prompts, vectors.notes.steps), vectors.surroundings)
     wrong = engines.check_entries(root, record)
     proof = prove(vectors, runners, progress, reference)
     proof.record, proof.surroundings, proof.said = record_check, around, said

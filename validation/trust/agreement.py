@@ -34,9 +34,9 @@ def check_said(root: Path, record: Manifest, golden: Golden | None) -> list[str]
     if golden and golden.precision != record.precision:
         found.append(f"the golden vectors are {golden.precision}, the artifact is {record.precision}")
     proven = record.validation
-    if golden and proven and proven.scope != golden.notes["scope"]:
+    if golden and proven and proven.scope != golden.notes.scope:
         found.append(
-            f"the manifest says that a proof of scope '{proven.scope}' was made, the golden vectors are of scope '{golden.notes['scope']}'"
+            f"the manifest says that a proof of scope '{proven.scope}' was made, the golden vectors are of scope '{golden.notes.scope}'"
         )
     path = root / "unet" / "config.json"
     ablation = read_json(path).get("ablation") or {}

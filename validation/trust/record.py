@@ -37,7 +37,7 @@ def check_record(root: Path, record: Manifest, golden: Golden) -> list[str]:
     found += _check_concepts(edit, golden)
     family = family_of(read_json(root / "model_index.json"))
     found += compare_copies(root, family, "onnx" in record.formats)
-    found += compare_configs(root, golden.notes.get("configs", {}))
+    found += compare_configs(root, golden.notes.configs)
     needed = {*family.networks, "edit"}
     if set(golden.weights) != needed or not all(golden.weights.values()):
         found.append(f"the golden vectors hold no digests of the original's weights for {sorted(needed - set(golden.weights))}")

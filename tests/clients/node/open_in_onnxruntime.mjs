@@ -9,7 +9,7 @@ import { Float16Array } from "@petamoriken/float16";
 import * as ort from "onnxruntime-node";
 
 const BARS = { fp32: 0.01, fp16: 0.1 };
-const READERS = { F32: Float32Array, U8: Uint8Array };
+const READERS = { F32: Float32Array, BOOL: Uint8Array, U8: Uint8Array };
 
 /** A safetensors file: its metadata, and a function that gives a tensor by name. */
 function safetensors(path) {
