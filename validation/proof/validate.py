@@ -180,7 +180,7 @@ def _between(root: Path, record: Manifest, reference: Golden, chosen: list[_Part
             continue
         points = record.engines[target].components[denoiser.component].shapes[latents]
         low, usual, high = points
-        for axis, what, unit in ((0, "rows", 2 if record.sampling.guidance > 1 else 1), (2, "heights", side), (3, "widths", side)):
+        for axis, what, unit in ((0, "rows", denoiser.rows(record.sampling.guidance > 1)), (2, "heights", side), (3, "widths", side)):
             held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}
             room = [(a, b) for a, b in ((low[axis], usual[axis]), (usual[axis], high[axis])) if b - a > unit]
             open_ones = [f"{a} and {b}" for a, b in room if not any(a < value < b for value in held)]
