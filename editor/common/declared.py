@@ -100,10 +100,14 @@ def _check(shown: str, value: Any, bounds: Mapping[str, Any]) -> None:
         and (multiple is None or value % multiple == 0)
     ):  # fmt: skip
         return
-    said = [f"{_short(least)} to {_short(most)}"] if least is not None and most is not None else []
-    if not said:
-        named = (("at least", least), ("at most", most), ("above", above), ("below", below))
-        said = [f"{word} {_short(bound)}" for word, bound in named if bound is not None]
+    # What only keeps a number from overflowing tells nobody anything.
+    named = [
+        (word, bound)
+        for word, bound in (("at least", least), ("at most", most), ("above", above), ("below", below))
+        if bound is not None and abs(bound) < 1e30
+    ]
+    both = [word for word, _ in named] == ["at least", "at most"]
+    said = [f"{_short(least)} to {_short(most)}"] if both else [f"{word} {_short(bound)}" for word, bound in named]
     if multiple is not None:
         said.append(f"a multiple of {multiple}")
     raise SaeuronError(f"{shown} is {_short(value)}; it must be {' and '.join(said)}")

@@ -171,7 +171,7 @@ def test_all_targets_are_put_in_place_or_none(demo_artifact, tmp_path, monkeypat
         built.append(job["sms"])
         if len(built) > 3:
             raise SaeuronError("the second target fails")
-        return {}
+        return {"shapes": {}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}
 
     monkeypatch.setattr(tensorrt, "run_worker", once)
     refused("the second target fails", "build", copy, "--target", "rtx:sm80", "--target", "rtx:sm86")
@@ -238,6 +238,6 @@ def test_sizes_between_a_profiles_points(tiny, text, sizes):
     from saeuron.editor.denoisers.families import sizes_in
 
     unit = sizes_in(tiny["model"]).multiple
-    found = tensorrt.between(tiny["model"], {"height": 64, "width": 64}, tensorrt.Shapes.parse(text))
+    found = tensorrt.between(tiny["model"], 64, 64, tensorrt.Shapes.parse(text))
     assert all(side % unit == 0 for size in found for side in size[1:])
     assert len(found) == len(sizes) and [f[0] for f in found] == [s[0] for s in sizes]

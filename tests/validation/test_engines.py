@@ -14,10 +14,11 @@ from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
-from saeuron.editor.common.typed import plain
+from saeuron.editor.common.typed import plain, read_as
 from saeuron.validation.artifact import engines, manifest
 from saeuron.validation.artifact.engines import Gpu, OutsideShapes, Target, check_shape, runs_on
 from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.artifact.manifest import Engines
 from saeuron.validation.backends import tensorrt_runner
 from saeuron.validation.backends.choose import Way, choose_networks
 from saeuron.validation.backends.tensorrt_runner import Cuda, TensorRTRunner, from_bf16, in_rows, to_bf16
@@ -33,7 +34,16 @@ def test_targets_are_read_and_named():
             Target.parse(text)
 
 
-ENTRY = {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7.1.116", "sms": ["sm86", "sm89"], "options": {}}
+ENTRY = {
+    "backend": "trt-rtx",
+    "library": "tensorrt_rtx",
+    "version": "1.7.1.116",
+    "sms": ["sm86", "sm89"],
+    "options": {},
+    "precision": "fp32",
+    "components": {},
+    "status": engines.NOT_RUN,
+}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ ENTRY = {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7.1.116"
 def test_what_runs_where(entry, sm, version, reason):
     import re
 
-    found = runs_on(entry, Gpu("a GPU", sm), version)
+    found = runs_on(read_as(Engines, entry, "made up"), Gpu("a GPU", sm), version)
     assert found is None if reason is None else found is not None and re.search(reason, found)
 
 
@@ -156,7 +166,7 @@ def test_engines_are_proven_like_any_backend(device):
     assert found.seam.passed is None and "hides" in found.seam.not_checked
     assert found.runs.rows and found.runs.outside > 0 and "vae_decoder.sample" in found.components.relative
     left = _outside(report.backends)
-    assert {entry["check"] for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"
+    assert {entry.check for entry in left} >= {"forwards", "runs"}, "what was left out is said, not passed over"
     calls = device.cuda.calls
     assert calls.count("cudaGraphLaunch") > calls.count("cudaGraphInstantiate") > 0, "steps of fixed shape run as one graph"
     assert not device.cuda.memory and calls.count("cudaFree") == calls.count("cudaMalloc"), "a proof gives all memory back"
@@ -220,7 +230,7 @@ def test_every_fitting_target_is_found_best_first_and_chosen(device):
         choose_networks(device.folder, record, target="rtx-sm89")
     parts, left = _runnable(device.folder, record, (), None, ["torch"])
     assert [name for name, _, _ in parts] == ["onnx", "trt-rtx/rtx-sm86", "trt-rtx/rtx-sm86-sm89", "trt-rtx/rtx"]
-    assert [e["check"] for e in left] == ["checkpoint", "trt-rtx/rtx-sm120"]
+    assert [e.check for e in left] == ["checkpoint", "trt-rtx/rtx-sm120"]
     assert [name for name, _, _ in _runnable(device.folder, record, (), "rtx", [])[0]] == ["trt-rtx/rtx"]
 
 
@@ -229,7 +239,7 @@ def test_a_gpu_that_no_engine_fits_leaves_the_graphs(device, monkeypatch):
     record = manifest.read(device.folder)
     monkeypatch.setattr(engines, "gpu", lambda: Gpu("another", "sm75"))
     parts, left = _runnable(device.folder, record, (), None, [])
-    assert [name for name, _, _ in parts] == ["checkpoint", "onnx"] and "another" in left[0]["reason"]
+    assert [name for name, _, _ in parts] == ["checkpoint", "onnx"] and "another" in left[0].reason
     way = choose_networks(device.folder, record)
     assert way.backend == "onnx" and "another" in way.passed_over[0]
     with pytest.raises(SaeuronError, match="no engine .* fits"):
@@ -241,7 +251,7 @@ def test_engines_run_where_onnx_runtime_is_missing(device, monkeypatch):
     record = manifest.read(device.folder)
     monkeypatch.setattr("saeuron.validation.backends.sessions.missing", list)
     parts, left = _runnable(device.folder, record, (), None, ["torch"])
-    assert [name for name, _, _ in parts] == ["trt-rtx/rtx-sm86"] and "ONNX Runtime is not installed" in left[1]["reason"]
+    assert [name for name, _, _ in parts] == ["trt-rtx/rtx-sm86"] and "ONNX Runtime is not installed" in left[1].reason
     assert choose_networks(device.folder, record).backend == "trt-rtx"
 
 
@@ -276,8 +286,9 @@ def test_a_range_without_a_golden_vector_between_its_points_is_said(demo_artifac
 
     def said(*points):
         shapes = {"sample": [[rows, channels, height, width] for rows, height, width in points]}
-        record = {"sampling": {"guidance": 3.0}, "engines": {"T": {"components": {"unet": {"shapes": shapes}}}}}
-        return [entry["reason"] for entry in _between(root, record, golden, [("trt-rtx/T", "trt-rtx", "T"), ("onnx", "onnx", None)])]
+        unet = {"precision": "fp32", "onnx": {}, "shapes": shapes, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}
+        record = replace(manifest.read(root), engines={"T": read_as(Engines, {**ENTRY, "components": {"unet": unet}}, "made up")})
+        return [entry.reason for entry in _between(root, record, golden, [("trt-rtx/T", "trt-rtx", "T"), ("onnx", "onnx", None)])]
 
     assert said(*[(2, 8, 8)] * 3) == [], "fixed sizes"
     assert said((2, 8, 8), (2, 8, 8), (4, 8 + side, 8)) == [], "nothing lies between"

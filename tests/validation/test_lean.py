@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from msgspec.structs import replace
 from tests.validation.test_schedulers import with_scheduler
 from transformers import AutoTokenizer, CLIPTokenizer
 
@@ -279,4 +280,4 @@ def test_which_backend_runs(demo_artifact):
         (None, ["checkpoint"], "which only torch runs"),
     ):
         with pytest.raises(SaeuronError, match=message):
-            choose_networks(root, {**record, "formats": formats}, wanted)
+            choose_networks(root, replace(record, formats=formats), wanted)
