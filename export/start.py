@@ -1,4 +1,4 @@
-"""The door: `saeuron` and `saeuron-export`. It imports next to nothing, so that an interruption is one line from the start on."""
+"""Entry points `saeuron` and `saeuron-export`. They import little, so that Ctrl-C gives one line from the start on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Silence for the notes and bars of libraries that say nothing a user could act on."""
+"""Hides warnings and progress bars of libraries that a user can do nothing about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line for a name that isn't known: what was meant, and what there is."""
+"""The error for an unknown name: it suggests the nearest one and lists the others."""
 
 from __future__ import annotations
 

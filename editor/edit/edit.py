@@ -1,4 +1,4 @@
-"""The Edit: everything downstream of feature choice reads this one object, and nothing else decides what is suppressed."""
+"""The `Edit`: the tables of chosen features, thresholds and gains. Hook, baked UNet, proof and report all read this one object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that a user may multiply a feature by. Needs no torch: options are checked before torch is imported."""
+"""The multipliers that a feature may have. Needs no torch: options are checked before torch is imported."""
 
 from __future__ import annotations
 

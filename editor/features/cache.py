@@ -1,4 +1,4 @@
-"""Where fetched and collected things are kept, and under which names: hashes of everything that they depend on."""
+"""The cache of fetched and collected files. A file is named by a hash of everything that it depends on."""
 
 from __future__ import annotations
 

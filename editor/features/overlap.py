@@ -1,4 +1,4 @@
-"""What chosen features are like: when they are chosen, how they score, what else they answer to, whom they are shared with."""
+"""Describes chosen features: timesteps, scores, other concepts that they answer to, concepts that share them."""
 
 from __future__ import annotations
 

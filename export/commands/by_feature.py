@@ -1,4 +1,4 @@
-"""What `steer` and `features` share: how a feature is named on the command line, and what is taken where nothing is said."""
+"""What `steer` and `features` share: how features are named on the command line, and defaults."""
 
 from __future__ import annotations
 

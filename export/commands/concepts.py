@@ -1,4 +1,4 @@
-"""`saeuron concepts`: what has presets."""
+"""`saeuron concepts`: lists the concepts that have presets."""
 
 from __future__ import annotations
 

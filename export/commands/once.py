@@ -1,4 +1,4 @@
-"""An option of one value that is given twice, and places where nothing should be written, are refused before a command begins."""
+"""Refuses, before a command begins, an option that is given twice and an output path that is no place to write to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stdout and stderr as they may be: of another encoding, closed, full, or with nobody at the other end."""
+"""Keeps stdout and stderr usable when they are closed, full, a broken pipe or of another encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the packages there that a job needs at its very end? Needs no torch."""
+"""Checks at the start that the packages which a job needs at its end are installed. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user asked for, completed by presets and a settings file: one resolved plan, or one clear line."""
+"""Completes the settings by presets and a settings file, and returns the resolved `Plan`."""
 
 from __future__ import annotations
 

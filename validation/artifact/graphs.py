@@ -1,4 +1,4 @@
-"""Have the ONNX graphs the inputs and outputs that clients rely on? Names, order, element types and the axes that must be dynamic.
+"""Checks inputs and outputs of the ONNX graphs: names, order, element types and dynamic axes.
 
 The runners feed a graph by name and in the type that it asks for, so they would not notice. optimum takes outputs by place, hands
 over float32 timesteps, and calls with any batch and size.

@@ -1,4 +1,4 @@
-"""Which packages are there, without importing them."""
+"""Finds out which packages are installed, without importing them."""
 
 from __future__ import annotations
 

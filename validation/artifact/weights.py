@@ -1,4 +1,4 @@
-"""Are the weights the original's? Every tensor of the original model and every tensor of the edit is looked for in the artifact.
+"""Compares an artifact's weights with digests of the original's: every tensor of the model and of the edit.
 
 Forwards exercise only the weights that their inputs reach, and only as far as their bar: a proof by behaviour alone passes rounded
 weights, or a decoder row of a feature that did not fire. So the reference records a digest of every tensor, made from the

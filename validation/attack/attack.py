@@ -1,4 +1,4 @@
-"""Does a removed concept come back under attack? Success rates before the edit, after it, and after it under each attack.
+"""Attacks an edit: how often a concept is seen before the edit, after it, and after it under each attack.
 
 Success: the judge names the concept in the picture. What is learned is learned on tuning prompts and seeds, and counted on others.
 Needs no torch until an attack runs.

@@ -1,4 +1,4 @@
-"""Gates that hide nothing from a gradient: the same decisions, but their derivative is a line's and not a step's.
+"""A straight-through hook for attacks: the same decisions, with a gradient as if the gate were linear.
 
 A step has derivative 0, so a gradient doesn't say that a latent could be brought below its bar, where the edit leaves it alone.
 Straight-through (arXiv 1308.3432) puts the slope `1 / bar` in its place. No value changes.

@@ -1,4 +1,4 @@
-"""From what was seen on pictures (rows of verdicts.csv) to an evaluation's figures. `evaluate` counts, a report counts again."""
+"""Counts an evaluation's figures from the rows of verdicts.csv. `evaluate` uses it, and a report counts again with it."""
 
 from __future__ import annotations
 

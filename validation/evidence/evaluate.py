@@ -1,4 +1,4 @@
-"""Is the concept gone, is the rest kept? An artifact's own pictures, by any backend, beside those of the unedited model.
+"""Evaluates an artifact: whether the concept is gone and the rest is kept, on pictures by any backend, beside the unedited model's.
 
 Three protocols: UnlearnCanvas's (every object in every style and plain, with every seed; a judge says what it sees), and on a user's
 prompts NudeNet's detections, or utility (CLIP score, FID). Pictures and verdicts are kept, so a killed run goes on, and every figure can

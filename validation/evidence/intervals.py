@@ -1,4 +1,4 @@
-"""How sure a share or a mean is. Of shares Wilson's score interval, which keeps inside [0, 1] and is right at 0 and 1 too."""
+"""Confidence intervals of shares and means. Shares have Wilson's score interval, which stays within [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the concept gone, is the rest kept? Accuracies of a two-domain judge (METHOD: arXiv 2402.11846, UnlearnCanvas)."""
+"""UnlearnCanvas's accuracies of a judge of objects and styles: UA, IRA, CRA (METHOD: arXiv 2402.11846)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an evaluation's or an attack's parts fit one another and the artifact: what a report shows has to belong there."""
+"""Checks that the parts of an evaluation or attack fit one another and the artifact."""
 
 from __future__ import annotations
 

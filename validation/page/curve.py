@@ -1,4 +1,4 @@
-"""Where the points of the proof's curve lie: ratio over timestep, as coordinates of an SVG. Draws nothing."""
+"""Coordinates of the proof's curve in an SVG: ratio over timestep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as a report writes them."""
+"""Formats numbers for a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation's figures, counted again from what is listed for each picture, and its comparisons made again from the pictures."""
+"""Counts an evaluation's figures again from its list of pictures, and compares the pictures again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is an artifact equal to the dynamic hook? The yardstick is what the edit does, not the size of the signal.
+"""Compares an artifact with the dynamic hook. Distances are given as a share of what the edit changes, not of the signal.
 
 A fixed tolerance on the output passes an unedited model whenever the edit is small. Here every distance is divided by
 `effect = |hook - neutral|` of the same input, where `neutral` is the hook with every gain at 1: the unedited model for

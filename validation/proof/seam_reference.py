@@ -1,4 +1,4 @@
-"""What the hook makes of given tokens, and how far rounding alone could move it: the reference at the seam."""
+"""The reference at the seam: the hook's result for given tokens, and how far rounding alone can move it."""
 
 from __future__ import annotations
 

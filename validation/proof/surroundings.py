@@ -1,4 +1,4 @@
-"""Tokenizers and scheduler: what an artifact's pipeline needs beside its networks, compared with the original's by what they give.
+"""Compares an artifact's tokenizers and scheduler with the original's, by what they return.
 
 No edit touches them, but a proof on single forwards never runs them, and a tokenizer that splits words otherwise or a
 scheduler with other timesteps gives other pictures from an equal UNet.

@@ -1,1 +1,1 @@
-"""Does the folder hold what it says? Hashes, agreement of its parts, tables, signature."""
+"""Verifies an artifact's folder: hashes, agreement of its parts, tables, signature."""

@@ -1,4 +1,4 @@
-"""Do manifest, edit, config and golden vectors say the same of the artifact? Reads JSON and headers alone, so it needs no torch."""
+"""Checks that manifest, edit, config and golden vectors say the same of an artifact. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a folder would a loader run, or fetch? Reads names and JSON alone; no file is opened by a library that could run code in it."""
+"""Finds what a loader would execute or download. Reads names and JSON alone: no library that could run code opens a file."""
 
 from __future__ import annotations
 

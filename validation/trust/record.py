@@ -1,4 +1,4 @@
-"""Does the artifact hold the edit that it says it holds? Compares all its parts with one another, whatever fired in the proof."""
+"""Checks that an artifact holds the edit on record: all its parts are compared with one another."""
 
 from __future__ import annotations
 

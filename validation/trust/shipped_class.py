@@ -1,4 +1,4 @@
-"""The code file that plain diffusers will run: is it the one that this package writes? Reads text alone, so it needs no torch."""
+"""Checks that the code file in `unet/`, which diffusers runs, is the one that this package writes. Needs no torch."""
 
 from __future__ import annotations
 

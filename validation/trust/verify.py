@@ -1,4 +1,4 @@
-"""Is an artifact what its manifest says, whole and with nothing added? Runs no model, and needs neither torch nor a GPU.
+"""Verifies an artifact: all files are there, unchanged, and none was added. Runs no model, and needs neither torch nor a GPU.
 
 `validate` proves that the edit works. `verify` finds what happened to the files since: it compares hashes, looks for anything that a
 loader would execute, compares the edit in the tensors with the edit on record, and checks a signature.

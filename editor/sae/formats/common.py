@@ -1,4 +1,4 @@
-"""What the readers of SAE folders share: the registry, and settings of which none is passed over unread."""
+"""What the readers of SAE folders share: the registry, and a check that refuses settings nobody reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of SAE files finds in them."""
+"""`SaeFile`: what a reader of SAE files returns."""
 
 from __future__ import annotations
 
