@@ -107,7 +107,7 @@ def _check(shown: str, value: Any, bounds: Mapping[str, Any]) -> None:
         if bound is not None and abs(bound) < 1e30
     ]
     both = [word for word, _ in named] == ["at least", "at most"]
-    said = [f"{_short(least)} to {_short(most)}"] if both else [f"{word} {_short(bound)}" for word, bound in named]
+    said = [" to ".join(_short(bound) for _, bound in named)] if both else [f"{word} {_short(bound)}" for word, bound in named]
     if multiple is not None:
         said.append(f"a multiple of {multiple}")
     raise SaeuronError(f"{shown} is {_short(value)}; it must be {' and '.join(said)}")

@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     """which latents are active: int64 `[B, tokens, k]`, or of a JumpReLU SAE bool `[B, tokens, n]`"""
 
 
-class Found(NamedTuple):
+class Encoded(NamedTuple):
     """Latents of tokens, and what the edit decides of them."""
 
     latents: torch.Tensor
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     decision: Decision
 
 
-class Seen(NamedTuple):
+class BlockOutput(NamedTuple):
     """Tokens of one block in one forward, `[B, tokens, d]`."""
 
     output: torch.Tensor
@@ -88,7 +88,7 @@ class TokenEdit:
         """Whether the SAE reads what the block adds to its input."""
         return self.saes[name].config.reads == "delta"
 
-    def decide(self, name: str, timestep: torch.Tensor, x: torch.Tensor) -> Found:
+    def decide(self, name: str, timestep: torch.Tensor, x: torch.Tensor) -> Encoded:
         """What fires at a hookpoint.
 
         Args:
@@ -123,16 +123,16 @@ class TokenEdit:
                 kth = top.values[..., -1:]
                 fires = (chosen >= kth) & (chosen.float() > thresholds)
         picked = z[..., features].float() > bars
-        return Found(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
+        return Encoded(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
 
     def apply(
-        self, name: str, found: Found, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype
+        self, name: str, encoded: Encoded, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         """The edited output.
 
         Args:
             name: hookpoint.
-            found: see `decide`.
+            encoded: see `decide`.
             x: tokens that the SAE reads `[B, tokens, d]`.
             output: tokens of the block's output, same shape.
             fires: `[B, tokens, U]`, 0 or 1 or bool.
@@ -143,9 +143,9 @@ class TokenEdit:
         """
         sae, features = self.saes[name], self.edit.hookpoints[name].features.to(x.device)
         # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
-        z = found.active.to(dtype)
+        z = encoded.active.to(dtype)
         edited = z.clone()
-        edited[..., features] += fires.to(dtype) * ((found.gains - 1).to(dtype) * found.chosen.to(dtype))
+        edited[..., features] += fires.to(dtype) * ((encoded.gains - 1).to(dtype) * encoded.chosen.to(dtype))
         like, output = x.to(dtype), output.to(dtype)
         decoded, decoded_edited = sae.decode(z, like), sae.decode(edited, like)
         # What the SAE doesn't read: nothing, or the block's input where it reads what the block adds to it.
@@ -182,7 +182,7 @@ class AblationHook:
         parameter = next(network.parameters())
         self.tokens = TokenEdit(edit, saes, parameter.dtype, parameter.device, gate)
         self.decisions: dict[str, list[Decision]] = {name: [] for name in edit.hookpoints}
-        self.seen: list[dict[str, Seen]] = []
+        self.seen: list[dict[str, BlockOutput]] = []
         """one a forward: hookpoint → what its block gave"""
         self.timestep: torch.Tensor | None = None
         """noise level `[1]` or `[B]`, 0 to 1000, of the forward that runs; set it to edit tokens outside of one"""
@@ -210,7 +210,7 @@ class AblationHook:
             given = self._denoiser.tokens(output)
             before = self._denoiser.input_tokens(args, kwargs) if self.tokens.reads_delta(name) else None
             if self.record_tokens:
-                self.seen[-1][name] = Seen(given.detach(), None if before is None else before.detach())
+                self.seen[-1][name] = BlockOutput(given.detach(), None if before is None else before.detach())
             tokens = self.edit_tokens(name, given if before is None else given - before, given)
             return self._denoiser.with_tokens(output, tokens)
 
@@ -219,11 +219,11 @@ class AblationHook:
     def edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
         assert self.timestep is not None
-        found = self.tokens.decide(name, self.timestep, x)
+        encoded = self.tokens.decide(name, self.timestep, x)
         if self.record:
-            self.decisions[name].append(found.decision)
-        return self.tokens.apply(name, found, x, output, self.fires(found), torch.float32).to(x.dtype)
+            self.decisions[name].append(encoded.decision)
+        return self.tokens.apply(name, encoded, x, output, self.fires(encoded), torch.float32).to(x.dtype)
 
-    def fires(self, found: Found) -> torch.Tensor:
+    def fires(self, encoded: Encoded) -> torch.Tensor:
         """The decisions that are applied, `[B, tokens, U]`; a subclass may give them a gradient."""
-        return found.decision.fires
+        return encoded.decision.fires

@@ -53,9 +53,9 @@ def publish(
     from ..ship import licence as licences
     from ..ship.card import hub_id
 
-    wish = publishing.Wish(artifact, repo, public, unproven, golden, licence, key, branch, message)
+    wanted = publishing.Publication(artifact, repo, public, unproven, golden, licence, key, branch, message)
     with progress_line("reading the manifest") as say:
-        record = publishing.check(wish)
+        record = publishing.check(wanted)
         base, known, on_hub = record.model.source, record.license, None
         if not dry_run:
             hub.check_token()
@@ -64,8 +64,8 @@ def publish(
                 known = licences.of_metadata(on_hub or {}) or known
         unknown = dry_run and known is None and licence is None and hub_id(base)
         settled = None if unknown else licences.settle(known, licence, base, public)
-        publishing.check_files(wish, say)
-        with publishing.staged(wish, record, settled, say) as staged:
+        publishing.check_files(wanted, say)
+        with publishing.staged(wanted, record, settled, say) as staged:
             if not dry_run and hub_id(base) and on_hub is None:
                 staged.warnings.append(
                     f"the base model '{base}' can't be seen on the Hub with this token, so nobody checked whether it is gated"
@@ -76,16 +76,16 @@ def publish(
                 )
             for line in staged.warnings:
                 print_warning(line)
-            done = None if dry_run else hub.upload(staged, wish, say)
-    _print(wish, staged, done, settled, as_json)
+            done = None if dry_run else hub.upload(staged, wanted, say)
+    _print(wanted, staged, done, settled, as_json)
 
 
-def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> None:
+def _print(wanted: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> None:
     total = sum(staged.files.values())
     if as_json:
         where = {} if done is None else {"commit": done.commit, "url": done.url, "created": done.created}
         write_json({
-            "repo": wish.repo, "branch": wish.branch, "private": not wish.public, "dry_run": done is None, **where, "license": settled and settled.id,
+            "repo": wanted.repo, "branch": wanted.branch, "private": not wanted.public, "dry_run": done is None, **where, "license": settled and settled.id,
             "signed": staged.signed, "proven": bool(staged.record.validation and staged.record.validation.passed), "files": staged.files, "bytes": total,
             "warnings": staged.warnings,
         })  # fmt: skip
@@ -93,11 +93,11 @@ def _print(wish: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> No
     if done is None:
         for name, size in staged.files.items():
             out.print(f"{size:>14,}  {name}", highlight=False, soft_wrap=True, markup=False)
-    seen = "public" if wish.public else "private"
+    seen = "public" if wanted.public else "private"
     signed = "signed" if staged.signed else "not signed"
     head = "would be published" if done is None else "published"
     out.print(
-        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wish.repo} ({seen}, {signed}, licence {settled.id if settled else 'not known'})",
+        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wanted.repo} ({seen}, {signed}, licence {settled.id if settled else 'not known'})",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
     if done is not None:

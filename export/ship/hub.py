@@ -13,7 +13,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import hub_folder, read_json
 from ...editor.common.hub_errors import hub_reason
 from ...validation.artifact import manifest
-from .publishing import Staged, Wish
+from .publishing import Staged, Publication
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -48,7 +48,7 @@ def local_copy(artifact: str, progress: Callable[[str], None] = lambda text: Non
 
 
 @dataclass(frozen=True)
-class Published:
+class Uploaded:
     """Where an artifact lies now."""
 
     repo: str
@@ -104,7 +104,7 @@ def check_token() -> str:
         return str(HfApi().whoami()["name"])
 
 
-def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda text: None) -> Published:
+def upload(staged: Staged, wanted: Publication, progress: Callable[[str], None] = lambda text: None) -> Uploaded:
     """Put a staged artifact into a repository, in one commit: nobody can fetch half of it.
 
     Files of the artifact that lay there before, and that this one hasn't, are removed by that commit. An upload that was cut off is taken up again by
@@ -116,31 +116,31 @@ def upload(staged: Staged, wish: Wish, progress: Callable[[str], None] = lambda 
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    api, repo = HfApi(), wish.repo
+    api, repo = HfApi(), wanted.repo
     progress(f"looking for {repo}")
-    before, created = _open_repo(api, wish)
+    before, created = _open_repo(api, wanted)
     ours = _ours(repo, before)
-    if wish.branch != "main":
-        with _asking(f"branch '{wish.branch}' of '{repo}'"):
-            api.create_branch(repo, branch=wish.branch, exist_ok=True)
-            before = api.repo_info(repo, revision=wish.branch)
+    if wanted.branch != "main":
+        with _asking(f"branch '{wanted.branch}' of '{repo}'"):
+            api.create_branch(repo, branch=wanted.branch, exist_ok=True)
+            before = api.repo_info(repo, revision=wanted.branch)
         ours = _ours(repo, before)
     operations: list[Any] = [CommitOperationDelete(name) for name in sorted(ours - set(staged.files))]
     operations += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=staged.folder / name) for name in staged.files]
     progress(f"uploading {len(staged.files)} files, {sum(staged.files.values()) / 1e6:.1f} MB, to {repo}")
     with _asking(f"'{repo}' could not be written"):
-        message = wish.message or f"saeuron: {', '.join(staged.record.concepts)} removed"
-        made = api.create_commit(repo, operations, commit_message=message, revision=wish.branch, parent_commit=before.sha)
+        message = wanted.message or f"saeuron: {', '.join(staged.record.concepts)} removed"
+        made = api.create_commit(repo, operations, commit_message=message, revision=wanted.branch, parent_commit=before.sha)
     progress("comparing what lies on the Hub")
     _compare(api, repo, made.oid, staged)
-    return Published(repo, made.oid, f"{api.endpoint}/{repo}/tree/{made.oid}", bool(before.private), created)
+    return Uploaded(repo, made.oid, f"{api.endpoint}/{repo}/tree/{made.oid}", bool(before.private), created)
 
 
-def _open_repo(api: Any, wish: Wish) -> tuple[Any, bool]:
+def _open_repo(api: Any, wanted: Publication) -> tuple[Any, bool]:
     """The repository as the Hub has it, made if it wasn't there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    repo = wish.repo
+    repo = wanted.repo
     with _asking(f"'{repo}'"):
         try:
             found = api.repo_info(repo)
@@ -148,9 +148,9 @@ def _open_repo(api: Any, wish: Wish) -> tuple[Any, bool]:
             found = None
     if found is None:
         with _asking(f"'{repo}' could not be made"):
-            api.create_repo(repo, private=not wish.public)
+            api.create_repo(repo, private=not wanted.public)
             return api.repo_info(repo), True
-    if bool(found.private) == wish.public:
+    if bool(found.private) == wanted.public:
         raise SaeuronError(
             f"'{repo}' exists and is {'private' if found.private else 'public'}; {'leave --public out' if found.private else 'say --public'}, or change it in the repository's settings"
         )

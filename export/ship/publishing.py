@@ -32,7 +32,7 @@ _KNOWN = re.compile(
 
 
 @dataclass(frozen=True)
-class Wish:
+class Publication:
     """What to publish, and how."""
 
     artifact: Path
@@ -61,36 +61,36 @@ class Staged:
     warnings: list[str] = field(default_factory=list)
 
 
-def check(wish: Wish) -> Manifest:
+def check(wanted: Publication) -> Manifest:
     """The artifact's manifest, if what it says may be published. Reads no other file, so it is asked first.
 
     Raises:
         SaeuronError: a repository's name that the Hub doesn't take; an artifact that isn't proven; golden vectors that nobody decided on; a
             key that can't sign.
     """
-    check_repo(wish.repo)
-    record = manifest.read(wish.artifact)
-    if wish.key is not None:
-        signature.check_private_key(wish.key)
+    check_repo(wanted.repo)
+    record = manifest.read(wanted.artifact)
+    if wanted.key is not None:
+        signature.check_private_key(wanted.key)
     proof = record.validation
-    if not (proof and proof.passed) and not wish.unproven:
+    if not (proof and proof.passed) and not wanted.unproven:
         raise SaeuronError(
-            f"'{wish.artifact}' is not proven ({'its proof failed' if proof else 'exported with --no-validate'}), so it isn't published; --unproven publishes it, and its card says so"
+            f"'{wanted.artifact}' is not proven ({'its proof failed' if proof else 'exported with --no-validate'}), so it isn't published; --unproven publishes it, and its card says so"
         )
-    if wish.public and wish.golden is None and GOLDEN in record.files:
+    if wanted.public and wanted.golden is None and GOLDEN in record.files:
         raise SaeuronError(
             f"{GOLDEN} holds pictures and latents of the unedited model for prompts that show {', '.join(record.concepts)}; say --with-golden to make them public, or --without-golden to leave them out"
         )
     return record
 
 
-def check_files(wish: Wish, progress: Progress) -> None:
+def check_files(wanted: Publication, progress: Progress) -> None:
     """Raise `SaeuronError` unless the artifact verifies."""
-    found = verify(wish.artifact, progress=progress)
+    found = verify(wanted.artifact, progress=progress)
     if not found["verified"]:
         more = len(found["failures"]) - 1
         raise SaeuronError(
-            f"'{wish.artifact}' doesn't verify, so it isn't published: {found['failures'][0]}{f' (and {more} more)' if more else ''}"
+            f"'{wanted.artifact}' doesn't verify, so it isn't published: {found['failures'][0]}{f' (and {more} more)' if more else ''}"
         )
 
 
@@ -108,11 +108,11 @@ def check_repo(repo: str) -> None:
 
 
 @contextlib.contextmanager
-def staged(wish: Wish, record: Manifest, licence: licences.Licence | None, progress: Progress) -> Iterator[Staged]:
+def staged(wanted: Publication, record: Manifest, licence: licences.Licence | None, progress: Progress) -> Iterator[Staged]:
     """The folder as it will be published: card and manifest made anew, golden vectors in or out, signed.
 
     Args:
-        wish: what to publish.
+        wanted: what to publish.
         record: of `check`.
         licence: to publish under; None in a dry run that couldn't find it.
         progress: told what is being done.
@@ -120,40 +120,40 @@ def staged(wish: Wish, record: Manifest, licence: licences.Licence | None, progr
     Raises:
         SaeuronError: a signature that the new card makes invalid, and no key to sign again.
     """
-    keeps_golden = GOLDEN in record.files and wish.golden is not False
-    withheld = set() if keeps_golden else _showing_unedited(wish.artifact, record)
+    keeps_golden = GOLDEN in record.files and wanted.golden is not False
+    withheld = set() if keeps_golden else _showing_unedited(wanted.artifact, record)
     files = {name: entry for name, entry in record.files.items() if name not in withheld}
     if not keeps_golden:
         _check_known(files, {record.files[name].sha256 for name in withheld})
-    made = msgspec.structs.replace(record, files=files, license=licence, published=Published(repo=wish.repo))
-    card = model_card(made, evidence_in(wish.artifact, made)).encode()
+    made = msgspec.structs.replace(record, files=files, license=licence, published=Published(repo=wanted.repo))
+    card = model_card(made, evidence_in(wanted.artifact, made)).encode()
     made.files["README.md"] = file_of(card)
     text = manifest.encode(made)
-    was_signed = (wish.artifact / manifest.SIGNATURE).is_file()
-    kept = was_signed and wish.key is None and text == (wish.artifact / manifest.NAME).read_bytes()
-    if was_signed and wish.key is None and not kept:
+    was_signed = (wanted.artifact / manifest.SIGNATURE).is_file()
+    kept = was_signed and wanted.key is None and text == (wanted.artifact / manifest.NAME).read_bytes()
+    if was_signed and wanted.key is None and not kept:
         raise SaeuronError(
-            f"'{wish.artifact}' is signed, and its card and manifest are completed for publishing, which that signature doesn't cover; sign again with --sign KEY"
+            f"'{wanted.artifact}' is signed, and its card and manifest are completed for publishing, which that signature doesn't cover; sign again with --sign KEY"
         )
     with temporary() as place:
         # Of the folder's own name, which a signature holds.
-        folder = place / wish.repo.partition("/")[2]
+        folder = place / wanted.repo.partition("/")[2]
         for name in files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name == "README.md":
                 target.write_bytes(card)
             else:
-                target.symlink_to((wish.artifact / name).resolve())
+                target.symlink_to((wanted.artifact / name).resolve())
         (folder / manifest.NAME).write_bytes(text)
-        if wish.key is not None:
+        if wanted.key is not None:
             progress("signing")
-            signature.sign(folder, wish.key)
+            signature.sign(folder, wanted.key)
         elif kept:
-            (folder / manifest.SIGNATURE).write_bytes((wish.artifact / manifest.SIGNATURE).read_bytes())
-        names = sorted([*files, manifest.NAME, *([manifest.SIGNATURE] if kept or wish.key is not None else [])])
+            (folder / manifest.SIGNATURE).write_bytes((wanted.artifact / manifest.SIGNATURE).read_bytes())
+        names = sorted([*files, manifest.NAME, *([manifest.SIGNATURE] if kept or wanted.key is not None else [])])
         sizes = {name: (folder / name).stat().st_size for name in names}
-        yield Staged(folder, made, sizes, kept or wish.key is not None, _warnings(wish, made, keeps_golden, REPORT in withheld))
+        yield Staged(folder, made, sizes, kept or wanted.key is not None, _warnings(wanted, made, keeps_golden, REPORT in withheld))
 
 
 def _showing_unedited(root: Path, record: Manifest) -> set[str]:
@@ -181,7 +181,7 @@ def _check_known(files: Mapping[str, File], withheld: Set[str]) -> None:
             )
 
 
-def _warnings(wish: Wish, record: Manifest, keeps_golden: bool, keeps_report_here: bool) -> list[str]:
+def _warnings(wanted: Publication, record: Manifest, keeps_golden: bool, keeps_report_here: bool) -> list[str]:
     found = []
     if keeps_golden:
         found.append(

@@ -178,7 +178,7 @@ def test_a_report_with_pictures_stays_with_the_golden_vectors(tmp_path):
     pages = {"validation/report.html", "validation/report.md"}
 
     def sent(golden):
-        wish = publishing.Wish(root, "me/x", golden=golden)
+        wish = publishing.Publication(root, "me/x", golden=golden)
         with publishing.staged(wish, manifest.read(root), None, lambda text: None) as found:
             evidence = "## Evidence" in (found.folder / "README.md").read_text()
             return (

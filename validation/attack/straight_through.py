@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...editor.edit.ablated_unet import FeatureAblation, FireGate
-from ...editor.edit.hook import AblationHook, Found
+from ...editor.edit.hook import AblationHook, Encoded
 
 # Bars near zero would drown every other gradient.
 _SMALLEST_BAR = 1e-3
@@ -49,9 +49,9 @@ class StraightThroughGate(FireGate):
 class StraightThroughHook(AblationHook):
     """The dynamic hook; gradients also pass through its decisions."""
 
-    def fires(self, found: Found) -> torch.Tensor:
+    def fires(self, encoded: Encoded) -> torch.Tensor:
         """The same decisions as numbers."""
-        return straight_through(found.decision.fires, found.chosen, found.thresholds, found.kth)
+        return straight_through(encoded.decision.fires, encoded.chosen, encoded.thresholds, encoded.kth)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ...editor.edit.hook import Found, TokenEdit
+from ...editor.edit.hook import Encoded, TokenEdit
 from ...editor.sae.sae import SparseAutoencoder
 from ..artifact.seam import Seam, Tensors, flat
 
@@ -47,14 +47,14 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
         before: tokens of its input, for an SAE that reads `delta`.
     """
     x = output if before is None else output - before
-    found = edit.decide(name, timestep, x)
-    fires = found.decision.fires
-    wide = edit.apply(name, found, x, output, fires, torch.float64)
-    neutral = edit.apply(name, found, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
+    encoded = edit.decide(name, timestep, x)
+    fires = encoded.decision.fires
+    wide = edit.apply(name, encoded, x, output, fires, torch.float64)
+    neutral = edit.apply(name, encoded, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
     sae, features = edit.saes[name], edit.edit.hookpoints[name].features.to(x.device)
-    room = 2 * rounding(sae, sae.encoded(x), found.chosen.float(), features)
-    near, slack = _close(edit, name, found, x, room)
-    coefficients = fires * (found.gains - 1) * found.chosen.float() * (room < _CLEAR * found.chosen.float())
+    room = 2 * rounding(sae, sae.encoded(x), encoded.chosen.float(), features)
+    near, slack = _close(edit, name, encoded, x, room)
+    coefficients = fires * (encoded.gains - 1) * encoded.chosen.float() * (room < _CLEAR * encoded.chosen.float())
     if sae.config.input_unit_norm:
         coefficients = coefficients * sae._scale(x)[1].float()
     return Seam(
@@ -91,35 +91,35 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy() if tensor.dtype == torch.bool else tensor.float().numpy()
 
 
-def _close(edit: TokenEdit, name: str, found: Found, x: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _close(edit: TokenEdit, name: str, encoded: Encoded, x: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Decisions that rounding can turn `[B, tokens, U]`, and `Seam.slack` `[B, tokens]`."""
-    sae, chosen = edit.saes[name], found.chosen.float()
+    sae, chosen = edit.saes[name], encoded.chosen.float()
     tokens = sae.encoded(x)
-    above, below = chosen - room > found.thresholds, chosen + room < found.thresholds
+    above, below = chosen - room > encoded.thresholds, chosen + room < encoded.thresholds
     slack = torch.zeros(x.shape[:2], device=x.device)
     whole = edit.edit.residual != "keep"
-    every = rounding(sae, tokens, found.latents, slice(None)) if whole else None
-    if found.kth is not None:
+    every = rounding(sae, tokens, encoded.latents, slice(None)) if whole else None
+    if encoded.kth is not None:
         k, n = sae.config.k or 0, sae.config.num_latents
-        top = found.latents.topk(min(k + 1, n), dim=-1)
+        top = encoded.latents.topk(min(k + 1, n), dim=-1)
         kth, following = top.values[..., k - 1 : k].float(), top.values[..., k:].float()
         # The k-th and the next latent are those that a latent is weighed against.
         place = rounding(sae, tokens, top.values[..., k - 1 :], top.indices[..., k - 1 :])
         above = above & (chosen - following > room + 2 * place[..., 1:]) if n > k else above
         below = below | (kth - chosen > room + 2 * place[..., :1])
         if every is not None:
-            slack = _other_picks(edit, sae, found, x, kth, (found.latents.float() - kth).abs() <= 2 * (every + place[..., :1]))
+            slack = _other_picks(edit, sae, encoded, x, kth, (encoded.latents.float() - kth).abs() <= 2 * (every + place[..., :1]))
     elif every is not None:
-        close = (found.latents.float() - sae.threshold.float()).abs() <= 2 * every
-        slack = (close * found.latents.float()) @ sae.W_dec.float().norm(dim=1) * _factor(edit, sae, x)
+        close = (encoded.latents.float() - sae.threshold.float()).abs() <= 2 * every
+        slack = (close * encoded.latents.float()) @ sae.W_dec.float().norm(dim=1) * _factor(edit, sae, x)
     return ~(above | below), slack
 
 
 def _other_picks(
-    edit: TokenEdit, sae: SparseAutoencoder, found: Found, x: torch.Tensor, kth: torch.Tensor, tied: torch.Tensor
+    edit: TokenEdit, sae: SparseAutoencoder, encoded: Encoded, x: torch.Tensor, kth: torch.Tensor, tied: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
     """How far another pick among the latents `tied` with the k-th moves a token `[B, tokens]`: as many swaps as there can be, of the longest rows."""
-    picked = torch.zeros_like(tied).scatter(-1, found.decision.members, True)
+    picked = torch.zeros_like(tied).scatter(-1, encoded.decision.members, True)
     inside, outside = tied & picked, tied & ~picked
     norms = sae.W_dec.float().norm(dim=1)
     swaps = torch.minimum(inside.sum(-1), outside.sum(-1))
