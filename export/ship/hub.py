@@ -13,7 +13,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import hub_folder, read_json
 from ...editor.common.hub_errors import hub_reason
 from ...validation.artifact import manifest
-from .publishing import Staged, Publication
+from .publishing import Publication, Staged
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
