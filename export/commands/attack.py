@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import plain_text
@@ -23,7 +21,7 @@ from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
 from . import options as o
-from .console import names, out, print_warning, progress_line, write_json
+from .console import names, out, print_warning, progress_line, table_of, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -207,9 +205,8 @@ def _write(output: Path, pictures: Path, report: AttackReport, shown: dict[str, 
                 count[one.row] = count.get(one.row, 0) + 1
                 name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{one.row}-{count[one.row]}") + ".png"
                 one.picture.save(folder / name)
-                report.concepts[concept].pictures.append(Example(
-                    file=f"{pictures.name}/{name}", sha256=file_sha256(folder / name), row=one.row, prompt=one.prompt, seed=one.seed, shows_concept=one.shows_concept
-                ))  # fmt: skip
+                said = Example(one.prompt, one.seed, one.shows_concept, one.row, f"{pictures.name}/{name}", file_sha256(folder / name))
+                report.concepts[concept].pictures.append(said)
         text.write_text(strict_json(report) + "\n")
 
 
@@ -218,10 +215,8 @@ def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:
     if as_json:
         write_json({"concepts": planned, "total": total})
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = ("prompts", "seeds", "pictures", "iterations", "restarts", "forwards", "gradients")
-    for name in ("concept", "row", *columns):
-        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
+    table = table_of("concept", "row", *columns, left=("concept", "row"))
     for concept, rows in planned.items():
         for row, spent in rows.items():
             table.add_row(concept, row, *(str(spent.get(c, "")) for c in columns))
@@ -234,9 +229,7 @@ def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:
 
 
 def _print(report: AttackReport) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "row", "shown", "of", "rate", "95 % interval", "forwards", "s"):
-        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
+    table = table_of("concept", "row", "shown", "of", "rate", "95 % interval", "forwards", "s", left=("concept", "row"))
     for concept, entry in report.concepts.items():
         for row in entry.rows:
             table.add_row(

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_parent
 from . import options as o
-from .console import err, escaped, out, progress_line, resumable, write_json
+from .console import err, escaped, out, progress_line, resumable, table_of, write_json
 from .declared import command
 
 if TYPE_CHECKING:
@@ -145,13 +143,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="left" if name in columns[:2] else "right", overflow="fold")
-    return table
-
-
 def _print(found: Evaluation) -> None:
     s = found.settings
     out.print(
@@ -160,16 +151,8 @@ def _print(found: Evaluation) -> None:
         soft_wrap=True,
     )
     {"nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
-    for d in found.distances:
-        rest = "" if d.rest is None else f", {d.rest:.3f} on the {d.rest_pictures} that ask for none of the removed"
-        every = "-" if d.all is None else f"{d.all:.3f}"
-        out.print(
-            f"{d.name}, {escaped(d.backend)} from {d.against}: {every} on all {d.all_pictures}{rest}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for c in found.comparison:
-        out.print(str(c), highlight=False, soft_wrap=True, markup=False)
+    for line in (*found.distances, *found.comparison):
+        out.print(str(line), highlight=False, soft_wrap=True, markup=False)
     for name in found.left_out:
         err.print(
             f"[yellow]left out:[/] {escaped(name)} has pictures in this folder, but not all of them; --backend makes the others",
@@ -182,7 +165,7 @@ def _print(found: Evaluation) -> None:
 
 
 def _print_rates(found: Evaluation) -> None:
-    table = _table("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target")
+    table = table_of("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target", left=("backend", "concept"))
     for name, b in found.backends.items():
         for concept, r in b.concepts.items():
             table.add_row(escaped(name), escaped(concept), *(_rate(rate) for rate in (r.ua, r.ira, r.cra, r.cra_unstyled, r.cra_target)))
@@ -191,7 +174,8 @@ def _print_rates(found: Evaluation) -> None:
     out.print(table)
     stages = {name: b for name, b in found.backends.items() if b.kept is not None}
     if stages:
-        table = _table("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
+        columns = ("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
+        table = table_of(*columns, left=columns[:2])
         for name, b in stages.items():
             kept = ", ".join(f"{escaped(c)} {_rate(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
             table.add_row(escaped(name), kept, _rate(b.retained.get("style")), _rate(b.retained.get("object")))
@@ -204,7 +188,7 @@ def _print_rates(found: Evaluation) -> None:
 
 def _print_nudity(found: Evaluation) -> None:
     seen = [b.detections or {} for b in found.backends.values()]
-    table = _table("class", *found.backends)
+    table = table_of("class", *found.backends, left=("class",))
     for c in sorted({c for detections in seen for c in detections}):
         table.add_row(c, *(str(detections.get(c, 0)) for detections in seen))
     table.add_row("pictures with a nude class", *(_rate(b.nude) for b in found.backends.values()))
@@ -215,7 +199,7 @@ def _print_nudity(found: Evaluation) -> None:
 def _print_utility(found: Evaluation) -> None:
     if not any(b.clip_score is not None for b in found.backends.values()):
         return
-    table = _table("backend", "CLIP score", "change", "pictures")
+    table = table_of("backend", "CLIP score", "change", "pictures", left=("backend",))
     for name, b in found.backends.items():
         table.add_row(escaped(name), _mean(b.clip_score, ""), _mean(b.clip_change, "+"), str(b.pictures))
     out.print(table)

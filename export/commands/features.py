@@ -93,7 +93,9 @@ def features(
         found = _write(output, wanted.overwrite, records, belongs, hashes, source, sampling, sheets.columns)
     for entry in found.features:
         if entry.sheet is None:
-            print_warning(f"feature {entry.feature} at {entry.hookpoint} was not active in any of {sheets.pictures} pictures; it has no sheet")
+            print_warning(
+                f"feature {entry.feature} at {entry.hookpoint} was not active in any of {sheets.pictures} pictures; it has no sheet"
+            )
     if as_json:
         write_json(found)
     else:

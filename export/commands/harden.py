@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
 from ...validation.attack.settings import BUDGET, AttackSettings, HardenSettings
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, table_of, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -150,9 +148,7 @@ def _store(output: Path, report: HardeningReport, tables: list[dict[str, Any]]) 
 
 
 def _print(report: HardeningReport) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA"):
-        table.add_column(name, justify="left" if name in ("concept", "", "select") else "right", overflow="fold")
+    table = table_of("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA", left=("concept", "", "select"))
     for concept, entry in report.concepts.items():
         for which, m in (("before", entry.before), ("chosen", entry.chosen)):
             table.add_row(concept, which, m.select, f"{m.multiplier:g}", *map(_rate, (m.attack, m.ua, m.ira, m.cra)))

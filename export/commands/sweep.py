@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich import box
-from rich.table import Table
-
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
 from ...editor.common.suggest import unknown
@@ -17,7 +14,7 @@ from ...editor.features.rule import Rule
 from ...validation.evidence.sweep_settings import Grid, SweepSettings
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, table_of, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -65,6 +62,8 @@ def sweep(
 def _run(
     plan: Plan, common: SweepSettings, judge_name: str, places: list[tuple[str, ...]], rules: list[str], gammas: Sequence[float], output: Path, say: Any
 ) -> SweepReport:  # fmt: skip
+    from msgspec.structs import asdict
+
     from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
@@ -123,11 +122,14 @@ def _run(
         best, scores = bench.best(trials_of[name], progress)
         say(f"{name}: measuring the best on the report seeds")
         final = bench.report(best.trial)
-        t = best.trial
         report.concepts[name] = Swept(
-            domain=t.domain, hookpoints=t.hookpoints, select=t.select, multiplier=t.multiplier, tuning=best.figures, report=final.figures,
-            pictures=final.pictures, trials=len(scores), measured=bench.measured - known,
-        )  # fmt: skip
+            **asdict(best.trial),
+            tuning=best.figures,
+            report=final.figures,
+            pictures=final.pictures,
+            trials=len(scores),
+            measured=bench.measured - known,
+        )
         tables.append(trial_table(sources, best.trial))
         _store(output, report, tables)
     return report
@@ -146,9 +148,7 @@ def _store(output: Path, report: SweepReport, tables: list[dict[str, Any]]) -> N
 
 
 def _print(report: SweepReport) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "select", "gamma", "UA", "IRA", "CRA", "hookpoints"):
-        table.add_column(name, justify="right" if name in ("gamma", "UA", "IRA", "CRA") else "left", overflow="fold")
+    table = table_of("concept", "select", "gamma", "UA", "IRA", "CRA", "hookpoints", left=("concept", "select", "hookpoints"))
     entries = [(e, [e.report.ua, e.report.ira, e.report.cra]) for e in report.concepts.values()]
     for name, (entry, shares) in zip(report.concepts, entries, strict=True):
         table.add_row(name, entry.select, f"{entry.multiplier:g}", *(f"{s:.1%}" for s in shares), ", ".join(entry.hookpoints))

@@ -87,15 +87,12 @@ class Row(Record, kw_only=True):
         _ = self.share  # refuses one that doesn't follow from its counts
 
 
-class Example(Record, kw_only=True):
+class Example(Verdict):
     """A picture in the folder beside the report."""
 
+    row: str
     file: str
     sha256: str
-    row: str
-    prompt: str
-    seed: Whole
-    shows_concept: bool
 
 
 class Attacked(Record, kw_only=True):

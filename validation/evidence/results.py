@@ -111,6 +111,10 @@ class Distance(Record, kw_only=True):
     """on pictures that ask for none of the removed concepts"""
     rest_pictures: Whole = 0
 
+    def __str__(self) -> str:
+        rest = "" if self.rest is None else f", {self.rest:.3f} on the {self.rest_pictures} that ask for none of the removed"
+        return f"{self.name}, {self.backend} from {self.against}: {'–' if self.all is None else f'{self.all:.3f}'} on all {self.all_pictures}{rest}"
+
 
 class Reference(Record):
     """Pictures that distances are taken from."""

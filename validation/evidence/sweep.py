@@ -52,18 +52,12 @@ class Score(Record):
     pictures: Whole
 
 
-class Swept(Record, kw_only=True):
-    """What a sweep found for a concept."""
+class Swept(Trial, frozen=True):
+    """What a sweep found best for a concept."""
 
-    domain: str
-    hookpoints: tuple[str, ...]
-    select: str
-    multiplier: float
-    """the best setting"""
     tuning: Unlearning
-    """of the best, on the tuning seeds"""
     report: Unlearning
-    """on the report seeds"""
+    """on the tuning and on the report seeds"""
     pictures: int
     """in the report"""
     trials: int

@@ -78,8 +78,7 @@ class FeatureReport(Record, kw_only=True):
 class Strongest(NamedTuple):
     """A picture in which a feature fires most."""
 
-    prompt: str
-    seed: int
+    of: Top
     picture: np.ndarray
     """uint8 `[H, W, 3]`"""
     map: np.ndarray
@@ -89,15 +88,9 @@ class Strongest(NamedTuple):
 class Seen(NamedTuple):
     """A feature of the edit."""
 
-    feature: int
-    hookpoint: str
+    of: Feature
     concepts: list[str]
     """that it was chosen for"""
-    pictures: int
-    active_in: int
-    timesteps: list[float]
-    shares: list[float]
-    """share of tokens at which it fires, at each timestep, over all pictures"""
     top: list[Strongest]
 
 
@@ -142,7 +135,7 @@ def read_features(path: Path, record: Manifest, header: EditHeader) -> Features:
         seen.append(_seen(path, entry, chosen[at, number]))
     if not seen:
         raise SaeuronError(f"'{path}' shows no feature that this edit changes (it shows {', '.join(map(str, others[:6])) or 'none'})")
-    left = len(chosen) - len({(s.hookpoint, s.feature) for s in seen})
+    left = len(chosen) - len({(s.of.hookpoint, s.of.feature) for s in seen})
     return Features(content.model, f"{content.steps} steps, guidance {content.guidance:g}", seen, left)
 
 
@@ -167,8 +160,8 @@ def _seen(path: Path, entry: Feature, concepts: list[str]) -> Seen:
         largest = float(maps[:_MOST].max())
         for one, values in zip(top[:_MOST], maps, strict=False):
             picture = _picture(path.parent, path, one.file)
-            shown.append(Strongest(one.prompt, one.seed, np.asarray(picture), np.asarray(heat(picture, values, largest))))
-    return Seen(number, at, concepts, entry.pictures, entry.active_in, times, shares, shown)
+            shown.append(Strongest(one, np.asarray(picture), np.asarray(heat(picture, values, largest))))
+    return Seen(entry, concepts, shown)
 
 
 def _maps(path: Path, name: str, pictures: int, timesteps: int) -> np.ndarray:

@@ -40,10 +40,7 @@ def evaluation_section(evaluation: Evaluated) -> dict[str, Any]:
         }
         for name, b in backends.items() if b.kept is not None
     ]  # fmt: skip
-    lines = [f"{c}." for c in content.comparison]
-    for d in content.distances:
-        rest = "" if d.rest is None else f", {d.rest:.3f} on those that ask for nothing removed"
-        lines.append(f"{d.name} of {d.backend} from {d.against}: {'–' if d.all is None else format(d.all, '.3f')}{rest}.")
+    lines = [f"{found}." for found in (*content.comparison, *content.distances)]
     nude_rule = f"Counted are detections of score {content.threshold} or more. Nudity: one of {', '.join(NUDE)}."
     return {
         "name": _NAMES[content.settings.protocol], "judge": "" if judge == "none" else judge, "utility": utility, "stages": stages, "titles": [TITLES[k] for k in keys],

@@ -107,7 +107,7 @@ def _unseen(k: Known) -> list[str]:
         found.append(f"The features' pictures were made with '{k.features.model}', the artifact is of '{source}'.")
     if k.features.left:
         found.append(f"{plural(k.features.left, 'feature')} of the edit {'is' if k.features.left == 1 else 'are'} not among those shown.")
-    silent = [str(s.feature) for s in k.features.seen if not s.top]
+    silent = [str(s.of.feature) for s in k.features.seen if not s.top]
     if silent:
         found.append(f"Active in none of the pictures made: {', '.join(silent)}.")
     return found
