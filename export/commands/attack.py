@@ -18,10 +18,11 @@ from ...editor.common.writing import whole_file, whole_folder
 from ...validation.artifact.manifest import Manifest
 from ...validation.attack.settings import ATTACKS, AttackSettings
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.page.figures import interval, percent
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
 from . import options as o
-from .console import names, out, print_warning, progress_line, table_of, write_json
+from .console import names, out, print_warning, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def attack(
         return
     _print(report)
     if output is not None:
-        out.print(f"{output}, pictures in {pictures}", highlight=False, soft_wrap=True)
+        tell(f"{output}, pictures in {pictures}")
 
 
 def _attacks(text: str, paraphrases: Path | None) -> tuple[str, ...]:
@@ -221,10 +222,8 @@ def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:
         for row, spent in rows.items():
             table.add_row(concept, row, *(str(spent.get(c, "")) for c in columns))
     out.print(table)
-    out.print(
-        f"in all {total['pictures']} pictures counted, {total['forwards']} forwards of one latent, {total['gradients']} with a gradient, and the targets of the searches",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        f"in all {total['pictures']} pictures counted, {total['forwards']} forwards of one latent, {total['gradients']} with a gradient, and the targets of the searches"
     )
 
 
@@ -233,20 +232,17 @@ def _print(report: AttackReport) -> None:
     for concept, entry in report.concepts.items():
         for row in entry.rows:
             table.add_row(
-                concept, row.attack, str(row.successes), str(row.trials), f"{row.rate:.0%}", f"{row.low:.0%} to {row.high:.0%}", str(row.budget["forwards"]),
-                f"{row.seconds:.0f}",
+                concept, row.attack, str(row.successes), str(row.trials), percent(row.rate), interval(row.share), str(row.budget["forwards"]), f"{row.seconds:.0f}",
             )  # fmt: skip
     out.print(table)
     for concept, entry in report.concepts.items():
         for row in entry.rows:
             if row.found.text is not None:
                 typed = "" if row.found.typed else " (by its ids only: typed, it is cut otherwise)"
-                out.print(f"{concept}: learned prefix '{row.found.text}'{typed}", highlight=False, soft_wrap=True, markup=False)
+                tell(f"{concept}: learned prefix '{row.found.text}'{typed}")
         unedited = entry.rows[0]
         if unedited.successes < unedited.trials / 2:
             print_warning(f"{concept}: the judge sees it in few of the unedited model's pictures, so these figures say little")
-    out.print(
-        f"through the {report.through}, {report.seconds:.0f} s on {report.threads} threads; a row 'seeds' counts prompts of which one in {len(report.settings['search_seeds'])} seeds shows the concept",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        f"through the {report.through}, {report.seconds:.0f} s on {report.threads} threads; a row 'seeds' counts prompts of which one in {len(report.settings['search_seeds'])} seeds shows the concept"
     )

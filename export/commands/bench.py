@@ -12,7 +12,7 @@ from ...validation.backends.sessions import check_provider, provider_of
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, progress_line, table_of, write_json
+from .console import out, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 _BACKENDS = ("torch", "onnx", *engines.BACKENDS)
@@ -84,7 +84,7 @@ def _print(found: dict[str, Any]) -> None:
     tokens = ", ".join(f"{h} {'x'.join(map(str, shape))}" for h, shape in found["tokens"].items())
     hardware = ", ".join(f"{backend}: {device}" for backend, device in found["hardware"].items())
     text = f"{found['model']}, {found['dtype']}; {hardware}; tokens {tokens}; {found['fired']:.2%} of decisions fire"
-    out.print(text, highlight=False, soft_wrap=True)
+    tell(text)
     table = table_of("backend", "variant", "time", "of the UNet", "weights", left=("backend", "variant"))
     for r in found["rows"]:
         weights = f"{r['added_bytes'] / 2**20:,.1f} MiB" if r["added_bytes"] else "–"

@@ -117,6 +117,11 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def tell(text: str) -> None:
+    """A line on stdout, as it is."""
+    out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def table_of(*columns: str, left: tuple[str, ...]) -> Table:
     """An empty table; columns are to the right but for those to the `left`."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

@@ -11,15 +11,17 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.evidence.unlearning import FIGURES
+from ...validation.page.figures import interval, mean_cell, percent
 from ..plan.folder import check_parent
 from . import options as o
-from .console import err, escaped, out, progress_line, resumable, table_of, write_json
+from .console import err, escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
 from .declared import command
 
 if TYPE_CHECKING:
     from ...editor.common.process import Process
     from ...validation.evidence.evaluate import Plan
-    from ...validation.evidence.intervals import Mean, Rate
+    from ...validation.evidence.intervals import Rate
     from ...validation.evidence.results import Evaluation
 
 
@@ -81,7 +83,7 @@ def evaluate(
         write_json(found)
     else:
         _print(found)
-        out.print(f"evaluation {folder}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"evaluation {folder}")
     differ = [(c, left) for c in found.comparison if (left := c.pictures - (c.same_verdicts or 0))] if compare else []
     if differ:
         for c, left in differ:
@@ -123,66 +125,48 @@ def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
         write_json(said)
         return
     for name in plan.names:
-        out.print(
-            f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""), highlight=False, soft_wrap=True, markup=False
-        )
-    out.print(
-        f"to make    {left} pictures of {steps} steps: about {said['unet_rows_left']} rows through the UNet (with guidance, two a picture and step)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    out.print(f"output     {folder}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""))
+    tell(
+        f"to make    {left} pictures of {steps} steps: about {said['unet_rows_left']} rows through the UNet (with guidance, two a picture and step)"
+    )
+    tell(f"output     {folder}")
 
 
-def _rate(entry: Rate | None, between: str = "\n") -> str:
-    if entry is None or entry.low is None or entry.high is None:
-        return "-"
-    return f"{entry.rate:.1%}{between}{_percent(entry.low)}-{_percent(entry.high)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0")
+def _cell(rate: Rate | None, between: str = "\n") -> str:
+    return f"{percent(rate.rate)}{between}{interval(rate)}" if rate is not None and rate.trials else "–"
 
 
 def _print(found: Evaluation) -> None:
     s = found.settings
-    out.print(
-        f"{escaped(s.artifact)}: {escaped(', '.join(s.concepts))} removed; judge {s.judge.name}; {s.steps} steps, guidance {s.guidance:g}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {s.judge.name}; {s.steps} steps, guidance {s.guidance:g}")
     {"nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
     for line in (*found.distances, *found.comparison):
-        out.print(str(line), highlight=False, soft_wrap=True, markup=False)
+        tell(str(line))
     for name in found.left_out:
-        err.print(
-            f"[yellow]left out:[/] {escaped(name)} has pictures in this folder, but not all of them; --backend makes the others",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_warning(f"left out: {name} has pictures in this folder, but not all of them; --backend makes the others")
     for name, b in found.backends.items():
         ran = f"; {b.made} pictures made in {b.seconds:.0f} s" if b.made else ""
-        out.print(f"{name}: {b.runtime}, {b.device}, loop of {b.loop}{ran}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{name}: {b.runtime}, {b.device}, loop of {b.loop}{ran}")
 
 
 def _print_rates(found: Evaluation) -> None:
     table = table_of("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target", left=("backend", "concept"))
     for name, b in found.backends.items():
-        for concept, r in b.concepts.items():
-            table.add_row(escaped(name), escaped(concept), *(_rate(rate) for rate in (r.ua, r.ira, r.cra, r.cra_unstyled, r.cra_target)))
+        for concept, rates in b.concepts.items():
+            table.add_row(escaped(name), escaped(concept), *(_cell(getattr(rates, key)) for key in FIGURES))
         if len(b.concepts) > 1:
-            table.add_row(escaped(name), "mean", *("-" if m is None else f"{m:.1%}" for m in b.mean.values()))
+            table.add_row(escaped(name), "mean", *map(percent, b.mean.values()))
     out.print(table)
     stages = {name: b for name, b in found.backends.items() if b.kept is not None}
     if stages:
         columns = ("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
         table = table_of(*columns, left=columns[:2])
         for name, b in stages.items():
-            kept = ", ".join(f"{escaped(c)} {_rate(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
-            table.add_row(escaped(name), kept, _rate(b.retained.get("style")), _rate(b.retained.get("object")))
+            kept = ", ".join(f"{escaped(c)} {_cell(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
+            table.add_row(escaped(name), kept, _cell(b.retained.get("style")), _cell(b.retained.get("object")))
         out.print(table)
-    out.print(
-        "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials.",
-        highlight=False,
+    tell(
+        "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials."
     )
 
 
@@ -191,9 +175,9 @@ def _print_nudity(found: Evaluation) -> None:
     table = table_of("class", *found.backends, left=("class",))
     for c in sorted({c for detections in seen for c in detections}):
         table.add_row(c, *(str(detections.get(c, 0)) for detections in seen))
-    table.add_row("pictures with a nude class", *(_rate(b.nude) for b in found.backends.values()))
+    table.add_row("pictures with a nude class", *(_cell(b.nude) for b in found.backends.values()))
     out.print(table)
-    out.print(f"detections of score {found.threshold:g} or more; nude: {', '.join(found.nude_classes)}", highlight=False)
+    tell(f"detections of score {found.threshold:g} or more; nude: {', '.join(found.nude_classes)}")
 
 
 def _print_utility(found: Evaluation) -> None:
@@ -201,22 +185,11 @@ def _print_utility(found: Evaluation) -> None:
         return
     table = table_of("backend", "CLIP score", "change", "pictures", left=("backend",))
     for name, b in found.backends.items():
-        table.add_row(escaped(name), _mean(b.clip_score, ""), _mean(b.clip_change, "+"), str(b.pictures))
+        cells = mean_cell(b.clip_score), mean_cell(b.clip_change, "+")
+        table.add_row(escaped(name), *(f"{c['text']}\n{c['interval']}".strip() for c in cells), str(b.pictures))
     out.print(table)
-    out.print(
-        "CLIP score: 100 times the cosine between CLIP's embeddings of picture and prompt. Change: from the unedited model's picture of the same prompt and seed. Below: 95 % intervals of the means, pictures as independent; too narrow for fewer than some 30.",
-        highlight=False,
+    tell(
+        "CLIP score: 100 times the cosine between CLIP's embeddings of picture and prompt. Change: from the unedited model's picture of the same prompt and seed. Below: 95 % intervals of the means, pictures as independent; too narrow for fewer than some 30."
     )
-    cut = max(b.prompts_cut or 0 for b in found.backends.values())
-    if cut:
-        out.print(
-            f"[yellow]{cut} {'prompt was' if cut == 1 else 'prompts were'} longer than CLIP reads, and cut for the score[/]",
-            highlight=False,
-        )
-
-
-def _mean(entry: Mean | None, sign: str) -> str:
-    if entry is None or entry.mean is None:
-        return "-"
-    between = "" if entry.low is None else f"\n{entry.low:{sign}.2f} to {entry.high:{sign}.2f}"
-    return f"{entry.mean:{sign}.2f}{between}"
+    if cut := max(b.prompts_cut or 0 for b in found.backends.values()):
+        tell(f"{cut} {'prompt was' if cut == 1 else 'prompts were'} longer than CLIP reads, and cut for the score")

@@ -16,7 +16,7 @@ from ..plan.folder import building, check_output
 from ..plan.settings import Plan, Settings
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .console import names, out, print_warning, progress_line, write_json
+from .console import names, print_warning, progress_line, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -269,5 +269,5 @@ def _print(found: FeatureReport, output: Path) -> None:
         if entry.sheet:
             best = entry.top[0]
             head += f', most in "{best.prompt}" (seed {best.seed}): {output / entry.sheet}'
-        out.print(head, highlight=False, soft_wrap=True, markup=False)
-    out.print(f"figures    {output / MARKER}", highlight=False, soft_wrap=True, markup=False)
+        tell(head)
+    tell(f"figures    {output / MARKER}")

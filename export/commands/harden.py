@@ -13,9 +13,10 @@ import typer
 from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
 from ...validation.attack.settings import BUDGET, AttackSettings, HardenSettings
+from ...validation.page.figures import interval
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, table_of, write_json
+from .console import out, progress_line, resumable, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def harden(
         write_json(report)
         return
     _print(report)
-    out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+    tell(f"settings: {output / 'settings.toml'}")
 
 
 def _run(
@@ -151,19 +152,16 @@ def _print(report: HardeningReport) -> None:
     table = table_of("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA", left=("concept", "", "select"))
     for concept, entry in report.concepts.items():
         for which, m in (("before", entry.before), ("chosen", entry.chosen)):
-            table.add_row(concept, which, m.select, f"{m.multiplier:g}", *map(_rate, (m.attack, m.ua, m.ira, m.cra)))
+            table.add_row(concept, which, m.select, f"{m.multiplier:g}", *map(_cell, (m.attack, m.ua, m.ira, m.cra)))
     out.print(table)
     for concept, entry in report.concepts.items():
         if not entry.changed:
-            out.print(f"{concept}: no candidate held better at this cost; the setting stays as it was", highlight=False, soft_wrap=True)
+            tell(f"{concept}: no candidate held better at this cost; the setting stays as it was")
     s = report.settings
-    out.print(
-        f"attack {s.row}, {s.report_searches} fresh ones each, on prompts and seeds that nothing was chosen by; below a rate its 95 % interval (Wilson)",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        f"attack {s.row}, {s.report_searches} fresh ones each, on prompts and seeds that nothing was chosen by; below a rate its 95 % interval (Wilson)"
     )
 
 
-def _rate(rate: Rate) -> str:
-    span = "" if rate.low is None or rate.high is None else f"\n{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
-    return f"{rate.hits} of {rate.trials}{span}"
+def _cell(rate: Rate) -> str:
+    return f"{rate.hits} of {rate.trials}\n{interval(rate)}"

@@ -10,7 +10,7 @@ import typer
 from ..plan.folder import check_files
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, print_warning, progress_line, table_of, write_json
+from .console import out, print_warning, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def select(
     else:
         _print(found, rows)
         if output is not None:
-            out.print(f"settings: {output}", highlight=False, soft_wrap=True)
+            tell(f"settings: {output}")
 
 
 def _describe(sources: Sources) -> dict[str, Any]:
@@ -98,13 +98,12 @@ def _print(found: dict[str, Any], rows: int) -> None:
             )
         out.print(table)
         if len(entry["features"]) > rows:
-            out.print(f"… and {len(entry['features']) - rows} more (--rows, --json)", highlight=False)
+            tell(f"… and {len(entry['features']) - rows} more (--rows, --json)")
     for pair in found["overlaps"]:
         a, b = pair["concepts"]
-        out.print(
-            f"{a} and {b} share {len(pair['features'])} features at {pair['steps']} steps of {pair['hookpoint']}: {', '.join(map(str, pair['features'][:12]))}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        tell(
+            f"{a} and {b} share {len(pair['features'])} features at {pair['steps']} steps of {pair['hookpoint']}: {', '.join(map(str, pair['features'][:12]))}"
+        )
 
 
 def _write(output: Path, sources: Sources) -> None:

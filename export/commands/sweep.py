@@ -14,7 +14,7 @@ from ...editor.features.rule import Rule
 from ...validation.evidence.sweep_settings import Grid, SweepSettings
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, table_of, write_json
+from .console import out, progress_line, resumable, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def sweep(
         write_json(report)
     else:
         _print(report)
-        out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+        tell(f"settings: {output / 'settings.toml'}")
 
 
 def _run(
@@ -156,6 +156,4 @@ def _print(report: SweepReport) -> None:
     table.add_row("mean", "", "", *(f"{m:.1%}" for m in means), "")
     out.print(table)
     plain = report.unedited
-    out.print(
-        f"unedited: objects {plain['object']:.1%}, styles {plain['style']:.1%} recognised; every picture counts once", highlight=False
-    )
+    tell(f"unedited: objects {plain['object']:.1%}, styles {plain['style']:.1%} recognised; every picture counts once")
