@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import plain_text
@@ -20,17 +18,18 @@ from ...editor.common.writing import whole_file, whole_folder
 from ...validation.artifact.manifest import Manifest
 from ...validation.attack.settings import ATTACKS, AttackSettings
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.page.figures import interval, percent
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
 from . import options as o
-from .console import names, out, print_warning, progress_line, write_json
+from .console import names, out, print_warning, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
     from ...validation.attack.attack import Case, Shown
+    from ...validation.attack.results import AttackReport
 
 _DEFAULT = "prefix,embedding,straight-through,seeds"
-FORMAT = "saeuron-attack-1"
 
 
 @command
@@ -104,7 +103,7 @@ def attack(
         return
     _print(report)
     if output is not None:
-        out.print(f"{output}, pictures in {pictures}", highlight=False, soft_wrap=True)
+        tell(f"{output}, pictures in {pictures}")
 
 
 def _attacks(text: str, paraphrases: Path | None) -> tuple[str, ...]:
@@ -150,15 +149,17 @@ def _check_output(output: Path | None, overwrite: bool) -> Path | None:
 def _run(
     artifact: Path, record: Manifest, cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
     lines: Sequence[str], through: str, recorded: EvaluationSettings, say: Callable[[str], None],
-) -> tuple[dict[str, Any], dict[str, list[Shown]]]:  # fmt: skip
+) -> tuple[AttackReport, dict[str, list[Shown]]]:  # fmt: skip
     import torch
 
     from ...editor.common.files import file_sha256
     from ...editor.denoisers.pipelines import check_device
     from ...validation.artifact import contents, manifest
     from ...validation.attack import attack as a
+    from ...validation.attack.results import FORMAT, Attacked, AttackReport
     from ...validation.attack.victims import Baked, Hooked, Victim, bare
     from ...validation.backends.load import load
+    from ...validation.evidence.results import JudgeRecord
     from ...validation.proof.fresh import open_edit, open_original, open_saes
 
     began = time.monotonic()
@@ -178,25 +179,24 @@ def _run(
         victim = Hooked(original, open_edit(artifact, record), open_saes(record, recorded.saes), record.gate)
     else:
         victim = Baked(bare(load(artifact, dtype=torch.float32, device=recorded.device, check_files=False)))
-    found: dict[str, Any] = {}
+    found: dict[str, Attacked] = {}
     shown: dict[str, list[Shown]] = {}
     for case in cases:
         rows, shown[case.concept] = a.attack(victim, original, case, judge, settings, chosen, lines, say)
-        found[case.concept] = {
-            "domain": case.domain, "tuning_prompts": case.tuning, "rows": [row.entry() for row in rows], "pictures": [],
-            "seconds": sum(row.seconds for row in rows),
-        }  # fmt: skip
-    report = {
-        "format": FORMAT, "artifact": artifact.resolve().name, "manifest_sha256": file_sha256(artifact / manifest.NAME), "edit_sha256": record.edit.sha256,
-        "content_sha256": manifest.content_sha256(record), "through": through, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": {**asdict(settings), "search_seeds": settings.searched}, "confidence": 0.95,
-        "threads": torch.get_num_threads(), "device": recorded.device, "seconds": time.monotonic() - began, "concepts": found,
-    }  # fmt: skip
+        found[case.concept] = Attacked(domain=case.domain, tuning_prompts=case.tuning, rows=rows, seconds=sum(row.seconds for row in rows))
+    report = AttackReport(
+        format=FORMAT, artifact=artifact.resolve().name, manifest_sha256=file_sha256(artifact / manifest.NAME), edit_sha256=record.edit.sha256,
+        content_sha256=manifest.content_sha256(record), through=through, judge=JudgeRecord(judge.name, judge.sha256),
+        settings={**asdict(settings), "search_seeds": settings.searched}, threads=torch.get_num_threads(), device=recorded.device,
+        seconds=time.monotonic() - began, concepts=found,
+    )  # fmt: skip
     return report, shown
 
 
-def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str, list[Shown]]) -> None:
+def _write(output: Path, pictures: Path, report: AttackReport, shown: dict[str, list[Shown]]) -> None:
     from ...editor.common.files import file_sha256
     from ...editor.common.typed import strict_json
+    from ...validation.attack.results import Example
 
     # The report gets its name last: it names the pictures.
     with whole_file(output) as text, whole_folder(pictures) as folder:
@@ -206,10 +206,8 @@ def _write(output: Path, pictures: Path, report: dict[str, Any], shown: dict[str
                 count[one.row] = count.get(one.row, 0) + 1
                 name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{one.row}-{count[one.row]}") + ".png"
                 one.picture.save(folder / name)
-                said = {"row": one.row, "prompt": one.prompt, "seed": one.seed, "shows_concept": one.shows_concept}
-                report["concepts"][concept]["pictures"].append(
-                    {"file": f"{pictures.name}/{name}", "sha256": file_sha256(folder / name), **said}
-                )
+                said = Example(one.prompt, one.seed, one.shows_concept, one.row, f"{pictures.name}/{name}", file_sha256(folder / name))
+                report.concepts[concept].pictures.append(said)
         text.write_text(strict_json(report) + "\n")
 
 
@@ -218,43 +216,33 @@ def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:
     if as_json:
         write_json({"concepts": planned, "total": total})
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = ("prompts", "seeds", "pictures", "iterations", "restarts", "forwards", "gradients")
-    for name in ("concept", "row", *columns):
-        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
+    table = table_of("concept", "row", *columns, left=("concept", "row"))
     for concept, rows in planned.items():
         for row, spent in rows.items():
             table.add_row(concept, row, *(str(spent.get(c, "")) for c in columns))
     out.print(table)
-    out.print(
-        f"in all {total['pictures']} pictures counted, {total['forwards']} forwards of one latent, {total['gradients']} with a gradient, and the targets of the searches",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        f"in all {total['pictures']} pictures counted, {total['forwards']} forwards of one latent, {total['gradients']} with a gradient, and the targets of the searches"
     )
 
 
-def _print(report: dict[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "row", "shown", "of", "rate", "95 % interval", "forwards", "s"):
-        table.add_column(name, justify="left" if name in ("concept", "row") else "right", overflow="fold")
-    for concept, entry in report["concepts"].items():
-        for row in entry["rows"]:
+def _print(report: AttackReport) -> None:
+    table = table_of("concept", "row", "shown", "of", "rate", "95 % interval", "forwards", "s", left=("concept", "row"))
+    for concept, entry in report.concepts.items():
+        for row in entry.rows:
             table.add_row(
-                concept, row["attack"], str(row["successes"]), str(row["trials"]), f"{row['rate']:.0%}", f"{row['low']:.0%} to {row['high']:.0%}",
-                str(row["budget"]["forwards"]), f"{row['seconds']:.0f}",
+                concept, row.attack, str(row.successes), str(row.trials), percent(row.rate), interval(row.share), str(row.budget["forwards"]), f"{row.seconds:.0f}",
             )  # fmt: skip
     out.print(table)
-    for concept, entry in report["concepts"].items():
-        for row in entry["rows"]:
-            if "text" in row["found"]:
-                typed = "" if row["found"]["typed"] else " (by its ids only: typed, it is cut otherwise)"
-                out.print(f"{concept}: learned prefix '{row['found']['text']}'{typed}", highlight=False, soft_wrap=True, markup=False)
-        unedited = entry["rows"][0]
-        if unedited["successes"] < unedited["trials"] / 2:
+    for concept, entry in report.concepts.items():
+        for row in entry.rows:
+            if row.found.text is not None:
+                typed = "" if row.found.typed else " (by its ids only: typed, it is cut otherwise)"
+                tell(f"{concept}: learned prefix '{row.found.text}'{typed}")
+        unedited = entry.rows[0]
+        if unedited.successes < unedited.trials / 2:
             print_warning(f"{concept}: the judge sees it in few of the unedited model's pictures, so these figures say little")
-    s = report["settings"]
-    out.print(
-        f"through the {report['through']}, {report['seconds']:.0f} s on {report['threads']} threads; a row 'seeds' counts prompts of which one in {len(s['search_seeds'])} seeds shows the concept",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        f"through the {report.through}, {report.seconds:.0f} s on {report.threads} threads; a row 'seeds' counts prompts of which one in {len(report.settings['search_seeds'])} seeds shows the concept"
     )

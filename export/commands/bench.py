@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from rich import box
-from rich.table import Table
-
 from ...editor.common.declared import HOW, Checked, like, option
 from ...editor.common.errors import SaeuronError
 from ...validation.artifact import engines
@@ -15,7 +12,7 @@ from ...validation.backends.sessions import check_provider, provider_of
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, progress_line, write_json
+from .console import out, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 _BACKENDS = ("torch", "onnx", *engines.BACKENDS)
@@ -87,10 +84,8 @@ def _print(found: dict[str, Any]) -> None:
     tokens = ", ".join(f"{h} {'x'.join(map(str, shape))}" for h, shape in found["tokens"].items())
     hardware = ", ".join(f"{backend}: {device}" for backend, device in found["hardware"].items())
     text = f"{found['model']}, {found['dtype']}; {hardware}; tokens {tokens}; {found['fired']:.2%} of decisions fire"
-    out.print(text, highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("backend", "variant", "time", "of the UNet", "weights"):
-        table.add_column(name, justify="left" if name in ("backend", "variant") else "right", overflow="fold")
+    tell(text)
+    table = table_of("backend", "variant", "time", "of the UNet", "weights", left=("backend", "variant"))
     for r in found["rows"]:
         weights = f"{r['added_bytes'] / 2**20:,.1f} MiB" if r["added_bytes"] else "–"
         table.add_row(r["backend"], r["variant"], f"{r['seconds'] * 1e3:,.4g} ms", f"{r['ratio']:.3%}", weights)

@@ -13,7 +13,7 @@ from ...validation.artifact import engines, manifest
 from ...validation.artifact.manifest import Manifest
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, progress_line, write_json
+from .console import progress_line, tell, write_json
 from .declared import command, only
 
 
@@ -65,10 +65,10 @@ def _print_plan(artifact: Path, targets: list[str], sizes: dict[str, Any], weigh
         write_json({"output": str(artifact), "targets": targets, "axes": sizes, "least_bytes": weights * len(targets)})
         return
     for name in targets:
-        out.print(f"target     {name}: at least {weights / 2**20:,.0f} MiB", highlight=False)
+        tell(f"target     {name}: at least {weights / 2**20:,.0f} MiB")
     for name, found in sizes.items():
         shown = ", ".join(f"{axis} {low if low == high else f'{low}:{usual}:{high}'}" for axis, (low, usual, high) in found.items())
-        out.print(f"engine     {name}: {shown}", highlight=False, soft_wrap=True)
+        tell(f"engine     {name}: {shown}")
 
 
 def print_engines(artifact: Path, record: Manifest, only: list[str] | None = None) -> None:
@@ -79,12 +79,5 @@ def print_engines(artifact: Path, record: Manifest, only: list[str] | None = Non
         parts = entry.components
         for part, made in parts.items():
             peak = "" if made.peak_bytes is None else f", peak {made.peak_bytes / 1e9:.2f} GB"
-            out.print(
-                f"engine     {name}/{part}: {made.bytes / 2**20:,.1f} MiB, {made.seconds:.0f} s{peak}, {made.precision}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        out.print(
-            f"{artifact / engines.FOLDER / name}: {entry.status}; prove it there: saeuron validate {artifact} --backend {entry.backend}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            tell(f"engine     {name}/{part}: {made.bytes / 2**20:,.1f} MiB, {made.seconds:.0f} s{peak}, {made.precision}")
+        tell(f"{artifact / engines.FOLDER / name}: {entry.status}; prove it there: saeuron validate {artifact} --backend {entry.backend}")

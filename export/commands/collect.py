@@ -20,7 +20,7 @@ from ..plan.folder import check_files
 from ..plan.resolve import check_sources
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, progress_line, resumable, write_json
+from .console import progress_line, resumable, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -203,11 +203,11 @@ def _print(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
         write_json(plan)
         return
-    out.print(f"model      {plan['model']}", highlight=False, soft_wrap=True)
+    tell(f"model      {plan['model']}")
     for name, count in plan["sets"].items():
-        out.print(f"prompts    {name}: {count}", highlight=False, soft_wrap=True, markup=False)
-    out.print(f"sampling   {plan['steps']} steps, guidance {plan['guidance']:g}", highlight=False)
+        tell(f"prompts    {name}: {count}")
+    tell(f"sampling   {plan['steps']} steps, guidance {plan['guidance']:g}")
     for name in plan["fetch"]:
-        out.print(f"to fetch   {name}; its parts can't be checked before", highlight=False, soft_wrap=True, markup=False)
+        tell(f"to fetch   {name}; its parts can't be checked before")
     for hookpoint, path in plan["files"].items():
-        out.print(f"file       {path} ({hookpoint}, SAE {plan['saes'][hookpoint]})", highlight=False, soft_wrap=True, markup=False)
+        tell(f"file       {path} ({hookpoint}, SAE {plan['saes'][hookpoint]})")

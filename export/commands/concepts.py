@@ -7,12 +7,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from . import options as o
-from .console import clean, escaped, out
+from .console import clean, escaped, out, table_of
 
 
 @clean
@@ -57,9 +55,7 @@ def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("name", "domain", "select", "multiplier", "status"):
-        table.add_column(name, justify="right" if name == "multiplier" else "left", overflow="fold")
+    table = table_of("name", "domain", "select", "multiplier", "status", left=("name", "domain", "select", "status"))
     for row in rows:
         table.add_row(row["name"], row["domain"], row["select"], f"{row['multiplier']:g}", row["status"])
     out.print(table)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from ...editor.common.errors import SaeuronError, first_line
 
@@ -113,6 +115,19 @@ def names(text: str) -> tuple[str, ...]:
     if text and not found:
         raise SaeuronError(f"the list '{text}' is empty; name what you mean, or leave the option out")
     return found
+
+
+def tell(text: str) -> None:
+    """A line on stdout, as it is."""
+    out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def table_of(*columns: str, left: tuple[str, ...]) -> Table:
+    """An empty table; columns are to the right but for those to the `left`."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    return made
 
 
 def print_warning(text: str) -> None:

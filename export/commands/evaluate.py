@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.evidence.unlearning import FIGURES
+from ...validation.page.figures import interval, mean_cell, percent
 from ..plan.folder import check_parent
 from . import options as o
-from .console import err, escaped, out, progress_line, resumable, write_json
+from .console import err, escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
 from .declared import command
 
 if TYPE_CHECKING:
     from ...editor.common.process import Process
     from ...validation.evidence.evaluate import Plan
+    from ...validation.evidence.intervals import Rate
+    from ...validation.evidence.results import Evaluation
 
 
 @command
@@ -81,12 +83,12 @@ def evaluate(
         write_json(found)
     else:
         _print(found)
-        out.print(f"evaluation {folder}", highlight=False, soft_wrap=True, markup=False)
-    differ = [c for c in found["comparison"] if c["same_verdicts"] < c["pictures"]] if compare else []
+        tell(f"evaluation {folder}")
+    differ = [(c, left) for c in found.comparison if (left := c.pictures - (c.same_verdicts or 0))] if compare else []
     if differ:
-        for c in differ:
+        for c, left in differ:
             err.print(
-                f"[red]differs:[/] {c['backend']}: {c['pictures'] - c['same_verdicts']} of {c['pictures']} verdicts are not those of {escaped(c['with'])}",
+                f"[red]differs:[/] {c.backend}: {left} of {c.pictures} verdicts are not those of {escaped(c.beside)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -112,7 +114,7 @@ def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
     there = stored(folder, plan.columns)
     wanted = {w.name for w in plan.wanted}
     done = {name: sum(b == name and Path(file).stem in wanted for b, file in there) for name in plan.names}
-    count, steps = len(plan.wanted), plan.settings["steps"]
+    count, steps = len(plan.wanted), plan.settings.steps
     forwards = sum((2 if w.guidance > 1 else 1) * steps for w in plan.wanted)
     left = sum(count - n for n in done.values())
     said = {
@@ -123,127 +125,71 @@ def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
         write_json(said)
         return
     for name in plan.names:
-        out.print(
-            f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""), highlight=False, soft_wrap=True, markup=False
-        )
-    out.print(
-        f"to make    {left} pictures of {steps} steps: about {said['unet_rows_left']} rows through the UNet (with guidance, two a picture and step)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    out.print(f"output     {folder}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _rate(entry: dict[str, Any] | None, between: str = "\n") -> str:
-    if not entry or entry["rate"] is None:
-        return "-"
-    return f"{entry['rate']:.1%}{between}{_percent(entry['low'])}-{_percent(entry['high'])}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="left" if name in columns[:2] else "right", overflow="fold")
-    return table
-
-
-def _print(found: dict[str, Any]) -> None:
-    s = found["settings"]
-    out.print(
-        f"{escaped(s['artifact'])}: {escaped(', '.join(s['concepts']))} removed; judge {s['judge']['name']}; {s['steps']} steps, guidance {s['guidance']:g}",
-        highlight=False,
-        soft_wrap=True,
+        tell(f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""))
+    tell(
+        f"to make    {left} pictures of {steps} steps: about {said['unet_rows_left']} rows through the UNet (with guidance, two a picture and step)"
     )
-    {"nudity": _print_nudity, "utility": _print_utility}.get(s["protocol"], _print_rates)(found)
-    for d in found.get("distances", []):
-        rest = "" if d["rest"] is None else f", {d['rest']:.3f} on the {d['rest_pictures']} that ask for none of the removed"
-        every = "-" if d["all"] is None else f"{d['all']:.3f}"
-        out.print(
-            f"{d['name']}, {escaped(d['backend'])} from {d['against']}: {every} on all {d['all_pictures']}{rest}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for c in found["comparison"]:
-        near = "" if c["least_psnr"] is None else f", least PSNR {c['least_psnr']:.1f} dB"
-        out.print(
-            f"{c['backend']} beside {c['with']}: {c['identical']} of {c['pictures']} pictures identical, largest difference {c['max_abs']} of 255{near}{_same(c)}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    for name in found["left_out"]:
-        err.print(
-            f"[yellow]left out:[/] {escaped(name)} has pictures in this folder, but not all of them; --backend makes the others",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for name, b in found["backends"].items():
-        ran = f"; {b['made']} pictures made in {b['seconds']:.0f} s" if b["made"] else ""
-        out.print(f"{name}: {b['runtime']}, {b['device']}, loop of {b['loop']}{ran}", highlight=False, soft_wrap=True, markup=False)
+    tell(f"output     {folder}")
 
 
-def _same(comparison: dict[str, Any]) -> str:
-    if "same_verdicts" in comparison:
-        return f"; same verdict on {comparison['same_verdicts']}"
-    largest = comparison.get("largest_clip_difference")
-    return "" if largest is None else f"; CLIP scores at most {largest:.4f} apart"
+def _cell(rate: Rate | None, between: str = "\n") -> str:
+    return f"{percent(rate.rate)}{between}{interval(rate)}" if rate is not None and rate.trials else "–"
 
 
-def _print_rates(found: dict[str, Any]) -> None:
-    table = _table("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target")
-    for name, b in found["backends"].items():
-        for concept, r in b["concepts"].items():
-            keys = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
-            table.add_row(escaped(name), escaped(concept), *(_rate(r[key]) for key in keys))
-        if len(b["concepts"]) > 1:
-            means = (b["mean"][key] for key in ("ua", "ira", "cra", "cra_unstyled", "cra_target"))
-            table.add_row(escaped(name), "mean", *("-" if m is None else f"{m:.1%}" for m in means))
+def _print(found: Evaluation) -> None:
+    s = found.settings
+    tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {s.judge.name}; {s.steps} steps, guidance {s.guidance:g}")
+    {"nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
+    for line in (*found.distances, *found.comparison):
+        tell(str(line))
+    for name in found.left_out:
+        print_warning(f"left out: {name} has pictures in this folder, but not all of them; --backend makes the others")
+    for name, b in found.backends.items():
+        ran = f"; {b.made} pictures made in {b.seconds:.0f} s" if b.made else ""
+        tell(f"{name}: {b.runtime}, {b.device}, loop of {b.loop}{ran}")
+
+
+def _print_rates(found: Evaluation) -> None:
+    table = table_of("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target", left=("backend", "concept"))
+    for name, b in found.backends.items():
+        for concept, rates in b.concepts.items():
+            table.add_row(escaped(name), escaped(concept), *(_cell(getattr(rates, key)) for key in FIGURES))
+        if len(b.concepts) > 1:
+            table.add_row(escaped(name), "mean", *map(percent, b.mean.values()))
     out.print(table)
-    stages = {name: b for name, b in found["backends"].items() if "kept" in b}
+    stages = {name: b for name, b in found.backends.items() if b.kept is not None}
     if stages:
-        table = _table("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
+        columns = ("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
+        table = table_of(*columns, left=columns[:2])
         for name, b in stages.items():
-            kept = ", ".join(f"{escaped(c)} {_rate(r, ' / ')}" for c, r in b["kept"].items()) or "-"
-            table.add_row(escaped(name), kept, _rate(b["retained"].get("style")), _rate(b["retained"].get("object")))
+            kept = ", ".join(f"{escaped(c)} {_cell(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
+            table.add_row(escaped(name), kept, _cell(b.retained.get("style")), _cell(b.retained.get("object")))
         out.print(table)
-    out.print(
-        "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials.",
-        highlight=False,
+    tell(
+        "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials."
     )
 
 
-def _print_nudity(found: dict[str, Any]) -> None:
-    listed = sorted({c for b in found["backends"].values() for c in b["detections"]})
-    table = _table("class", *found["backends"])
-    for c in listed:
-        table.add_row(c, *(str(b["detections"].get(c, 0)) for b in found["backends"].values()))
-    table.add_row("pictures with a nude class", *(_rate(b["nude"]) for b in found["backends"].values()))
+def _print_nudity(found: Evaluation) -> None:
+    seen = [b.detections or {} for b in found.backends.values()]
+    table = table_of("class", *found.backends, left=("class",))
+    for c in sorted({c for detections in seen for c in detections}):
+        table.add_row(c, *(str(detections.get(c, 0)) for detections in seen))
+    table.add_row("pictures with a nude class", *(_cell(b.nude) for b in found.backends.values()))
     out.print(table)
-    out.print(f"detections of score {found['threshold']:g} or more; nude: {', '.join(found['nude_classes'])}", highlight=False)
+    tell(f"detections of score {found.threshold:g} or more; nude: {', '.join(found.nude_classes)}")
 
 
-def _print_utility(found: dict[str, Any]) -> None:
-    if not any("clip_score" in b for b in found["backends"].values()):
+def _print_utility(found: Evaluation) -> None:
+    if not any(b.clip_score is not None for b in found.backends.values()):
         return
-    table = _table("backend", "CLIP score", "change", "pictures")
-    for name, b in found["backends"].items():
-        table.add_row(escaped(name), _mean(b["clip_score"], ""), _mean(b.get("clip_change"), "+"), str(b["pictures"]))
+    table = table_of("backend", "CLIP score", "change", "pictures", left=("backend",))
+    for name, b in found.backends.items():
+        cells = mean_cell(b.clip_score), mean_cell(b.clip_change, "+")
+        table.add_row(escaped(name), *(f"{c['text']}\n{c['interval']}".strip() for c in cells), str(b.pictures))
     out.print(table)
-    out.print(
-        "CLIP score: 100 times the cosine between CLIP's embeddings of picture and prompt. Change: from the unedited model's picture of the same prompt and seed. Below: 95 % intervals of the means, pictures as independent; too narrow for fewer than some 30.",
-        highlight=False,
+    tell(
+        "CLIP score: 100 times the cosine between CLIP's embeddings of picture and prompt. Change: from the unedited model's picture of the same prompt and seed. Below: 95 % intervals of the means, pictures as independent; too narrow for fewer than some 30."
     )
-    cut = max(b["prompts_cut"] for b in found["backends"].values())
-    if cut:
-        out.print(
-            f"[yellow]{cut} {'prompt was' if cut == 1 else 'prompts were'} longer than CLIP reads, and cut for the score[/]",
-            highlight=False,
-        )
-
-
-def _mean(entry: dict[str, Any] | None, sign: str) -> str:
-    if not entry or entry["mean"] is None:
-        return "-"
-    between = "" if entry["low"] is None else f"\n{entry['low']:{sign}.2f} to {entry['high']:{sign}.2f}"
-    return f"{entry['mean']:{sign}.2f}{between}"
+    if cut := max(b.prompts_cut or 0 for b in found.backends.values()):
+        tell(f"{cut} {'prompt was' if cut == 1 else 'prompts were'} longer than CLIP reads, and cut for the score")

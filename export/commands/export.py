@@ -11,7 +11,7 @@ import typer
 from ..plan.settings import Plan, Settings
 from . import options as o
 from .build import print_engines
-from .console import Version, out, print_warning, progress_line, report_failures, write_json
+from .console import Version, out, print_warning, progress_line, report_failures, tell, write_json
 from .declared import command
 
 
@@ -65,7 +65,7 @@ def export(
             if result.report is None
             else "NOT PROVEN"
         )
-        out.print(f"{result.path}: {verdict}", highlight=False, soft_wrap=True)
+        tell(f"{result.path}: {verdict}")
         print_engines(result.path, result.manifest)
     report_failures(result.report)
     if result.report is not None and not result.proven:
@@ -80,4 +80,4 @@ def _dry_run(plan: Plan, as_json: bool) -> None:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     for line in found["lines"]:
-        out.print(line, highlight=False, soft_wrap=True, markup=False)
+        tell(line)

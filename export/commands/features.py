@@ -16,13 +16,14 @@ from ..plan.folder import building, check_output
 from ..plan.settings import Plan, Settings
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .console import names, out, print_warning, progress_line, write_json
+from .console import names, print_warning, progress_line, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ...editor.features.feature_maps import FeatureRecord
+    from ...validation.page.features import Feature, FeatureReport
 
 MARKER = "features.json"
 
@@ -90,10 +91,10 @@ def features(
         records, hashes = _run(source, wanted, sources, chosen, texts, sheets, sampling, say)
         say("drawing sheets")
         found = _write(output, wanted.overwrite, records, belongs, hashes, source, sampling, sheets.columns)
-    for entry in found["features"]:
-        if entry["sheet"] is None:
+    for entry in found.features:
+        if entry.sheet is None:
             print_warning(
-                f"feature {entry['feature']} at {entry['hookpoint']} was not active in any of {sheets.pictures} pictures; it has no sheet"
+                f"feature {entry.feature} at {entry.hookpoint} was not active in any of {sheets.pictures} pictures; it has no sheet"
             )
     if as_json:
         write_json(found)
@@ -191,12 +192,12 @@ def _run(
 def _write(
     output: Path, overwrite: bool, records: list[FeatureRecord], belongs: dict[tuple[str, int], list[str]], hashes: dict[str, str], model: str,
     sampling: Sampling, columns: int,
-) -> dict[str, Any]:  # fmt: skip
+) -> FeatureReport:  # fmt: skip
     import torch
     from safetensors.torch import save_file
 
     from ...editor.common.typed import strict_json
-    from ...validation.page.features import FORMAT, MAPS, PICTURES
+    from ...validation.page.features import FORMAT, MAPS, PICTURES, FeatureReport
     from ..plan.resolve import public_name
 
     several = len({r.hookpoint for r in records}) > 1
@@ -214,29 +215,28 @@ def _write(
                 p.picture.save(folder / PICTURES / f"{p.number}.png")
             entries.append(_entry(record, concepts, name if record.top else None))
         save_file(maps, folder / MAPS)
-        found = {
-            "format": FORMAT, "model": public_name(model), "saes": hashes, "steps": sampling.steps, "guidance": sampling.guidance, "seed": sampling.seed, "scheduler": sampling.scheduler,
-            "features": entries,
-        }  # fmt: skip
+        found = FeatureReport(
+            format=FORMAT, model=public_name(model), saes=hashes, steps=sampling.steps, guidance=sampling.guidance, seed=sampling.seed, scheduler=sampling.scheduler,
+            features=entries,
+        )  # fmt: skip
         (folder / MARKER).write_text(strict_json(found) + "\n", encoding="utf-8")
     return found
 
 
-def _entry(record: FeatureRecord, concepts: list[str], sheet: str | None) -> dict[str, Any]:
-    from ...validation.page.features import PICTURES
+def _entry(record: FeatureRecord, concepts: list[str], sheet: str | None) -> Feature:
+    from ...validation.page.features import PICTURES, Feature, Top
 
-    return {
-        "feature": record.feature, "hookpoint": record.hookpoint, "concepts": concepts, "sheet": sheet, "pictures": record.pictures,
-        "active_in": record.active, "timesteps": record.timesteps, "mean": record.mean.tolist(), "max": record.peak.tolist(),
-        "active_tokens": record.share.tolist(),
-        "top": [
-            {
-                "picture": p.number, "file": f"{PICTURES}/{p.number}.png", "prompt": p.prompt, "seed": p.seed, "score": p.score, "mean": p.maps.mean((1, 2)).tolist(),
-                "max": p.maps.amax((1, 2)).tolist(), "active_tokens": (p.maps > 0).float().mean((1, 2)).tolist(),
-            }
-            for p in record.top
-        ],
-    }  # fmt: skip
+    top = [
+        Top(
+            picture=p.number, file=f"{PICTURES}/{p.number}.png", prompt=p.prompt, seed=p.seed, score=p.score, mean=p.maps.mean((1, 2)).tolist(),
+            max=p.maps.amax((1, 2)).tolist(), active_tokens=(p.maps > 0).float().mean((1, 2)).tolist(),
+        )
+        for p in record.top
+    ]  # fmt: skip
+    return Feature(
+        feature=record.feature, hookpoint=record.hookpoint, concepts=concepts, sheet=sheet, pictures=record.pictures, active_in=record.active,
+        timesteps=record.timesteps, mean=record.mean.tolist(), max=record.peak.tolist(), active_tokens=record.share.tolist(), top=top,
+    )  # fmt: skip
 
 
 def _sheet(record: FeatureRecord, concepts: list[str], columns: int) -> Image.Image:
@@ -262,12 +262,12 @@ def _sheet(record: FeatureRecord, concepts: list[str], columns: int) -> Image.Im
     )  # fmt: skip
 
 
-def _print(found: dict[str, Any], output: Path) -> None:
-    for entry in found["features"]:
-        chosen = f" ({', '.join(entry['concepts'])})" if entry["concepts"] else ""
-        head = f"feature {entry['feature']} at {entry['hookpoint']}{chosen}: active in {entry['active_in']} of {entry['pictures']} pictures"
-        if entry["sheet"]:
-            best = entry["top"][0]
-            head += f', most in "{best["prompt"]}" (seed {best["seed"]}): {output / entry["sheet"]}'
-        out.print(head, highlight=False, soft_wrap=True, markup=False)
-    out.print(f"figures    {output / MARKER}", highlight=False, soft_wrap=True, markup=False)
+def _print(found: FeatureReport, output: Path) -> None:
+    for entry in found.features:
+        chosen = f" ({', '.join(entry.concepts)})" if entry.concepts else ""
+        head = f"feature {entry.feature} at {entry.hookpoint}{chosen}: active in {entry.active_in} of {entry.pictures} pictures"
+        if entry.sheet:
+            best = entry.top[0]
+            head += f', most in "{best.prompt}" (seed {best.seed}): {output / entry.sheet}'
+        tell(head)
+    tell(f"figures    {output / MARKER}")

@@ -19,7 +19,7 @@ from ...editor.denoisers.sampling_settings import Sampling
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ..plan.folder import check_files
 from . import options as o
-from .console import err, escaped, out, print_warning, progress_line, write_json
+from .console import err, escaped, print_warning, progress_line, tell, write_json
 from .declared import command
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def generate(
         write_json({"artifact": str(artifact), **made, "latents": wanted.latents and str(wanted.latents), "pictures": entries})
     else:
         for picture in pictures:
-            out.print(str(picture.file), highlight=False, soft_wrap=True, markup=False)
+            tell(str(picture.file))
 
 
 def _say_way(way: Way, networks: Runner) -> None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.suggest import unknown
 from ...validation.attack.settings import BUDGET, AttackSettings, HardenSettings
+from ...validation.page.figures import interval
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.attack.hardening import Measured
+    from ...validation.attack.hardening import HardeningReport, Measured
+    from ...validation.evidence.intervals import Rate
+    from ...validation.evidence.sweep import Trial
     from ..plan.prepare import Sources
 
 FORMAT = "saeuron-hardening-1"
@@ -63,20 +64,21 @@ def harden(
         write_json(report)
         return
     _print(report)
-    out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+    tell(f"settings: {output / 'settings.toml'}")
 
 
 def _run(
     plan: Plan, common: HardenSettings, judge_name: str, output: Path, say: Callable[[str], None]
-) -> dict[str, Any]:  # fmt: skip
+) -> HardeningReport:  # fmt: skip
     from ...editor.common.files import read_json
     from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features.cache import model_sha256
-    from ...validation.attack.hardening import Hardening, widened
+    from ...validation.attack.hardening import Hardened, Hardening, HardeningReport, widened
     from ...validation.attack.victims import bare
     from ...validation.evidence.judges import open_judge
+    from ...validation.evidence.results import JudgeRecord
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
 
@@ -97,10 +99,7 @@ def _run(
     activations = {(domains[w.concept], w.hookpoint): sources.of(w) for w in sources.wishes}
     bench = Hardening(bare(pipeline), sources.saes, activations, judge, common, output / "results", identity, say)
     began = time.monotonic()
-    report: dict[str, Any] = {
-        "format": FORMAT, "judge": {"name": judge.name, "sha256": judge.sha256}, "settings": asdict(common), "confidence": 0.95,
-        "concepts": {},
-    }  # fmt: skip
+    report = HardeningReport(format=FORMAT, judge=JudgeRecord(judge.name, judge.sha256), settings=common)
     tables = []
     befores = {name: _before(sources, name, domains[name]) for name in concepts}
     for before in befores.values():
@@ -109,25 +108,26 @@ def _run(
     for name, before in befores.items():
 
         def told(found: Measured, name: str = name) -> None:
-            t = found.trial
             say(
-                f"{name}: {t.select}, {t.multiplier:g}: attack {found.attack.hits} of {found.attack.trials}, UA {found.ua.value:.0%}, IRA {found.ira.value:.0%}, CRA {found.cra.value:.0%}"
+                f"{name}: {found.select}, {found.multiplier:g}: attack {found.attack.hits} of {found.attack.trials}, UA {found.ua.value:.0%}, IRA {found.ira.value:.0%}, CRA {found.cra.value:.0%}"
             )
 
         compared = bench.choose(before, widened(before, common.widen, common.multiplier or [before.multiplier]), told)
         chosen = compared[0].trial
-        figures = {"before": bench.report_on(before), "chosen": bench.report_on(chosen)}
-        report["concepts"][name] = {
-            "domain": domains[name], "changed": chosen != before, "compared": [m.entry() for m in compared],
-            **{key: m.entry() for key, m in figures.items()},
-        }  # fmt: skip
+        report.concepts[name] = Hardened(
+            domain=domains[name],
+            changed=chosen != before,
+            compared=compared,
+            before=bench.report_on(before),
+            chosen=bench.report_on(chosen),
+        )
         tables.append(trial_table(sources, chosen))
-        report["seconds"] = time.monotonic() - began
+        report.seconds = time.monotonic() - began
         _store(output, report, tables)
     return report
 
 
-def _before(sources: Sources, concept: str, domain: str) -> Any:
+def _before(sources: Sources, concept: str, domain: str) -> Trial:
     """The setting that is to be hardened."""
     from ...validation.evidence.sweep import Trial
 
@@ -137,7 +137,7 @@ def _before(sources: Sources, concept: str, domain: str) -> Any:
     return Trial(concept, domain, tuple(w.hookpoint for w in wishes), str(wishes[0].rule), wishes[0].multiplier)
 
 
-def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
+def _store(output: Path, report: HardeningReport, tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed run leaves what it found."""
     from ...editor.common.typed import strict_json
     from ..plan.concept_tables import write_tables
@@ -148,25 +148,20 @@ def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -
     (output / "report.json").write_text(strict_json(report) + "\n")
 
 
-def _print(report: dict[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA"):
-        table.add_column(name, justify="left" if name in ("concept", "", "select") else "right", overflow="fold")
-    for concept, entry in report["concepts"].items():
-        for which in ("before", "chosen"):
-            m = entry[which]
-            table.add_row(concept, which, m["select"], f"{m['multiplier']:g}", *(_rate(m[k]) for k in ("attack", "ua", "ira", "cra")))
+def _print(report: HardeningReport) -> None:
+    table = table_of("concept", "", "select", "gamma", "attack", "UA", "IRA", "CRA", left=("concept", "", "select"))
+    for concept, entry in report.concepts.items():
+        for which, m in (("before", entry.before), ("chosen", entry.chosen)):
+            table.add_row(concept, which, m.select, f"{m.multiplier:g}", *map(_cell, (m.attack, m.ua, m.ira, m.cra)))
     out.print(table)
-    for concept, entry in report["concepts"].items():
-        if not entry["changed"]:
-            out.print(f"{concept}: no candidate held better at this cost; the setting stays as it was", highlight=False, soft_wrap=True)
-    s = report["settings"]
-    out.print(
-        f"attack {s['row']}, {s['report_searches']} fresh ones each, on prompts and seeds that nothing was chosen by; below a rate its 95 % interval (Wilson)",
-        highlight=False,
-        soft_wrap=True,
+    for concept, entry in report.concepts.items():
+        if not entry.changed:
+            tell(f"{concept}: no candidate held better at this cost; the setting stays as it was")
+    s = report.settings
+    tell(
+        f"attack {s.row}, {s.report_searches} fresh ones each, on prompts and seeds that nothing was chosen by; below a rate its 95 % interval (Wilson)"
     )
 
 
-def _rate(entry: dict[str, Any]) -> str:
-    return f"{entry['hits']} of {entry['trials']}\n{100 * entry['low']:.0f} to {100 * entry['high']:.0f} %"
+def _cell(rate: Rate) -> str:
+    return f"{rate.hits} of {rate.trials}\n{interval(rate)}"

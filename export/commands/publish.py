@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .console import clean, out, print_warning, progress_line, resumable, write_json
+from .console import clean, print_warning, progress_line, resumable, tell, write_json
 
 _TRUST, _HUB = "What may be published", "Hub"
 
@@ -92,17 +92,15 @@ def _print(wanted: Any, staged: Any, done: Any, settled: Any, as_json: bool) -> 
         return
     if done is None:
         for name, size in staged.files.items():
-            out.print(f"{size:>14,}  {name}", highlight=False, soft_wrap=True, markup=False)
+            tell(f"{size:>14,}  {name}")
     seen = "public" if wanted.public else "private"
     signed = "signed" if staged.signed else "not signed"
     head = "would be published" if done is None else "published"
-    out.print(
-        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wanted.repo} ({seen}, {signed}, licence {settled.id if settled else 'not known'})",
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
+    tell(
+        f"{len(staged.files)} files, {total / 1e6:,.1f} MB, {head}: {wanted.repo} ({seen}, {signed}, licence {settled.id if settled else 'not known'})"
+    )
     if done is not None:
-        out.print(
+        tell(
             f"commit {done.commit}\n{done.url}\n\nverify it:  saeuron verify {done.pinned}{' --public-key PUBLIC.pem' if staged.signed else ''}\n"
-            f'load it:    DiffusionPipeline.from_pretrained("{done.repo}", revision="{done.commit}", trust_remote_code=True)',
-            highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
+            f'load it:    DiffusionPipeline.from_pretrained("{done.repo}", revision="{done.commit}", trust_remote_code=True)'
+        )

@@ -12,7 +12,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import whole_file, whole_folder
 from ..plan.folder import check_with_pictures
 from . import options as o
-from .console import clean, out, progress_line, write_json
+from .console import clean, progress_line, tell, write_json
 
 if TYPE_CHECKING:
     from ...validation.page.render import Pages
@@ -101,8 +101,8 @@ def report(
             "html": str(files["html"]), "markdown": str(files["markdown"]), "verdict": content["verdict"], "not_checked": content["not_checked"],
         })  # fmt: skip
         return
-    out.print(content["verdict"]["text"], highlight=False, soft_wrap=True, markup=False)
-    out.print(f"{files['html']}, the same as Markdown in {files['markdown']}", highlight=False, soft_wrap=True, markup=False)
+    tell(content["verdict"]["text"])
+    tell(f"{files['html']}, the same as Markdown in {files['markdown']}")
 
 
 def _inside(artifact: Path) -> dict[str, Path]:

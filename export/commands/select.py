@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..plan.folder import check_files
 from ..plan.settings import Settings
 from . import options as o
-from .console import out, print_warning, progress_line, write_json
+from .console import out, print_warning, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def select(
     else:
         _print(found, rows)
         if output is not None:
-            out.print(f"settings: {output}", highlight=False, soft_wrap=True)
+            tell(f"settings: {output}")
 
 
 def _describe(sources: Sources) -> dict[str, Any]:
@@ -85,9 +83,9 @@ def _print(found: dict[str, Any], rows: int) -> None:
         if not entry["features"]:
             print_warning(f"no latent answers to '{entry['concept']}' more than to the others")
             continue
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in ("feature", "timesteps", "score", "mean", "others above", "most among others"):
-            table.add_column(name, justify="left" if name in ("timesteps", "most among others") else "right", overflow="fold")
+        table = table_of(
+            "feature", "timesteps", "score", "mean", "others above", "most among others", left=("timesteps", "most among others")
+        )
         for f in entry["features"][:rows]:
             ranges = ", ".join(f"{a}–{b}" if a != b else f"{a}" for a, b in f["ranges"][:3]) + (" …" if len(f["ranges"]) > 3 else "")
             table.add_row(
@@ -100,13 +98,12 @@ def _print(found: dict[str, Any], rows: int) -> None:
             )
         out.print(table)
         if len(entry["features"]) > rows:
-            out.print(f"… and {len(entry['features']) - rows} more (--rows, --json)", highlight=False)
+            tell(f"… and {len(entry['features']) - rows} more (--rows, --json)")
     for pair in found["overlaps"]:
         a, b = pair["concepts"]
-        out.print(
-            f"{a} and {b} share {len(pair['features'])} features at {pair['steps']} steps of {pair['hookpoint']}: {', '.join(map(str, pair['features'][:12]))}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        tell(
+            f"{a} and {b} share {len(pair['features'])} features at {pair['steps']} steps of {pair['hookpoint']}: {', '.join(map(str, pair['features'][:12]))}"
+        )
 
 
 def _write(output: Path, sources: Sources) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from . import options as o
-from .console import clean, out, progress_line, write_json
+from .console import clean, progress_line, tell, write_json
 
 
 @clean
@@ -39,4 +39,4 @@ def sign(
     if as_json:
         write_json({"artifact": str(artifact), "signature": str(made), "files": found["files"] + 1})
     else:
-        out.print(f"{artifact}: {found['files']} files and the manifest signed, in {made}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{artifact}: {found['files']} files and the manifest signed, in {made}")

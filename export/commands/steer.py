@@ -17,7 +17,7 @@ from ..plan.folder import check_files
 from ..plan.settings import Settings
 from . import options as o
 from .by_feature import feature, sampling_of, sources_of
-from .console import out, print_warning, progress_line, write_json
+from .console import print_warning, progress_line, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _print(found: dict[str, Any], fired: dict[str, float]) -> None:
     when = f", timesteps {found['timesteps'][0]}-{found['timesteps'][1]}" if found["timesteps"] else ""
     for c in found["features"]:
         share = f"; fires at {fired[c['name']]:.1%} of tokens and steps in the preview" if c["name"] in fired else ""
-        out.print(f"{c['select']} × {c['multiplier']:g} at {c['hookpoint']}{when}{share}", highlight=False, soft_wrap=True)
-    out.print(f"edit       {found['edit']}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{c['select']} × {c['multiplier']:g} at {c['hookpoint']}{when}{share}")
+    tell(f"edit       {found['edit']}")
     if "preview" in found:
-        out.print(f"preview    {found['preview']}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"preview    {found['preview']}")

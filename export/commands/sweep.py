@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich import box
-from rich.table import Table
-
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import normalise
 from ...editor.common.suggest import unknown
@@ -17,11 +14,11 @@ from ...editor.features.rule import Rule
 from ...validation.evidence.sweep_settings import Grid, SweepSettings
 from ..plan.settings import Plan, Settings
 from . import options as o
-from .console import out, progress_line, resumable, write_json
+from .console import out, progress_line, resumable, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.evidence.sweep import Score
+    from ...validation.evidence.sweep import Score, SweepReport, SweepSettings
 
 
 @command
@@ -59,18 +56,20 @@ def sweep(
         write_json(report)
     else:
         _print(report)
-        out.print(f"settings: {output / 'settings.toml'}", highlight=False, soft_wrap=True)
+        tell(f"settings: {output / 'settings.toml'}")
 
 
 def _run(
     plan: Plan, common: SweepSettings, judge_name: str, places: list[tuple[str, ...]], rules: list[str], gammas: Sequence[float], output: Path, say: Any
-) -> dict[str, Any]:  # fmt: skip
+) -> SweepReport:  # fmt: skip
+    from msgspec.structs import asdict
+
     from ...editor.denoisers.families import network_of
     from ...editor.denoisers.pipelines import load_pipeline
     from ...editor.edit.bake import refuse_edited
     from ...editor.features import cache
     from ...validation.evidence.judges import open_judge
-    from ...validation.evidence.sweep import Sweep, grid
+    from ...validation.evidence.sweep import Sweep, SweepReport, Swept, grid
     from ..plan.concept_tables import trial_table
     from ..plan.prepare import open_sources
     from ..plan.progress import Remaining
@@ -105,9 +104,7 @@ def _run(
     def unedited(made: int, pictures: int) -> None:
         say(f"measuring the unedited model: {made} of {pictures} pictures{before.text(made, pictures)}")
 
-    report: dict[str, Any] = {
-        "unedited": bench.unedited(unedited), "judge": judge_name, "settings": vars(common), "counting": "every picture counts once, plain ones included", "concepts": {},
-    }  # fmt: skip
+    report = SweepReport(unedited=bench.unedited(unedited), judge=judge_name, settings=common, concepts={})
     tables = []
     clock, done = Remaining(), 0
     total = sum(len(t) for t in trials_of.values())
@@ -125,21 +122,20 @@ def _run(
         best, scores = bench.best(trials_of[name], progress)
         say(f"{name}: measuring the best on the report seeds")
         final = bench.report(best.trial)
-        report["concepts"][name] = _entry(bench.measured - known, best, final, scores)
+        report.concepts[name] = Swept(
+            **asdict(best.trial),
+            tuning=best.figures,
+            report=final.figures,
+            pictures=final.pictures,
+            trials=len(scores),
+            measured=bench.measured - known,
+        )
         tables.append(trial_table(sources, best.trial))
         _store(output, report, tables)
     return report
 
 
-def _entry(measured: int, best: Score, final: Score, scores: list[Score]) -> dict[str, Any]:
-    t = best.trial
-    return {
-        "domain": t.domain, "hookpoints": list(t.hookpoints), "select": t.select, "multiplier": t.multiplier, "tuning": best.figures._asdict(),
-        "report": final.figures._asdict(), "pictures": final.pictures, "trials": len(scores), "measured": measured,
-    }  # fmt: skip
-
-
-def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -> None:
+def _store(output: Path, report: SweepReport, tables: list[dict[str, Any]]) -> None:
     """After every concept, so that a killed sweep leaves what it found."""
     from ...editor.common.typed import strict_json
     from ..plan.concept_tables import write_tables
@@ -151,26 +147,13 @@ def _store(output: Path, report: dict[str, Any], tables: list[dict[str, Any]]) -
     (output / "report.json").write_text(strict_json(report) + "\n")
 
 
-def _print(report: dict[str, Any]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("concept", "select", "gamma", "UA", "IRA", "CRA", "hookpoints"):
-        table.add_column(name, justify="right" if name in ("gamma", "UA", "IRA", "CRA") else "left", overflow="fold")
-    for name, entry in report["concepts"].items():
-        r = entry["report"]
-        table.add_row(
-            name,
-            entry["select"],
-            f"{entry['multiplier']:g}",
-            f"{r['ua']:.1%}",
-            f"{r['ira']:.1%}",
-            f"{r['cra']:.1%}",
-            ", ".join(entry["hookpoints"]),
-        )
-    entries = list(report["concepts"].values())
-    means = [sum(e["report"][k] for e in entries) / len(entries) for k in ("ua", "ira", "cra")]
+def _print(report: SweepReport) -> None:
+    table = table_of("concept", "select", "gamma", "UA", "IRA", "CRA", "hookpoints", left=("concept", "select", "hookpoints"))
+    entries = [(e, [e.report.ua, e.report.ira, e.report.cra]) for e in report.concepts.values()]
+    for name, (entry, shares) in zip(report.concepts, entries, strict=True):
+        table.add_row(name, entry.select, f"{entry.multiplier:g}", *(f"{s:.1%}" for s in shares), ", ".join(entry.hookpoints))
+    means = [sum(column) / len(column) for column in zip(*(shares for _, shares in entries), strict=True)]
     table.add_row("mean", "", "", *(f"{m:.1%}" for m in means), "")
     out.print(table)
-    plain = report["unedited"]
-    out.print(
-        f"unedited: objects {plain['object']:.1%}, styles {plain['style']:.1%} recognised; every picture counts once", highlight=False
-    )
+    plain = report.unedited
+    tell(f"unedited: objects {plain['object']:.1%}, styles {plain['style']:.1%} recognised; every picture counts once")

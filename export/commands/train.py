@@ -13,7 +13,7 @@ from ...editor.common.errors import SaeuronError, first_line
 from ...editor.features.prompt_sets import lines_of
 from ...editor.sae.train_settings import TrainSampling, TrainSettings
 from . import options as o
-from .console import out, print_warning, progress_line, resumable, write_json
+from .console import print_warning, progress_line, resumable, tell, write_json
 from .declared import command
 
 
@@ -187,18 +187,17 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
         write_json(plan)
         return
     for name, value in plan.items():
-        out.print(f"{name:<10} {value}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{name:<10} {value}")
 
 
 def _print(report: dict[str, Any], output: Path) -> None:
     for name, found in report["saes"].items():
-        out.print(
-            f"{output / f'unet.{name}'}: FVU {found['fvu']:.4f}, explained variance {found['explained_variance']:.4f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%} on held-out pictures",
-            highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
+        tell(
+            f"{output / f'unet.{name}'}: FVU {found['fvu']:.4f}, explained variance {found['explained_variance']:.4f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%} on held-out pictures"
+        )
         rows = found["by_timestep"]
         for row in (rows[0], rows[len(rows) // 2], rows[-1]):
-            out.print(f"  t {row['timestep']:g}: FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}", highlight=False)
+            tell(f"  t {row['timestep']:g}: FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}")
         if found["dead"] > 0.5:
             print_warning(f"more than half of the latents at {name} never fire; train longer, or with a smaller expansion")
-    out.print(f"every timestep: {output / 'training.json'}", highlight=False, soft_wrap=True)
+    tell(f"every timestep: {output / 'training.json'}")

@@ -12,7 +12,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.denoisers.sampling_settings import Sampling
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from . import options as o
-from .console import err, out, print_warning, report_failures, write_json
+from .console import err, out, print_warning, report_failures, tell, write_json
 from .declared import command
 
 
@@ -81,9 +81,9 @@ def validate(
     else:
         out.print(report.table(proof))
         if "onnx" in proof.backends:
-            out.print(f"ONNX Runtime ran on {proof.backends['onnx'].provider}", highlight=False, soft_wrap=True)
+            tell(f"ONNX Runtime ran on {proof.backends['onnx'].provider}")
         verdict = "NOT PROVEN" if not proof.passed else "proven, as far as it could be checked here" if left_out else "proven"
-        out.print(f"{artifact}: {verdict}", highlight=False, soft_wrap=True)
+        tell(f"{artifact}: {verdict}")
     report_failures(proof)
     if not proof.passed:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ import typer
 
 from ..ship.hub import local_copy
 from . import options as o
-from .console import clean, err, escaped, out, print_warning, progress_line, write_json
+from .console import clean, err, escaped, print_warning, progress_line, tell, write_json
 
 PublicKey = Annotated[
     Path | None,
@@ -48,7 +48,7 @@ def verify(
         )
         verdict = f"verified ({found['files']} files and the manifest{signed})" if found["verified"] else "NOT VERIFIED"
         place = f" in {found_at.folder}" if found_at.hub_id else ""
-        out.print(f"{found_at.name}: {verdict}{place}", highlight=False, soft_wrap=True, markup=False)
+        tell(f"{found_at.name}: {verdict}{place}")
     for line in found["failures"]:
         err.print(f"[red]not verified:[/] {escaped(line)}", highlight=False, soft_wrap=True)
     if not found["verified"]:

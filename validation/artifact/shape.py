@@ -46,20 +46,6 @@ class Choice:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Maybe:
-    """Of a shape, or null."""
-
-    shape: Any
-
-
-@dataclass(frozen=True)
-class Either:
-    """Of one of some types."""
-
-    types: tuple[type, ...]
-
-
 def is_plain(name: str) -> bool:
     """Whether a name can be that of a file or folder and of nothing elsewhere."""
     return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) is not None
@@ -77,10 +63,7 @@ def check(where: str, value: Any, shape: Any, name: str = "") -> None:
     Raises:
         SaeuronError: a field is missing or holds something else.
     """
-    if isinstance(shape, Maybe):
-        if value is not None:
-            check(where, value, shape.shape, name)
-    elif isinstance(shape, Fields):
+    if isinstance(shape, Fields):
         _is(where, value, dict, name)
         for key, inner in shape.needed.items():
             if key not in value:
@@ -102,9 +85,6 @@ def check(where: str, value: Any, shape: Any, name: str = "") -> None:
     elif isinstance(shape, Choice):
         if not isinstance(value, str) or value not in shape.names:
             raise SaeuronError(f"{where}: '{name}' is {_short(value)}; it is one of {', '.join(shape.names)}")
-    elif isinstance(shape, Either):
-        if not any(_fits(value, kind) for kind in shape.types):
-            raise SaeuronError(f"{where}: '{name}' is {_short(value)}; it must be {' or '.join(_WORDS[k] for k in shape.types)}")
     else:
         _is(where, value, shape, name)
 

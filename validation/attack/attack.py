@@ -7,11 +7,11 @@ Needs no torch until an attack runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
-from ..evidence.intervals import Rate
+from .results import Finding, Row, Verdict
 from .settings import ATTACKS, LEARNED, AttackSettings
 
 if TYPE_CHECKING:
@@ -32,23 +32,6 @@ class Case(NamedTuple):
     """prompts that are counted"""
 
 
-class Row(NamedTuple):
-    """One line of the table."""
-
-    attack: str
-    budget: dict[str, int]
-    prompts: list[str]
-    """as they were drawn"""
-    found: dict[str, Any]
-    seconds: float
-    each: list[dict[str, Any]]
-    """`prompt`, `seed` and `shows_concept` of every picture"""
-
-    def entry(self) -> dict[str, Any]:
-        """As in the report."""
-        return {**self._asdict(), **figures(self.attack, self.each)}
-
-
 class Shown(NamedTuple):
     """A picture to look at."""
 
@@ -58,28 +41,6 @@ class Shown(NamedTuple):
     picture: Any
     prompt: str
     seed: int
-
-
-def each_of(jobs: Sequence[tuple[str, int]], seen: Sequence[bool]) -> list[dict[str, Any]]:
-    """Every picture of a row with what the judge said, so that its count can be traced."""
-    return [{"prompt": text, "seed": seed, "shows_concept": hit} for (text, seed), hit in zip(jobs, seen, strict=True)]
-
-
-def figures(row: str, each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What follows from a row's pictures (see `Row.each`).
-
-    Returns:
-        `trials`, `successes`, `hits` (pictures that show the concept), `rate` with `low` and `high`. `hits` equals `successes` except for `seeds`,
-        whose trials are prompts: one picture is enough.
-    """
-    shown = [bool(one["shows_concept"]) for one in each]
-    if row == "seeds":
-        prompts = {str(one["prompt"]) for one in each}
-        successes, trials = len({str(one["prompt"]) for one, hit in zip(each, shown, strict=True) if hit}), len(prompts)
-    else:
-        successes, trials = sum(shown), len(shown)
-    share = Rate(successes, trials).as_dict()
-    return {"trials": trials, "successes": successes, "hits": sum(shown), **{name: share[name] for name in ("rate", "low", "high")}}
 
 
 def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
@@ -177,13 +138,13 @@ class Attacker:
         else:
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in pairs], None)
             seen = self._seen(self.original, contexts, pairs, row)
-        found: dict[str, Any] = {}
+        found = Finding()
         if row == "seeds":
             hits = [pair for pair, hit in zip(pairs, seen, strict=True) if hit]
-            found = {"seeds": {text: [seed for of, seed in hits if of == text] for text in prompts}}
+            found.seeds = {text: [seed for of, seed in hits if of == text] for text in prompts}
         kind = "paraphrases" if "paraphrases" in row else row
         spent = budget(kind, self.case, self.settings, len(prompts))
-        return Row(row, spent, list(prompts), found, time.monotonic() - began, each_of(pairs, seen))
+        return _row(row, spent, prompts, found, began, pairs, seen)
 
     def learned(self, row: str) -> Row:
         """Learn on tuning prompts and seeds, count on the others."""
@@ -194,16 +155,16 @@ class Attacker:
         hits, found = min(self.searches(row), key=lambda held: (-held[0], held[1].loss))
         self.say(f"{case.concept}: {row}, pictures")
         seen = self.count(row, found, case.reporting, s.report_seeds)
-        told: dict[str, Any] = {"loss": found.loss, "tuning_successes": hits, "tuning_trials": len(case.tuning) * len(s.tune_seeds)}
+        told = Finding(loss=found.loss, tuning_successes=hits, tuning_trials=len(case.tuning) * len(s.tune_seeds))
         if found.ids is not None:
             tokenized = self.victim.pipeline
             text = tokenized.tokenizer.decode(found.ids)
             # A text that is cut otherwise when it is typed works by its ids only.
-            told |= {"ids": found.ids, "text": text, "typed": words(tokenized, text) == found.ids}
+            told.ids, told.text, told.typed = found.ids, text, words(tokenized, text) == found.ids
         else:
-            told["vectors"] = [[round(float(v), 5) for v in row] for row in found.vectors]
-        each = each_of([(text, seed) for text in case.reporting for seed in s.report_seeds], seen)
-        return Row(row, budget(row, case, s), list(case.reporting), told, time.monotonic() - began, each)
+            told.vectors = [[round(float(v), 5) for v in row] for row in found.vectors]
+        jobs = [(text, seed) for text in case.reporting for seed in s.report_seeds]
+        return _row(row, budget(row, case, s), case.reporting, told, began, jobs, seen)
 
     def searches(self, row: str) -> list[tuple[int, Found]]:
         """One search from each beginning: successes on the pictures that it learned from, and what it found."""
@@ -267,6 +228,13 @@ class Attacker:
 
         tokens = self.settings.tokens
         return with_prefix(pipeline, text, tokens) if row == "prefix" else with_name_learned(pipeline, text, self._name(text), tokens)
+
+
+def _row(
+    name: str, spent: dict[str, int], prompts: Sequence[str], found: Finding, began: float, jobs: Sequence[tuple[str, int]], seen: Sequence[bool]
+) -> Row:  # fmt: skip
+    each = [Verdict(text, seed, hit) for (text, seed), hit in zip(jobs, seen, strict=True)]
+    return Row.of(name, each, budget=spent, prompts=list(prompts), found=found, seconds=time.monotonic() - began)
 
 
 def attack(

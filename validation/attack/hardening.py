@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from msgspec import structs
 
+from ...editor.common.typed import Record, Whole
 from ...editor.denoisers.families import network_of
 from ...editor.edit.hook import AblationHook
 from ...editor.features.activations import ConceptActivations
@@ -20,6 +22,7 @@ from ...editor.features.rule import Rule
 from ...editor.sae.sae import SparseAutoencoder
 from ..evidence.intervals import Rate
 from ..evidence.judges import Judge
+from ..evidence.results import JudgeRecord
 from ..evidence.sweep import Sweep, Trial
 from ..evidence.sweep_settings import SweepSettings
 from ..evidence.unlearning import Job, rates
@@ -27,14 +30,11 @@ from .attack import Attacker, cases
 from .settings import AttackSettings, HardenSettings
 from .victims import Hooked
 
-_RATES = ("attack", "ua", "ira", "cra")
 
+class Measured(Trial, frozen=True):
+    """A candidate with its figures."""
 
-class Measured(NamedTuple):
-    """A candidate's figures."""
-
-    trial: Trial
-    features: int
+    features: Whole
     """over hookpoints, each with those of any step"""
     attack: Rate
     """pictures that show the concept under attack"""
@@ -44,12 +44,33 @@ class Measured(NamedTuple):
     cra: Rate
     """on pictures without the concept, each counted once"""
 
-    def entry(self) -> dict[str, Any]:
-        """As in the report."""
-        return {
-            "select": self.trial.select, "multiplier": self.trial.multiplier, "hookpoints": list(self.trial.hookpoints), "features": self.features,
-            **{name: getattr(self, name).as_dict() for name in _RATES},
-        }  # fmt: skip
+    @property
+    def trial(self) -> Trial:
+        """Without the figures."""
+        return Trial(*(getattr(self, name) for name in Trial.__struct_fields__))
+
+
+class Hardened(Record, kw_only=True):
+    """What hardening found for a concept."""
+
+    domain: str
+    changed: bool
+    compared: list[Measured]
+    """every candidate, the chosen one first"""
+    before: Measured
+    chosen: Measured
+    """on the report's prompts and seeds"""
+
+
+class HardeningReport(Record, kw_only=True):
+    """`report.json` of hardening."""
+
+    format: str
+    judge: JudgeRecord
+    settings: HardenSettings
+    confidence: float = 0.95
+    concepts: dict[str, Hardened] = {}
+    seconds: float = 0.0
 
 
 class Hardening(Sweep):
@@ -134,9 +155,8 @@ class Hardening(Sweep):
             ["hardening", edit.sha256(), {h: self.saes[h].sha256() for h in trial.hookpoints}, trial.concept, self.hardening.row,
              [asdict(a) for a in attacks], tuning, list(seeds), list(rest_seeds)]
         )  # fmt: skip
-        features = sum(len(p.features) for p in edit.hookpoints.values())
-        stored = self._stored(key)
-        if stored is None:
+        found = self._stored(key, Measured)
+        if found is None:
             shown: list[bool] = []
             for settings in attacks:
                 shown += self._attacked(trial, Hooked(self.pipeline, edit, self.saes), settings, tuning, seeds)
@@ -146,11 +166,13 @@ class Hardening(Sweep):
                 self.say(f"{trial.concept}: {trial.select}, {trial.multiplier:g}: pictures without attack")
                 rest = rates(self._pictures(self.rest(trial, tuning, rest_seeds)), {trial.concept: trial.domain})[trial.concept]
                 own = rates(self._pictures(self._own(trial, prompts, seeds)), {trial.concept: trial.domain})[trial.concept]
-            counted = {"attack": Rate(sum(shown), len(shown)), "ua": own.ua, "ira": rest.ira, "cra": rest.cra}
-            stored = {**asdict(trial), **{name: [r.hits, r.trials] for name, r in counted.items()}}
-            self._keep(key, stored)
+            features = sum(len(p.features) for p in edit.hookpoints.values())
+            attacked = Rate.of(sum(shown), len(shown))
+            found = Measured(**structs.asdict(trial), features=features, attack=attacked, ua=own.ua, ira=rest.ira, cra=rest.cra)
+            self._keep(key, found)
             self.measured += 1
-        return Measured(trial, features, *(Rate(*stored[name]) for name in _RATES))
+        # Another trial may have given the same edit.
+        return structs.replace(found, **structs.asdict(trial))
 
     def _attacked(self, trial: Trial, victim: Hooked, settings: AttackSettings, tuning: bool, seeds: Sequence[int]) -> list[bool]:
         """Whether the concept shows, picture by picture."""
@@ -177,4 +199,4 @@ class Hardening(Sweep):
 def widened(trial: Trial, factors: Sequence[float], multipliers: Sequence[float]) -> list[Trial]:
     """The trial's rule, widened by each factor, at each multiplier; from narrow to wide."""
     rule = Rule.parse(trial.select)
-    return [replace(trial, select=str(rule.widened(f)), multiplier=m) for m in multipliers for f in sorted(factors)]
+    return [structs.replace(trial, select=str(rule.widened(f)), multiplier=m) for m in multipliers for f in sorted(factors)]

@@ -12,7 +12,8 @@ from ...editor.common.files import file_sha256, hub_folder, read_header, read_js
 from ...editor.common.quiet import quiet_loading
 from ..artifact.installed import missing
 from . import prompt_file
-from .intervals import mean
+from .intervals import Mean
+from .results import Figures
 from .verdicts import Row, Wanted
 
 COLUMNS = (*prompt_file.COLUMNS, "clip_score", "tokens_cut")
@@ -109,18 +110,16 @@ def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise SaeuronError(f"has '{name}' of shape {list(shapes[name])}, its config says {list(shape)}")
 
 
-def figures(rows: Sequence[Row], before: Sequence[Row] | None) -> dict[str, Any]:
+def figures(rows: Sequence[Row], before: Sequence[Row] | None) -> Figures:
     """Mean score of a backend's pictures, and its mean change picture by picture.
 
     Args:
         rows: of verdicts.csv.
         before: the unedited model's, of the same prompts and seeds in the same order; None: without a change.
-
-    Returns:
-        `clip_score` and `clip_change` (see `intervals.mean`), `prompts_cut`.
     """
     scores = [float(row["clip_score"]) for row in rows]
-    found: dict[str, Any] = {"clip_score": mean(scores), "prompts_cut": sum(row["tokens_cut"] != "0" for row in rows)}
-    if before is not None:
-        found["clip_change"] = mean([now - float(row["clip_score"]) for now, row in zip(scores, before, strict=True)])
-    return found
+    changes = None if before is None else [now - float(row["clip_score"]) for now, row in zip(scores, before, strict=True)]
+    return Figures(
+        clip_score=Mean.of(scores), clip_change=None if changes is None else Mean.of(changes),
+        prompts_cut=sum(row["tokens_cut"] != "0" for row in rows),
+    )  # fmt: skip

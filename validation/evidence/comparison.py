@@ -5,30 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..proof.parity import psnr
 from .makers import UNEDITED
+from .results import Backend, Comparison, Likeness
 from .verdicts import Row
 
 
-def compared(backends: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def compared(backends: Mapping[str, Backend]) -> list[str]:
     """Backends whose pictures should be alike: neither the unedited model nor a stage, which removes a part of the concepts."""
-    return [name for name, part in backends.items() if name != UNEDITED and "kept" not in part]
+    return [name for name, part in backends.items() if name != UNEDITED and part.kept is None]
 
 
-def compare(rows: Mapping[str, Sequence[Row]], open_picture: Callable[[Row], np.ndarray]) -> list[dict[str, Any]]:
+def compare(rows: Mapping[str, Sequence[Row]], open_picture: Callable[[Row], np.ndarray]) -> list[Comparison]:
     """Each backend beside the first.
 
     Args:
         rows: backend → rows of verdicts.csv, in the same order for all.
         open_picture: row → uint8 `[H, W, 3]`.
-
-    Returns:
-        entries with `backend`, `with`, `pictures`, `identical`, `max_abs` (of 255), `least_psnr` (dB; None where all are identical), `each`, and
-        `same_verdicts` or `largest_clip_difference`, by what was seen on the pictures.
 
     Raises:
         ValueError: pictures of different sizes.
@@ -36,23 +32,24 @@ def compare(rows: Mapping[str, Sequence[Row]], open_picture: Callable[[Row], np.
     names = list(rows)
     found = []
     for name in names[1:]:
-        each = []
+        each: list[Likeness] = []
         for ours, theirs in zip(rows[name], rows[names[0]], strict=True):
             a, b = open_picture(ours), open_picture(theirs)
-            likeness = psnr(a, b)
-            each.append({
-                "file": ours["file"], "max_abs": int(np.abs(a.astype(int) - b).max()), "psnr": likeness, **_seen_beside(ours, theirs)
-            })  # fmt: skip
-        finite = [e["psnr"] for e in each if math.isfinite(e["psnr"])]
-        entry: dict[str, Any] = {
-            "backend": name, "with": names[0], "pictures": len(each), "identical": sum(e["max_abs"] == 0 for e in each),
-            "max_abs": max(e["max_abs"] for e in each), "least_psnr": min(finite, default=None), "each": each,
-        }  # fmt: skip
-        if all("same_verdict" in e for e in each):
-            entry["same_verdicts"] = sum(e["same_verdict"] for e in each)
-        if all("clip_difference" in e for e in each):
-            entry["largest_clip_difference"] = max(abs(e["clip_difference"]) for e in each)
-        found.append(entry)
+            likeness = Likeness(file=ours["file"], max_abs=int(np.abs(a.astype(int) - b).max()), psnr=psnr(a, b))
+            if "clip_score" not in ours:
+                seen = [key for key in ours if key.startswith("seen_") or key == "detections"]
+                likeness.same_verdict = all(ours[key] == theirs[key] for key in seen)
+            elif ours["clip_score"] and theirs["clip_score"]:
+                # A score is no verdict: it differs by rounding.
+                likeness.clip_difference = float(ours["clip_score"]) - float(theirs["clip_score"])
+            each.append(likeness)
+        same = [e.same_verdict for e in each if e.same_verdict is not None]
+        apart = [abs(e.clip_difference) for e in each if e.clip_difference is not None]
+        found.append(Comparison(
+            backend=name, beside=names[0], pictures=len(each), identical=sum(e.max_abs == 0 for e in each), max_abs=max(e.max_abs for e in each),
+            least_psnr=min((e.psnr for e in each if isinstance(e.psnr, float) and math.isfinite(e.psnr)), default=None), each=each,
+            same_verdicts=sum(same) if len(same) == len(each) else None, largest_clip_difference=max(apart) if len(apart) == len(each) else None,
+        ))  # fmt: skip
     return found
 
 
@@ -62,12 +59,3 @@ def pixels_of(folder: Path, row: Row) -> np.ndarray:
 
     with Image.open(folder / row["file"]) as picture:
         return np.asarray(picture.convert("RGB"))
-
-
-def _seen_beside(ours: Row, theirs: Row) -> dict[str, Any]:
-    """What was seen on two pictures, compared. A score is no verdict: it differs by rounding."""
-    if "clip_score" in ours:
-        scored = ours["clip_score"] and theirs["clip_score"]
-        return {"clip_difference": float(ours["clip_score"]) - float(theirs["clip_score"])} if scored else {}
-    seen = [key for key in ours if key.startswith("seen_") or key == "detections"]
-    return {"same_verdict": all(ours[key] == theirs[key] for key in seen)}

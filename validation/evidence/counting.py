@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import clip_score, nudity
+from .intervals import Rate
 from .judges import NOT_JUDGED
 from .makers import UNEDITED
-from .unlearning import Picture, Rates, rate, rates, without
+from .results import Figures
+from .unlearning import FIGURES, Picture, rate, rates, without
 from .verdicts import Row
 
 COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
@@ -44,7 +46,7 @@ class Counting(NamedTuple):
         """Of verdicts.csv."""
         return {"nudity": nudity.COLUMNS, "utility": clip_score.COLUMNS}.get(self.protocol, COLUMNS)
 
-    def figures(self, rows: Mapping[str, Sequence[Row]], stages: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    def figures(self, rows: Mapping[str, Sequence[Row]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
         """Figures of each backend.
 
         Args:
@@ -59,22 +61,23 @@ class Counting(NamedTuple):
         if self.protocol == "utility":
             before = rows.get(UNEDITED)
             return {
-                name: clip_score.figures(made, None if name == UNEDITED else before) if self.scored else {} for name, made in rows.items()
+                name: clip_score.figures(made, None if name == UNEDITED else before) if self.scored else Figures()
+                for name, made in rows.items()
             }
         return {name: self._rates([picture(r) for r in made], stages.get(name, ())) for name, made in rows.items()}
 
-    def _rates(self, pictures: Sequence[Picture], concepts: Sequence[str]) -> dict[str, Any]:
+    def _rates(self, pictures: Sequence[Picture], concepts: Sequence[str]) -> Figures:
         removed = {name: self.removed[name] for name in concepts} if concepts else self.removed
         found = rates(pictures, removed, self.judged)
-        result: dict[str, Any] = {
-            "accuracy": {d: rate(pictures, d).as_dict() for d in self.judged}, "concepts": {n: _as_dict(r) for n, r in found.items()},
-            "mean": {key: _mean([getattr(r, key) for r in found.values()]) for key in Rates._fields if key != "domain"},
-        }  # fmt: skip
+        result = Figures(
+            accuracy={d: rate(pictures, d) for d in self.judged}, concepts=found,
+            mean={key: _mean([getattr(r, key) for r in found.values()]) for key in FIGURES},
+        )  # fmt: skip
         if concepts:
             rest = without(pictures, removed)
             kept = {n: d for n, d in self.removed.items() if n not in removed}
-            result["kept"] = {n: rate([p for p in rest if getattr(p, d) == n], d).as_dict() for n, d in kept.items()}
-            result["retained"] = {d: rate(rest, d).as_dict() for d in self.judged}
+            result.kept = {n: rate([p for p in rest if getattr(p, d) == n], d) for n, d in kept.items()}
+            result.retained = {d: rate(rest, d) for d in self.judged}
         return result
 
 
@@ -84,10 +87,6 @@ def picture(row: Row) -> Picture:
     return Picture(row["object"], row["style"] or None, row["seen_object"], seen if seen == NOT_JUDGED else seen or None)
 
 
-def _as_dict(found: Rates) -> dict[str, Any]:
-    return {key: value.as_dict() if hasattr(value, "as_dict") else value for key, value in found._asdict().items()}
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [v.value for v in values if v is not None and v.trials]
+def _mean(values: Sequence[Rate | None]) -> float | None:
+    known = [v.rate for v in values if v is not None and v.rate is not None]
     return sum(known) / len(known) if known else None

@@ -14,6 +14,7 @@ from ...editor.common.files import file_sha256
 from .frechet import Inception, frechet
 from .judges import DemoJudge, Judge
 from .makers import UNEDITED
+from .results import Distance, Reference
 
 REFERENCE = "reference"
 _CHUNK = 32
@@ -49,7 +50,8 @@ class Distances:
             self._kinds.append(("Fréchet distance (demo classifier features)", judge.features))
         if fid is not None:
             self._kinds.append(("FID (Inception features by torch-fidelity)", Inception(fid).features))
-        self.record: dict[str, Any] = {} if fid is None else {"fid_weights_sha256": file_sha256(fid)}
+        self.fid_weights_sha256 = None if fid is None else file_sha256(fid)
+        self.reference: Reference | None = None
         self._reference: list[np.ndarray] = []
         if reference is None:
             return
@@ -58,18 +60,14 @@ class Distances:
         files = reference_files(reference)
         self._reference = [self._features(of, files) for _, of in self._kinds]
         total = hashlib.sha256("".join(file_sha256(f) for f in files).encode()).hexdigest()
-        self.record["reference"] = {"folder": reference.resolve().name, "pictures": len(files), "sha256": total}
+        self.reference = Reference(reference.resolve().name, len(files), total)
 
-    def between(self, pictures: Mapping[str, Sequence[Path]], rest: Sequence[int]) -> list[dict[str, Any]]:
+    def between(self, pictures: Mapping[str, Sequence[Path]], rest: Sequence[int]) -> list[Distance]:
         """Distances on all pictures, and on those that ask for none of the removed concepts.
 
         Args:
             pictures: backend → files, in the same order for all.
             rest: places of the pictures that ask for none of the removed; none where that isn't known.
-
-        Returns:
-            entries with `name`, `backend`, `against` (`unedited` or `reference`), `all`, `rest` and the numbers of pictures; a distance is
-            None for fewer than two pictures.
         """
         found = []
         for place, (name, of) in enumerate(self._kinds):
@@ -77,13 +75,14 @@ class Distances:
             pairs = [(b, UNEDITED) for b in pictures if b != UNEDITED and UNEDITED in pictures]
             pairs += [(b, REFERENCE) for b in pictures if self._reference]
             for backend, against in pairs:
-                entry: dict[str, Any] = {"name": name, "backend": backend, "against": against}
-                for part, chosen in (("all", range(len(features[backend]))), ("rest", sorted(rest))):
+                values = []
+                for chosen in (range(len(features[backend])), sorted(rest)):
                     index = np.array(chosen, dtype=int)
                     other = features[UNEDITED][index] if against == UNEDITED else self._reference[place]
-                    value = frechet(other, features[backend][index]) if len(index) > 1 else None
-                    entry |= {part: value, f"{part}_pictures": len(index)}
-                found.append(entry)
+                    values.append(frechet(other, features[backend][index]) if len(index) > 1 else None)
+                found.append(Distance(
+                    name=name, backend=backend, against=against, all=values[0], all_pictures=len(features[backend]), rest=values[1], rest_pictures=len(rest),
+                ))  # fmt: skip
         return found
 
     def _features(self, of: Callable[[Sequence[Any]], np.ndarray], files: Sequence[Path]) -> np.ndarray:

@@ -16,8 +16,8 @@ from typing import Any
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_json
 from ...editor.common.process import Process
-from ..artifact import contents, shape
-from ..artifact.shape import Each, Fields
+from ...editor.common.typed import read_as
+from ..artifact import contents
 from . import nudity
 from .comparison import compare, compared, pixels_of
 from .counting import RULES, Counting, picture
@@ -26,24 +26,17 @@ from .evaluation_plan import Plan, make_plan
 from .evaluation_settings import EvaluationSettings
 from .judges import NOT_JUDGED
 from .makers import HOOK, UNEDITED, Makers
+from .results import FORMAT, Backend, Begun, Evaluation, Figures
 from .unlearning import without
-from .verdicts import FORMAT, RESULT, VERDICTS, Row, Store, check_folder
+from .verdicts import RESULT, VERDICTS, Row, Store, check_folder
 
 __all__ = ["EvaluationSettings", "Plan", "check_output", "evaluate", "make_plan"]
 _ALONE = Process()
 
 
-_MADE = ("runtime", "device", "loop", "target", "made", "seconds")
-"""of a backend's entry: what made its pictures, how many the last time that any were made, and how long that took"""
-_ENTRY = Fields(
-    {"runtime": str, "device": str, "loop": str, "pictures": int, "made": int, "seconds": float},
-    {"target": str, "concepts": Each(dict), "kept": dict, "shared_table_entries": int},
-)
-
-
 def evaluate(
     plan: Plan, output: Path, overwrite: bool = False, process: Process = _ALONE, progress: Callable[[str, int, int], None] = lambda name, done, total: None
-) -> dict[str, Any] | None:  # fmt: skip
+) -> Evaluation | None:  # fmt: skip
     """Make the pictures, look at them, count.
 
     Args:
@@ -63,9 +56,10 @@ def evaluate(
     contents.check(plan.root, plan.record)
     distances = Distances(plan.judge, plan.options.fid, plan.options.reference)
     store = Store(output, plan.columns, plan.settings, process, overwrite)
-    held = _held(output)
+    before = _held(output)
+    held = {} if before is None else before.backends
     rows: dict[str, list[Row]] = {}
-    backends: dict[str, Any] = {}
+    backends: dict[str, Backend] = {}
     stages = {name: concepts for (_, concepts), name in zip(plan.backends, plan.names, strict=True) if concepts}
     for (kind, concepts), name in zip(plan.backends, plan.names, strict=True):
         if kind not in (UNEDITED, HOOK):
@@ -75,14 +69,13 @@ def evaluate(
         else:
             opened = partial(plan.makers.open, kind, concepts)
         rows[name], made, seconds = store.make(
-            name, plan.wanted, opened, plan.look, plan.settings["steps"], plan.options.batch_size, partial(progress, name)
+            name, plan.wanted, opened, plan.look, plan.settings.steps, plan.options.batch_size, partial(progress, name)
         )
-        backends[name] = {**plan.makers.runs_on(kind), "pictures": len(plan.wanted), "made": made, "seconds": seconds}
-        if concepts:
-            backends[name]["shared_table_entries"] = plan.makers.original().edit.shared(concepts)
-        if not made and not process.rank and name in held:
-            # What made them is on record; nothing ran now.
-            backends[name] |= {key: held[name][key] for key in _MADE if key in held[name]}
+        # Where nothing ran now, what made them is on record.
+        on_record = not made and not process.rank and name in held
+        backends[name] = held[name] if on_record else Backend(**plan.makers.runs_on(kind), made=made, seconds=seconds)
+        backends[name].pictures = len(plan.wanted)
+        backends[name].shared_table_entries = plan.makers.original().edit.shared(concepts) if concepts else None
     plan.makers.forget()
     if process.rank:
         return None
@@ -92,40 +85,47 @@ def evaluate(
         if len(there) < len(plan.wanted):
             lost.append(name)
             continue
-        rows[name] = there
-        backends[name] = {key: held[name][key] for key in (*_MADE, "pictures", "shared_table_entries") if key in held[name]}
-        if "kept" in held[name]:
-            stages[name] = tuple(held[name]["concepts"])
+        rows[name], backends[name] = there, held[name]
+        if held[name].kept is not None:
+            stages[name] = tuple(held[name].concepts)
     # Rows of a backend that was killed before it had ended count for nothing, either.
     lost += sorted({backend for backend, _ in store.rows} - {*rows, *lost})
     order = [n for n in dict.fromkeys([UNEDITED, *held, *rows]) if n in rows]
     rows = {name: rows[name] for name in order}
     store.merge()
-    figures = _counted(plan, store, rows, stages)
-    result: dict[str, Any] = {"format": FORMAT, "finished": True, "settings": plan.settings, "batch_size": plan.options.batch_size}
-    result |= {"version": _version(), "backends": {name: {**backends[name], **figures[name]} for name in order}, "left_out": lost}
+    for name, figures in _counted(plan, store, rows, stages).items():
+        backends[name].take(figures)
+    backends = {name: backends[name] for name in order}
+    result = Evaluation(
+        format=FORMAT, settings=plan.settings, batch_size=plan.options.batch_size, version=_version(), backends=backends, left_out=lost,
+        comparison=compare({name: rows[name] for name in compared(backends)}, partial(pixels_of, store.folder)),
+    )  # fmt: skip
     if plan.protocol == "nudity":
-        result |= {"nude_classes": list(nudity.NUDE), "threshold": plan.options.threshold}
+        result.nude_classes, result.threshold = list(nudity.NUDE), plan.options.threshold
     else:
-        result |= distances.record
+        result.fid_weights_sha256, result.reference = distances.fid_weights_sha256, distances.reference
         files = {name: [store.folder / row["file"] for row in made] for name, made in rows.items()}
         first = [picture(row) for row in next(iter(rows.values()))] if plan.removed else []
-        result["distances"] = distances.between(files, [i for i, one in enumerate(first) if without([one], plan.removed)])
+        result.distances = distances.between(files, [i for i, one in enumerate(first) if without([one], plan.removed)])
     if plan.protocol == "unlearncanvas":
-        result["counting"] = RULES
-    result["comparison"] = compare({name: rows[name] for name in compared(result["backends"])}, partial(pixels_of, store.folder))
+        result.counting = RULES
     store.write(result)
     return result
 
 
-def _held(folder: Path) -> dict[str, Any]:
-    """Backends of a finished evaluation that this one goes on from."""
-    held = read_json(folder / RESULT).get("backends", {}) if (folder / RESULT).is_file() else {}
-    shape.check(str(folder / RESULT), held, Each(_ENTRY), "backends")
-    return dict(held)
+def _held(folder: Path) -> Evaluation | None:
+    """A finished evaluation that this one goes on from."""
+    path = folder / RESULT
+    if not path.is_file() or not read_as(Begun, read_json(path), path).finished:
+        return None
+    held = read_as(Evaluation, read_json(path), path)
+    for name, b in held.backends.items():
+        if None in (b.runtime, b.device, b.loop, b.pictures, b.made, b.seconds) or (b.kept is not None and not b.concepts):
+            raise SaeuronError(f"{path} doesn't say what made the pictures of {name}, or of what they are; --overwrite begins anew")
+    return held
 
 
-def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[str, tuple[str, ...]]) -> dict[str, Figures]:
     counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold or 0.0, plan.options.clip is not None)
     if plan.judge is not None:
         known = {"seen_object": {*plan.judge.objects, NOT_JUDGED}, "seen_style": {*plan.judge.styles, "", NOT_JUDGED}}
@@ -155,11 +155,13 @@ def check_output(plan: Plan, output: Path, overwrite: bool) -> None:
     if plan.root.resolve().is_relative_to(output.resolve()):
         raise SaeuronError(f"'{output}' holds the artifact; choose another --output")
     check_folder(output, plan.settings, overwrite)
-    if overwrite or not (output / RESULT).is_file():
+    held = None if overwrite else _held(output)
+    if held is None:
         return
-    held = read_json(output / RESULT)
-    for key, given, option in (("reference", plan.options.reference, "--reference"), ("fid_weights_sha256", plan.options.fid, "--fid")):
-        if key in held and given is None:
+    for said, given, option in (
+        (held.reference, plan.options.reference, "--reference"), (held.fid_weights_sha256, plan.options.fid, "--fid"),
+    ):  # fmt: skip
+        if said is not None and given is None:
             raise SaeuronError(f"'{output}' holds distances by {option}, which would be lost; give {option} again, or another --output")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
@@ -22,6 +22,7 @@ from .evaluation_settings import EvaluationSettings
 from .judges import Judge, look, open_judge
 from .makers import HOOK, UNEDITED, Makers, stage
 from .prompt_file import read_prompts
+from .results import JudgeRecord, SettingsRecord
 from .unlearning import DOMAINS, all_jobs
 from .verdicts import Look, Row, Wanted, plain_name
 
@@ -41,7 +42,7 @@ class Plan:
     judged: tuple[str, ...]
     wanted: list[Wanted]
     columns: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: SettingsRecord
     judge: Judge | None
     look: Look
 
@@ -53,7 +54,7 @@ class Plan:
     @property
     def protocol(self) -> str:
         """`unlearncanvas`, `nudity` or `utility`."""
-        return str(self.settings["protocol"])
+        return self.settings.protocol
 
 
 def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
@@ -80,17 +81,17 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     sampling = record.sampling
     steps = options.steps if options.steps is not None else sampling.steps
     guidance = options.guidance if options.guidance is not None else sampling.guidance
-    settings = {
-        "artifact": root.resolve().name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
-        "content_sha256": manifest.content_sha256(record), "engines_sha256": manifest.engines_sha256(record),
-        "concepts": record.concepts, "precision": record.precision, "steps": steps, "guidance": guidance,
-        "height": sampling.height, "width": sampling.width,
-    }  # fmt: skip
+    options = replace(options, steps=steps, guidance=guidance)
+    described = partial(
+        SettingsRecord, artifact=root.resolve().name, manifest_sha256=file_sha256(root / manifest.NAME), edit_sha256=record.edit.sha256,
+        content_sha256=manifest.content_sha256(record), engines_sha256=manifest.engines_sha256(record), concepts=record.concepts,
+        precision=record.precision, steps=steps, guidance=guidance, height=sampling.height, width=sampling.width,
+    )  # fmt: skip
     backends = (*((name, ()) for name in chosen), *((HOOK, c) for c in stages))
     if options.reference is not None:
         reference_files(options.reference)
     if options.prompts is not None:
-        return _prompts_plan(root, record, options, makers, backends, settings, options.prompts)
+        return _prompts_plan(root, record, options, makers, backends, described, options.prompts, guidance)
     judge = open_judge(options.judge)
     removed = {}
     for name in record.concepts:
@@ -110,14 +111,10 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     ]  # fmt: skip
     if len({w.name for w in wanted}) < len(wanted):
         raise SaeuronError("two of the judge's labels give one file name; rename one of them")
-    settings |= {
-        "protocol": "unlearncanvas", "judge": {"name": judge.name, "sha256": judge.sha256, "judged": list(judge.judged)}, "objects": objects,
-        "styles": styles, "seeds": list(options.seeds),
-    }  # fmt: skip
-    return Plan(
-        root, record, replace(options, steps=steps, guidance=guidance), makers, backends, removed, judge.judged, wanted, COLUMNS, settings, judge,
-        partial(_look, judge),
+    settings = described(
+        protocol="unlearncanvas", judge=JudgeRecord(judge.name, judge.sha256, list(judge.judged)), objects=objects, styles=styles, seeds=list(options.seeds)
     )  # fmt: skip
+    return Plan(root, record, options, makers, backends, removed, judge.judged, wanted, COLUMNS, settings, judge, partial(_look, judge))
 
 
 def _check_prompts(options: EvaluationSettings) -> None:
@@ -144,27 +141,29 @@ def _check_prompts(options: EvaluationSettings) -> None:
 
 
 def _prompts_plan(
-    root: Path, record: Manifest, options: EvaluationSettings, makers: Makers, backends: Any, settings: dict[str, Any], prompts: Path
-) -> Plan:
-    wanted = read_prompts(prompts, options.seeds[0], settings["guidance"])
-    settings = {**settings, "seeds": [options.seeds[0]], "prompts_sha256": file_sha256(prompts)}
+    root: Path, record: Manifest, options: EvaluationSettings, makers: Makers, backends: tuple[tuple[str, tuple[str, ...]], ...],
+    described: Callable[..., SettingsRecord], prompts: Path, guidance: float,
+) -> Plan:  # fmt: skip
+    wanted = read_prompts(prompts, options.seeds[0], guidance)
     sees: Look
+    protocol: Literal["nudity", "utility"] = "utility"
     if options.nudenet:
         detector = nudity.NudeNet()
         columns: tuple[str, ...] = nudity.COLUMNS
-        settings |= {"protocol": "nudity", "judge": {"name": detector.name, "sha256": detector.sha256}}
-        sees = detector.look
+        judge = JudgeRecord(detector.name, detector.sha256)
+        protocol, sees = "nudity", detector.look
     else:
         columns = clip_score.COLUMNS
-        settings |= {"protocol": "utility", "judge": {"name": "none", "sha256": ""}}
+        judge = JudgeRecord("none", "")
         sees = _unseen
         if options.clip is not None:
             clip = clip_score.ClipScore(options.clip, options.device)
-            settings["judge"] = {"name": clip.name, "sha256": clip.sha256}
+            judge = JudgeRecord(clip.name, clip.sha256)
             sees = clip.look
-    threshold = nudity.THRESHOLD if options.threshold is None else options.threshold
-    changed = replace(options, steps=settings["steps"], guidance=settings["guidance"], threshold=threshold if options.nudenet else None)
-    return Plan(root, record, changed, makers, backends, {}, (), wanted, columns, settings, None, sees)
+    if options.nudenet and options.threshold is None:
+        options = replace(options, threshold=nudity.THRESHOLD)
+    settings = described(protocol=protocol, judge=judge, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
+    return Plan(root, record, options, makers, backends, {}, (), wanted, columns, settings, None, sees)
 
 
 def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:

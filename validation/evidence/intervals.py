@@ -5,36 +5,57 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from ...editor.common.typed import Number, Record, Whole
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
-class Rate(NamedTuple):
-    """A share of trials, with its 95 % interval."""
+class Rate(Record, forbid_unknown_fields=True):
+    """A share of trials, with Wilson's 95 % interval; without trials all three are None. What doesn't follow from the counts is refused."""
 
-    hits: int
-    trials: int
+    rate: Number | None
+    low: Number | None
+    high: Number | None
+    hits: Whole
+    trials: Whole
+
+    @classmethod
+    def of(cls, hits: int, trials: int) -> Rate:
+        """From counts."""
+        return cls(*_shares(hits, trials), hits, trials)
 
     @property
     def value(self) -> float:
         """The share; NaN without trials."""
-        return self.hits / self.trials if self.trials else math.nan
+        return math.nan if self.rate is None else self.rate
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        return wilson(self.hits, self.trials)
+    def __post_init__(self) -> None:
+        for key, wanted in zip(("rate", "low", "high"), _shares(self.hits, self.trials), strict=True):
+            said = getattr(self, key)
+            if said != wanted and (said is None or wanted is None or not math.isclose(said, wanted, abs_tol=1e-6)):
+                raise ValueError(f"{self.hits} of {self.trials} has the {key} {wanted}, not {said}")
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON; None without trials."""
-        low, high = self.interval
-        found: dict[str, float | int | None] = {"rate": self.value, "low": low, "high": high, "hits": self.hits, "trials": self.trials}
-        return found if self.trials else {**found, "rate": None, "low": None, "high": None}
 
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} [{100 * low:.1f}, {100 * high:.1f}]" if self.trials else "-"
+class Mean(Record, forbid_unknown_fields=True):
+    """A mean of values with its 95 % interval, `mean ± 1.96 s / √n`; None where there are too few values.
+
+    It takes the values for independent and the mean for normal, so below some 30 values it is too narrow.
+    """
+
+    mean: Number | None
+    low: Number | None
+    high: Number | None
+    count: Whole
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """From the values."""
+        if len(values) < 2:
+            return cls(values[0] if values else None, None, None, len(values))
+        centre = statistics.fmean(values)
+        half = _Z * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(centre, centre - half, centre + half, len(values))
 
 
 def wilson(hits: int, trials: int, z: float = _Z) -> tuple[float, float]:
@@ -62,16 +83,7 @@ def wilson(hits: int, trials: int, z: float = _Z) -> tuple[float, float]:
     return (0.0 if hits == 0 else centre - half), (1.0 if hits == trials else centre + half)
 
 
-def mean(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean of values with its 95 % interval, `mean ± 1.96 s / √n`.
-
-    It takes the values for independent and the mean for normal, so below some 30 values it is too narrow.
-
-    Returns:
-        `mean`, `low`, `high` and `count`; None where there are too few values.
-    """
-    if len(values) < 2:
-        return {"mean": values[0] if values else None, "low": None, "high": None, "count": len(values)}
-    centre = statistics.fmean(values)
-    half = _Z * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": centre, "low": centre - half, "high": centre + half, "count": len(values)}
+def _shares(hits: int, trials: int) -> tuple[float | None, float | None, float | None]:
+    """Share, lower and upper end; None without trials."""
+    low, high = wilson(hits, trials)
+    return (hits / trials, low, high) if trials else (None, None, None)

@@ -82,8 +82,8 @@ class Makers:
             if name in engines.BACKENDS:
                 choose_networks(self.root, self.record, name)
 
-    def runs_on(self, name: str) -> dict[str, str]:
-        """What runs a backend and whose denoising loop it is."""
+    def runs_on(self, name: str) -> dict[str, Any]:
+        """What runs a backend and whose denoising loop it is: fields of a `results.Backend`."""
         if name in engines.BACKENDS:
             target = choose_networks(self.root, self.record, name).target or ""
             return {"runtime": "TensorRT for RTX" if name == "trt-rtx" else "TensorRT", "target": target, "device": "cuda", "loop": "lean"}

@@ -13,6 +13,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
 from . import prompt_file
 from .intervals import Rate
+from .results import Figures
 from .verdicts import Row, Wanted
 
 NUDE = (
@@ -56,7 +57,7 @@ class NudeNet:
         return rows
 
 
-def figures(rows: Iterable[Row], threshold: float) -> dict[str, Any]:
+def figures(rows: Iterable[Row], threshold: float) -> Figures:
     """Detections of at least `threshold` by class, and the share of pictures with one of `NUDE`."""
     counts: Counter[str] = Counter()
     nude = pictures = 0
@@ -65,4 +66,4 @@ def figures(rows: Iterable[Row], threshold: float) -> dict[str, Any]:
         counts.update({name: n for name, n in seen.items() if n})
         nude += any(seen.get(name) for name in NUDE)
         pictures += 1
-    return {"pictures": pictures, "detections": dict(sorted(counts.items())), "nude": Rate(nude, pictures).as_dict()}
+    return Figures(detections=dict(sorted(counts.items())), nude=Rate.of(nude, pictures))

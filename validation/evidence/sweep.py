@@ -10,11 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.files import read_json
+from ...editor.common.typed import Record, Whole, read_as, strict_json
 from ...editor.common.writing import whole_file
 from ...editor.denoisers.families import network_of
 from ...editor.denoisers.sampling import generate
@@ -27,9 +30,10 @@ from .judges import Judge, look
 from .sweep_settings import SweepSettings
 from .unlearning import DOMAINS, Job, Picture, Unlearning, accuracy, all_jobs, unlearning
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Trial:
+
+class Trial(Struct, frozen=True):
     """One setting of one concept."""
 
     concept: str
@@ -40,12 +44,36 @@ class Trial:
     multiplier: float
 
 
-class Score(NamedTuple):
+class Score(Record):
     """A trial and its figures."""
 
     trial: Trial
     figures: Unlearning
+    pictures: Whole
+
+
+class Swept(Trial, frozen=True):
+    """What a sweep found best for a concept."""
+
+    tuning: Unlearning
+    report: Unlearning
+    """on the tuning and on the report seeds"""
     pictures: int
+    """in the report"""
+    trials: int
+    measured: int
+    """trials measured, not read from the store"""
+
+
+class SweepReport(Record, kw_only=True):
+    """`report.json` of a sweep."""
+
+    unedited: dict[str, float]
+    """domain → accuracy of the judge on the unedited model's pictures"""
+    judge: str
+    settings: SweepSettings
+    counting: str = "every picture counts once, plain ones included"
+    concepts: dict[str, Swept]
 
 
 class Sweep:
@@ -117,20 +145,21 @@ class Sweep:
         edit = self.edit(trial)
         saes = {h: self.saes[h].sha256() for h in trial.hookpoints}
         key = self._key([edit.sha256(), saes, jobs])
-        found = self._stored(key)
+        found = self._stored(key, Score)
         if found is None:
             with AblationHook(network_of(self.pipeline), edit, self.saes):
                 pictures = self._pictures(jobs)
-            found = {**asdict(trial), **unlearning(pictures, trial.concept, trial.domain)._asdict(), "pictures": len(pictures)}
+            found = Score(trial, unlearning(pictures, trial.concept, trial.domain), len(pictures))
             self._keep(key, found)
             self.measured += 1
-        return Score(trial, Unlearning(*(found[name] for name in Unlearning._fields)), found["pictures"])
+        # Another trial may have given the same edit.
+        return Score(trial, found.figures, found.pictures)
 
     def unedited(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, float]:
         """Accuracy of the judge on the unedited model's pictures, by domain: the ceiling of IRA and CRA."""
         jobs = self.report_jobs()
         key = self._key(["unedited", jobs])
-        found = self._stored(key)
+        found = self._stored(key, dict[str, float])
         if found is None:
             pictures = self._pictures(jobs, progress)
             found = {domain: accuracy(pictures, domain) for domain in DOMAINS}
@@ -173,18 +202,18 @@ class Sweep:
         everything = [self._identity, self.judge.name, self.judge.sha256, s.steps, s.guidance, s.batch_size, *what]
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:24]
 
-    def _stored(self, key: str) -> dict[str, Any] | None:
+    def _stored(self, key: str, kind: type[T]) -> T | None:
         path = self.store / f"{key}.json"
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
+        if not path.is_file():
             return None
-        except ValueError:
-            raise SaeuronError(f"stored result '{path}' is damaged; remove it to measure it again") from None
+        try:
+            return read_as(kind, read_json(path), path, strict=False)
+        except SaeuronError as error:
+            raise SaeuronError(f"stored result is damaged: {error}; remove it to measure it again") from None
 
-    def _keep(self, key: str, found: dict[str, Any]) -> None:
+    def _keep(self, key: str, found: Any) -> None:
         with whole_file(self.store / f"{key}.json") as made:
-            made.write_text(json.dumps(found, indent=1) + "\n")
+            made.write_text(strict_json(found) + "\n")
 
 
 def grid(

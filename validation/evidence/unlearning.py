@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ...editor.common.typed import Record
 from .intervals import Rate
 
 DOMAINS = ("style", "object")
+FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
+"""rates of a concept"""
 Job = tuple[str, str | None, int]
 """object, style (None: plain), seed"""
 
@@ -21,7 +24,7 @@ class Picture(NamedTuple):
     seen_style: str | None
 
 
-class Unlearning(NamedTuple):
+class Unlearning(Record):
     """Shares in [0, 1].
 
     Counting rule: every generated picture counts once. UA is taken on the pictures that ask for the target; IRA and CRA
@@ -57,7 +60,7 @@ def all_jobs(objects: Sequence[str], styles: Sequence[str | None], seeds: Sequen
     return [(o, s, seed) for o in objects for s in styles for seed in seeds]
 
 
-class Rates(NamedTuple):
+class Rates(Record, forbid_unknown_fields=True):
     """The removal of one concept as counts, several being removed at once."""
 
     domain: str
@@ -75,7 +78,7 @@ class Rates(NamedTuple):
 
 def rate(pictures: Sequence[Picture], domain: str) -> Rate:
     """Pictures whose `object` or `style` the judge recognises as asked."""
-    return Rate(sum(getattr(p, domain) == getattr(p, f"seen_{domain}") for p in pictures), len(pictures))
+    return Rate.of(sum(getattr(p, domain) == getattr(p, f"seen_{domain}") for p in pictures), len(pictures))
 
 
 def without(pictures: Sequence[Picture], removed: Mapping[str, str]) -> list[Picture]:
@@ -95,7 +98,7 @@ def rates(pictures: Sequence[Picture], removed: Mapping[str, str], judged: Seque
     unstyled = [p for p in rest if p.style is None]
 
     def of(chosen: Sequence[Picture], domain: str) -> Rate:
-        return rate(chosen, domain) if domain in judged else Rate(0, 0)
+        return rate(chosen, domain) if domain in judged else Rate.of(0, 0)
 
     found = {}
     for name, domain in removed.items():
@@ -103,7 +106,7 @@ def rates(pictures: Sequence[Picture], removed: Mapping[str, str], judged: Seque
         target = [p for p in pictures if getattr(p, domain) == name]
         kept = of(target, domain)
         found[name] = Rates(
-            domain, Rate(kept.trials - kept.hits, kept.trials), of(rest, domain), of(rest, other),
+            domain, Rate.of(kept.trials - kept.hits, kept.trials), of(rest, domain), of(rest, other),
             of(unstyled, other) if domain == "style" else None, of(target, other),
         )  # fmt: skip
     return found

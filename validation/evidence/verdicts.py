@@ -15,12 +15,12 @@ from typing import Any
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.process import Process
-from ...editor.common.typed import strict_json
+from ...editor.common.typed import plain, read_as, strict_json
 from ...editor.common.writing import scratch, whole_file
 from .makers import Draw
+from .results import FORMAT, Begun, Evaluation, SettingsRecord
 
 RESULT, VERDICTS, PICTURES = "evaluation.json", "verdicts.csv", "pictures"
-FORMAT = "saeuron-evaluation-1"
 Row = dict[str, str]
 _ALONE = Process()
 
@@ -47,7 +47,7 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^\w.\[\]+-]", "_", text)
 
 
-def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def check_folder(folder: Path, settings: SettingsRecord, overwrite: bool) -> None:
     """Raise `SaeuronError` unless the folder is new, of these very settings, or an evaluation to be replaced."""
     # What a kill left of a first file is hidden.
     if not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())):
@@ -56,16 +56,14 @@ def check_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
         raise SaeuronError(f"'{folder}' is no evaluation ({RESULT} is missing), so it is left alone; choose another --output")
     if overwrite:
         return
-    known = read_json(folder / RESULT)
-    if known.get("format") != FORMAT:
-        raise SaeuronError(f"'{folder / RESULT}': format {known.get('format')!r} is not known; --overwrite begins anew")
-    held = known.get("settings")
-    if not isinstance(held, dict):
-        raise SaeuronError(f"'{folder / RESULT}' says no settings; --overwrite begins anew")
-    for key in {**held, **settings}:
-        if held.get(key) != settings.get(key):
+    known = read_as(Begun, read_json(folder / RESULT), f"'{folder / RESULT}' (--overwrite begins anew)")
+    if known.format != FORMAT:
+        raise SaeuronError(f"'{folder / RESULT}': format {known.format!r} is not known; --overwrite begins anew")
+    held, ours = known.settings, plain(settings)
+    for key in {**held, **ours}:
+        if held.get(key) != ours.get(key):
             raise SaeuronError(
-                f"'{folder}' holds another evaluation: {key} was {_short(held.get(key))}, now {_short(settings.get(key))}; choose another --output, or --overwrite to begin anew"
+                f"'{folder}' holds another evaluation: {key} was {_short(held.get(key))}, now {_short(ours.get(key))}; choose another --output, or --overwrite to begin anew"
             )
 
 
@@ -105,7 +103,7 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, columns: Sequence[str], settings: dict[str, Any], process: Process = _ALONE, overwrite: bool = False
+        self, folder: Path, columns: Sequence[str], settings: SettingsRecord, process: Process = _ALONE, overwrite: bool = False
     ) -> None:
         self.folder, self.columns, self.process, self._settings = folder, list(columns), process, settings
         if process.rank == 0 and overwrite and folder.exists():
@@ -117,7 +115,7 @@ class Store:
         if self._part.is_file():
             self._write(self._part, _read(self._part, self.columns))  # without what a kill left of a line
 
-    def write(self, result: dict[str, Any]) -> None:
+    def write(self, result: Begun | Evaluation) -> None:
         """Put evaluation.json there, whole."""
         _replace(self.folder / RESULT, strict_json(result) + "\n")
 
@@ -184,7 +182,7 @@ class Store:
         # Not before there is something to keep: a backend that can't be opened leaves nothing behind.
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / RESULT).is_file():
-            self.write({"format": FORMAT, "finished": False, "settings": self._settings})
+            self.write(Begun(plain(self._settings), FORMAT, finished=False))
         files = [self.folder / self._file(backend, w) for w in unit]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, array in zip(files, arrays, strict=True):

@@ -2,83 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ...editor.common.errors import SaeuronError
-from ..attack.attack import ATTACKS, LEARNED, figures
+from ..attack.results import Row, Seeds
+from ..attack.settings import ATTACKS, LEARNED
 from ..evidence.makers import HOOK, UNEDITED, stage
+from ..evidence.results import Evaluation
 
-FIGURES_OF = {
-    "unlearncanvas": {"accuracy", "concepts", "mean", "kept", "retained", "shared_table_entries"},
-    "nudity": {"nude", "detections"},
-    "utility": {"clip_score", "clip_change", "prompts_cut"},
+_FIGURES_OF = {
+    "unlearncanvas": ("accuracy", "concepts", "mean", "kept", "retained", "shared_table_entries"),
+    "nudity": ("nude", "detections"),
+    "utility": ("clip_score", "clip_change", "prompts_cut"),
 }
 """protocol → fields of a backend that hold figures"""
 _MORE = "unedited-paraphrases"
 
 
-def check_backends(path: Path, content: Mapping[str, Any], concepts: Sequence[str]) -> None:
+def check_backends(path: Path, content: Evaluation, concepts: Sequence[str]) -> None:
     """Raise `SaeuronError` unless every backend has its protocol's figures alone, on all of the artifact's concepts; a stage on those in its name.
 
     Args:
         path: of evaluation.json.
-        content: its form was checked.
+        content: what it says.
         concepts: that the artifact removes.
     """
-    protocol = content["settings"]["protocol"]
-    others = set().union(*FIGURES_OF.values()) - FIGURES_OF[protocol]
-    for name, part in content["backends"].items():
-        if foreign := sorted(others & part.keys()):
+    protocol = content.settings.protocol
+    others = [key for of, keys in _FIGURES_OF.items() if of != protocol for key in keys]
+    for name, part in content.backends.items():
+        if foreign := [key for key in others if getattr(part, key) not in (None, {})]:
             raise SaeuronError(f"'{path}': {foreign[0]} of {name} is no figure of the protocol '{protocol}'")
         if protocol != "unlearncanvas":
             continue
-        judged = list(part.get("concepts", {}))
+        judged = list(part.concepts)
         if name.startswith(f"{HOOK}["):
             if (
                 name != stage([c for c in concepts if c in judged])
                 or not set(judged) <= set(concepts)
-                or "kept" not in part
-                or "shared_table_entries" not in part
+                or part.kept is None
+                or part.shared_table_entries is None
             ):
                 raise SaeuronError(f"'{path}': {name} is not the stage that its figures are of ({', '.join(judged) or 'no concept'})")
         elif set(judged) != set(concepts):
             raise SaeuronError(
                 f"'{path}': {name} is judged on {', '.join(judged) or 'nothing'}, the artifact removes {', '.join(concepts)}"
             )
-        elif "kept" in part:
+        elif part.kept is not None:
             raise SaeuronError(f"'{path}': {name} removes all concepts, so it keeps none, but it has the figures of a stage")
 
 
-def check_rows(path: Path, concept: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+def check_rows(path: Path, concept: str, rows: Sequence[Row], seeds: Seeds) -> None:
     """Raise `SaeuronError` unless an attack's rows are those that an attack has, each on all its prompts and seeds, with the counts that follow.
 
     Args:
         path: of the attack's file.
         concept: whose rows.
-        rows: their form was checked.
-        settings: the attack's, with `report_seeds` and `search_seeds`.
+        rows: all that it has.
+        seeds: of the attack.
     """
-    by = {row["attack"]: row for row in rows}
+    by = {row.attack: row for row in rows}
     if len(by) < len(rows) or not {UNEDITED, "edited"} <= by.keys() <= {UNEDITED, "edited", _MORE, *ATTACKS}:
         raise SaeuronError(
-            f"'{path}': the rows of {concept} are {', '.join(str(row['attack']) for row in rows)}; they are {UNEDITED}, edited, and each attack once"
+            f"'{path}': the rows of {concept} are {', '.join(row.attack for row in rows)}; they are {UNEDITED}, edited, and each attack once"
         )
     if (_MORE in by) != ("paraphrases" in by):
         raise SaeuronError(f"'{path}': paraphrases of {concept} need a row of the unedited model, and the other way round")
     for name, row in by.items():
-        seeds = settings["search_seeds" if name == "seeds" else "report_seeds"]
-        pairs = sorted((one["prompt"], one["seed"]) for one in row["each"])
-        if pairs != sorted(product(row["prompts"], seeds)) or row["budget"].get("pictures") != len(pairs):
+        wanted = product(row.prompts, seeds.search_seeds if name == "seeds" else seeds.report_seeds)
+        pairs = sorted((one.prompt, one.seed) for one in row.each)
+        if pairs != sorted(wanted) or row.budget.get("pictures") != len(pairs):
             raise SaeuronError(f"'{path}': {name} on {concept} doesn't list one picture for each of its prompts and seeds")
-        if min(row["budget"].values()) < 0:
+        if min(row.budget.values()) < 0:
             raise SaeuronError(f"'{path}': the budget of {name} on {concept} is no count")
-        for key, value in figures(name, row["each"]).items():
-            if isinstance(value, int) and row[key] != value:
-                raise SaeuronError(f"'{path}': {key} of {name} on {concept} is {row[key]}, but its pictures give {value}")
+        right = Row.of(name, row.each, budget={}, prompts=[])
+        for key in ("trials", "successes", "hits"):
+            said, value = getattr(row, key), getattr(right, key)
+            if said != value:
+                raise SaeuronError(f"'{path}': {key} of {name} on {concept} is {said}, but its pictures give {value}")
     for names, beside in (((*LEARNED, "edited"), UNEDITED), (("paraphrases",), _MORE)):
         for name in names:
-            if name in by and by[name]["prompts"] != by[beside]["prompts"]:
+            if name in by and by[name].prompts != by[beside].prompts:
                 raise SaeuronError(f"'{path}': {name} on {concept} has other prompts than {beside}, so the two can't stand side by side")

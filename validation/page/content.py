@@ -19,7 +19,7 @@ from .measured import attack_section, evaluation_section
 from .open_points import not_checked
 from .proofs import parity_section
 from .settings import settings_section
-from .sources import Evaluation, Known, own_proof, read_attack, read_evaluation, read_proof
+from .sources import Evaluated, Known, own_proof, read_attack, read_evaluation, read_proof
 from .verdict import verdict
 
 
@@ -57,19 +57,20 @@ def make_content(
     return _content(known)
 
 
-def _read_evaluations(folders: Sequence[Path], record: Manifest, sha256: str) -> list[Evaluation]:
-    found: dict[str, Evaluation] = {}
+def _read_evaluations(folders: Sequence[Path], record: Manifest, sha256: str) -> list[Evaluated]:
+    found: dict[str, Evaluated] = {}
     for folder in folders:
         read = read_evaluation(folder, record, sha256)
-        if read.protocol in found:
-            raise SaeuronError(f"'{folder}' is a second evaluation by the protocol '{read.protocol}'; a report takes one of each")
-        found[read.protocol] = read
+        protocol = read.content.settings.protocol
+        if protocol in found:
+            raise SaeuronError(f"'{folder}' is a second evaluation by the protocol '{protocol}'; a report takes one of each")
+        found[protocol] = read
     return list(found.values())
 
 
 def _content(k: Known) -> dict[str, Any]:
     texts = [k.names, *(w.name for w in k.record.settings)]
-    sensitive = any(SENSITIVE.search(text) for text in texts) or any(e.protocol == "nudity" for e in k.evaluations)
+    sensitive = any(SENSITIVE.search(text) for text in texts) or any(e.content.settings.protocol == "nudity" for e in k.evaluations)
     proofs = [("", k.report), (k.proof_name, k.proof)]
     return {
         "artifact": k.artifact, "title": f"{k.record.model.source} {'steered' if k.by_hand else 'without'} {k.names}",

@@ -18,16 +18,17 @@ def feature_section(features: Features | None, sensitive: bool) -> dict[str, Any
 
 
 def _row(seen: Seen) -> dict[str, Any]:
-    mean = sum(seen.shares) / len(seen.shares)
-    at = max(range(len(seen.shares)), key=seen.shares.__getitem__)
+    of, shares = seen.of, seen.of.active_tokens
+    at = max(range(len(shares)), key=shares.__getitem__)
     return {
-        "feature": seen.feature, "hookpoint": seen.hookpoint, "concepts": ", ".join(seen.concepts), "share": percent(mean), "most": percent(seen.shares[at]),
-        "most_at": f"{seen.timesteps[at]:g}", "active_in": seen.active_in, "pictures": seen.pictures, "line": _line(seen), "ends": [f"{t:g}" for t in (seen.timesteps[0], seen.timesteps[-1])],
-        "top": [{"prompt": s.prompt, "seed": s.seed, "picture": s.picture, "map": s.map, "height": s.picture.shape[0], "width": s.picture.shape[1]} for s in seen.top],
+        "feature": of.feature, "hookpoint": of.hookpoint, "concepts": ", ".join(seen.concepts), "share": percent(sum(shares) / len(shares)),
+        "most": percent(shares[at]), "most_at": f"{of.timesteps[at]:g}", "active_in": of.active_in, "pictures": of.pictures, "line": _line(shares),
+        "ends": [f"{t:g}" for t in (of.timesteps[0], of.timesteps[-1])],
+        "top": [{"prompt": s.of.prompt, "seed": s.of.seed, "picture": s.picture, "map": s.map, "height": s.picture.shape[0], "width": s.picture.shape[1]} for s in seen.top],
     }  # fmt: skip
 
 
-def _line(seen: Seen) -> str:
+def _line(shares: list[float]) -> str:
     """`points` of a polyline: the share of tokens over timesteps, in denoising's order, up to its own largest."""
-    most, last = max(seen.shares) or 1.0, max(len(seen.shares) - 1, 1)
-    return " ".join(f"{_WIDTH * i / last:.1f},{2 + (_HEIGHT - 4) * (1 - s / most):.1f}" for i, s in enumerate(seen.shares))
+    most, last = max(shares) or 1.0, max(len(shares) - 1, 1)
+    return " ".join(f"{_WIDTH * i / last:.1f},{2 + (_HEIGHT - 4) * (1 - s / most):.1f}" for i, s in enumerate(shares))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,10 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_header, read_json
+from ...editor.common.typed import Number, Record, Whole, read_as
 from ...editor.edit.edit_header import EditHeader
-from ..artifact import shape
 from ..artifact.manifest import Manifest
-from ..artifact.shape import Each, Fields, Items
 from .sheets import fitted, heat
 
 FORMAT = "saeuron-features-1"
@@ -23,19 +22,63 @@ MARKER, MAPS, PICTURES = "features.json", "maps.safetensors", "pictures"
 _MOST, _LONGEST = 4, 320
 """pictures a feature, and pixels of a picture's longer side"""
 _FILE = re.compile(rf"{PICTURES}/[0-9]{{1,9}}\.png")
-_TOP = Fields({"file": str, "prompt": str, "seed": int})
-_FIELDS = Fields({
-    "model": str, "saes": Each(str), "steps": int, "guidance": float, "features": Items(Fields({
-        "feature": int, "hookpoint": str, "pictures": int, "active_in": int, "timesteps": Items(float), "active_tokens": Items(float), "top": Items(_TOP),
-    })),
-})  # fmt: skip
+
+
+class Top(Record, kw_only=True):
+    """A picture in which a feature fires most; figures are one a timestep."""
+
+    picture: Whole = 0
+    """its number among all that were made"""
+    file: str
+    prompt: str
+    seed: Whole
+    score: Number = 0.0
+    """largest of the means"""
+    mean: list[Number] = []
+    max: list[Number] = []
+    active_tokens: list[Number] = []
+    """mean and maximum over tokens, and the share of tokens at which it fires"""
+
+
+class Feature(Record, kw_only=True):
+    """A feature over all pictures; figures are one a timestep."""
+
+    feature: Whole
+    hookpoint: str
+    concepts: list[str] = []
+    """that it was chosen for"""
+    sheet: str | None = None
+    """its picture; None where it was active in none"""
+    pictures: Whole
+    active_in: Whole
+    """of these"""
+    timesteps: list[Number]
+    mean: list[Number] = []
+    max: list[Number] = []
+    active_tokens: list[Number]
+    """as for a `Top`, over all pictures"""
+    top: list[Top]
+    """strongest first"""
+
+
+class FeatureReport(Record, kw_only=True):
+    """All that `features.json` says."""
+
+    format: str
+    model: str
+    saes: dict[str, str]
+    """hookpoint → hash"""
+    steps: Whole
+    guidance: Number
+    seed: Whole | None = None
+    scheduler: str = ""
+    features: list[Feature]
 
 
 class Strongest(NamedTuple):
     """A picture in which a feature fires most."""
 
-    prompt: str
-    seed: int
+    of: Top
     picture: np.ndarray
     """uint8 `[H, W, 3]`"""
     map: np.ndarray
@@ -45,15 +88,9 @@ class Strongest(NamedTuple):
 class Seen(NamedTuple):
     """A feature of the edit."""
 
-    feature: int
-    hookpoint: str
+    of: Feature
     concepts: list[str]
     """that it was chosen for"""
-    pictures: int
-    active_in: int
-    timesteps: list[float]
-    shares: list[float]
-    """share of tokens at which it fires, at each timestep, over all pictures"""
     top: list[Strongest]
 
 
@@ -81,15 +118,15 @@ def read_features(path: Path, record: Manifest, header: EditHeader) -> Features:
     path = path / MARKER if path.is_dir() else path
     if not path.is_file():
         raise SaeuronError(f"'{path}' does not exist")
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise SaeuronError(f"'{path}' is of format {content.get('format')!r}; a report reads {FORMAT!r}, which `saeuron features` writes")
-    shape.check(str(path), content, _FIELDS)
+    said = read_json(path)
+    if said.get("format") != FORMAT:
+        raise SaeuronError(f"'{path}' is of format {said.get('format')!r}; a report reads {FORMAT!r}, which `saeuron features` writes")
+    content = read_as(FeatureReport, said, path)
     chosen = _chosen(header)
     seen, others = [], []
-    for entry in content["features"]:
-        at, number = entry["hookpoint"], entry["feature"]
-        ours, theirs = record.saes.get(at), content["saes"].get(at)
+    for entry in content.features:
+        at, number = entry.hookpoint, entry.feature
+        ours, theirs = record.saes.get(at), content.saes.get(at)
         if ours is not None and theirs != ours.sha256:
             raise SaeuronError(f"'{path}' is of another SAE at {at}: its hash is {str(theirs)[:12]}, the artifact's is {ours.sha256[:12]}")
         if (at, number) not in chosen:
@@ -98,8 +135,8 @@ def read_features(path: Path, record: Manifest, header: EditHeader) -> Features:
         seen.append(_seen(path, entry, chosen[at, number]))
     if not seen:
         raise SaeuronError(f"'{path}' shows no feature that this edit changes (it shows {', '.join(map(str, others[:6])) or 'none'})")
-    left = len(chosen) - len({(s.hookpoint, s.feature) for s in seen})
-    return Features(content["model"], f"{content['steps']} steps, guidance {content['guidance']:g}", seen, left)
+    left = len(chosen) - len({(s.of.hookpoint, s.of.feature) for s in seen})
+    return Features(content.model, f"{content.steps} steps, guidance {content.guidance:g}", seen, left)
 
 
 def _chosen(header: EditHeader) -> dict[tuple[str, int], list[str]]:
@@ -112,19 +149,19 @@ def _chosen(header: EditHeader) -> dict[tuple[str, int], list[str]]:
     return found
 
 
-def _seen(path: Path, entry: dict[str, Any], concepts: list[str]) -> Seen:
-    at, number, top = entry["hookpoint"], entry["feature"], entry["top"]
-    shares, times = entry["active_tokens"], entry["timesteps"]
-    if len(shares) != len(times) or not times or not all(0 <= s <= 1 for s in shares) or not 0 <= entry["active_in"] <= entry["pictures"]:
+def _seen(path: Path, entry: Feature, concepts: list[str]) -> Seen:
+    at, number, top = entry.hookpoint, entry.feature, entry.top
+    shares, times = entry.active_tokens, entry.timesteps
+    if len(shares) != len(times) or not times or not all(0 <= s <= 1 for s in shares) or not 0 <= entry.active_in <= entry.pictures:
         raise SaeuronError(f"'{path}': the figures of feature {number} don't fit together")
     shown = []
     if top:
         maps = _maps(path.parent / MAPS, f"{at}/{number}", len(top), len(times))
         largest = float(maps[:_MOST].max())
         for one, values in zip(top[:_MOST], maps, strict=False):
-            picture = _picture(path.parent, path, one["file"])
-            shown.append(Strongest(one["prompt"], one["seed"], np.asarray(picture), np.asarray(heat(picture, values, largest))))
-    return Seen(number, at, concepts, entry["pictures"], entry["active_in"], times, shares, shown)
+            picture = _picture(path.parent, path, one.file)
+            shown.append(Strongest(one, np.asarray(picture), np.asarray(heat(picture, values, largest))))
+    return Seen(entry, concepts, shown)
 
 
 def _maps(path: Path, name: str, pictures: int, timesteps: int) -> np.ndarray:

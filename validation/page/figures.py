@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from .sources import Mean, Rate
+from ..evidence.intervals import Mean, Rate
 
 SENSITIVE = re.compile(r"nud|naked|nsfw|porn|sexual|erotic", re.IGNORECASE)
 """names of concepts whose pictures are blurred"""
@@ -66,7 +66,7 @@ def mean_cell(found: Mean | None, sign: str = "") -> dict[str, Any]:
     if found is None or found.mean is None:
         return {"text": "–", "interval": "", "count": "", "bar": None}
     span = "" if found.low is None or found.high is None else f"{found.low:{sign}.2f} to {found.high:{sign}.2f}"
-    return {"text": f"{found.mean:{sign}.2f}", "interval": span, "count": plural(found.values, "picture"), "bar": None}
+    return {"text": f"{found.mean:{sign}.2f}", "interval": span, "count": plural(found.count, "picture"), "bar": None}
 
 
 def listed(value: Any) -> str:

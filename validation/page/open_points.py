@@ -7,9 +7,11 @@ from collections.abc import Sequence, Set
 from ..artifact.manifest import Manifest
 from ..attack.attack import ATTACKS
 from ..evidence.makers import UNEDITED
+from ..evidence.results import Evaluation
+from ..evidence.unlearning import FIGURES
 from ..proof.results import Proof
 from .figures import SENSITIVE, TITLES, known, plural
-from .sources import FIGURES, UNEDITED_PARAPHRASES, Attack, Evaluation, Known, Stage
+from .sources import UNEDITED_PARAPHRASES, Attack, Evaluated, Known
 
 _CHECKS = {
     "forwards": "forwards of the UNet", "seam": "the edit at the seam", "components": "the other components", "runs": "free runs",
@@ -105,19 +107,19 @@ def _unseen(k: Known) -> list[str]:
         found.append(f"The features' pictures were made with '{k.features.model}', the artifact is of '{source}'.")
     if k.features.left:
         found.append(f"{plural(k.features.left, 'feature')} of the edit {'is' if k.features.left == 1 else 'are'} not among those shown.")
-    silent = [str(s.feature) for s in k.features.seen if not s.top]
+    silent = [str(s.of.feature) for s in k.features.seen if not s.top]
     if silent:
         found.append(f"Active in none of the pictures made: {', '.join(silent)}.")
     return found
 
 
-def _unevaluated(record: Manifest, evaluations: Sequence[Evaluation]) -> list[str]:
+def _unevaluated(record: Manifest, evaluations: Sequence[Evaluated]) -> list[str]:
     if not evaluations:
         return ["No evaluation was given: how well the concept is gone, and what else went with it, was not measured."]
     found: list[str] = []
-    judged = {stage.name for e in evaluations for stage in e.stages}
+    judged = {name for e in evaluations for name in e.content.backends}
     found += [f"No picture made by {name} was judged." for name in record.formats if name not in judged]
-    protocols = {e.protocol for e in evaluations}
+    protocols = {e.content.settings.protocol for e in evaluations}
     if protocols == {"utility"}:
         found.append("Utility alone was measured, not whether the concept is gone.")
     elif protocols == {"nudity"}:
@@ -126,65 +128,68 @@ def _unevaluated(record: Manifest, evaluations: Sequence[Evaluation]) -> list[st
             f"Only nudity was looked for, not {''.join(f'{name}, ' for name in others)}{'nor ' if others else ''}what else went with it."
         )
     for e in evaluations:
-        at = f" ({e.protocol})" if len(evaluations) > 1 else ""
+        at = f" ({e.content.settings.protocol})" if len(evaluations) > 1 else ""
         found += [text.removesuffix(".") + f"{at}." for text in _left_out(record, e)]
     return found
 
 
-def _left_out(record: Manifest, evaluation: Evaluation) -> list[str]:
+def _left_out(record: Manifest, evaluation: Evaluated) -> list[str]:
     """What one evaluation doesn't say."""
     found = list(evaluation.unsure)
-    edited = [stage for stage in evaluation.stages if stage.edited]
+    content, settings = evaluation.content, evaluation.content.settings
+    edited = content.edited
     if not evaluation.same_export:
         found.append("The evaluation is of another export of the same edit, not of this folder's files.")
     sampling = record.sampling
-    if (evaluation.settings["steps"], evaluation.settings["guidance"]) != (sampling.steps, sampling.guidance):
+    if (settings.steps, settings.guidance) != (sampling.steps, sampling.guidance):
         found.append(
-            f"The evaluation's pictures took {plural(evaluation.settings['steps'], 'step')} at guidance {evaluation.settings['guidance']:g}; the proof's took {sampling.steps} at {sampling.guidance:g}."
+            f"The evaluation's pictures took {plural(settings.steps, 'step')} at guidance {settings.guidance:g}; the proof's took {sampling.steps} at {sampling.guidance:g}."
         )
-    found += _weak(record, evaluation)
-    if UNEDITED not in {stage.name for stage in evaluation.stages}:
+    found += _weak(record, content)
+    if UNEDITED not in content.backends:
         found.append("The unedited model's pictures were not judged, so a judge's own errors can't be told from the edit's.")
-    if evaluation.protocol == "unlearncanvas":
-        for name in record.concepts:
-            if not any(known(stage.concepts.get(name, {}).get("ua")) for stage in edited):
-                found.append(f"No picture that asks for {name} was judged.")
-        judged = evaluation.settings["judge"].get("judged", ["style", "object"])
-        found += [f"The judge doesn't look at {domain}s." for domain in ("style", "object") if domain not in judged]
-    elif evaluation.protocol == "nudity" and not any(known(stage.nude) for stage in edited):
+    if settings.protocol == "unlearncanvas":
+        for concept in record.concepts:
+            if not any(known(b.concepts[concept].ua) for b in edited.values() if concept in b.concepts):
+                found.append(f"No picture that asks for {concept} was judged.")
+        judged = settings.judge.judged
+        found += [f"The judge doesn't look at {domain}s." for domain in ("style", "object") if judged is not None and domain not in judged]
+    elif settings.protocol == "nudity" and not any(known(b.nude) for b in edited.values()):
         found.append("No picture of the edited model was looked at for nudity.")
-    elif evaluation.protocol == "utility":
-        found += _unscored(evaluation, edited)
-    for stage in edited:
-        for name, rates in stage.concepts.items():
-            empty = [TITLES[key] for key in FIGURES if (r := rates[key]) is not None and not r.trials]
+    elif settings.protocol == "utility":
+        found += _unscored(content)
+    for name, b in edited.items():
+        for concept, rates in b.concepts.items():
+            empty = [TITLES[key] for key in FIGURES if (r := getattr(rates, key)) is not None and not r.trials]
             if empty:
-                found.append(f"{', '.join(empty)} of {name} by {stage.name}: no picture to count it on.")
+                found.append(f"{', '.join(empty)} of {concept} by {name}: no picture to count it on.")
     return found
 
 
 def _weak(record: Manifest, evaluation: Evaluation) -> list[str]:
     """Where the unedited model shows too little of it, a figure after the edit says little."""
-    found = []
-    for stage in (stage for stage in evaluation.stages if stage.name == UNEDITED):
-        for name in record.concepts:
-            ua = stage.concepts.get(name, {}).get("ua")
-            if ua is not None and (ua.rate or 0) >= 0.5:
-                found.append(
-                    f"The judge misses {name} in {ua.hits} of {ua.trials} of the unedited model's own pictures, so its UA says little."
-                )
-        if stage.nude is not None and not stage.nude.hits:
-            found.append("NudeNet finds nothing in the unedited model's pictures either, so its count after the edit says nothing.")
+    unedited = evaluation.backends.get(UNEDITED)
+    if unedited is None:
+        return []
+    rates = [(name, unedited.concepts[name].ua) for name in record.concepts if name in unedited.concepts]
+    found = [
+        f"The judge misses {name} in {ua.hits} of {ua.trials} of the unedited model's own pictures, so its UA says little."
+        for name, ua in rates
+        if (ua.rate or 0) >= 0.5
+    ]
+    if unedited.nude is not None and not unedited.nude.hits:
+        found.append("NudeNet finds nothing in the unedited model's pictures either, so its count after the edit says nothing.")
     return found
 
 
-def _unscored(evaluation: Evaluation, edited: Sequence[Stage]) -> list[str]:
-    found = [] if any(stage.clip is not None for stage in edited) else ["No CLIP score was taken."]
-    if cut := max((stage.prompts_cut for stage in edited), default=0):
+def _unscored(evaluation: Evaluation) -> list[str]:
+    edited = evaluation.edited.values()
+    found = [] if any(b.clip_score is not None for b in edited) else ["No CLIP score was taken."]
+    if cut := max((b.prompts_cut or 0 for b in edited), default=0):
         found.append(
             f"{plural(cut, 'prompt')} of utility {'was' if cut == 1 else 'were'} longer than CLIP reads, so the rest of {'it' if cut == 1 else 'them'} was not scored."
         )
-    if not evaluation.content.get("distances"):
+    if not evaluation.distances:
         found.append("No FID was taken.")
     return found
 
@@ -195,9 +200,9 @@ def _unattacked(record: Manifest, attack: Attack | None) -> list[str]:
     found = []
     if not attack.same_export:
         found.append("The attack is on another export of the same edit, not on this folder's files.")
-    if attack.through not in record.formats:
-        found.append(f"The attack went through the {attack.through}, not through the artifact's own files.")
-    rows = {name: [row for row in attack.rows if row.concept == name] for name in record.concepts}
+    if attack.content.through not in record.formats:
+        found.append(f"The attack went through the {attack.content.through}, not through the artifact's own files.")
+    rows = {name: [row for concept, row in attack.rows if concept == name] for name in record.concepts}
     for name, tried in rows.items():
         if not tried:
             found.append(f"{name} was not attacked.")
@@ -205,9 +210,9 @@ def _unattacked(record: Manifest, attack: Attack | None) -> list[str]:
         left = [kind for kind in ATTACKS if kind not in {row.attack for row in tried}]
         if left:
             found.append(f"Not tried on {name}: {', '.join(left)}.")
-        if any(row.attack == UNEDITED_PARAPHRASES and not row.rate.hits for row in tried):
+        if any(row.attack == UNEDITED_PARAPHRASES and not row.successes for row in tried):
             found.append(f"No paraphrase of {name} shows it in the unedited model either, so they prove nothing.")
-        weak = [row for row in tried if row.attack == "unedited" and (row.rate.rate or 0) < 0.5]
+        weak = [row for row in tried if row.attack == "unedited" and (row.rate or 0) < 0.5]
         if weak:
             found.append(f"The judge sees {name} in few of the unedited model's pictures, so the attacks on it say little.")
     return found

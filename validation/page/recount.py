@@ -12,23 +12,21 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256
+from ...editor.common.typed import plain
 from ..evidence.comparison import compare, compared, pixels_of
 from ..evidence.counting import PLAIN, Counting
 from ..evidence.judges import NOT_JUDGED
+from ..evidence.results import Backend, Comparison, Evaluation
 from ..evidence.unlearning import DOMAINS
 from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, Row
-from .consistent import FIGURES_OF
-
-_NOT_COUNTED = ("shared_table_entries",)
-"""figures that follow from the edit's tables, not from pictures"""
 
 
-def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
+def recount(folder: Path, content: Evaluation) -> list[str]:
     """Compare the figures of evaluation.json with verdicts.csv, and that with the pictures.
 
     Args:
         folder: of an evaluation.
-        content: of its evaluation.json, whose form was checked.
+        content: of its evaluation.json.
 
     Returns:
         what couldn't be compared, as sentences.
@@ -39,24 +37,19 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
     path = folder / VERDICTS
     if not path.is_file():
         return [f"The evaluation's figures were not counted again: {VERDICTS} is not there."]
-    backends = content["backends"]
-    try:
-        counting = _counting(content)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SaeuronError(
-            f"'{folder / RESULT}': its form is not known ({type(error).__name__}: {error}); evaluate again with --overwrite"
-        ) from None
-    rows = _rows(path, counting.columns, backends, content.get("left_out", ()))
+    backends, settings = content.backends, content.settings
+    removed = {name: rates.domain for part in backends.values() for name, rates in part.concepts.items()}
+    counting = Counting(settings.protocol, removed, settings.judge.judged or (), content.threshold or 0.0, bool(settings.judge.sha256))
+    rows = _rows(path, counting.columns, backends, content.left_out)
     _check_judged(path, content, rows)
     _check_asked(path, content, rows)
-    stages = {name: tuple(part.get("concepts", ())) for name, part in backends.items() if "kept" in part}
+    stages = {name: tuple(part.concepts) for name, part in backends.items() if part.kept is not None}
     try:
         found = counting.figures(rows, stages)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SaeuronError(f"'{path}' holds what no judge writes ({error}); evaluate again with --overwrite") from None
     for name, figures in found.items():
-        said = {key: value for key, value in backends[name].items() if key in FIGURES_OF[counting.protocol] and key not in _NOT_COUNTED}
-        if wrong := _differs(figures, said | {key: backends[name].get(key) for key in figures}):
+        if wrong := _differs(plain(figures), plain(backends[name].figures)):
             raise SaeuronError(
                 f"'{folder / RESULT}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
             )
@@ -64,42 +57,33 @@ def recount(folder: Path, content: Mapping[str, Any]) -> list[str]:
     if unsure:
         unsure.append("The comparison of the backends' pictures was not made again.")
     else:
-        _compare(folder, content, {name: rows[name] for name in compared(backends)})
-    if any(key in part for part in backends.values() for key in _NOT_COUNTED):
+        _compare(folder, content.comparison, {name: rows[name] for name in compared(backends)})
+    if any(part.shared_table_entries is not None for part in backends.values()):
         unsure.append("Shared table entries are as evaluation.json has them; they were not counted again.")
-    unsure += [f"{VERDICTS} lists pictures by {name}, which {RESULT} leaves out." for name in content.get("left_out", ())]
-    if content.get("distances"):
+    unsure += [f"{VERDICTS} lists pictures by {name}, which {RESULT} leaves out." for name in content.left_out]
+    if content.distances:
         unsure.append("Fréchet distances are as evaluation.json has them; they were not taken again.")
     return unsure
 
 
-def _compare(folder: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+def _compare(folder: Path, said: Sequence[Comparison], rows: Mapping[str, Sequence[Row]]) -> None:
     """Raise unless the comparison on record is the one of the pictures."""
     try:
         found = compare(rows, partial(pixels_of, folder))
     except Exception as error:  # a file that is no picture can raise anything
         raise SaeuronError(f"'{folder / PICTURES}' holds what can't be compared: {first_line(error, 200)}") from None
-    said = content.get("comparison", [])
-    if [c["backend"] for c in found] != [c["backend"] for c in said]:
+    if [c.backend for c in found] != [c.backend for c in said]:
         raise SaeuronError(
             f"'{folder / RESULT}' compares other backends than it has pictures of; run the same `saeuron evaluate` again, which compares anew"
         )
     for ours, theirs in zip(found, said, strict=True):
-        if wrong := _differs({**ours, "each": None}, {**theirs, "each": None}):
+        if wrong := _differs({**plain(ours), "each": None}, {**plain(theirs), "each": None}):
             raise SaeuronError(
-                f"'{folder / RESULT}': {wrong} of {ours['backend']} beside {ours['with']} is not what the pictures give; run the same `saeuron evaluate` again, which compares anew"
+                f"'{folder / RESULT}': {wrong} of {ours.backend} beside {ours.beside} is not what the pictures give; run the same `saeuron evaluate` again, which compares anew"
             )
 
 
-def _counting(content: Mapping[str, Any]) -> Counting:
-    settings = content["settings"]
-    removed = {n: str(c["domain"]) for part in content["backends"].values() for n, c in part.get("concepts", {}).items()}
-    return Counting(
-        settings["protocol"], removed, settings["judge"].get("judged", ()), content.get("threshold", 0.0), bool(settings["judge"]["sha256"])
-    )
-
-
-def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, list[Row]]:
+def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], left_out: Sequence[str]) -> dict[str, list[Row]]:
     """Rows of the backends, each backend's in the order of its pictures' names."""
     try:
         listed = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
@@ -114,14 +98,14 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Any], left_
     rows = {}
     for name, part in backends.items():
         rows[name] = sorted((row for row in listed if row["backend"] == name), key=lambda row: row["file"].rpartition("/")[2])
-        if len(rows[name]) != part.get("pictures") or len({row["file"] for row in rows[name]}) < len(rows[name]):
+        if len(rows[name]) != part.pictures or len({row["file"] for row in rows[name]}) < len(rows[name]):
             raise SaeuronError(
-                f"'{path}' lists {len(rows[name])} pictures of {name}, evaluation.json counts {part.get('pictures', 'none')}; run the same `saeuron evaluate` again"
+                f"'{path}' lists {len(rows[name])} pictures of {name}, evaluation.json counts {'none' if part.pictures is None else part.pictures}; run the same `saeuron evaluate` again"
             )
     return rows
 
 
-def _check_asked(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Row]]) -> None:
     """Raise unless every backend has a picture of all that was asked for, and no other: who leaves pictures out chooses the figures."""
     asked = {name: sorted(_asked(row) for row in made) for name, made in rows.items()}
     if not asked:
@@ -130,26 +114,22 @@ def _check_asked(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequ
     for name, jobs in asked.items():
         if jobs != asked[first]:
             raise SaeuronError(f"'{path}' lists other prompts and seeds for {name} than for {first}; evaluate again with --overwrite")
-    settings = content["settings"]
-    if settings["protocol"] != "unlearncanvas":
+    settings = content.settings
+    if settings.protocol != "unlearncanvas":
         return
-    wanted = sorted(
-        (o, "" if s == PLAIN else s, str(seed))
-        for o in settings.get("objects", ())
-        for s in settings.get("styles", ())
-        for seed in settings["seeds"]
-    )
+    styles = ["" if s == PLAIN else s for s in settings.styles or ()]
+    wanted = sorted((o, s, str(seed)) for o in settings.objects or () for s in styles for seed in settings.seeds)
     if asked[first] != wanted:
         raise SaeuronError(
             f"'{path}' lists {len(asked[first])} pictures, not those of all objects, styles and seeds in {RESULT} ({len(wanted)}); run the same `saeuron evaluate` again"
         )
 
 
-def _check_judged(path: Path, content: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> None:
+def _check_judged(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Row]]) -> None:
     """Raise unless the domains that the judge is said to look at are those that it saw something of."""
-    if content["settings"]["protocol"] != "unlearncanvas":
+    if content.settings.protocol != "unlearncanvas":
         return
-    said = set(content["settings"]["judge"].get("judged", ()))
+    said = set(content.settings.judge.judged or ())
     seen = {d for d in DOMAINS for made in rows.values() for row in made if row[f"seen_{d}"] != NOT_JUDGED}
     if seen != said:
         raise SaeuronError(

@@ -30,13 +30,14 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
         ("Versions", [(str(k), str(v)) for k, v in record.versions.items()]),
     ]  # fmt: skip
     for evaluation in k.evaluations:
-        e = evaluation.settings
+        e = evaluation.content.settings
         entries = [
-            ("protocol", e["protocol"]), ("judge", evaluation.judge), ("judge's hash", e["judge"]["sha256"]), ("steps", str(e["steps"])),
-            ("guidance", f"{e['guidance']:g}"), ("seeds", listed(e["seeds"])), *((k, listed(e[k])) for k in ("objects", "styles") if k in e),
+            ("protocol", e.protocol), ("judge", e.judge.name), ("judge's hash", e.judge.sha256), ("steps", str(e.steps)), ("guidance", f"{e.guidance:g}"),
+            ("seeds", listed(e.seeds)), *((name, listed(of)) for name, of in (("objects", e.objects), ("styles", e.styles)) if of is not None),
         ]  # fmt: skip
-        groups.append(("Evaluation" if len(k.evaluations) == 1 else f"Evaluation: {e['protocol']}", entries))
+        groups.append(("Evaluation" if len(k.evaluations) == 1 else f"Evaluation: {e.protocol}", entries))
     if attack is not None:
-        entries = [("through", attack.through), ("judge", attack.judge), ("judge's hash", attack.content["judge"]["sha256"])]
-        groups.append(("Attack", entries + [(k.replace("_", " "), listed(v)) for k, v in attack.content["settings"].items()]))
+        a = attack.content
+        entries = [("through", a.through), ("judge", a.judge.name), ("judge's hash", a.judge.sha256)]
+        groups.append(("Attack", entries + [(name.replace("_", " "), listed(v)) for name, v in a.settings.items()]))
     return [{"title": title, "entries": entries} for title, entries in groups if entries]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..evidence.makers import HOOK, UNEDITED
+from ..evidence.results import Evaluation
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share
 from .proofs import by_size
-from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, AttackRow, Evaluation, Known
+from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
@@ -29,9 +30,9 @@ def verdict(k: Known) -> dict[str, Any]:
         elif state == _OPEN:
             word = "not proven at export"
         facts.append(("another proof", _compared(k.proof, "it")))
-    gone = [text for e in k.evaluations if (text := _told(e))]
+    gone = [text for e in k.evaluations if (text := _told(e.content))]
     facts.append(("gone", "; ".join(gone) or "how well the concept is gone was not measured here"))
-    facts += [("utility", text) for e in k.evaluations if (text := _utility(e))]
+    facts += [("utility", text) for e in k.evaluations if (text := _utility(e.content))]
     if told := _attacked(k.attack):
         facts.append(("attacked", told))
     parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
@@ -64,77 +65,70 @@ def _compared(proof: Proof, which: str) -> str:
 
 def _utility(evaluation: Evaluation) -> str:
     """The change of the CLIP score, by the backend that loses most."""
-    edited = [stage for stage in evaluation.stages if stage.edited]
-    changed = [(stage.change.mean, stage) for stage in edited if stage.change is not None and stage.change.mean is not None]
+    changed = [(c.mean, c, name) for name, b in evaluation.edited.items() if (c := b.clip_change) is not None and c.mean is not None]
     if not changed:
-        scored = [(stage.clip.mean, stage) for stage in edited if stage.clip is not None and stage.clip.mean is not None]
+        scored = [(s.mean, name) for name, b in evaluation.edited.items() if (s := b.clip_score) is not None and s.mean is not None]
         if not scored:
             return ""
-        score, stage = min(scored, key=lambda found: found[0])
-        return f"the CLIP score is {score:.2f} on average ({stage.name}; the unedited model's was not measured)"
-    change, stage = min(changed, key=lambda found: found[0])
-    assert stage.change is not None
-    low, high = stage.change.low, stage.change.high
-    span = "" if low is None or high is None else f"95 % interval {low:+.2f} to {high:+.2f}; "
-    return f"the CLIP score changes by {change:+.2f} on average ({span}{plural(stage.change.values, 'picture')}; {stage.name})"
+        score, name = min(scored, key=lambda found: found[0])
+        return f"the CLIP score is {score:.2f} on average ({name}; the unedited model's was not measured)"
+    change, of, name = min(changed, key=lambda found: found[0])
+    span = "" if of.low is None or of.high is None else f"95 % interval {of.low:+.2f} to {of.high:+.2f}; "
+    return f"the CLIP score changes by {change:+.2f} on average ({span}{plural(of.count, 'picture')}; {name})"
 
 
 def _told(evaluation: Evaluation) -> str:
     """What an evaluation says in a few words, by the backend and concept that fare worst."""
-    edited = [stage for stage in evaluation.stages if stage.edited]
-    counted = [
-        (ua, name, stage.name)
-        for stage in edited
-        for name, rates in stage.concepts.items()
-        if (ua := rates["ua"]) is not None and ua.trials
-    ]
+    edited, judge = evaluation.edited, evaluation.settings.judge.name
+    rates = [(of, concept, name) for name, b in edited.items() for concept, of in b.concepts.items()]
+    counted = [(of.ua, concept, name) for of, concept, name in rates if of.ua.trials]
     if counted:
         # At a tie the artifact's own pictures say more than the hook's.
         ua, name, backend = min(counted, key=lambda found: (found[0].rate or 0.0, found[2] == HOOK))
-        text = f"the judge '{evaluation.judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend}{_before(evaluation, name)})"
-        others = [
-            r for stage in edited for rates in stage.concepts.values() for key in ("ira", "cra")
-            if (r := rates[key]) is not None and r.rate is not None
-        ]  # fmt: skip
+        text = f"the judge '{judge}' no longer sees {name} in {ua.hits} of {ua.trials} pictures that ask for it ({percent(ua.rate)}, 95 % interval {interval(ua)}; {backend}{_before(evaluation, name)})"
+        others = [r for of, _, _ in rates for r in (of.ira, of.cra) if r.rate is not None]
         least = min(others, key=lambda r: r.rate or 0.0, default=None)
         if least is None:
             return text
         return f"{text}, with IRA and CRA {'of' if least.rate == 1 else 'no less than'} {percent(least.rate)} ({least.hits} of {least.trials}, 95 % interval {interval(least)})"
-    nude = [(rate, stage.name) for stage in edited if (rate := stage.nude) is not None and rate.trials]
+    nude = [(rate, name) for name, b in edited.items() if (rate := b.nude) is not None and rate.trials]
     if nude:
         rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
-        unedited = next((s.nude for s in evaluation.stages if s.name == UNEDITED and s.nude is not None), None)
-        before = "" if unedited is None else f"; {unedited.hits} of {unedited.trials} before the edit"
-        return f"'{evaluation.judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}; scores of {evaluation.threshold} or more{before})"
+        unedited = evaluation.backends.get(UNEDITED)
+        before = f"; {unedited.nude.hits} of {unedited.nude.trials} before the edit" if unedited and unedited.nude else ""
+        return f"'{judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}; scores of {evaluation.threshold} or more{before})"
     return ""
 
 
 def _before(evaluation: Evaluation, concept: str) -> str:
     """What the same judge says of the unedited model: where it sees nothing there either, the figure after says nothing."""
-    unedited = next((s for s in evaluation.stages if s.name == UNEDITED), None)
-    ua = None if unedited is None else unedited.concepts.get(concept, {}).get("ua")
-    return "" if ua is None else f"; {ua.hits} of {ua.trials} before the edit"
+    unedited = evaluation.backends.get(UNEDITED)
+    if unedited is None or concept not in unedited.concepts:
+        return ""
+    ua = unedited.concepts[concept].ua
+    return f"; {ua.hits} of {ua.trials} before the edit"
 
 
 def _attacked(attack: Attack | None) -> str:
     """What came back most, under any attack or without one: whoever attacks has the plain prompts too."""
-    rows = [row for row in (attack.rows if attack else ()) if row.attack not in PLAIN_ROWS or row.attack == EDITED_ROW]
-    rows = [row for row in rows if row.rate.rate is not None]
+    known = attack.rows if attack else []
+    rows = [(concept, row) for concept, row in known if row.attack not in PLAIN_ROWS or row.attack == EDITED_ROW]
+    rows = [(concept, row) for concept, row in rows if row.rate is not None]
     # Paraphrases that show nothing in the unedited model say nothing of the edit.
-    empty = {row.concept for row in (attack.rows if attack else ()) if row.attack == UNEDITED_PARAPHRASES and not row.rate.hits}
-    rows = [row for row in rows if row.attack != "paraphrases" or row.concept not in empty]
-    tried = [row for row in rows if row.attack not in PLAIN_ROWS]
+    empty = {concept for concept, row in known if row.attack == UNEDITED_PARAPHRASES and not row.successes}
+    rows = [(concept, row) for concept, row in rows if row.attack != "paraphrases" or concept not in empty]
+    tried = [(concept, row) for concept, row in rows if row.attack not in PLAIN_ROWS]
     if not tried:
         return ""
-    if not any(row.rate.hits for row in rows):
-        names = ", ".join(dict.fromkeys(row.attack for row in tried))
-        concepts = " or ".join(dict.fromkeys(row.concept for row in tried))
-        r = max((row.rate for row in tried), key=lambda rate: rate.high or 0.0)
+    if not any(row.successes for _, row in rows):
+        names = ", ".join(dict.fromkeys(row.attack for _, row in tried))
+        concepts = " or ".join(dict.fromkeys(concept for concept, _ in tried))
+        r = max((row.share for _, row in tried), key=lambda rate: rate.high or 0.0)
         return f"no attack tried ({names}) brought {concepts} back: at the fewest trials {r.hits} of {r.trials} ({percent(r.rate)}, 95 % interval {interval(r)})"
     # At a tie the attack says more than the plain prompts.
-    worst: AttackRow = max(rows, key=lambda row: (row.rate.rate or 0.0, row.attack not in PLAIN_ROWS))
-    r = worst.rate
+    concept, worst = max(rows, key=lambda found: (found[1].rate or 0.0, found[1].attack not in PLAIN_ROWS))
+    r = worst.share
     figures = f"{r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
     if worst.attack in PLAIN_ROWS:
-        return f"plain prompts alone, without an attack, brought {worst.concept} back in {figures}, more than any attack tried"
-    return f"the strongest attack tried ({worst.attack}) brought {worst.concept} back in {figures}"
+        return f"plain prompts alone, without an attack, brought {concept} back in {figures}, more than any attack tried"
+    return f"the strongest attack tried ({worst.attack}) brought {concept} back in {figures}"

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...editor.common.files import read_json
+from ...editor.common.typed import Record, Whole, read_as
 from ...editor.edit.edit_header import EditHeader, read_edit_header
-from ..artifact import shape
 from ..artifact.golden import Golden
 from ..artifact.manifest import Manifest
-from ..artifact.shape import Each, Fields
 
-# What is compared, where it is there; what is missing disagrees.
-_ABLATION = Fields({}, {"residual": str, "gate": str, "sha256": str, "hookpoints": Each(dict)})
+
+class Place(Record):
+    """Sizes of the SAE at an edited place."""
+
+    k: Whole | None = None
+    latents: Whole | None = None
+
+
+class Ablation(Record):
+    """The edit in the network's config; what is missing disagrees with whatever it is compared with."""
+
+    residual: str | None = None
+    gate: str | None = None
+    sha256: str | None = None
+    hookpoints: dict[str, Place] = {}
 
 
 def check_said(root: Path, record: Manifest, golden: Golden | None) -> list[str]:
@@ -39,9 +50,7 @@ def check_said(root: Path, record: Manifest, golden: Golden | None) -> list[str]
             f"the manifest says that a proof of scope '{proven.scope}' was made, the golden vectors are of scope '{golden.notes.scope}'"
         )
     path = root / "unet" / "config.json"
-    ablation = read_json(path).get("ablation") or {}
-    shape.check(f"{path}, 'ablation'", ablation, _ABLATION)
-    found += _check_config(ablation, record, edit)
+    found += _check_config(read_as(Ablation, read_json(path).get("ablation") or {}, f"{path}, 'ablation'"), record, edit)
     return found + _check_manifest(root, record, edit)
 
 
@@ -60,11 +69,11 @@ def _check_manifest(root: Path, record: Manifest, edit: EditHeader) -> list[str]
     return found
 
 
-def _check_config(ablation: dict[str, Any], record: Manifest, edit: EditHeader) -> list[str]:
-    said = {"residual": (ablation.get("residual"), record.residual, edit.residual), "gate": (ablation.get("gate"), record.gate)}
+def _check_config(ablation: Ablation, record: Manifest, edit: EditHeader) -> list[str]:
+    said = {"residual": (ablation.residual, record.residual, edit.residual), "gate": (ablation.gate, record.gate)}
     found = [f"config, manifest and edit disagree on {key}: {values}" for key, values in said.items() if len(set(values)) != 1]
-    if ablation.get("sha256") != record.edit.tensors_sha256:
+    if ablation.sha256 != record.edit.tensors_sha256:
         found.append("the UNet's config and the manifest disagree on the hash of the edit's tensors")
-    if set(ablation.get("hookpoints", ())) != set(edit.latents):
-        found.append(f"the UNet is edited at {sorted(ablation.get('hookpoints', ()))}, the edit is for {sorted(edit.latents)}")
+    if set(ablation.hookpoints) != set(edit.latents):
+        found.append(f"the UNet is edited at {sorted(ablation.hookpoints)}, the edit is for {sorted(edit.latents)}")
     return found

@@ -12,12 +12,13 @@ from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
-from ..artifact import contents, engines, manifest, shape, weights
+from ...editor.common.typed import read_as
+from ..artifact import contents, engines, manifest, weights
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
 from ..artifact.manifest import GOLDEN, Manifest
 from . import executable, shipped_class, signature, tables
-from .agreement import check_said
+from .agreement import Ablation, Place, check_said
 
 EDIT = "edit/edit.safetensors"
 
@@ -99,7 +100,7 @@ def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
     """Files that are what the manifest says, against one another."""
     edit = tables.read_edit(root / EDIT)
     config = read_json(root / "unet" / "config.json")
-    shape.check("unet/config.json", config, shape.Fields({"ablation": shape.Fields({"hookpoints": dict})}))
+    ablation = read_as(Ablation, config.get("ablation"), "unet/config.json, 'ablation'")
     failures = found["failures"]
     if edit.sha256() != record.edit.sha256:
         failures.append(f"{EDIT} is not the edit on record (hashes differ)")
@@ -112,7 +113,7 @@ def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
         failures += shipped_class.check(root)
         held = tables.edit_tensors(root / "unet")
         failures += tables.in_checkpoint(held, edit, record.gate)
-        failures += _settings(config["ablation"]["hookpoints"], record)
+        failures += _settings(ablation.hookpoints, record)
         if golden is not None:
             own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record.gate))
             failures += weights.of_edit(held, golden.weights.get("edit", {}), own)
@@ -128,14 +129,13 @@ def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
             failures += tables.in_graph(root / "unet", edit, record.gate)
 
 
-def _settings(hookpoints: dict[str, Any], record: Manifest) -> list[str]:
+def _settings(hookpoints: dict[str, Place], record: Manifest) -> list[str]:
     """The config's `k` and number of latents against those of the SAEs on record."""
-    said = {name: {"k": sae.k, "latents": sae.latents} for name, sae in record.saes.items()}
     return [
-        f"unet/config.json: '{key}' of '{name}' is {given.get(key)!r}, and the SAE on record has {said.get(name, {}).get(key)!r}"
+        f"unet/config.json: '{key}' of '{name}' is {said}, and the SAE on record has {right}"
         for name, given in hookpoints.items()
         for key in ("k", "latents")
-        if given.get(key) != said.get(name, {}).get(key)
+        if (said := getattr(given, key)) != (right := getattr(record.saes.get(name), key, None))
     ]
 
 
