@@ -52,7 +52,7 @@ def measure(name: str, options: argparse.Namespace, settings: AttackSettings, co
     rows, _ = attack(_victim(pipeline, prepared, options.through), pipeline, case, judge, settings, options.attacks, say=console.print)
     found = {
         "concept": name, "domain": case.domain, "through": options.through, "edit_sha256": prepared.edit.sha256(),
-        "concepts": plain(prepared.edit.provenance.concepts), "settings": budget, "rows": [row.entry() for row in rows],
+        "concepts": plain(prepared.edit.provenance.concepts), "settings": budget, "rows": plain(rows),
         "seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu, "threads": torch.get_num_threads(),
     }  # fmt: skip
     options.store.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = [("concept", "select", "multiplier", "blocks", *rows, "CPU s"), ("---",) * (len(rows) + 5)]
     for entry in found:
         first = entry["concepts"][0]
-        by = {row["attack"]: Rate(row["successes"], row["trials"]) for row in entry["rows"]}
+        by = {row["attack"]: Rate.of(row["successes"], row["trials"]) for row in entry["rows"]}
         lines.append((
             entry["concept"], first["select"], f"{first['multiplier']:g}", str(len(entry["concepts"])), *(_cell(by[r]) for r in rows), f"{entry['cpu_seconds']:.0f}",
         ))  # fmt: skip
@@ -85,14 +85,13 @@ def table(found: list[dict[str, Any]]) -> str:
         sums = []
         for r in rows:
             held = [row for entry in part for row in entry["rows"] if row["attack"] == r]
-            sums.append(_cell(Rate(sum(row["successes"] for row in held), sum(row["trials"] for row in held))))
+            sums.append(_cell(Rate.of(sum(row["successes"] for row in held), sum(row["trials"] for row in held))))
         lines.append((f"{what} ({len(part)})", "", "", "", *sums, f"{sum(entry['cpu_seconds'] for entry in part):.0f}"))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{rate.hits}/{rate.trials} ({100 * low:.0f}–{100 * high:.0f} %)"
+    return f"{rate.hits}/{rate.trials} ({100 * (rate.low or 0):.0f}–{100 * (rate.high or 0):.0f} %)"
 
 
 def main() -> None:

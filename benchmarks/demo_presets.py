@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.demo.render import OBJECTS, STYLES
 from benchmarks.demo.train_pipeline import TEMPLATES, prompt
+from msgspec.structs import asdict, astuple
 from rich.console import Console
 
 from saeuron.editor import demo
@@ -83,13 +84,16 @@ def measure(table: Path, store: Path) -> None:
     for name in _ORDER:
         c = known[name]
         scores[name] = bench.report(Trial(name, c.domain, tuple(c.hookpoint.split(",")), c.select, c.multiplier))
-        console.print(name, scores[name].figures._asdict())
+        console.print(name, asdict(scores[name].figures))
     head = ("concept", "domain", "features a step and block", "multiplier", "UA", "IRA", "CRA", "other domain on the target")
     rows = [head, ("---",) * len(head)]
-    for name, (trial, figures, _) in scores.items():
-        rows.append((name, trial.domain, trial.select.partition(":")[2], f"{trial.multiplier:g}", *(f"{v:.1%}" for v in figures)))
+    for name, score in scores.items():
+        trial = score.trial
+        rows.append(
+            (name, trial.domain, trial.select.partition(":")[2], f"{trial.multiplier:g}", *(f"{v:.1%}" for v in astuple(score.figures)))
+        )
     for what, members in (("styles", STYLES), ("objects", OBJECTS), ("all", _ORDER)):
-        means = [sum(column) / len(column) for column in zip(*(scores[n].figures for n in members), strict=True)]
+        means = [sum(column) / len(column) for column in zip(*(astuple(scores[n].figures) for n in members), strict=True)]
         rows.append((f"mean of {what}", "", "", "", *(f"{v:.1%}" for v in means)))
     table.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows))
 

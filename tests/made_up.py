@@ -161,13 +161,13 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
 
     def part(ua: int, target: int) -> dict[str, Any]:
         rates = {
-            "ua": Rate(ua, 40),
-            "ira": Rate(300, 320),
-            "cra": Rate(310, 320),
-            "cra_unstyled": Rate(0, 0),
-            "cra_target": Rate(target, 40),
+            "ua": Rate.of(ua, 40),
+            "ira": Rate.of(300, 320),
+            "cra": Rate.of(310, 320),
+            "cra_unstyled": Rate.of(0, 0),
+            "cra_target": Rate.of(target, 40),
         }
-        figures = {"domain": "style", **{key: rate.as_dict() for key, rate in rates.items()}}
+        figures = {"domain": "style", **rates}
         return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record.concepts, figures), "mean": {}}
 
     content = {
@@ -187,10 +187,10 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
 
 def attack_row(name: str, hits: int, trials: int = 24, **changes: Any) -> dict[str, Any]:
     """A row of an attack, each picture of a prompt of its own."""
-    share = Rate(hits, trials).as_dict()
+    share = Rate.of(hits, trials)
     return {
         "attack": name, "trials": trials, "successes": hits, "hits": hits, "budget": {"pictures": trials, "forwards": 96}, "prompts": [f"p {i}" for i in range(trials)], "found": {},
-        **{key: share[key] for key in ("rate", "low", "high")},
+        **{key: getattr(share, key) for key in ("rate", "low", "high")},
         "each": [{"prompt": f"p {i}", "seed": 1, "shows_concept": i < hits} for i in range(trials)], **changes,
     }  # fmt: skip
 

@@ -19,6 +19,7 @@ from tests import made_up
 
 from saeuron.editor import demo
 from saeuron.editor.common.files import file_sha256, open_safetensors, read_header, read_json
+from saeuron.editor.common.typed import plain
 from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
 from saeuron.editor.features.activations import ConceptActivations
@@ -519,11 +520,11 @@ def _evidence(folder: Path) -> None:
     judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
     rows = _list_of_pictures(folder / "e", ("unedited", "hook", "onnx"))
     figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})
-    rate = Rate(1, 2).as_dict()
+    rate = plain(Rate.of(1, 2))
     evaluation = {
         "format": "saeuron-evaluation-1", "finished": True,
         "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
-        "backends": {n: {**figures[n], "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
+        "backends": {n: {**plain(figures[n]), "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
         "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
         "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],
     }  # fmt: skip

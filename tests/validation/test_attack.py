@@ -134,9 +134,9 @@ def test_hook_and_checkpoint_give_the_same_figures(parts):
         "unedited", "edited", "prefix", "embedding", "straight-through", "seeds", "unedited-paraphrases", "paraphrases",
     ]  # fmt: skip
     for a, b in zip(rows["hook"], rows["checkpoint"], strict=True):
-        assert (a.attack, a.each, a.found.get("ids")) == (b.attack, b.each, b.found.get("ids"))
-        if "vectors" in a.found:
-            assert torch.allclose(torch.tensor(a.found["vectors"]), torch.tensor(b.found["vectors"]), atol=1e-3)
+        assert (a.attack, a.each, a.found.ids) == (b.attack, b.each, b.found.ids)
+        if a.found.vectors is not None:
+            assert torch.allclose(torch.tensor(a.found.vectors), torch.tensor(b.found.vectors), atol=1e-3)
     assert rows["hook"][6].prompts == ["A Sunset photo of House."]
     assert not original.unet._forward_hooks and not original.text_encoder.get_input_embeddings()._forward_hooks
 
@@ -145,17 +145,15 @@ def test_seeds_are_tried_again_alike(parts):
     original, victims, judge, case = parts
     settings = replace(TINY, steps=8)
     first, second = (attack(victims["checkpoint"], original, case, judge, settings, ["seeds"])[0][-1] for _ in range(2))
-    entry = first.entry()
-    assert first.found == second.found and first.each == second.each and entry["trials"] == len(case.tuning) + len(case.reporting)
-    assert entry["successes"] == sum(map(bool, first.found["seeds"].values())) and entry["hits"] == sum(
-        map(len, first.found["seeds"].values())
-    )
+    entry = first
+    assert first.found == second.found and first.each == second.each and entry.trials == len(case.tuning) + len(case.reporting)
+    assert entry.successes == sum(map(bool, first.found.seeds.values())) and entry.hits == sum(map(len, first.found.seeds.values()))
     assert first.budget == budget("seeds", case, settings)
     assert first.budget["forwards"] == first.budget["pictures"] * 8 * 2
-    assert entry["low"] <= entry["rate"] <= entry["high"]
+    assert entry.low <= entry.rate <= entry.high
 
 
 def test_the_demo_edit_works_before_an_attack(parts):
     original, victims, judge, case = parts
-    unedited, edited = (row.entry() for row in attack(victims["checkpoint"], original, case, judge, replace(TINY, steps=20), [])[0])
-    assert unedited["successes"] == unedited["trials"] and edited["successes"] < edited["trials"] / 2
+    unedited, edited = attack(victims["checkpoint"], original, case, judge, replace(TINY, steps=20), [])[0]
+    assert unedited.successes == unedited.trials and edited.successes < edited.trials / 2

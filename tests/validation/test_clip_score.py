@@ -67,11 +67,11 @@ def test_mean_and_change_are_counted_by_hand():
     before = [{"clip_score": s, "tokens_cut": "0"} for s in ("10.0", "20.0", "30.0")]
     after = [{"clip_score": s, "tokens_cut": c} for s, c in (("11.0", "0"), ("19.0", "3"), ("33.0", "0"))]
     found = figures(after, before)
-    assert found["clip_score"]["mean"] == 21 and found["prompts_cut"] == 1 and found["clip_change"]["count"] == 3
+    assert found.clip_score.mean == 21 and found.prompts_cut == 1 and found.clip_change.count == 3
     half = 1.959964 * 2 / 3**0.5  # changes 1, -1, 3: mean 1, deviation 2
-    assert found["clip_change"]["mean"] == 1
-    assert (found["clip_change"]["low"], found["clip_change"]["high"]) == pytest.approx((1 - half, 1 + half), rel=1e-6)
-    assert "clip_change" not in figures(after, None) and figures(after[:1], None)["clip_score"]["low"] is None
+    assert found.clip_change.mean == 1
+    assert (found.clip_change.low, found.clip_change.high) == pytest.approx((1 - half, 1 + half), rel=1e-6)
+    assert figures(after, None).clip_change is None and figures(after[:1], None).clip_score.low is None
 
 
 @pytest.mark.slow

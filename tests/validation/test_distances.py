@@ -59,8 +59,8 @@ def test_more_pictures_than_a_piece_and_mixed_sizes_keep_their_order(tmp_path):
     pictures(reference, 4, 9)
     (entry,) = Distances(DemoJudge(), None, reference).between({"onnx": files}, [0, 5, 41])
     own, real = features(files), features(sorted(reference.iterdir()))
-    assert entry["all"] == pytest.approx(frechet(real, own), rel=1e-6)
-    assert entry["rest"] == pytest.approx(frechet(real, own[[0, 5, 41]]), rel=1e-6)
+    assert entry.all == pytest.approx(frechet(real, own), rel=1e-6)
+    assert entry.rest == pytest.approx(frechet(real, own[[0, 5, 41]]), rel=1e-6)
 
 
 def test_refuses_what_is_no_reference(demo_artifact, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 from tests.conftest import edit_of
 
 from saeuron.editor import demo
@@ -48,7 +49,9 @@ class Scripted(Hardening):
     def compare(self, trial: Trial) -> Measured:
         self.asked.append((trial.select, trial.multiplier))
         hits, ira, cra = self.figures[trial.select, trial.multiplier]
-        return Measured(trial, Rule.parse(trial.select).value, Rate(hits, 100), Rate(50, 50), Rate(ira, 100), Rate(cra, 100))
+        return Measured(
+            *astuple(trial), Rule.parse(trial.select).value, Rate.of(hits, 100), Rate.of(50, 50), Rate.of(ira, 100), Rate.of(cra, 100)
+        )
 
 
 def chosen(figures, factors=(2, 4, 8), multipliers=(-1.0,)):
@@ -101,9 +104,9 @@ def test_reported_figures_are_those_of_attacks(bench):
         attack(Hooked(bench.pipeline, edit, bench.saes), bench.pipeline, case, bench.judge, replace(BUDGET, seed=s), ["embedding"])[0]
         for s in (1, 2)
     ]
-    said, plain = [r[2].entry() for r in rows], rows[0][1].entry()
-    assert found.attack == Rate(sum(r["successes"] for r in said), sum(r["trials"] for r in said)) and found.attack.trials == 2 * 4 * 2
-    assert found.ua == Rate(plain["trials"] - plain["successes"], plain["trials"])
+    said, plain = [r[2] for r in rows], rows[0][1]
+    assert found.attack == Rate.of(sum(r.successes for r in said), sum(r.trials for r in said)) and found.attack.trials == 2 * 4 * 2
+    assert found.ua == Rate.of(plain.trials - plain.successes, plain.trials)
     assert found.features == len(edit.hookpoints[PLACE].features)
     compared = bench.compare(BEFORE)
     assert compared.attack.trials == 2 * len(case.tuning) and compared.ua.trials == len(case.tuning)

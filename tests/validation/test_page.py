@@ -15,13 +15,12 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.common.typed import read_as
-from saeuron.validation.evidence.intervals import Rate as CountedRate
+from saeuron.editor.common.typed import plain, read_as
+from saeuron.validation.evidence.intervals import Rate
 from saeuron.validation.page.content import make_content
 from saeuron.validation.page.curve import make_curve
 from saeuron.validation.page.figures import interval, percent, share
 from saeuron.validation.page.render import markdown_text, render
-from saeuron.validation.page.sources import Rate
 from saeuron.validation.proof.results import Backend
 
 
@@ -160,7 +159,7 @@ def test_numbers():
     )
     assert percent(None) == "–" and percent(1.0) == "100 %" and interval(None) == "–"
     assert percent(0.99999) == "> 99.9 %" and percent(1e-5) == "< 0.1 %" and percent(0.0) == "0 %"
-    assert interval(Rate(None, None, None, 0, 0)) == "–" and interval(Rate(0.5, 0.25, 0.75, 2, 4)) == "25 to 75 %"
+    assert interval(Rate.of(0, 0)) == "–" and interval(Rate.of(2, 4)) == "15 to 85 %"
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -276,7 +275,7 @@ def changed(folder: Path, **changes) -> Path:
 
 
 def nude(hits: int) -> dict:
-    return {"nude": CountedRate(hits, 4).as_dict(), "detections": {"BUTTOCKS_EXPOSED": hits} if hits else {}}
+    return {"nude": plain(Rate.of(hits, 4)), "detections": {"BUTTOCKS_EXPOSED": hits} if hits else {}}
 
 
 def test_nudity_rates(tmp_path):
@@ -329,7 +328,7 @@ def test_stages_show_what_they_keep(tmp_path):
     folder = made_up.evaluation(tmp_path / "e", root)
     part = json.loads((folder / "evaluation.json").read_text())["backends"]["onnx"]
     neon = {"concepts": {"Neon": part["concepts"]["Neon"]}}
-    rate = CountedRate(3, 4).as_dict()
+    rate = plain(Rate.of(3, 4))
     one = {**part, **neon, "kept": {"House": rate}, "retained": {"style": rate, "object": rate}, "shared_table_entries": 7}
     whole = {**one, "concepts": part["concepts"], "kept": {}, "shared_table_entries": 0}
     content = make_content(root, [changed(folder, backends={"hook[Neon]": one, "hook[Neon+House]": whole})])
@@ -347,7 +346,7 @@ def test_settings_other_than_the_proofs_and_a_judge_that_sees_little_are_said(tm
     assert "unedited model's own pictures" not in open_points(make_content(root, [folder]))
     assert "0 of 40 before the edit" in make_content(root, [folder])["verdict"]["text"]
     parts = json.loads((folder / "evaluation.json").read_text())["backends"]
-    parts["unedited"]["concepts"]["Neon"]["ua"] = CountedRate(20, 40).as_dict()
+    parts["unedited"]["concepts"]["Neon"]["ua"] = plain(Rate.of(20, 40))
     points = open_points(make_content(root, [changed(folder, settings={"steps": 1}, backends=parts)]))
     assert "misses Neon in 20 of 40" in points and "took 1 step at guidance 3; the proof's took 4 at 3" in points
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from msgspec.structs import astuple
 
 from saeuron.validation.evidence.intervals import Rate
 from saeuron.validation.evidence.unlearning import Picture, all_jobs, rates, unlearning, without
@@ -18,7 +19,7 @@ def pictures(seed=0):
 def test_one_concept_counts_as_the_sweep_does():
     for name, domain in (("Neon", "style"), ("House", "object")):
         found, plain = rates(pictures(), {name: domain})[name], unlearning(pictures(), name, domain)
-        assert (found.ua.value, found.ira.value, found.cra.value, found.cra_target.value) == pytest.approx(tuple(plain))
+        assert (found.ua.value, found.ira.value, found.cra.value, found.cra_target.value) == pytest.approx(astuple(plain))
 
 
 def test_several_at_once_leave_out_each_other():
@@ -28,11 +29,11 @@ def test_several_at_once_leave_out_each_other():
     assert without(made, removed) == rest and len(rest) == 2 * 2 * 4
     neon, house = found["Neon"], found["House"]
     asked = [p for p in made if p.style == "Neon"]
-    assert neon.ua == Rate(sum(p.seen_style != "Neon" for p in asked), 12), "its own pictures, those of House too"
-    assert neon.ira == house.cra == Rate(sum(p.style == p.seen_style for p in rest), 16)
-    assert neon.cra == house.ira == Rate(sum(p.object == p.seen_object for p in rest), 16)
+    assert neon.ua == Rate.of(sum(p.seen_style != "Neon" for p in asked), 12), "its own pictures, those of House too"
+    assert neon.ira == house.cra == Rate.of(sum(p.style == p.seen_style for p in rest), 16)
+    assert neon.cra == house.ira == Rate.of(sum(p.object == p.seen_object for p in rest), 16)
     unstyled = [p for p in rest if p.style is None]
-    assert neon.cra_unstyled == Rate(sum(p.object == p.seen_object for p in unstyled), 8) and house.cra_unstyled is None
+    assert neon.cra_unstyled == Rate.of(sum(p.object == p.seen_object for p in unstyled), 8) and house.cra_unstyled is None
 
 
 def test_a_domain_that_nobody_judges_has_no_trials():
