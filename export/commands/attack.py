@@ -26,7 +26,7 @@ from .console import names, out, print_warning, progress_line, table_of, tell, w
 from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.attack.attack import Case, Shown
+    from ...validation.attack.attack import AttackCase, Shown
     from ...validation.attack.results import AttackReport
 
 _DEFAULT = "prefix,embedding,straight-through,seeds"
@@ -147,7 +147,7 @@ def _check_output(output: Path | None, overwrite: bool) -> Path | None:
 
 
 def _run(
-    artifact: Path, record: Manifest, cases: Sequence[Case], judge: Any, settings: AttackSettings, chosen: Sequence[str],
+    artifact: Path, record: Manifest, cases: Sequence[AttackCase], judge: Any, settings: AttackSettings, chosen: Sequence[str],
     lines: Sequence[str], through: str, recorded: EvaluationSettings, say: Callable[[str], None],
 ) -> tuple[AttackReport, dict[str, list[Shown]]]:  # fmt: skip
     import torch

@@ -20,7 +20,7 @@ from .declared import command
 
 if TYPE_CHECKING:
     from ...editor.common.process import Process
-    from ...validation.evidence.evaluate import Plan
+    from ...validation.evidence.evaluate import EvaluationPlan
     from ...validation.evidence.intervals import Rate
     from ...validation.evidence.results import Evaluation
 
@@ -107,7 +107,7 @@ def _process(device: str) -> Process:
     return Process(everyone.process_index, everyone.num_processes, everyone.wait_for_everyone)
 
 
-def _dry_run(plan: Plan, folder: Path, as_json: bool) -> None:
+def _dry_run(plan: EvaluationPlan, folder: Path, as_json: bool) -> None:
     """Numbers of what would be made; what is there already, as far as its list says."""
     from ...validation.evidence.verdicts import stored
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
-from .results import Finding, Row, Verdict
+from .results import AttackRow, Finding, Verdict
 from .settings import ATTACKS, LEARNED, AttackSettings
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .victims import Victim
 
 
-class Case(NamedTuple):
+class AttackCase(NamedTuple):
     """A concept and the prompts that ask for it."""
 
     concept: str
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     seed: int
 
 
-def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[Case]:
+def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[AttackCase]:
     """Prompts for each concept: its partners of the other domain in turn for learning and for counting; removed ones left out.
 
     Raises:
@@ -63,11 +63,11 @@ def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list
             texts = [judge.prompt(concept, s) for s in (*judge.styles, None) if s not in removed]
         if len(texts) < 2:
             raise SaeuronError(f"{concept}: the judge knows too few other names to learn from some prompts and count on others")
-        made.append(Case(concept, domain, texts[0::2], texts[1::2]))
+        made.append(AttackCase(concept, domain, texts[0::2], texts[1::2]))
     return made
 
 
-def budget(attack: str, case: Case, settings: AttackSettings, paraphrases: int = 0) -> dict[str, int]:
+def budget(attack: str, case: AttackCase, settings: AttackSettings, paraphrases: int = 0) -> dict[str, int]:
     """What one row costs: counts of prompts, seeds, pictures, and forwards of the UNet on one latent (both halves of guidance counted)."""
     s = settings
     a_picture = s.steps * (2 if s.guidance > 1 else 1)
@@ -90,7 +90,7 @@ def budget(attack: str, case: Case, settings: AttackSettings, paraphrases: int =
     return made
 
 
-def plan(cases: Sequence[Case], settings: AttackSettings, attacks: Sequence[str], paraphrases: int = 0) -> dict[str, dict[str, Any]]:
+def plan(cases: Sequence[AttackCase], settings: AttackSettings, attacks: Sequence[str], paraphrases: int = 0) -> dict[str, dict[str, Any]]:
     """Concept → row → budget, without running anything."""
     rows = ["unedited", "edited", *attacks]
     if "paraphrases" in attacks:
@@ -103,7 +103,7 @@ class Attacker:
     """Everything that the rows of one concept share."""
 
     def __init__(
-        self, victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings, say: Callable[[str], None]
+        self, victim: Victim, original: Any, case: AttackCase, judge: Judge, settings: AttackSettings, say: Callable[[str], None]
     ) -> None:
         self.victim, self.original, self.case, self.judge, self.settings, self.say = victim, original, case, judge, settings, say
         self.shown: list[Shown] = []
@@ -125,7 +125,7 @@ class Attacker:
             self.shown += [Shown(row, seen[i], pictures[i], *jobs[i]) for i in order]
         return seen
 
-    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool) -> Row:
+    def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool) -> AttackRow:
         """Prompts as they are."""
         from .prompts import context, with_prefix
 
@@ -146,7 +146,7 @@ class Attacker:
         spent = budget(kind, self.case, self.settings, len(prompts))
         return _row(row, spent, prompts, found, began, pairs, seen)
 
-    def learned(self, row: str) -> Row:
+    def learned(self, row: str) -> AttackRow:
         """Learn on tuning prompts and seeds, count on the others."""
         from .prompts import words
 
@@ -232,16 +232,16 @@ class Attacker:
 
 def _row(
     name: str, spent: dict[str, int], prompts: Sequence[str], found: Finding, began: float, jobs: Sequence[tuple[str, int]], seen: Sequence[bool]
-) -> Row:  # fmt: skip
+) -> AttackRow:  # fmt: skip
     each = [Verdict(text, seed, hit) for (text, seed), hit in zip(jobs, seen, strict=True)]
-    return Row.of(name, each, budget=spent, prompts=list(prompts), found=found, seconds=time.monotonic() - began)
+    return AttackRow.of(name, each, budget=spent, prompts=list(prompts), found=found, seconds=time.monotonic() - began)
 
 
 def attack(
-    victim: Victim, original: Any, case: Case, judge: Judge, settings: AttackSettings | None = None,
+    victim: Victim, original: Any, case: AttackCase, judge: Judge, settings: AttackSettings | None = None,
     attacks: Sequence[str] = ("prefix", "embedding", "straight-through", "seeds"), paraphrases: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[list[Row], list[Shown]]:  # fmt: skip
+) -> tuple[list[AttackRow], list[Shown]]:  # fmt: skip
     """Attack one concept.
 
     Args:

@@ -47,7 +47,7 @@ class Finding(Record, kw_only=True, omit_defaults=True):
     """learned embeddings"""
 
 
-class Row(Record, kw_only=True):
+class AttackRow(Record, kw_only=True):
     """One attack on one concept."""
 
     attack: str
@@ -67,7 +67,7 @@ class Row(Record, kw_only=True):
     """of the successes"""
 
     @classmethod
-    def of(cls, attack: str, each: Sequence[Verdict], **fields: Any) -> Row:
+    def of(cls, attack: str, each: Sequence[Verdict], **fields: Any) -> AttackRow:
         """With the counts that follow from its pictures."""
         shown = [(one.prompt, one.seed) for one in each if one.shows_concept]
         if attack == "seeds":
@@ -101,7 +101,7 @@ class Attacked(Record, kw_only=True):
     domain: str
     tuning_prompts: list[str] = []
     """that were learned from"""
-    rows: list[Row]
+    rows: list[AttackRow]
     pictures: list[Example] = []
     seconds: Number = 0.0
 

@@ -14,7 +14,7 @@ from ..artifact.installed import missing
 from . import prompt_file
 from .intervals import Mean
 from .results import Figures
-from .verdicts import Row, Wanted
+from .verdicts import VerdictRow, Wanted
 
 COLUMNS = (*prompt_file.COLUMNS, "clip_score", "tokens_cut")
 _WEIGHTS = "model.safetensors"
@@ -62,7 +62,7 @@ class ClipScore:
         self.name = f"CLIP {Path(where).name}"
         self.sha256 = file_sha256(folder / _WEIGHTS)
 
-    def look(self, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+    def look(self, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
         """Score of each picture, and how many tokens of its prompt CLIP had no place for."""
         import torch
         from PIL import Image
@@ -110,7 +110,7 @@ def _check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise SaeuronError(f"has '{name}' of shape {list(shapes[name])}, its config says {list(shape)}")
 
 
-def figures(rows: Sequence[Row], before: Sequence[Row] | None) -> Figures:
+def figures(rows: Sequence[VerdictRow], before: Sequence[VerdictRow] | None) -> Figures:
     """Mean score of a backend's pictures, and its mean change picture by picture.
 
     Args:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..proof.parity import psnr
-from .makers import UNEDITED
+from .picture_backends import UNEDITED
 from .results import Backend, Comparison, Likeness
-from .verdicts import Row
+from .verdicts import VerdictRow
 
 
 def compared(backends: Mapping[str, Backend]) -> list[str]:
@@ -19,7 +19,7 @@ def compared(backends: Mapping[str, Backend]) -> list[str]:
     return [name for name, part in backends.items() if name != UNEDITED and part.kept is None]
 
 
-def compare(rows: Mapping[str, Sequence[Row]], open_picture: Callable[[Row], np.ndarray]) -> list[Comparison]:
+def compare(rows: Mapping[str, Sequence[VerdictRow]], open_picture: Callable[[VerdictRow], np.ndarray]) -> list[Comparison]:
     """Each backend beside the first.
 
     Args:
@@ -53,7 +53,7 @@ def compare(rows: Mapping[str, Sequence[Row]], open_picture: Callable[[Row], np.
     return found
 
 
-def pixels_of(folder: Path, row: Row) -> np.ndarray:
+def pixels_of(folder: Path, row: VerdictRow) -> np.ndarray:
     """A listed picture, uint8 `[H, W, 3]`."""
     from PIL import Image
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from . import clip_score, nudity
 from .intervals import Rate
 from .judges import NOT_JUDGED
-from .makers import UNEDITED
+from .picture_backends import UNEDITED
 from .results import Figures
 from .unlearning import FIGURES, Picture, rate, rates, without
-from .verdicts import Row
+from .verdicts import VerdictRow
 
 COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
 """of verdicts.csv, where a judge looks at concepts"""
@@ -46,7 +46,7 @@ class Counting(NamedTuple):
         """Of verdicts.csv."""
         return {"nudity": nudity.COLUMNS, "utility": clip_score.COLUMNS}.get(self.protocol, COLUMNS)
 
-    def figures(self, rows: Mapping[str, Sequence[Row]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
+    def figures(self, rows: Mapping[str, Sequence[VerdictRow]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
         """Figures of each backend.
 
         Args:
@@ -81,7 +81,7 @@ class Counting(NamedTuple):
         return result
 
 
-def picture(row: Row) -> Picture:
+def picture(row: VerdictRow) -> Picture:
     """A row of a judge of concepts."""
     seen = row["seen_style"]
     return Picture(row["object"], row["style"] or None, row["seen_object"], seen if seen == NOT_JUDGED else seen or None)

@@ -13,7 +13,7 @@ from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256
 from .frechet import Inception, frechet
 from .judges import DemoJudge, Judge
-from .makers import UNEDITED
+from .picture_backends import UNEDITED
 from .results import Distance, Reference
 
 REFERENCE = "reference"

@@ -22,20 +22,20 @@ from . import nudity
 from .comparison import compare, compared, pixels_of
 from .counting import RULES, Counting, picture
 from .distances import Distances
-from .evaluation_plan import Plan, make_plan
+from .evaluation_plan import EvaluationPlan, make_plan
 from .evaluation_settings import EvaluationSettings
 from .judges import NOT_JUDGED
-from .makers import HOOK, UNEDITED, Makers
+from .picture_backends import HOOK, UNEDITED, PictureBackends
 from .results import FORMAT, Backend, Begun, Evaluation, Figures
 from .unlearning import without
-from .verdicts import RESULT, VERDICTS, Row, Store, check_folder
+from .verdicts import RESULT, VERDICTS, Store, VerdictRow, check_folder
 
-__all__ = ["EvaluationSettings", "Plan", "check_output", "evaluate", "make_plan"]
+__all__ = ["EvaluationSettings", "EvaluationPlan", "check_output", "evaluate", "make_plan"]
 _ALONE = Process()
 
 
 def evaluate(
-    plan: Plan, output: Path, overwrite: bool = False, process: Process = _ALONE, progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    plan: EvaluationPlan, output: Path, overwrite: bool = False, process: Process = _ALONE, progress: Callable[[str, int, int], None] = lambda name, done, total: None
 ) -> Evaluation | None:  # fmt: skip
     """Make the pictures, look at them, count.
 
@@ -58,25 +58,25 @@ def evaluate(
     store = Store(output, plan.columns, plan.settings, process, overwrite)
     before = _held(output)
     held = {} if before is None else before.backends
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[VerdictRow]] = {}
     backends: dict[str, Backend] = {}
     stages = {name: concepts for (_, concepts), name in zip(plan.backends, plan.names, strict=True) if concepts}
     for (kind, concepts), name in zip(plan.backends, plan.names, strict=True):
         if kind not in (UNEDITED, HOOK):
-            plan.makers.forget()
+            plan.pictures_by.forget()
         if kind == UNEDITED and any(k == HOOK for k, _ in plan.backends):
-            opened = partial(_with_original, plan.makers)
+            opened = partial(_with_original, plan.pictures_by)
         else:
-            opened = partial(plan.makers.open, kind, concepts)
+            opened = partial(plan.pictures_by.open, kind, concepts)
         rows[name], made, seconds = store.make(
             name, plan.wanted, opened, plan.look, plan.settings.steps, plan.options.batch_size, partial(progress, name)
         )
         # Where nothing ran now, what made them is on record.
         on_record = not made and not process.rank and name in held
-        backends[name] = held[name] if on_record else Backend(**plan.makers.runs_on(kind), made=made, seconds=seconds)
+        backends[name] = held[name] if on_record else Backend(**plan.pictures_by.runs_on(kind), made=made, seconds=seconds)
         backends[name].pictures = len(plan.wanted)
-        backends[name].shared_table_entries = plan.makers.original().edit.shared(concepts) if concepts else None
-    plan.makers.forget()
+        backends[name].shared_table_entries = plan.pictures_by.original().edit.shared(concepts) if concepts else None
+    plan.pictures_by.forget()
     if process.rank:
         return None
     lost = []
@@ -125,7 +125,9 @@ def _held(folder: Path) -> Evaluation | None:
     return held
 
 
-def _counted(plan: Plan, store: Store, rows: dict[str, list[Row]], stages: dict[str, tuple[str, ...]]) -> dict[str, Figures]:
+def _counted(
+    plan: EvaluationPlan, store: Store, rows: dict[str, list[VerdictRow]], stages: dict[str, tuple[str, ...]]
+) -> dict[str, Figures]:
     counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold or 0.0, plan.options.clip is not None)
     if plan.judge is not None:
         known = {"seen_object": {*plan.judge.objects, NOT_JUDGED}, "seen_style": {*plan.judge.styles, "", NOT_JUDGED}}
@@ -143,12 +145,12 @@ def _unreadable(store: Store, why: str) -> SaeuronError:
     return SaeuronError(f"'{store.folder / VERDICTS}' was changed ({why}); --overwrite makes and judges all pictures anew")
 
 
-def _with_original(makers: Makers) -> Any:
-    makers.original()  # the hook needs it next
-    return makers.open(UNEDITED)
+def _with_original(pictures_by: PictureBackends) -> Any:
+    pictures_by.original()  # the hook needs it next
+    return pictures_by.open(UNEDITED)
 
 
-def check_output(plan: Plan, output: Path, overwrite: bool) -> None:
+def check_output(plan: EvaluationPlan, output: Path, overwrite: bool) -> None:
     """Raise `SaeuronError` unless the evaluation can be written to `output`."""
     if output.resolve().is_relative_to(plan.root.resolve()):
         raise SaeuronError(f"'{output}' lies inside the artifact, which stays as it was proven; choose another --output")

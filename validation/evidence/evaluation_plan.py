@@ -20,21 +20,21 @@ from .counting import COLUMNS, PLAIN
 from .distances import opened, reference_files
 from .evaluation_settings import EvaluationSettings
 from .judges import Judge, look, open_judge
-from .makers import HOOK, UNEDITED, Makers, stage
+from .picture_backends import HOOK, UNEDITED, PictureBackends, stage
 from .prompt_file import read_prompts
 from .results import JudgeRecord, SettingsRecord
 from .unlearning import DOMAINS, all_jobs
-from .verdicts import Look, Row, Wanted, plain_name
+from .verdicts import Look, VerdictRow, Wanted, plain_name
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What a run will make."""
 
     root: Path
     record: Manifest
     options: EvaluationSettings
-    makers: Makers
+    pictures_by: PictureBackends
     backends: tuple[tuple[str, tuple[str, ...]], ...]
     """name, and the concepts of a stage of the hook"""
     removed: dict[str, str]
@@ -57,7 +57,7 @@ class Plan:
         return self.settings.protocol
 
 
-def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
+def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPlan:
     """Check everything that can be without a model; opens the judge.
 
     Raises:
@@ -65,7 +65,7 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     """
     root = Path(artifact)
     record = manifest.read(root)
-    makers = Makers(root, record, options.model, options.saes, options.device, options.provider)
+    pictures_by = PictureBackends(root, record, options.model, options.saes, options.device, options.provider)
     _check_prompts(options)
     stages = _stages(record.concepts, options)
     chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [_default(root, record)])
@@ -73,7 +73,7 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
         chosen.insert(0, UNEDITED)
     elif UNEDITED in chosen:
         chosen.insert(0, chosen.pop(chosen.index(UNEDITED)))
-    makers.check([*chosen, *([HOOK] if stages else [])])
+    pictures_by.check([*chosen, *([HOOK] if stages else [])])
     if options.model is not None and not stages and not {UNEDITED, HOOK} & set(chosen):
         raise SaeuronError("--model is for 'unedited' and 'hook', and neither is asked for; leave it out")
     if options.saes and not stages and HOOK not in chosen:
@@ -91,7 +91,7 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     if options.reference is not None:
         reference_files(options.reference)
     if options.prompts is not None:
-        return _prompts_plan(root, record, options, makers, backends, described, options.prompts, guidance)
+        return _prompts_plan(root, record, options, pictures_by, backends, described, options.prompts, guidance)
     judge = open_judge(options.judge)
     removed = {}
     for name in record.concepts:
@@ -114,7 +114,9 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> Plan:
     settings = described(
         protocol="unlearncanvas", judge=JudgeRecord(judge.name, judge.sha256, list(judge.judged)), objects=objects, styles=styles, seeds=list(options.seeds)
     )  # fmt: skip
-    return Plan(root, record, options, makers, backends, removed, judge.judged, wanted, COLUMNS, settings, judge, partial(_look, judge))
+    return EvaluationPlan(
+        root, record, options, pictures_by, backends, removed, judge.judged, wanted, COLUMNS, settings, judge, partial(_look, judge)
+    )
 
 
 def _check_prompts(options: EvaluationSettings) -> None:
@@ -141,9 +143,9 @@ def _check_prompts(options: EvaluationSettings) -> None:
 
 
 def _prompts_plan(
-    root: Path, record: Manifest, options: EvaluationSettings, makers: Makers, backends: tuple[tuple[str, tuple[str, ...]], ...],
+    root: Path, record: Manifest, options: EvaluationSettings, pictures_by: PictureBackends, backends: tuple[tuple[str, tuple[str, ...]], ...],
     described: Callable[..., SettingsRecord], prompts: Path, guidance: float,
-) -> Plan:  # fmt: skip
+) -> EvaluationPlan:  # fmt: skip
     wanted = read_prompts(prompts, options.seeds[0], guidance)
     sees: Look
     protocol: Literal["nudity", "utility"] = "utility"
@@ -163,10 +165,10 @@ def _prompts_plan(
     if options.nudenet and options.threshold is None:
         options = replace(options, threshold=nudity.THRESHOLD)
     settings = described(protocol=protocol, judge=judge, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
-    return Plan(root, record, options, makers, backends, {}, (), wanted, columns, settings, None, sees)
+    return EvaluationPlan(root, record, options, pictures_by, backends, {}, (), wanted, columns, settings, None, sees)
 
 
-def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
     return [{"clip_score": "", "tokens_cut": ""} for _ in files]
 
 
@@ -190,6 +192,6 @@ def _subset(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[str]
     return [name for name in known if not wanted or name in wanted]
 
 
-def _look(judge: Judge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+def _look(judge: Judge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
     jobs = [(w.fields["object"], w.fields["style"] or None, w.seed) for w in wanted]
     return [{"seen_object": p.seen_object, "seen_style": p.seen_style or ""} for p in look(judge, jobs, opened(files))]

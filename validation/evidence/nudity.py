@@ -14,7 +14,7 @@ from ...editor.common.files import file_sha256
 from . import prompt_file
 from .intervals import Rate
 from .results import Figures
-from .verdicts import Row, Wanted
+from .verdicts import VerdictRow, Wanted
 
 NUDE = (
     "ANUS_EXPOSED", "BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED",
@@ -46,7 +46,7 @@ class NudeNet:
         # The file that the detector opens by default.
         self.sha256 = file_sha256(Path(nudenet.__file__).with_name(_NETWORK))
 
-    def look(self, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[Row]:
+    def look(self, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
         """Class → scores of its detections, as JSON."""
         rows = []
         for file in files:
@@ -57,7 +57,7 @@ class NudeNet:
         return rows
 
 
-def figures(rows: Iterable[Row], threshold: float) -> Figures:
+def figures(rows: Iterable[VerdictRow], threshold: float) -> Figures:
     """Detections of at least `threshold` by class, and the share of pictures with one of `NUDE`."""
     counts: Counter[str] = Counter()
     nude = pictures = 0

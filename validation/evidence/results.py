@@ -8,7 +8,7 @@ from msgspec import field
 
 from ...editor.common.typed import Number, Record, Whole
 from .intervals import Mean, Rate
-from .makers import UNEDITED
+from .picture_backends import UNEDITED
 from .unlearning import Rates
 
 FORMAT = "saeuron-evaluation-1"

@@ -17,11 +17,11 @@ from ...editor.common.files import file_sha256, read_json
 from ...editor.common.process import Process
 from ...editor.common.typed import plain, read_as, strict_json
 from ...editor.common.writing import scratch, whole_file
-from .makers import Draw
+from .picture_backends import Draw
 from .results import FORMAT, Begun, Evaluation, SettingsRecord
 
 RESULT, VERDICTS, PICTURES = "evaluation.json", "verdicts.csv", "pictures"
-Row = dict[str, str]
+VerdictRow = dict[str, str]
 _ALONE = Process()
 
 
@@ -34,11 +34,11 @@ class Wanted:
     prompt: str
     seed: int
     guidance: float
-    fields: Row = field(default_factory=dict)
+    fields: VerdictRow = field(default_factory=dict)
     """further columns"""
 
 
-Look = Callable[[Sequence[Path], Sequence[Wanted]], list[Row]]
+Look = Callable[[Sequence[Path], Sequence[Wanted]], list[VerdictRow]]
 """files of pictures → columns of what is seen on each"""
 
 
@@ -81,7 +81,7 @@ def _lists(folder: Path) -> list[Path]:
     return [p for p in (folder / VERDICTS, *sorted(folder.glob("verdicts.part-*.csv"))) if p.is_file()]
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[Row]:
+def _read(path: Path, columns: Sequence[str]) -> list[VerdictRow]:
     """Whole rows; what a kill left of a last one is none."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -119,7 +119,7 @@ class Store:
         """Put evaluation.json there, whole."""
         _replace(self.folder / RESULT, strict_json(result) + "\n")
 
-    def have(self, backend: str, wanted: Wanted) -> Row | None:
+    def have(self, backend: str, wanted: Wanted) -> VerdictRow | None:
         """The row of a picture that is there as it was made."""
         row = self.rows.get((backend, self._file(backend, wanted)))
         if row is None or row["prompt"] != wanted.prompt or row["seed"] != str(wanted.seed):
@@ -130,13 +130,13 @@ class Store:
     def make(
         self, backend: str, wanted: Sequence[Wanted], open_maker: Callable[[], Any], look: Look, steps: int, batch_size: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> tuple[list[Row], int, float]:  # fmt: skip
+    ) -> tuple[list[VerdictRow], int, float]:  # fmt: skip
         """Make and look at what isn't there yet.
 
         Args:
             backend: whose pictures.
             wanted: all of them.
-            open_maker: a context that gives a `makers.Draw`; not opened where nothing is to be made.
+            open_maker: a context that gives a `picture_backends.Draw`; not opened where nothing is to be made.
             look: sees what is on them.
             steps: denoising steps.
             batch_size: pictures at a time.
@@ -203,7 +203,7 @@ class Store:
     def _file(self, backend: str, wanted: Wanted) -> str:
         return f"{PICTURES}/{plain_name(backend)}/{wanted.name}.png"
 
-    def _text(self, rows: Iterable[Row], header: bool) -> str:
+    def _text(self, rows: Iterable[VerdictRow], header: bool) -> str:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         if header:
@@ -211,7 +211,7 @@ class Store:
         writer.writerows(rows)
         return text.getvalue()
 
-    def _write(self, path: Path, rows: Iterable[Row]) -> None:
+    def _write(self, path: Path, rows: Iterable[VerdictRow]) -> None:
         _replace(path, self._text(rows, header=True))
 
 

@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 
 from ...editor.common.errors import SaeuronError
-from ..attack.results import Row, Seeds
+from ..attack.results import AttackRow, Seeds
 from ..attack.settings import ATTACKS, LEARNED
-from ..evidence.makers import HOOK, UNEDITED, stage
+from ..evidence.picture_backends import HOOK, UNEDITED, stage
 from ..evidence.results import Evaluation
 
 _FIGURES_OF = {
@@ -53,7 +53,7 @@ def check_backends(path: Path, content: Evaluation, concepts: Sequence[str]) -> 
             raise SaeuronError(f"'{path}': {name} removes all concepts, so it keeps none, but it has the figures of a stage")
 
 
-def check_rows(path: Path, concept: str, rows: Sequence[Row], seeds: Seeds) -> None:
+def check_rows(path: Path, concept: str, rows: Sequence[AttackRow], seeds: Seeds) -> None:
     """Raise `SaeuronError` unless an attack's rows are those that an attack has, each on all its prompts and seeds, with the counts that follow.
 
     Args:
@@ -76,7 +76,7 @@ def check_rows(path: Path, concept: str, rows: Sequence[Row], seeds: Seeds) -> N
             raise SaeuronError(f"'{path}': {name} on {concept} doesn't list one picture for each of its prompts and seeds")
         if min(row.budget.values()) < 0:
             raise SaeuronError(f"'{path}': the budget of {name} on {concept} is no count")
-        right = Row.of(name, row.each, budget={}, prompts=[])
+        right = AttackRow.of(name, row.each, budget={}, prompts=[])
         for key in ("trials", "successes", "hits"):
             said, value = getattr(row, key), getattr(right, key)
             if said != value:

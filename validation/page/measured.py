@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..evidence.makers import UNEDITED
 from ..evidence.nudity import NUDE
+from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Backend
 from ..evidence.unlearning import FIGURES
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell

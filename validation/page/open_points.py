@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 
 from ..artifact.manifest import Manifest
 from ..attack.attack import ATTACKS
-from ..evidence.makers import UNEDITED
+from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Evaluation
 from ..evidence.unlearning import FIGURES
 from ..proof.results import Proof

@@ -18,7 +18,7 @@ from ..evidence.counting import PLAIN, Counting
 from ..evidence.judges import NOT_JUDGED
 from ..evidence.results import Backend, Comparison, Evaluation
 from ..evidence.unlearning import DOMAINS
-from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, Row
+from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, VerdictRow
 
 
 def recount(folder: Path, content: Evaluation) -> list[str]:
@@ -66,7 +66,7 @@ def recount(folder: Path, content: Evaluation) -> list[str]:
     return unsure
 
 
-def _compare(folder: Path, said: Sequence[Comparison], rows: Mapping[str, Sequence[Row]]) -> None:
+def _compare(folder: Path, said: Sequence[Comparison], rows: Mapping[str, Sequence[VerdictRow]]) -> None:
     """Raise unless the comparison on record is the one of the pictures."""
     try:
         found = compare(rows, partial(pixels_of, folder))
@@ -83,7 +83,7 @@ def _compare(folder: Path, said: Sequence[Comparison], rows: Mapping[str, Sequen
             )
 
 
-def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], left_out: Sequence[str]) -> dict[str, list[Row]]:
+def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], left_out: Sequence[str]) -> dict[str, list[VerdictRow]]:
     """Rows of the backends, each backend's in the order of its pictures' names."""
     try:
         listed = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
@@ -105,7 +105,7 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], l
     return rows
 
 
-def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Row]]) -> None:
+def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]]) -> None:
     """Raise unless every backend has a picture of all that was asked for, and no other: who leaves pictures out chooses the figures."""
     asked = {name: sorted(_asked(row) for row in made) for name, made in rows.items()}
     if not asked:
@@ -125,7 +125,7 @@ def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Ro
         )
 
 
-def _check_judged(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Row]]) -> None:
+def _check_judged(path: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]]) -> None:
     """Raise unless the domains that the judge is said to look at are those that it saw something of."""
     if content.settings.protocol != "unlearncanvas":
         return
@@ -137,7 +137,7 @@ def _check_judged(path: Path, content: Evaluation, rows: Mapping[str, Sequence[R
         )
 
 
-def _asked(row: Row) -> tuple[str, ...]:
+def _asked(row: VerdictRow) -> tuple[str, ...]:
     if "object" in row:
         return row["object"], row["style"], row["seed"]
     return row["number"], row["guidance"], row["seed"], row["prompt"]
@@ -157,7 +157,7 @@ def _differs(ours: Any, theirs: Any, name: str = "") -> str:
     return "" if ours == theirs else name
 
 
-def _pictures(folder: Path, rows: Sequence[Row]) -> list[str]:
+def _pictures(folder: Path, rows: Sequence[VerdictRow]) -> list[str]:
     gone, root = 0, folder.resolve()
     for row in rows:
         name = row["file"]

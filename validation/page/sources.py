@@ -14,7 +14,7 @@ from ..artifact import manifest
 from ..artifact.golden import Shown
 from ..artifact.manifest import Manifest
 from ..attack.results import FORMAT as ATTACK
-from ..attack.results import AttackReport, Row, Seeds
+from ..attack.results import AttackReport, AttackRow, Seeds
 from ..evidence.results import FORMAT as EVALUATION
 from ..evidence.results import Begun, Evaluation, SettingsRecord
 from ..evidence.verdicts import RESULT
@@ -47,7 +47,7 @@ class Attack(NamedTuple):
     same_export: bool
 
     @property
-    def rows(self) -> list[tuple[str, Row]]:
+    def rows(self) -> list[tuple[str, AttackRow]]:
         """Concept and row."""
         return [(concept, row) for concept, entry in self.content.concepts.items() for row in entry.rows]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..evidence.makers import HOOK, UNEDITED
+from ..evidence.picture_backends import HOOK, UNEDITED
 from ..evidence.results import Evaluation
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share

@@ -37,7 +37,7 @@ def stage(concepts: Sequence[str]) -> str:
     return f"{HOOK}[{'+'.join(concepts)}]"
 
 
-class Makers:
+class PictureBackends:
     """Opens backends one at a time.
 
     Args:
