@@ -47,7 +47,11 @@ def refuse_cut_zip(path: Path) -> bool:
     """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
-    if zipped and not zipfile.is_zipfile(path):
+    try:
+        whole = not zipped or zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an end that speaks of several disks
+        whole = False
+    if not whole:
         raise SaeuronError(f"{path} is truncated or damaged (a zip archive without its end); download or write it again")
     return zipped
 

@@ -112,7 +112,7 @@ def test_several_hookpoints_and_a_settings_file(tiny, tmp_path):
     )  # fmt: skip
     assert result.report.passed, result.report.failures
     assert set(result.manifest.edit.hookpoints) == {HOOKPOINT, other}
-    assert {w["name"]: w["select"] for w in result.manifest.settings} == {"A": "count:20", "X": "count:30"}
+    assert {w.name: w.select for w in result.manifest.settings} == {"A": "count:20", "X": "count:30"}
 
 
 def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):

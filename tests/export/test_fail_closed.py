@@ -26,6 +26,8 @@ from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.artifact import export_artifact
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = Path(__file__).parents[1] / "clients"
 sys.path.insert(0, str(CLIENTS))
 try:

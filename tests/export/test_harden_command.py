@@ -42,7 +42,7 @@ def test_refusals(tmp_path):
     refused("no output folder", "harden", "--concepts", "Neon")
     refused("did you mean", "harden", "--concepts", "Neo", *there)
     refused("above 1", "harden", "--concepts", "Neon", "--widen", "1,2", *there)
-    refused("--multiplier is 1; it must be -3e+38 to 0", "harden", "--concepts", "Neon", "--multiplier", "1", *there)
+    refused("--multiplier is 1; it must be at most 0", "harden", "--concepts", "Neon", "--multiplier", "1", *there)
     refused("did you mean", "harden", "--concepts", "Neon", "--attack", "embeding", *there)
     refused("used twice", "harden", "--concepts", "Neon", "--trial-seeds", "42", *there)
     refused("both learned from and counted", "harden", "--concepts", "Neon", "--report-seeds", "42", *there)

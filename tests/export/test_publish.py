@@ -11,7 +11,7 @@ import pytest
 from tests import made_up
 from tests.conftest import refused, run
 from tests.export.hub_server import serving
-from tests.export.test_artifact import contents, settings
+from tests.export.test_artifact import settings
 from tests.made_up import as_manifest, said
 from tests.validation.test_signature import keys  # noqa: F401 - a fixture
 from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 - fixtures
@@ -20,7 +20,7 @@ from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
 from saeuron.export.ship import licence, publishing
 from saeuron.export.ship.card import model_card
-from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.trust.verify import GOLDEN, verify
 
 pytestmark = pytest.mark.slow

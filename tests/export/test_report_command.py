@@ -75,8 +75,7 @@ def test_into_the_artifact(tmp_path):
     assert verified(root) == record and (root / "validation" / "report.html").read_text() == page
     run("report", root, "--into-artifact", "--overwrite")
     assert (
-        not [name for name in verified(root)["files"] if "feature-" in name]
-        and "No evaluation was given" in (root / "README.md").read_text()
+        not [name for name in verified(root).files if "feature-" in name] and "No evaluation was given" in (root / "README.md").read_text()
     )
     # Engines that are added later write the card anew, with the report that lies there.
     assert "No evaluation was given" in model_card(record, evidence_in(root, verified(root))) and not list(root.glob(".saeuron*"))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import read_header
+from saeuron.editor.common.typed import plain
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import capture, generate
 from saeuron.editor.edit.edit import Edit
@@ -106,8 +107,10 @@ def test_an_edit_of_concepts_is_exported_from_its_file(exporting, tiny, tmp_path
     second = json.loads(
         run(*exporting, "--edit", tmp_path / "one" / "edit" / "edit.safetensors", "--output", tmp_path / "two", "--json").stdout
     )
-    assert second["proven"] and second["manifest"]["edit"] == first.manifest.edit
-    assert second["manifest"]["settings"] == first.manifest.settings and second["manifest"]["activations"] == first.manifest.activations
+    assert second["proven"] and second["manifest"]["edit"] == plain(first.manifest.edit)
+    assert second["manifest"]["settings"] == plain(first.manifest.settings) and second["manifest"]["activations"] == plain(
+        first.manifest.activations
+    )
     # One that was made without any record is exported all the same.
     bare = Edit.load(tmp_path / "one" / "edit" / "edit.safetensors")
     bare.provenance = Provenance()

@@ -90,6 +90,7 @@ def test_generate_without_torch(root, tmp_path):
     assert "checking files" in stderr and "picture 1 of 1: step 4 of 4" in stderr
 
 
+@pytest.mark.slow
 def test_validate_without_torch(root, tmp_path):
     code, stdout, stderr = bare("validate", root, "--backend", "onnx", "--json")
     assert code == 0, stderr

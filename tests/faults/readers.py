@@ -359,8 +359,8 @@ def _edit_file(folder: Path) -> None:
     header = read_edit_header(folder / "e.safetensors")
     assert isinstance(header.concepts, list)
     for name in header.latents:
-        header.sae(name), header.sae_sha256(name)
-    header.model, header.prompts, header.sampling("steps")
+        header.sae(name)
+    _ = header.model
     edit = Edit.load(folder / "e.safetensors")
     edit.sha256(), edit.neutral(), edit.only(edit.concepts[:1]), edit.shared(edit.concepts[:1])
     for part in edit.hookpoints.values():
@@ -372,7 +372,7 @@ def _golden_file(folder: Path) -> None:
     from saeuron.validation.artifact.golden import Golden, read_pictures
 
     for shown in read_pictures(folder / "g.safetensors"):
-        assert len(shown.prompts) == len(shown.hook)
+        assert len(shown.prompts) == len(shown.hook_pictures)
     Golden.load(folder / "g.safetensors")
 
 

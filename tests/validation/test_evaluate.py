@@ -313,6 +313,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(root, tmp_path):
     options = ["evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3"]
     killed = ["-c", _KILLED, *map(str, options), "-o", str(tmp_path / "a")]
@@ -368,6 +369,7 @@ def test_stages_remove_one_after_the_other(root, done, tmp_path):
     assert "hook[House+Neon]" in shown and "CRA on target" in shown
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_pictures(root, tmp_path):
     ended = by_two_processes(
         "evaluate", root, "--backend", "onnx", *QUICK, "--no-before", "--batch-size", "3", "--json", "-o", tmp_path / "two"
@@ -379,6 +381,7 @@ def test_two_processes_share_the_pictures(root, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_judges_by_graphs_see_the_same_without_torch(root, done, tmp_path):
     judge = demo_as_onnx(tmp_path / "judge")
     code = """

@@ -258,6 +258,7 @@ def test_a_graph_that_goes_around_its_edit(copy, kept):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threshold", "jumprelu", "drop"])
 def test_every_kind_of_edit_is_proven_and_verifies(tiny, tmp_path, kind):
     """Where the encoder's chosen rows alone are baked, a graph has no table of feature numbers."""
