@@ -67,22 +67,29 @@ def plain_text(path: Path, encoding: str = "utf-8") -> str:
     return path.read_text(encoding=encoding)
 
 
+@contextlib.contextmanager
+def _opening(named: str) -> Iterator[None]:
+    """A file that can't be opened, as one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SaeuronError(f"{named} does not exist") from None
+    except OSError as error:
+        raise SaeuronError(f"{named} can't be read: {error.strerror or first_line(error)}") from None
+
+
 def read_toml(path: Path, what: str, hint: str = "") -> dict[str, Any]:
     """The content of a TOML file; `what` it is, e.g. `settings file`; `hint` ends the line where it is no TOML.
 
     Raises:
         SaeuronError: missing, not to be read, or not TOML.
     """
-    try:
-        return tomllib.loads(plain_text(path))
-    except SaeuronError:
-        raise
-    except FileNotFoundError:
-        raise SaeuronError(f"{what} '{path}' does not exist") from None
-    except OSError as error:
-        raise SaeuronError(f"{what} '{path}' can't be read: {error.strerror or first_line(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise SaeuronError(f"{what} '{path}' can't be read as TOML: {error}{hint}") from None
+    named = f"{what} '{path}'"
+    with _opening(named):
+        try:
+            return tomllib.loads(plain_text(path))
+        except (ValueError, RecursionError) as error:
+            raise SaeuronError(f"{named} can't be read as TOML: {error}{hint}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,17 +98,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         SaeuronError: missing, larger than 16 MiB, not JSON, or not an object.
     """
-    try:
+    with _opening(str(path)):
         if path.stat().st_size > _JSON_LIMIT:
             raise SaeuronError(f"{path} is larger than {_JSON_LIMIT >> 20} MiB; that is no settings file")
         refuse_pointer(path)
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SaeuronError(f"{path} does not exist") from None
-    except SaeuronError:
-        raise
-    except OSError as error:
-        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
+        content = path.read_bytes()
+    try:
+        value = parse_json(content.decode())
     except ValueError as error:
         raise SaeuronError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -143,25 +146,20 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     """Metadata and `{name: (dtype, shape)}` of a safetensors file, without reading tensors."""
     from safetensors import SafetensorError, safe_open
 
-    try:
+    with _opening(str(path)):
         refuse_pointer(path)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
         if _JSON_LIMIT < size <= path.stat().st_size:
             raise SaeuronError(f"{path}: its header is larger than {_JSON_LIMIT >> 20} MiB")
+    try:
         with safe_open(path, "np") as handle:
             shapes = {}
             for name in handle.keys():  # noqa: SIM118 - not a dict
                 piece = handle.get_slice(name)
                 shapes[name] = (str(piece.get_dtype()), tuple(piece.get_shape()))
             return handle.metadata() or {}, shapes
-    except FileNotFoundError:
-        raise SaeuronError(f"{path} does not exist") from None
-    except SaeuronError:
-        raise
-    except OSError as error:
-        raise SaeuronError(f"{path} can't be read: {error.strerror or first_line(error)}") from None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise SaeuronError(
             f"{path} is no whole safetensors file ({first_line(error)}); it may be truncated (download it again) or another kind of file"
         ) from None
