@@ -88,6 +88,8 @@ def read_toml(path: Path, what: str, hint: str = "") -> dict[str, Any]:
     with _opening(named):
         try:
             return tomllib.loads(plain_text(path))
+        except SaeuronError:
+            raise
         except (ValueError, RecursionError) as error:
             raise SaeuronError(f"{named} can't be read as TOML: {error}{hint}") from None
 
