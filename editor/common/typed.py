@@ -53,7 +53,16 @@ def read_as(kind: type[T], value: Any, where: str | Path, strict: bool = True, t
         missing = re.fullmatch(r"Object missing required field `(.*)`", said)
         if missing:
             raise SaeuronError(f"{where}: '{f'{field}.{missing[1]}'.lstrip('.')}' is missing") from None
-        raise SaeuronError(f"{where}: '{field or 'it'}' can't be read: {said[:1].lower()}{said[1:]}") from None
+        for form, words in _WORDS:
+            said = re.sub(form, words, said)
+        raise SaeuronError(f"{where}: '{field}' {said}" if field else f"{where} {said}") from None
+
+
+_WORDS = (
+    (r"^Expected (.*), got (.*)", r"must be \1, not \2"), (r"^Expected ", "must be "), (r"^Invalid enum value (.*)", r"is \1, which is none of its values"),
+    (r"^Object contains unknown field (.*)", r"holds an unknown field '\1'"), (r"^(?!must |is |holds )", "can't be read: "), ("`", ""),
+)  # fmt: skip
+"""msgspec's sentences → ours"""
 
 
 def plain(value: Any) -> Any:

@@ -46,8 +46,8 @@ def test_a_second_target_leaves_the_first(root):
     add_engines(root, SETTINGS, [A])
     before = whole(root)
     after, names = add_engines(root, SETTINGS, [B])
-    assert names == ["rtx-sm86"] and whole(root) == after and set(after["engines"]) == {"rtx-sm80", "rtx-sm86"}
-    assert after["engines"]["rtx-sm80"] == before["engines"]["rtx-sm80"] and after["engines"]["rtx-sm86"]["built"]
+    assert names == ["rtx-sm86"] and whole(root) == after and set(after.engines) == {"rtx-sm80", "rtx-sm86"}
+    assert after.engines["rtx-sm80"] == before.engines["rtx-sm80"] and after.engines["rtx-sm86"].built
 
 
 def test_one_build_at_a_time(root):
@@ -114,7 +114,7 @@ def test_what_is_damaged_can_be_replaced(root, spoil):
     with pytest.raises(SaeuronError, match="--overwrite replaces them"):
         add_engines(root, SETTINGS, [A])
     add_engines(root, SETTINGS, [A], overwrite=True)
-    assert set(whole(root)["engines"]) == {"rtx-sm80"}
+    assert set(whole(root).engines) == {"rtx-sm80"}
 
 
 def test_a_link_of_a_cache_is_replaced_not_written_through(root, tmp_path):
@@ -127,7 +127,7 @@ def test_a_link_of_a_cache_is_replaced_not_written_through(root, tmp_path):
         (root / name).symlink_to(blobs / name)
     before = {p.name: p.read_bytes() for p in blobs.iterdir()}
     add_engines(root, SETTINGS, [A])
-    assert {p.name: p.read_bytes() for p in blobs.iterdir()} == before and "trt-rtx" in whole(root)["formats"]
+    assert {p.name: p.read_bytes() for p in blobs.iterdir()} == before and "trt-rtx" in whole(root).formats
 
 
 def test_sizes_are_refused_before_an_export_begins(tiny, tmp_path, monkeypatch):
@@ -161,10 +161,10 @@ def test_no_picture_is_put_into_an_artifact(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": None}, "'sampling' is None"), ({"gate": "wide"}, "'gate' is 'wide'"), ({"precision": "int8"}, "'precision' is 'int8'"),
-        ({"files": {"a": {}}}, "'files.a.sha256' is missing"), ({"files": {"a": 3}}, "'files.a' is 3"), ({"onnx": "-"}, "'onnx' is missing"),
-        ({"edit": "-"}, "'edit' is missing"), ({"engines": []}, "'engines' is []"), ({"engines": {"rtx": {}}}, "'engines.rtx.backend' is missing"),
-        ({"formats": [{}]}, "'formats[0]' is {}"),
+        ({"sampling": None}, "'sampling' must be object, not null"), ({"gate": "wide"}, "'gate' is 'wide', which is none of its values"), ({"precision": "int8"}, "'precision' is 'int8'"),
+        ({"files": {"a": {}}}, "'files.*.sha256' is missing"), ({"files": {"a": 3}}, "'files.*' must be object, not int"), ({"onnx": "-"}, "'onnx' is missing"),
+        ({"edit": "-"}, "'edit' is missing"), ({"engines": []}, "'engines' must be object, not array"), ({"engines": {"rtx": {}}}, "'engines.*.backend' is missing"),
+        ({"formats": [{}]}, "'formats[0]' must be str, not object"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_lacks_something_is_one_line(root, change, message):

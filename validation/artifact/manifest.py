@@ -240,7 +240,8 @@ def encode(manifest: Manifest) -> bytes:
     # As a reader will find it: a whole number in place of a float is one here, too.
     content = plain(read_as(Manifest, plain(manifest), NAME)) | {OWN_HASH: ""}
     del content[OWN_HASH]
-    return (strict_json({**content, OWN_HASH: hashlib.sha256(strict_json(content).encode()).hexdigest()}) + "\n").encode()
+    manifest.manifest_sha256 = hashlib.sha256(strict_json(content).encode()).hexdigest()
+    return (strict_json({**content, OWN_HASH: manifest.manifest_sha256}) + "\n").encode()
 
 
 def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> Manifest:
