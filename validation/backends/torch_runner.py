@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +30,12 @@ class TorchRunner:
     skips: Mapping[str, str] = {}
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
-        self.pipeline, self.name = pipeline, name
+        self._pipeline, self.name = pipeline, name
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline."""
+        return self._pipeline
 
     def denoise(self, inputs: Inputs) -> np.ndarray:
         import torch
@@ -126,15 +130,18 @@ class CheckpointRunner(TorchRunner):
     """
 
     def __init__(self, root: Path, device: str = "cpu") -> None:
-        self.root, self.device, self.name = root, device, "checkpoint"
+        super().__init__(None)
+        self._root, self._device = root, device
 
-    @functools.cached_property
-    def pipeline(self) -> Any:  # type: ignore[override]
-        """See `load`."""
-        return load(self.root, device=self.device, check_files=False)
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline, opened at first use; see `load`."""
+        if self._pipeline is None:
+            self._pipeline = load(self._root, device=self._device, check_files=False)
+        return self._pipeline
 
     def close(self) -> None:
-        self.__dict__.pop("pipeline", None)
+        self._pipeline = None
         gc.collect()
 
 
