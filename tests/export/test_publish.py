@@ -21,6 +21,7 @@ from saeuron.editor.common.files import file_sha256
 from saeuron.export.ship import licence, publishing
 from saeuron.export.ship.card import model_card
 from saeuron.validation.artifact import contents, manifest
+from saeuron.validation.artifact.manifest import Licence
 from saeuron.validation.trust.verify import GOLDEN, verify
 
 pytestmark = pytest.mark.slow
@@ -354,7 +355,7 @@ def test_what_is_not_published(whole, tmp_path, tiny, keys):  # noqa: F811
 def test_licences(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: my-terms\nlicense_link: https://x\n---\nhello")
     found = licence.of_model(tmp_path)
-    assert found == {"id": "other", "name": "my-terms", "link": "https://x", "source": "the base model's card"}
+    assert found == Licence(id="other", name="my-terms", link="https://x", source="the base model's card")
     assert licence.settle(found, None, "m", True) == found
     for text in (
         "no head",
@@ -368,10 +369,10 @@ def test_licences(tmp_path):
         (tmp_path / "README.md").write_text(text)
         assert licence.of_model(tmp_path) is None, text
     (tmp_path / "README.md").write_text("---\nlicense: [mit]\n---\n")
-    assert licence.of_model(tmp_path)["id"] == "mit"
+    assert licence.of_model(tmp_path).id == "mit"
     (tmp_path / "README.md").write_text("---\nlicense: [MIT, apache-2.0]\n---\n")
     both = licence.of_model(tmp_path)
-    assert licence.settle(both, None, "m", True)["id"] == "mit, apache-2.0"
+    assert licence.settle(both, None, "m", True).id == "mit, apache-2.0"
     with pytest.raises(SaeuronError, match="licence conflict"):
         licence.settle(both, "mit", "m", False)
 
