@@ -69,15 +69,15 @@ def test_build_adds_engines_to_an_artifact_and_leaves_the_rest_as_it_was(graphs)
     contents.check(graphs, record)
     assert record.formats == ["checkpoint", "onnx", "trt-rtx"]
     entry = record.engines["rtx-sm86-sm89"]
-    assert entry["status"] == engines.NOT_RUN and entry["sms"] == ["sm86", "sm89"] and entry["precision"] == "fp32"
+    assert entry.status == engines.NOT_RUN and entry.sms == ["sm86", "sm89"] and entry.precision == "fp32"
     assert list(entry.components) == ["text_encoder", "vae_decoder", "unet"]
     for name, part in entry.components.items():
         file = f"tensorrt/rtx-sm86-sm89/{name}.engine"
         assert record.files[file].bytes == part.bytes > 10_000 and set(part.types.get("convolution", {"FLOAT": 1})) == {"FLOAT"}
-        assert part["onnx"] == {f: before["files"][f]["sha256"] for f in part["onnx"]} and part["onnx"]
+        assert part.onnx == {f: before.files[f].sha256 for f in part.onnx} and part.onnx
     assert entry.components["unet"].shapes["sample"] == [[2, 8, 8, 8]] * 3, "one picture, doubled by guidance"
     same = {n: e for n, e in record.files.items() if not n.startswith("tensorrt/") and n != "README.md"}
-    assert same == {n: e for n, e in before["files"].items() if n != "README.md"}
+    assert same == {n: e for n, e in before.files.items() if n != "README.md"}
     assert "TensorRT engines lie in" in (graphs / "README.md").read_text()
     refused("--overwrite replaces them", "build", graphs, "--target", "rtx:sm86,sm89")
 
