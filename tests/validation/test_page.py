@@ -224,13 +224,13 @@ def test_files_of_others_are_refused(tmp_path):
     refused("another artifact", edit_sha256="f" * 64)
     refused("'judge'", judge="demo")
     refused("format", format="x")
-    refused("'concepts.Neon' is", concepts={"Neon": 3})
+    refused(r"'concepts.\*' must be object", concepts={"Neon": 3})
     row, plain = made_up.attack_row("seeds", 8, 8), [made_up.attack_row("unedited", 8, 8), made_up.attack_row("edited", 0, 8)]
 
     def of(**changes: Any) -> dict[str, Any]:
         return {"Neon": {"domain": "style", "rows": [*plain, {**row, **changes}]}}
 
-    refused("successes of seeds on Neon is 9, but its pictures give 8", concepts=of(successes=9))
+    refused("9 hits of 8 trials", concepts=of(successes=9))
     refused("8 of 8 has the low 0.67", concepts=of(low=1.0))
     refused("8 of 8 has the rate 1.0, not 0.1", concepts=of(rate=0.1))
     refused("successes of seeds on Neon is 8, but its pictures give 7", concepts=of(each=made_up.attack_row("seeds", 7, 8)["each"]))
@@ -240,7 +240,7 @@ def test_files_of_others_are_refused(tmp_path):
     refused(one_each, concepts=of(**made_up.attack_row("seeds", 0, 4) | {"prompts": row["prompts"]}))
     refused(one_each, concepts=of(budget={"pictures": 1000}))
     refused("is no count", concepts=of(budget={"pictures": 8, "forwards": -1}))
-    refused("'concepts.Neon.rows.2..trials' is 1000", concepts=of(trials=10**400))
+    refused(r"'concepts.\*.rows.2..trials' must be", concepts=of(trials=10**400))
     # A row under another name, or beside other prompts, would say something else.
     refused("and each attack once", concepts=of(attack="Seeds"))
     refused("and each attack once", concepts=of(attack="unedited"))
