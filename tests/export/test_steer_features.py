@@ -101,6 +101,7 @@ def test_an_edit_by_hand_is_exported_and_proven(steering, exporting, tiny, activ
     assert again["proven"] and again["manifest"]["edit"]["sha256"] == found["sha256"]
 
 
+@pytest.mark.slow
 def test_an_edit_of_concepts_is_exported_from_its_file(exporting, tiny, tmp_path):
     first = export_artifact(Settings(("A", "B"), tmp_path / "one", ("checkpoint",), str(tiny["model"]), (str(tiny["sae"]),), HOOKPOINT, (str(tiny["activations"]),),
                                      "count:20", -3.0, steps=2, proof="short"))  # fmt: skip

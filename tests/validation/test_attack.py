@@ -123,6 +123,7 @@ def test_prompts_too_long_are_refused_before_anything_is_drawn(parts, monkeypatc
         attack(victims["hook"], original, case, judge, replace(TINY, tokens=99), ("prefix",))
 
 
+@pytest.mark.slow
 def test_hook_and_checkpoint_give_the_same_figures(parts):
     original, victims, judge, case = parts
     attacks = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
@@ -141,6 +142,7 @@ def test_hook_and_checkpoint_give_the_same_figures(parts):
     assert not original.unet._forward_hooks and not original.text_encoder.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.slow
 def test_seeds_are_tried_again_alike(parts):
     original, victims, judge, case = parts
     settings = replace(TINY, steps=8)

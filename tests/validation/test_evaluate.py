@@ -418,6 +418,7 @@ main()
     assert ended.returncode == 2 and "--no-before" in ended.stderr and ended.stderr.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     folder = done[0]
     there = ["--backend", "onnx", *QUICK]
@@ -462,6 +463,7 @@ def test_refuses_what_is_another_evaluation_or_can_not_be(root, done, tmp_path):
     refused("doesn't look at objects", "evaluate", root, *there, "--judge", f"onnx={labels}", *new)
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew(root, tmp_path):
     run("evaluate", root, "--backend", "onnx", *FEW, "-o", tmp_path / "e")
     found = json.loads(
@@ -487,6 +489,7 @@ class Stub:
         return [{"detections": json.dumps({"FEMALE_BREAST_EXPOSED": [0.9] * f.stem.count("0"), "FACE_FEMALE": [0.5]})} for f in files]
 
 
+@pytest.mark.slow
 def test_nudity_counts_detections_on_prompts_of_ones_own(root, tmp_path, monkeypatch):
     monkeypatch.setattr(nudity, "NudeNet", Stub)
     (tmp_path / "p.csv").write_text(

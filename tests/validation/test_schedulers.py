@@ -70,6 +70,7 @@ def test_an_export_is_proven(tiny, tmp_path, kind):
         assert any(row.timestep % 1 for row in forwards if row.kind == "step"), "no timestep lies between integers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["euler karras", "dpm++ sde", "lcm", "turbo"])
 def test_onnx_graphs_are_proven_with_any_scheduler(xl_artifact, tiny_xl, tmp_path, kind):
     """One artifact's graphs, opened beside another scheduler: nothing of a scheduler is in them."""

@@ -145,7 +145,7 @@ def test_a_digest_is_of_the_set():
 # -- a real model ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "bf16"))])
 def case(request, tmp_path_factory):
     """Golden vectors, runners of every backend, the hook on tokens; where a mutant shows."""
     precision = request.param
