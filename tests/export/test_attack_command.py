@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
 from tests.conftest import refused, run
 from tests.made_up import rewrite
 
@@ -17,6 +18,7 @@ QUICK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_report(demo_artifact, tmp_path):
     root, report = demo_artifact.path, tmp_path / "attack.json"
     result = run("attack", root, "--concepts", "Neon", *QUICK, "-o", report)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.conftest import refused
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "saeuron"]
 
 

@@ -79,6 +79,7 @@ def exporting(tiny):
     return ["export", "--model", tiny["model"], "--sae", tiny["sae"], "--format", "checkpoint", "--proof", "short"]
 
 
+@pytest.mark.slow
 def test_an_edit_by_hand_is_exported_and_proven(steering, exporting, tiny, active, tmp_path):
     often, some, _ = active
     found = json.loads(run("steer", "--feature", f"{often}=-5", "--feature", f"{HOOKPOINT}:{some}=0", *steering, "--preview", PROMPTS[0],

@@ -25,6 +25,7 @@ def pictures():
     return list(generate(load_pipeline("demo"), texts, [1, 2, 3], 6, 3.0))
 
 
+@pytest.mark.slow
 def test_sees_what_the_demo_judge_sees(folder, pictures):
     judge, demo = open_judge(f"onnx={folder}"), DemoJudge()
     assert judge.classify(pictures) == demo.classify(pictures)
