@@ -13,6 +13,8 @@ from tests.conftest import guard
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline, open_folder
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors",
     "text_encoder_2": "model.safetensors",

@@ -24,6 +24,8 @@ from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import psnr
 
+pytestmark = pytest.mark.slow
+
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DEMO_SETTINGS = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TEXTS = ["An image of Car in Sunset style.", "An image of House."]

@@ -27,6 +27,8 @@ from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.parity import prove
 from saeuron.validation.proof.reference import _draws_noise, make_golden
 
+pytestmark = pytest.mark.slow
+
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = {
     "euler": (EulerDiscreteScheduler(**SD, timestep_spacing="linspace"), 3, 3.0),

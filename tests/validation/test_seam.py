@@ -20,6 +20,8 @@ from saeuron.validation.proof.parity import check_network, check_seam, prove
 from saeuron.validation.proof.reference import make_golden
 from saeuron.validation.proof.seam_reference import expected, on_tokens, rounding, sample
 
+pytestmark = pytest.mark.slow
+
 SEED = 0  # two hookpoints, `upstream`, unit norm: every active latent counts, and many tie in 16 bits
 
 
@@ -145,7 +147,7 @@ def test_a_digest_is_of_the_set():
 # -- a real model ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["fp32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "bf16"))])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "bf16"])
 def case(request, tmp_path_factory):
     """Golden vectors, runners of every backend, the hook on tokens; where a mutant shows."""
     precision = request.param
