@@ -334,7 +334,7 @@ def stage_engines(work: Path) -> dict[str, Any]:
     (entry,) = built.values()
     kept = ("seconds", "peak_bytes", "bytes", "shapes", "types")
     engines = {name: {key: part[key] for key in kept} for name, part in entry["components"].items()}
-    return meter.result(*names) | {"library": f"{entry['library']} {entry['version']}", "engines": engines}
+    return meter.result(*names) | {"builder": f"{entry['module']} {entry['version']}", "engines": engines}
 
 
 def stage_proof(work: Path) -> dict[str, Any]:

@@ -154,17 +154,17 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
             size = int.from_bytes(file.read(8), "little")
         if _JSON_LIMIT < size <= path.stat().st_size:
             raise SaeuronError(f"{path}: its header is larger than {_JSON_LIMIT >> 20} MiB")
-    try:
-        with safe_open(path, "np") as handle:
-            shapes = {}
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                piece = handle.get_slice(name)
-                shapes[name] = (str(piece.get_dtype()), tuple(piece.get_shape()))
-            return handle.metadata() or {}, shapes
-    except (SafetensorError, ValueError, OSError) as error:
-        raise SaeuronError(
-            f"{path} is no whole safetensors file ({first_line(error)}); it may be truncated (download it again) or another kind of file"
-        ) from None
+        try:
+            with safe_open(path, "np") as handle:
+                shapes = {}
+                for name in handle.keys():  # noqa: SIM118 - not a dict
+                    piece = handle.get_slice(name)
+                    shapes[name] = (str(piece.get_dtype()), tuple(piece.get_shape()))
+                return handle.metadata() or {}, shapes
+        except (SafetensorError, ValueError) as error:
+            raise SaeuronError(
+                f"{path} is no whole safetensors file ({first_line(error)}); it may be truncated (download it again) or another kind of file"
+            ) from None
 
 
 def open_safetensors(path: Path, expected: dict[str, tuple[int, ...]] | None = None) -> dict[str, torch.Tensor]:

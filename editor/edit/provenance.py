@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from ..common.typed import Number, Record, Whole
+
+Steps = Annotated[int, Meta(ge=1, le=1000)]
+"""of denoising; as the option's bounds"""
 
 
 class Setting(Record):
@@ -47,7 +52,7 @@ class ActivationsUsed(Record):
 class SamplingUsed(Record):
     """How pictures that show the edit are made."""
 
-    steps: Whole
+    steps: Steps
     guidance: Number
 
 

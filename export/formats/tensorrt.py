@@ -289,7 +289,7 @@ def _build_target(
         made = run_worker(job, functools.partial(_step, progress, said))
         parts[name] = {"precision": job["precision"], "onnx": _hashes(root, record, name), **made}
     built = {
-        "backend": target.backend, "library": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
+        "backend": target.backend, "module": module_name(target.backend), "version": tensorrt_module(target.backend).__version__, "sms": list(target.sms),
         "precision": record.precision, "options": options, "components": parts, "status": engines.NOT_RUN,
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -7,7 +7,7 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.edit.edit import Suppression, make_edit
-from saeuron.editor.edit.provenance import Provenance
+from saeuron.editor.edit.provenance import Provenance, SamplingUsed
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.features.selection import scores, select
 
@@ -127,6 +127,10 @@ def test_edit_file_round_trip(tmp_path):
     edit.save(tmp_path / "edit.safetensors")
     again = Edit.load(tmp_path / "edit.safetensors")
     assert again.sha256() == edit.sha256() and again.provenance == Provenance(model="x") and again.concepts == ["A"]
+    edit.provenance = Provenance(sampling=SamplingUsed(0, 7.5))
+    edit.save(tmp_path / "no-steps.safetensors")
+    with pytest.raises(SaeuronError, match="'sampling.steps' must be int >= 1"):
+        Edit.load(tmp_path / "no-steps.safetensors")
     data = (tmp_path / "edit.safetensors").read_bytes()
     (tmp_path / "edit.safetensors").write_bytes(data[:-8])
     with pytest.raises(SaeuronError):

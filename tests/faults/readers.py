@@ -329,7 +329,7 @@ def _artifact(folder: Path) -> None:
         "saes": {HOOKPOINT: {"source": "demo", "sha256": "0", "latents": 64, "k": 4}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
         "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {HOOKPOINT: {"input": "x", "output": "y", "fires": "z"}}}, "warnings": [], "versions": {},
         "validation": {"passed": True, "scope": "full", "precision": "fp32", "seam": {"onnx": 0.001}, "forwards": {"onnx": 0.001}, "failures": []},
-        "engines": {"rtx-sm86": {"backend": "trt-rtx", "library": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
+        "engines": {"rtx-sm86": {"backend": "trt-rtx", "module": "tensorrt_rtx", "version": "1.7", "sms": ["sm86"], "precision": "fp32", "options": {"hardware_compatible": False},
                                  "components": {"unet": {"precision": "fp32", "onnx": graphs["unet"], "shapes": {"sample": [[1], [2], [3]]}, "types": {}, "bytes": 1, "seconds": 1.0, "peak_bytes": None}},
                                  "status": "built, not yet run on a GPU", "built": "2026"}},
     }))  # fmt: skip

@@ -36,7 +36,7 @@ def test_targets_are_read_and_named():
 
 ENTRY = {
     "backend": "trt-rtx",
-    "library": "tensorrt_rtx",
+    "module": "tensorrt_rtx",
     "version": "1.7.1.116",
     "sms": ["sm86", "sm89"],
     "options": {},
@@ -259,7 +259,7 @@ def test_engines_run_where_onnx_runtime_is_missing(device, monkeypatch):
     ("change", "message"),
     [
         ({"status": "run"}, "status"), ({"sms": ["sm80"]}, "on record for"), ({"precision": "fp16"}, "on record as fp16"),
-        ({"components": {}}, "needed are"), ({"library": "tensorrt"}, "built by tensorrt"),
+        ({"components": {}}, "needed are"), ({"module": "tensorrt"}, "built by tensorrt"),
     ],
 )  # fmt: skip
 def test_a_wrong_record_of_engines_is_seen_without_a_gpu(device, change, message):

@@ -110,7 +110,7 @@ def test_what_is_missing_is_said(tmp_path):
     render(content, "p")
     unrun = {"passed": None, "not_checked": "an engine hides its inner tensors", "golden_tokens": None, "own_tokens": None}
     engines = {"rtx": {
-        "backend": "trt-rtx", "library": "l", "version": "1", "sms": ["sm86"], "precision": "fp32", "options": {}, "components": {}, "status": "built, not yet run",
+        "backend": "trt-rtx", "module": "l", "version": "1", "sms": ["sm86"], "precision": "fp32", "options": {}, "components": {}, "status": "built, not yet run",
     }}  # fmt: skip
     proof = made_up.report(scope="short", onnx=made_up.backend(seam=unrun, runs=False))
     proof["not_checked"] = [{"check": "record", "reason": "torch is missing"}]

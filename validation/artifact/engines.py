@@ -160,7 +160,7 @@ def runs_on(engines: Engines, device: Gpu, version: str) -> str | None:
         version: of the TensorRT library here.
     """
     if not _compatible(engines, version):
-        return f"built with {engines.library} {engines.version}, here is {version}"
+        return f"built with {engines.module} {engines.version}, here is {version}"
     sms, portable = engines.sms, engines.options.hardware_compatible
     if engines.backend == "trt-rtx":
         fits = device.sm in sms if sms else _number(device.sm) >= 80
@@ -257,8 +257,8 @@ def check_entries(root: Path, record: Manifest) -> list[str]:
         where = f"engines of {name}"
         if Target(entry.backend, tuple(entry.sms)).folder != name:
             found.append(f"{where}: on record for {entry.backend}, {', '.join(entry.sms) or 'sm80 and later'}")
-        if entry.library != module_name(entry.backend):
-            found.append(f"{where}: on record as built by {entry.library}")
+        if entry.module != module_name(entry.backend):
+            found.append(f"{where}: on record as built by {entry.module}")
         if entry.precision != record.precision:
             found.append(f"{where}: on record as {entry.precision}, the artifact is {record.precision}")
         if entry.status != NOT_RUN:

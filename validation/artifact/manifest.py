@@ -14,7 +14,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.common.names import Gate, Precision, Residual
 from ...editor.common.typed import Number, Record, Whole, is_plain, plain, read_as, strict_json
-from ...editor.edit.provenance import ActivationsUsed, SaeUsed, Setting
+from ...editor.edit.provenance import ActivationsUsed, SaeUsed, Setting, Steps
 
 NAME = "saeuron.json"
 GOLDEN = "edit/golden.safetensors"
@@ -78,7 +78,7 @@ class EditHashes(Record):
 class SamplingRecord(Record):
     """How the proof's pictures are made."""
 
-    steps: Whole
+    steps: Steps
     guidance: Number
     height: Whole | None
     width: Whole | None
@@ -126,7 +126,8 @@ class Engines(Record):
     """Engines for one target."""
 
     backend: Literal["trt", "trt-rtx"]
-    library: str
+    module: str
+    """import name of the TensorRT that built them"""
     version: str
     sms: list[str]
     precision: Precision
@@ -238,7 +239,7 @@ def _digest(files: dict[str, File]) -> str:
 def encode(manifest: Manifest) -> bytes:
     """The bytes of `saeuron.json`; the manifest's own hash is made anew."""
     # As a reader will find it: a whole number in place of a float is one here, too.
-    content = plain(read_as(Manifest, plain(manifest), NAME)) | {OWN_HASH: ""}
+    content = plain(read_as(Manifest, plain(manifest), NAME))
     del content[OWN_HASH]
     manifest.manifest_sha256 = hashlib.sha256(strict_json(content).encode()).hexdigest()
     return (strict_json({**content, OWN_HASH: manifest.manifest_sha256}) + "\n").encode()

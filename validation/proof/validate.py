@@ -72,9 +72,13 @@ def validate(
     loop = "lean" if lacking else "diffusers"
     runners: list[Runner] = []
     for name, backend, one in chosen:
-        runner = CheckpointRunner(root, device) if backend == "checkpoint" else (
-            OnnxRunner(root, executor, loop) if backend == "onnx" else NETWORKS[backend](root, executor, one)
-        )  # fmt: skip
+        runner: Runner
+        if backend == "checkpoint":
+            runner = CheckpointRunner(root, device)
+        elif backend == "onnx":
+            runner = OnnxRunner(root, executor, loop)
+        else:
+            runner = NETWORKS[backend](root, executor, one)
         runner.skips = lean[name]
         runners.append(runner)
     not_checked += [NotChecked(backend=name, check=check, reason=reason) for name in lean for check, reason in lean[name].items()]
