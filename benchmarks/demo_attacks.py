@@ -31,7 +31,7 @@ from saeuron.validation.attack.attack import attack, cases
 from saeuron.validation.attack.settings import LEARNED, AttackSettings
 from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare
 from saeuron.validation.evidence.intervals import Rate
-from saeuron.validation.evidence.judges import open_judge
+from saeuron.validation.judges.choose import open_labels
 
 _ROWS = ("unedited", "edited", "prefix", "embedding", "straight-through", "seeds")
 
@@ -46,7 +46,7 @@ def measure(name: str, options: argparse.Namespace, settings: AttackSettings, co
     if stored.is_file():
         return json.loads(stored.read_text())
     pipeline = bare(load_pipeline("demo"))
-    judge = open_judge("demo")
+    judge = open_labels("demo")
     wall, cpu = time.monotonic(), time.process_time()
     (case,) = cases(judge, [name], [name])
     rows, _ = attack(_victim(pipeline, prepared, options.through), pipeline, case, judge, settings, options.attacks, say=console.print)

@@ -18,7 +18,6 @@ from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.features import features
 from .commands.generate import generate
-from .commands.harden import harden
 from .commands.once import OnceCommand
 from .commands.publish import publish
 from .commands.report import report as report_command
@@ -26,8 +25,8 @@ from .commands.select import select
 from .commands.sign import sign as sign_command
 from .commands.steer import steer
 from .commands.streams import prepare
-from .commands.sweep import sweep
 from .commands.train import train
+from .commands.tune import tune
 from .commands.validate import validate
 from .commands.verify import verify
 
@@ -49,7 +48,7 @@ def root(context: typer.Context, version: Version = False) -> None:
 
 
 for _name, _command in {
-    "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "harden": harden, "steer": steer, "features": features,
+    "concepts": concepts, "collect": collect, "train": train, "select": select, "tune": tune, "steer": steer, "features": features,
     "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip

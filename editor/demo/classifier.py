@@ -53,13 +53,18 @@ class DemoClassifier(nn.Module):
     @torch.no_grad()
     def classify(self, pictures: Sequence[Image.Image]) -> Verdict:
         """Name the object and the style of each picture."""
-        batch = torch.stack([_to_tensor(p) for p in pictures])
-        object_logits, style_logits = self.eval()(batch)
+        object_logits, style_logits = self.logits(pictures)
         names = [*self.styles, None]
         return Verdict(
             [self.objects[i] for i in object_logits.argmax(1)],
             [names[i] for i in style_logits.argmax(1)],
         )
+
+    @torch.no_grad()
+    def logits(self, pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """PIL pictures → logits `[pictures, objects]`, `[pictures, styles + 1]`."""
+        objects, styles = self.eval()(torch.stack([_to_tensor(p) for p in pictures]))
+        return objects, styles
 
     @torch.no_grad()
     def features_of(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

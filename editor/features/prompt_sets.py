@@ -7,6 +7,28 @@ from pathlib import Path
 
 from ..common.errors import SaeuronError, first_line
 from ..common.files import plain_text, read_toml
+from ..common.typed import Record
+
+
+class ContrastPrompts(Record):
+    """A set that a concept is compared with."""
+
+    prompts: list[str]
+    test_prompts: list[str]
+    concept: bool
+    """another concept of the domain; otherwise a contrast set: scenes without the concept"""
+
+
+class ConceptPrompts(Record):
+    """The words of a concept: what it is collected and tuned with, and what it is judged on."""
+
+    name: str
+    kind: str
+    prompts: list[str]
+    test_prompts: list[str]
+    """none of them is among the prompts"""
+    contrast: dict[str, ContrastPrompts]
+    """the domain's other sets"""
 
 
 def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:

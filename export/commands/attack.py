@@ -87,9 +87,9 @@ def attack(
         check_sources([("model", recorded.model)])
 
     with progress_line("opening the judge") as say:
-        from ...validation.evidence.judges import open_judge
+        from ...validation.judges.choose import open_labels
 
-        seer = open_judge(recorded.judge)
+        seer = open_labels(recorded.judge)
         cases = a.cases(seer, wanted, record.concepts)
         if not dry_run:
             report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, recorded, say)

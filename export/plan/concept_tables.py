@@ -11,8 +11,9 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import whole_file
 
 if TYPE_CHECKING:
-    from ...validation.evidence.sweep import Trial
+    from ...validation.tuning.candidates import Candidate
     from .prepare import Sources
+    from .settings import Plan
 
 
 def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -60,7 +61,7 @@ def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str])
     return {"sae": sources.pop(), "hookpoint": ",".join(files), "activations": patterns.pop()}
 
 
-def trial_table(sources: Sources, trial: Trial) -> dict[str, Any]:
+def candidate_table(sources: Sources, chosen: Candidate) -> dict[str, Any]:
     """The table of a setting that was tried and measured.
 
     Raises:
@@ -68,12 +69,17 @@ def trial_table(sources: Sources, trial: Trial) -> dict[str, Any]:
     """
     plan = sources.plan
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
-    files = {h: by_place[trial.concept, h].activations for h in trial.hookpoints}
+    files = {h: by_place[chosen.concept, h].activations for h in chosen.hookpoints}
     return {
-        "name": trial.concept, "model": plan.model, "domain": by_place[trial.concept, trial.hookpoints[0]].domain,
-        **one_for_all(trial.concept, files, plan.saes), "select": trial.select, "multiplier": trial.multiplier, "residual": plan.residual,
-        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(trial.concept, ()),
+        "name": chosen.concept, "model": plan.model, "domain": by_place[chosen.concept, chosen.hookpoints[0]].domain,
+        **one_for_all(chosen.concept, files, plan.saes), "select": chosen.select, "multiplier": chosen.multiplier, "residual": plan.residual,
+        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(chosen.concept, ()), **_words(plan, chosen.concept),
     }  # fmt: skip
+
+
+def _words(plan: Plan, concept: str) -> dict[str, Any]:
+    known = plan.concepts.get(concept)
+    return {} if known is None else {"kind": known.kind, "test_prompts": known.test_prompts}
 
 
 def _toml(value: Any) -> str:

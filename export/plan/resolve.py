@@ -40,7 +40,7 @@ def resolve(settings: Settings) -> Plan:
         preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
         if preset:
             chosen[name] = preset
-        # A file that says how well its settings did (a sweep's) is what the command's options are compared with.
+        # A file that says how well its settings did (of tuning) is what the command's options are compared with.
         measured = preset if "status" in overrides.get(name, {}) else known.get(name)
         wishes += _wishes(name, preset, measured, settings, explicit)
     model = settings.model or _common("model", chosen, "base models", "export them separately")
@@ -61,6 +61,7 @@ def resolve(settings: Settings) -> Plan:
         steps,
         7.5 if guidance is None else guidance,
         {n: c.prompts for n, c in chosen.items()},
+        concepts=chosen,
     )
 
 
@@ -93,7 +94,7 @@ def _resolve_edit(s: Settings, path: Path) -> Plan:
     guidance = s.guidance if s.guidance is not None else held.guidance
     return Plan(
         s, model, (), _saes_of_edit(s, header, path), header.residual, s.steps or held.steps,
-        guidance, {"": tuple(header.provenance.prompts)} if header.provenance.prompts else prompts, header,
+        guidance, {"": tuple(header.provenance.prompts)} if header.provenance.prompts else prompts, edit=header,
     )  # fmt: skip
 
 
@@ -201,10 +202,11 @@ def _check_choices(s: Settings) -> None:
 
 def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
     """A shipped preset changed by the settings file, or one that the settings file gives whole."""
-    override = {k: expand(v, name) if k == "prompts" else v for k, v in override.items()}
+    override = {k: expand(v, name) if k in ("prompts", "test_prompts") else v for k, v in override.items()}
     if name in known:
         preset = replace(known[name], **override)
-        return replace(preset, compared={**preset.compared, name: preset.prompts}) if "prompts" in override else preset
+        compared, tested = {**preset.compared, name: preset.prompts}, {**preset.tested, name: preset.test_prompts}
+        return replace(preset, compared=compared, tested=tested) if {"prompts", "test_prompts"} & override.keys() else preset
     if override and ("activations" in override or explicit):
         blank = {
             "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,

@@ -12,6 +12,7 @@ from ...editor.common.declared import ENGINES, HOW, OUTPUT, PROOF, WHAT, WHERE, 
 from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.edit_header import EditHeader
+from ...editor.features.concepts import Concept
 from ...editor.features.rule import Rule
 from ...validation.artifact.engines import Target
 from ..formats.tensorrt import EngineSettings, Shapes, check_precision
@@ -59,7 +60,7 @@ class Settings(Checked):
     device: str = option("cpu", "NAME", HOW)
     """torch device: cpu or cuda."""
     settings: Path | None = option(None, "FILE", WHAT)
-    """TOML with [export] and [[concepts]], e.g. of a sweep; options given beside it win."""
+    """TOML with [export] and [[concepts]], e.g. of tuning; options given beside it win."""
     preset_files: tuple[str, ...] = option((), "FILE", WHAT, name="preset_file")
     """Presets of your own, as TOML; repeatable."""
     validate: bool = option(True, panel=PROOF)
@@ -167,6 +168,8 @@ class Plan:
     guidance: float
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """concept → prompts of its preset; with an edit file, those that are on record"""
+    concepts: dict[str, Concept] = field(default_factory=dict)
+    """name → its preset, or what was made from its words; those without are not there"""
     edit: EditHeader | None = None
     """what the edit file says, where one is given; then there are no wishes"""
 

@@ -9,8 +9,8 @@ from saeuron.editor.features.prompt_sets import lines_of
 from saeuron.export.commands.attack import _lines
 from saeuron.export.plan.resolve import _with_file
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.evidence.judges import _label_lines
 from saeuron.validation.evidence.prompt_file import read_prompts
+from saeuron.validation.judges.onnx_graphs import _label_lines
 
 
 def _settings(path):

@@ -1,12 +1,11 @@
-"""collect, train, select and sweep as a user types them, on real pipelines."""
+"""collect, train and select as a user types them, on real pipelines."""
 
 import json
-import shutil
 import tomllib
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.conftest import HOOKPOINT, by_two_processes, make_sae, put, refused, run
 
 from saeuron.editor.common.files import read_header
@@ -177,45 +176,6 @@ def test_train_dry_run_and_refusals(training, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
-def test_sweep_writes_the_best_and_reuses_what_it_measured(tmp_path):
-    options = [
-        "sweep",
-        "--concepts",
-        "Stripes",
-        "--select",
-        "count:1",
-        "--multiplier",
-        "-0.3,-0.01",
-        "--tune-seeds",
-        "42",
-        "--report-seeds",
-        "188",
-        "--rest",
-        "0.1",
-    ]
-    report = json.loads(run(*options, "--output", tmp_path / "s", "--json").stdout)
-    entry = report["concepts"]["Stripes"]
-    assert entry["multiplier"] == -0.3 and entry["report"]["ua"] >= 0.75 and entry["pictures"] == 72 and entry["measured"] == 3
-    again = json.loads(run(*options, "--output", tmp_path / "s", "--json").stdout)["concepts"]["Stripes"]
-    assert again == {**entry, "measured": 0}
-    plan = json.loads(
-        run("export", "--settings", tmp_path / "s" / "settings.toml", "--output", tmp_path / "x", "--dry-run", "--json").stdout
-    )
-    assert plan["concepts"][0]["multiplier"] == -0.3 and plan["concepts"][0]["status"] == "tuned"
-    assert json.loads(run("concepts", "--preset-file", tmp_path / "s" / "settings.toml", "--json").stdout)
-
-
-def test_sweep_refuses_what_flatters_or_cannot_be(tmp_path):
-    there = ["--output", tmp_path / "s"]
-    refused("both for tuning and for the report", "sweep", "--concepts", "Neon", "--tune-seeds", "42,188", *there)
-    refused("--multiplier is 1; it must be at most 0", "sweep", "--concepts", "Neon", "--multiplier", "1", *there)
-    refused("three shares", "sweep", "--concepts", "Neon", "--weights", "1,1", *there)
-    refused("judge", "sweep", "--concepts", "Neon", "--judge", "dmo", *there)
-    refused("folder of checkpoints", "sweep", "--concepts", "Neon", "--judge", "unlearncanvas=/nowhere", *there)
-    refused("no output folder", "sweep", "--concepts", "Neon")
-
-
 def test_the_dry_run_of_the_main_job_needs_no_network(tmp_path):
     shown = run("export", "--concepts", "nudity,vangogh", "--format", "onnx", "--dry-run", "--output", tmp_path / "x").stdout
     for text in (
@@ -258,7 +218,7 @@ def test_amplifying_is_asked_for_by_name_in_select_too(tmp_path):
     assert tomllib.loads((tmp_path / "s.toml").read_text())["concepts"][0]["multiplier"] == 2
 
 
-def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypatch):
+def test_options_that_can_not_be_meant(collecting, training, tmp_path):
     (tmp_path / "taken.safetensors").mkdir()
     there = ["--output", tmp_path / "a.safetensors"]
     for message, options in (
@@ -273,30 +233,4 @@ def test_options_that_can_not_be_meant(collecting, training, tmp_path, monkeypat
         ("a finite number", ("--guidance", "inf")), ("not TOML", ("--prompts", tmp_path / "p.toml")), ("is a file", ("--output", tmp_path / "p.toml")), ("can't be used", ("--device", "cuda:7")),
     ):  # fmt: skip
         refused(message, *put([*training, "--output", tmp_path / "x"], *options))
-    for message, options in (
-        ("both for tuning and for the report", ("--tune-seeds", "7", "--report-seeds", "7")), ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("--report-seeds is 4294967338; it must be", ("--report-seeds", 2**32 + 42)),
-        ("--multiplier is -inf; it must be a finite number", ("--multiplier", "-1e400")), ("leaves none", ("--rest", "0.01", "--select", "count:1", "--multiplier", "-1", "--tune-seeds", "42")),
-    ):  # fmt: skip
-        # Nothing is drawn before it is refused, not even pictures of the unedited model.
-        monkeypatch.setattr("saeuron.validation.evidence.sweep.Sweep._pictures", lambda *_: pytest.fail("pictures were drawn"))
-        refused(message, "sweep", "--concepts", "House", "--output", tmp_path / "s", *options)
     assert not (tmp_path / "x").exists()
-
-
-def test_a_sweep_measures_again_for_another_judge_or_autoencoder(tmp_path):
-    """What is stored belongs to the weights that made and judged the pictures."""
-    from saeuron.editor import demo
-    from saeuron.editor.features.cache import model_sha256
-    from saeuron.validation.evidence.judges import open_judge
-
-    other = {name: torch.zeros_like(t) for name, t in load_file(demo.CLASSIFIER).items()}
-    save_file(other, tmp_path / "judge.safetensors", metadata=read_header(demo.CLASSIFIER)[0])
-    assert open_judge(f"demo={tmp_path / 'judge.safetensors'}").sha256 != open_judge("demo").sha256
-    copy = tmp_path / "pipeline"
-    shutil.copytree(demo.PIPELINE, copy)
-    before = model_sha256(copy), model_sha256(copy, pictures=True)
-    (copy / "vae" / "config.json").write_text((copy / "vae" / "config.json").read_text() + " ")
-    assert model_sha256(copy) == before[0] and model_sha256(copy, pictures=True) != before[1]
-    index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "EulerDiscreteScheduler"]}))
-    assert model_sha256(copy) != before[0]

@@ -612,7 +612,7 @@ def _latents(folder: Path) -> None:
     {"object.txt": m.as_lines, "preprocess.json": m.as_json},
 )
 def _judge_of_ones_own(folder: Path) -> None:
-    from saeuron.validation.evidence.judges import _label_lines, _preprocessing
+    from saeuron.validation.judges.onnx_graphs import _label_lines, _preprocessing
 
     _label_lines(folder / "object.txt")
     _preprocessing(folder / "preprocess.json")

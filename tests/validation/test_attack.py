@@ -21,7 +21,7 @@ from saeuron.validation.attack.attack import Attacker, attack, budget, cases
 from saeuron.validation.attack.settings import AttackSettings
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
-from saeuron.validation.evidence.judges import open_judge
+from saeuron.validation.judges.choose import open_labels
 
 PLACE = "up_blocks.1.attentions.1"
 TINY = AttackSettings(
@@ -71,7 +71,7 @@ def parts():
         "checkpoint": Baked(rebuilt(original, unet=bake(original.unet, edit, {PLACE: sae}))),
         "hook": Hooked(original, edit, {PLACE: sae}),
     }
-    judge = open_judge("demo")
+    judge = open_labels("demo")
     return original, victims, judge, cases(judge, ["Sunset"], ["Sunset"])[0]
 
 

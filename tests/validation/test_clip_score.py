@@ -100,7 +100,7 @@ def test_evaluate_measures_utility_on_prompts_of_ones_own(demo_artifact, clip, t
 
 def test_refuses_what_is_no_whole_clip_model(clip, demo_artifact, tmp_path):
     for name, spoil, message in (
-        ("none", lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "is no CLIP model"),
+        ("none", lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "is no CLIP or SigLIP model"),
         ("pickle", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled weights are not opened"),
         ("cut", lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:900]), "truncated"),
         ("part", _without_a_weight, "lacks the weight 'visual_projection.weight'"),

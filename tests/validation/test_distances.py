@@ -11,7 +11,7 @@ from tests.validation.test_evaluate import rows_of
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.validation.evidence.distances import Distances, reference_files
 from saeuron.validation.evidence.frechet import frechet
-from saeuron.validation.evidence.judges import DemoJudge
+from saeuron.validation.judges.demo import DemoJudge
 
 
 def pictures(folder, count, seed=0, size=(32, 32)):

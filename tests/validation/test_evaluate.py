@@ -17,13 +17,13 @@ from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
 from saeuron.editor.common.typed import plain
 from saeuron.editor.edit.edit import Edit
-from saeuron.validation.evidence import nudity
+from saeuron.validation.evidence import evaluation_plan
 from saeuron.validation.evidence.counting import Counting
 from saeuron.validation.evidence.evaluate import EvaluationSettings, evaluate, make_plan
 from saeuron.validation.evidence.frechet import frechet
 from saeuron.validation.evidence.intervals import wilson
-from saeuron.validation.evidence.judges import DemoJudge
 from saeuron.validation.evidence.prompt_file import read_prompts
+from saeuron.validation.judges.demo import DemoJudge
 
 # The artifact removes Neon and House.
 QUICK = ["--steps", "2", "--objects", "House,Car", "--styles", "Neon,Sepia,plain", "--seeds", "188,3"]
@@ -481,17 +481,24 @@ def test_the_folder_beside_the_artifact_is_the_default_and_a_dry_run_writes_noth
 
 
 class Stub:
-    """A detector that sees as many breasts as the file's name has zeros."""
+    """A detector that sees five breasts on the first picture, four on the second, and so on in turns."""
 
     name, sha256 = "nudenet", "stub"
 
-    def look(self, files, wanted):
-        return [{"detections": json.dumps({"FEMALE_BREAST_EXPOSED": [0.9] * f.stem.count("0"), "FACE_FEMALE": [0.5]})} for f in files]
+    def __init__(self):
+        self.turn = 0
+
+    def detections(self, pictures):
+        found = []
+        for _ in pictures:
+            found.append({"FEMALE_BREAST_EXPOSED": [0.9] * (5 - self.turn % 2), "FACE_FEMALE": [0.5]})
+            self.turn += 1
+        return found
 
 
 @pytest.mark.slow
 def test_nudity_counts_detections_on_prompts_of_ones_own(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(nudity, "NudeNet", Stub)
+    monkeypatch.setattr(evaluation_plan, "NudeNet", Stub)
     (tmp_path / "p.csv").write_text(
         'prompt,sd_seed,sd_guidance_scale\n"An image of Car, in Neon style.",4294967295,2.5\nAn image of House.,7,\n'
     )

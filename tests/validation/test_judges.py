@@ -10,8 +10,10 @@ from tests.conftest import demo_as_onnx
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import generate
-from saeuron.validation.evidence.judges import NOT_JUDGED, DemoJudge, look, open_judge
-from saeuron.validation.evidence.unlearning import Picture
+from saeuron.validation.evidence.unlearning import Picture, look
+from saeuron.validation.judges.choose import open_labels
+from saeuron.validation.judges.demo import DemoJudge
+from saeuron.validation.judges.judge import NOT_JUDGED
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def pictures():
 
 @pytest.mark.slow
 def test_sees_what_the_demo_judge_sees(folder, pictures):
-    judge, demo = open_judge(f"onnx={folder}"), DemoJudge()
+    judge, demo = open_labels(f"onnx={folder}"), DemoJudge()
     assert judge.classify(pictures) == demo.classify(pictures)
     assert (judge.objects, judge.styles, judge.judged) == (demo.objects, demo.styles, ("style", "object"))
     assert judge.prompt("Car", "Neon") == demo.prompt("Car", "Neon")
@@ -41,21 +43,21 @@ def test_normalises_and_resizes_as_told(folder, pictures, tmp_path):
     other = demo_as_onnx(tmp_path / "raw", scaled=False)
     (other / "preprocess.json").write_text(json.dumps({"size": [32, 32], "mean": 0.5, "std": [0.5, 0.5, 0.5]}))
     large = [p.resize((64, 64), Image.Resampling.NEAREST) for p in pictures]
-    assert open_judge(f"onnx={other}").classify(large) == open_judge(f"onnx={folder}").classify(pictures)
+    assert open_labels(f"onnx={other}").classify(large) == open_labels(f"onnx={folder}").classify(pictures)
 
 
 def test_one_graph_alone_judges_one_domain(folder, pictures, tmp_path):
     for name in ("style.onnx", "style.txt", "object.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    judge = open_judge(f"onnx={tmp_path}")
+    judge = open_labels(f"onnx={tmp_path}")
     assert judge.judged == ("style",) and judge.classify(pictures).objects == [NOT_JUDGED] * 3
     assert judge.classify(pictures).styles == DemoJudge().classify(pictures).styles
 
 
 def test_its_hash_is_that_of_all_its_files(folder, tmp_path):
-    known = open_judge(f"onnx={folder}").sha256
+    known = open_labels(f"onnx={folder}").sha256
     (folder / "preprocess.json").write_text("{}")
-    assert open_judge(f"onnx={folder}").sha256 != known
+    assert open_labels(f"onnx={folder}").sha256 != known
     (folder / "preprocess.json").unlink()
 
 
@@ -77,5 +79,5 @@ def test_refuses_a_folder_that_is_none(folder, tmp_path, pictures, files, messag
     for name, content in files.items():
         (tmp_path / name).write_bytes((folder / name).read_bytes() if content is None else content.encode())
     with pytest.raises(SaeuronError, match=message):
-        open_judge(f"onnx={tmp_path}").classify(pictures)
+        open_labels(f"onnx={tmp_path}").classify(pictures)
     assert torch.is_grad_enabled()

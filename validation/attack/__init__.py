@@ -1,1 +1,1 @@
-"""Attacks on an edit, and hardening against them."""
+"""Attacks on an edit."""

@@ -15,7 +15,7 @@ from .results import AttackRow, Finding, Verdict
 from .settings import ATTACKS, LEARNED, AttackSettings
 
 if TYPE_CHECKING:
-    from ..evidence.judges import Judge
+    from ..judges.judge import Judge, LabelJudge
     from .search import Found
     from .victims import Victim
 
@@ -25,7 +25,7 @@ class AttackCase(NamedTuple):
 
     concept: str
     domain: str
-    """`style` or `object`"""
+    """`style` or `object`; of a concept in words, its kind"""
     tuning: list[str]
     """prompts that are learned from"""
     reporting: list[str]
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     seed: int
 
 
-def cases(judge: Judge, concepts: Sequence[str], removed: Sequence[str]) -> list[AttackCase]:
+def cases(judge: LabelJudge, concepts: Sequence[str], removed: Sequence[str]) -> list[AttackCase]:
     """Prompts for each concept: its partners of the other domain in turn for learning and for counting; removed ones left out.
 
     Raises:
@@ -116,9 +116,7 @@ class Attacker:
 
         s = self.settings
         pictures = draw(pipeline, contexts, [seed for _, seed in jobs], s.steps, s.guidance, batch_size=s.batch_size)
-        verdict = self.judge.classify(pictures)
-        names = verdict.styles if self.case.domain == "style" else verdict.objects
-        seen = [name == self.case.concept for name in names]
+        seen = self.judge.see(pictures).seen[:, self.judge.concepts.index(self.case.concept)].tolist()
         if row:
             # Successes first: these are what somebody would look for.
             order = sorted(range(len(seen)), key=lambda i: not seen[i])[:4]

@@ -1,1 +1,1 @@
-"""Judges, evaluations, comparison, tuning."""
+"""Evaluations, comparison, figures with intervals."""

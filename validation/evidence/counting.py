@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..judges.judge import NOT_JUDGED
 from . import clip_score, nudity
 from .intervals import Rate
-from .judges import NOT_JUDGED
 from .picture_backends import UNEDITED
 from .results import Figures
 from .unlearning import FIGURES, Picture, rate, rates, without

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256
+from ..judges.demo import DemoJudge
+from ..judges.judge import LabelJudge
 from .frechet import Inception, frechet
-from .judges import DemoJudge, Judge
 from .picture_backends import UNEDITED
 from .results import Distance, Reference
 
@@ -44,7 +45,7 @@ class Distances:
         SaeuronError: weights or pictures that can't be read; a reference without features to compare it by.
     """
 
-    def __init__(self, judge: Judge | None, fid: Path | None, reference: Path | None) -> None:
+    def __init__(self, judge: LabelJudge | None, fid: Path | None, reference: Path | None) -> None:
         self._kinds: list[tuple[str, Callable[[Sequence[Any]], np.ndarray]]] = []
         if isinstance(judge, DemoJudge):
             self._kinds.append(("Fréchet distance (demo classifier features)", judge.features))

@@ -18,13 +18,13 @@ from ...editor.common.files import read_json
 from ...editor.common.process import Process
 from ...editor.common.typed import read_as
 from ..artifact import contents
-from . import nudity
+from ..judges.judge import NOT_JUDGED
+from ..judges.nudenet import NUDE
 from .comparison import compare, compared, pixels_of
 from .counting import RULES, Counting, picture
 from .distances import Distances
 from .evaluation_plan import EvaluationPlan, make_plan
 from .evaluation_settings import EvaluationSettings
-from .judges import NOT_JUDGED
 from .picture_backends import HOOK, UNEDITED, PictureBackends
 from .results import FORMAT, Backend, Begun, Evaluation, Figures
 from .unlearning import without
@@ -101,7 +101,7 @@ def evaluate(
         comparison=compare({name: rows[name] for name in compared(backends)}, partial(pixels_of, store.folder)),
     )  # fmt: skip
     if plan.protocol == "nudity":
-        result.nude_classes, result.threshold = list(nudity.NUDE), plan.options.threshold
+        result.nude_classes, result.threshold = list(NUDE), plan.options.threshold
     else:
         result.fid_weights_sha256, result.reference = distances.fid_weights_sha256, distances.reference
         files = {name: [store.folder / row["file"] for row in made] for name, made in rows.items()}

@@ -15,15 +15,17 @@ from ..artifact import manifest
 from ..artifact.installed import missing
 from ..artifact.manifest import Manifest
 from ..backends.choose import choose_networks
+from ..judges.choose import open_labels
+from ..judges.judge import LabelJudge
+from ..judges.nudenet import THRESHOLD, NudeNet
 from . import clip_score, nudity
 from .counting import COLUMNS, PLAIN
 from .distances import opened, reference_files
 from .evaluation_settings import EvaluationSettings
-from .judges import Judge, look, open_judge
 from .picture_backends import HOOK, UNEDITED, PictureBackends, stage
 from .prompt_file import read_prompts
 from .results import JudgeRecord, SettingsRecord
-from .unlearning import DOMAINS, all_jobs
+from .unlearning import DOMAINS, all_jobs, look
 from .verdicts import Look, VerdictRow, Wanted, plain_name
 
 
@@ -43,7 +45,7 @@ class EvaluationPlan:
     wanted: list[Wanted]
     columns: tuple[str, ...]
     settings: SettingsRecord
-    judge: Judge | None
+    judge: LabelJudge | None
     look: Look
 
     @property
@@ -92,7 +94,7 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPl
         reference_files(options.reference)
     if options.prompts is not None:
         return _prompts_plan(root, record, options, pictures_by, backends, described, options.prompts, guidance)
-    judge = open_judge(options.judge)
+    judge = open_labels(options.judge)
     removed = {}
     for name in record.concepts:
         domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
@@ -150,10 +152,10 @@ def _prompts_plan(
     sees: Look
     protocol: Literal["nudity", "utility"] = "utility"
     if options.nudenet:
-        detector = nudity.NudeNet()
+        detector = NudeNet()
         columns: tuple[str, ...] = nudity.COLUMNS
         judge = JudgeRecord(detector.name, detector.sha256)
-        protocol, sees = "nudity", detector.look
+        protocol, sees = "nudity", partial(nudity.look, detector)
     else:
         columns = clip_score.COLUMNS
         judge = JudgeRecord("none", "")
@@ -163,7 +165,7 @@ def _prompts_plan(
             judge = JudgeRecord(clip.name, clip.sha256)
             sees = clip.look
     if options.nudenet and options.threshold is None:
-        options = replace(options, threshold=nudity.THRESHOLD)
+        options = replace(options, threshold=THRESHOLD)
     settings = described(protocol=protocol, judge=judge, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
     return EvaluationPlan(root, record, options, pictures_by, backends, {}, (), wanted, columns, settings, None, sees)
 
@@ -192,6 +194,6 @@ def _subset(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[str]
     return [name for name in known if not wanted or name in wanted]
 
 
-def _look(judge: Judge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
+def _look(judge: LabelJudge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
     jobs = [(w.fields["object"], w.fields["style"] or None, w.seed) for w in wanted]
     return [{"seen_object": p.seen_object, "seen_style": p.seen_style or ""} for p in look(judge, jobs, opened(files))]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...editor.common.typed import Record
+from ..judges.judge import DOMAINS, LabelJudge
 from .intervals import Rate
 
-DOMAINS = ("style", "object")
+__all__ = ["DOMAINS"]
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
 """rates of a concept"""
 Job = tuple[str, str | None, int]
@@ -24,35 +25,10 @@ class Picture(NamedTuple):
     seen_style: str | None
 
 
-class Unlearning(Record):
-    """Shares in [0, 1].
-
-    Counting rule: every generated picture counts once. UA is taken on the pictures that ask for the target; IRA and CRA
-    on all pictures that don't, plain ones included. `cra_target` is the other domain's accuracy on the target's own
-    pictures (is the house still a house once its style is gone?).
-    """
-
-    ua: float
-    ira: float
-    cra: float
-    cra_target: float
-
-
-def accuracy(pictures: Sequence[Picture], domain: str) -> float:
-    """Share of pictures whose `object` or `style` the judge recognises as asked; NaN without pictures."""
-    return rate(pictures, domain).value
-
-
-def unlearning(pictures: Sequence[Picture], concept: str, domain: str) -> Unlearning:
-    """Score the removal of one concept.
-
-    Args:
-        pictures: made by the edited model.
-        concept: the removed one.
-        domain: `style` or `object`.
-    """
-    found = rates(pictures, {concept: domain})[concept]
-    return Unlearning(found.ua.value, found.ira.value, found.cra.value, found.cra_target.value)
+def look(judge: LabelJudge, jobs: Sequence[Job], pictures: Sequence[Any]) -> list[Picture]:
+    """What was asked for beside what the judge sees."""
+    seen = judge.classify(pictures)
+    return [Picture(o, style, a, b) for (o, style, _), a, b in zip(jobs, seen.objects, seen.styles, strict=True)]
 
 
 def all_jobs(objects: Sequence[str], styles: Sequence[str | None], seeds: Sequence[int]) -> list[Job]:

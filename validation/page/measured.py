@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..evidence.nudity import NUDE
 from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Backend
 from ..evidence.unlearning import FIGURES
+from ..judges.nudenet import NUDE
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
 from .sources import PLAIN_ROWS, Attack, Evaluated
 

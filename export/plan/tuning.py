@@ -1,0 +1,133 @@
+"""Opens what tuning needs, and runs it: from a plan to a settings file and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import read_json
+from ...editor.common.names import normalise
+from ...editor.common.typed import strict_json
+from ...editor.common.writing import whole_file
+from ...editor.denoisers.families import network_of
+from ...editor.denoisers.pipelines import load_pipeline
+from ...editor.edit.bake import refuse_edited
+from ...editor.features.cache import model_sha256
+from ...editor.features.prompt_sets import ConceptPrompts
+from ...validation.attack.victims import bare
+from ...validation.evidence.results import JudgeRecord
+from ...validation.judges.choose import open_judges
+from ...validation.tuning.attacked import Attack, attacker
+from ...validation.tuning.bench import Bench
+from ...validation.tuning.candidates import Candidate, grid
+from ...validation.tuning.results import FORMAT, TuningReport
+from ...validation.tuning.settings import Grid, TuneSettings
+from ...validation.tuning.tune import Task, believe, make_task, tune
+from .concept_tables import candidate_table, write_tables
+from .prepare import Sources, open_sources
+from .resolve import public_name
+from .settings import Plan
+
+REPORT, SETTINGS = "report.json", "settings.toml"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Tuning:
+    """A tuning that is ready to run; nothing was drawn yet."""
+
+    sources: Sources
+    bench: Bench
+    tasks: list[Task]
+    attacks: dict[str, Attack]
+    """concept → what attacks its candidates, where that is wished for"""
+    judge_anyway: bool
+    output: Path
+
+    def run(self, say: Say = lambda text: None) -> TuningReport:
+        """Tune concept by concept; after each one settings.toml and report.json are written, so that a killed run leaves what it found.
+
+        Raises:
+            SaeuronError: a judge that can't be believed.
+        """
+        began, s = time.monotonic(), self.bench.settings
+        trusted, believed = believe(self.bench, self.tasks, self.judge_anyway, say)
+        report = TuningReport(
+            format=FORMAT, judges=[JudgeRecord(j.name, j.sha256) for j in self.bench.judges], believed=believed, settings=s,
+            model=public_name(self.sources.plan.model),
+        )  # fmt: skip
+        tables = []
+        for task in self.tasks:
+            name = task.words.name
+            found = tune(self.bench, task, trusted[name], self.attacks.get(name), say)
+            report.concepts[name] = found
+            tables.append(candidate_table(self.sources, found.chosen))
+            report.seconds = time.monotonic() - began
+            write_tables(
+                self.output / SETTINGS,
+                tables,
+                f"By saeuron tune, judged by {', '.join(j.name for j in self.bench.judges)}; figures in {REPORT}.\nRead by: saeuron-export --settings FILE --output DIR",
+            )
+            with whole_file(self.output / REPORT) as file:
+                file.write_text(strict_json(report) + "\n", encoding="utf-8")
+        return report
+
+
+def open_tuning(plan: Plan, tried: Grid, settings: TuneSettings, output: Path, say: Say = lambda text: None) -> Tuning:
+    """Open judges, sources and pipeline, and plan each concept; activations that are missing are collected.
+
+    Args:
+        plan: the concepts, with a hookpoint for each place that is tried.
+        tried: the candidates.
+        settings: how they are compared.
+        output: of results.
+        say: told what goes on.
+
+    Raises:
+        SaeuronError: a judge without a concept, prompts that are missing, a candidate that can't be made, too small a budget, …
+    """
+    words = _words(plan)
+    say("opening the judges")
+    judges = open_judges(settings.judge, words, plan.settings.device)
+    common = replace(settings, steps=plan.steps, guidance=plan.guidance, residual=plan.residual)
+    sources = open_sources(plan, say)
+    if settings.attack:
+        kind = read_json(sources.model_folder / "model_index.json").get("_class_name")
+        if kind != "StableDiffusionPipeline":
+            raise SaeuronError(f"--attack: only StableDiffusionPipeline can be attacked, not {kind}")
+    say(f"loading {plan.model}")
+    pipeline = load_pipeline(plan.model, None, plan.settings.device, variant=plan.settings.variant)
+    refuse_edited(network_of(pipeline))
+    pipeline = bare(pipeline)
+    identity = model_sha256(sources.model_folder, pictures=True, variant=plan.settings.variant)
+    activations = {(w.concept, w.hookpoint): sources.of(w) for w in sources.wishes}
+    bench = Bench(pipeline, sources.saes, activations, judges, common, output / "results", identity)
+    tasks = [make_task(bench, words[name], _candidates(name, sources, tried), _before(name, plan)) for name in words]
+    attacks = {name: attacker(bench, words[name], settings.attack) for name in words} if settings.attack else {}
+    return Tuning(sources, bench, tasks, attacks, settings.judge_anyway, output)
+
+
+def _words(plan: Plan) -> dict[str, ConceptPrompts]:
+    for name in plan.settings.concepts:
+        if name not in plan.concepts:
+            raise SaeuronError(f"concept '{name}' has no prompts to be judged on: give it a preset (--preset-file), or --kind")
+    return {name: plan.concepts[name].words for name in dict.fromkeys(plan.settings.concepts)}
+
+
+def _candidates(concept: str, sources: Sources, tried: Grid) -> list[Candidate]:
+    places: list[tuple[str, ...]] = [tuple(normalise(h.strip()) for h in text.split(",")) for text in tried.hookpoint]
+    if not places:
+        own = tuple(dict.fromkeys(w.hookpoint for w in sources.wishes if w.concept == concept))
+        places = list(dict.fromkeys([*((h,) for h in own), own]))
+    return grid(concept, places, tried.select, tried.multiplier)
+
+
+def _before(concept: str, plan: Plan) -> Candidate | None:
+    """The plan's own setting of a concept, where its hookpoints share one and all of them are tried."""
+    wishes = [w for w in plan.wishes if w.concept == concept]
+    if len({(str(w.rule), w.multiplier) for w in wishes}) != 1 or plan.settings.hookpoint is not None:
+        return None
+    return Candidate(concept, tuple(dict.fromkeys(w.hookpoint for w in wishes)), str(wishes[0].rule), wishes[0].multiplier)

@@ -1,0 +1,62 @@
+"""Attacks on candidates: how many pictures under attack don't show the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ...editor.common.errors import SaeuronError
+from ...editor.edit.edit import Edit
+from ...editor.features.prompt_sets import ConceptPrompts
+from ..attack.attack import AttackCase, Attacker
+from ..attack.settings import AttackSettings
+from ..attack.victims import Hooked
+from ..evidence.intervals import Rate
+from .bench import Bench
+from .candidates import Candidate
+
+Attack = Callable[[Candidate, bool], dict[str, Rate]]
+"""candidate, whether on test prompts → judge → pictures under attack that don't show the concept"""
+
+
+def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
+    """What attacks the candidates of a concept: learned on half of its prompts with the first seed, counted on the other half with the others.
+
+    Args:
+        bench: what measures; its pipeline in float32, without safety checker (`victims.bare`).
+        words: the concept's prompts. In a report, learned and counted on test prompts.
+        kind: of `LEARNED`.
+
+    Raises:
+        SaeuronError: a prompt that is too long with what is learned in it, or without the concept's name where that is what is learned.
+    """
+    s = bench.settings
+    judges = [j for j in bench.judges if words.name in j.concepts]
+    runs: dict[bool, Attacker] = {}
+    for test, texts, seeds in ((False, words.prompts, s.tune_seeds), (True, words.test_prompts, s.report_seeds)):
+        case = AttackCase(words.name, words.kind, list(texts[0::2]), list(texts[1::2]))
+        settings = AttackSettings(
+            s.steps, s.guidance, tune_seeds=seeds[:1], report_seeds=seeds[1:], batch_size=s.batch_size, seed=int(test)
+        )
+        victim = Hooked(bench.pipeline, Edit({}), bench.saes)
+        runs[test] = Attacker(victim, bench.pipeline, case, judges[0], settings, lambda text: None)
+        try:
+            runs[test].check([kind], [])
+        except SaeuronError as error:
+            raise SaeuronError(f"--attack {kind}: {error}; an attack by prefix needs no name in the prompts") from None
+
+    @torch.no_grad()
+    def run(candidate: Candidate, test: bool) -> dict[str, Rate]:
+        attack = runs[test]
+        attack.victim = Hooked(bench.pipeline, bench.edit(candidate), bench.saes)
+        attack.judge = judges[0]
+        _, best = min(attack.searches(kind), key=lambda held: (-held[0], held[1].loss))
+        found = {}
+        for judge in judges:
+            attack.judge = judge
+            seen = attack.count(kind, best, attack.case.reporting, attack.settings.report_seeds)
+            found[judge.name] = Rate.of(len(seen) - sum(seen), len(seen))
+        return found
+
+    return run

@@ -1,0 +1,101 @@
+"""What tuning found, as types; `report.json` is a `TuningReport`. Needs no torch."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from ...editor.common.typed import Number, Record, Whole
+from ..evidence.intervals import Mean, Rate
+from ..evidence.results import JudgeRecord
+from ..evidence.sightings import Removal, Trust
+from .candidates import Candidate
+from .settings import TuneSettings
+
+FORMAT = "saeuron-tuning-1"
+
+
+class Figures(Record, kw_only=True, omit_defaults=True):
+    """A candidate on some pictures."""
+
+    judges: dict[str, Removal]
+    """judge → what it sees"""
+    change: Mean
+    """mean absolute difference from the unedited pictures elsewhere, as a share of the full range"""
+    likeness: Number
+    """1 - that difference / the difference between two unedited pictures of different prompts: 1 is the same picture, 0 any other"""
+    attacked: dict[str, Rate] | None = None
+    """judge → pictures under attack that don't show the concept"""
+    pictures: Whole
+
+    def worth(self, weights: tuple[float, ...]) -> float:
+        """What tuning maximises, by the judge to whom it is least; what no judge can tell counts by likeness.
+
+        At equal worth, what stays on the concept's own pictures decides.
+        """
+        return min(self._worth(name, weights) for name in self.judges)
+
+    def _worth(self, name: str, weights: tuple[float, ...]) -> float:
+        seen, (removed, kept, likeness) = self.judges[name], weights
+        gone = seen.removed.value
+        if self.attacked is not None:
+            gone = (gone + self.attacked[name].value) / 2
+        if not seen.kept.trials:
+            kept, likeness = 0.0, kept + likeness
+        beside = seen.beside.value if seen.beside.trials else 0.0
+        return removed * gone + (kept * seen.kept.value if kept else 0.0) + likeness * self.likeness + 1e-3 * beside
+
+
+class Tried(Record):
+    """A candidate, and its figures at the end of the last round that it was in."""
+
+    candidate: Candidate
+    figures: Figures
+    worth: Number
+    round: Whole
+    """from 1"""
+
+
+class Tuned(Record, kw_only=True, omit_defaults=True):
+    """What tuning found for a concept."""
+
+    chosen: Candidate
+    trust: dict[str, Trust]
+    """judge → how well it tells the unedited model's pictures apart, on tuning prompts and seeds"""
+    tuning: Figures
+    report: Figures
+    """of the chosen one, on test prompts and report seeds"""
+    tried: list[Tried]
+    """every candidate, the best first"""
+    clip_before: Mean | None = None
+    clip_after: Mean | None = None
+    """CLIP score elsewhere in the report"""
+    fid: Number | None = None
+    """of the report's pictures elsewhere from the unedited ones"""
+    pictures: Whole
+    """that were drawn to choose by, of the edited model"""
+    before: Candidate | None = None
+    """the preset's setting, where it was among the candidates"""
+
+
+class TuningReport(Record, kw_only=True):
+    """All that a tuning's file says."""
+
+    format: str
+    judges: list[JudgeRecord]
+    believed: bool
+    """whether each judge tells the unedited model's pictures apart well enough; otherwise it was used on wish (--judge-anyway)"""
+    settings: TuneSettings
+    confidence: float = 0.95
+    model: str
+    concepts: dict[str, Tuned] = {}
+    seconds: Number = 0.0
+
+
+def best_first(tried: list[Tried]) -> list[Tried]:
+    """Those of later rounds first, then by worth; at equal worth, the weaker edit."""
+    return sorted(tried, key=lambda t: (-t.round, -t.worth, -t.candidate.multiplier))
+
+
+def with_attack(figures: Figures, attacked: dict[str, Rate]) -> Figures:
+    """The same figures, with those under attack."""
+    return structs.replace(figures, attacked=attacked)

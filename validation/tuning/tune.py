@@ -1,0 +1,177 @@
+"""Tunes the edit of one concept: successive halving over candidates, then a report on other prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...editor.common.errors import SaeuronError
+from ...editor.features.prompt_sets import ConceptPrompts
+from ..evidence.distances import opened
+from ..evidence.frechet import Inception, frechet
+from ..evidence.intervals import Mean
+from ..evidence.sightings import Trust, trust
+from ..judges.embedder import Embedder
+from .attacked import Attack
+from .bench import Bench
+from .candidates import FINAL, Candidate, Round, rounds
+from .jobs import Job, jobs
+from .results import Figures, Tried, Tuned, best_first, with_attack
+from .settings import BALANCED
+
+Say = Callable[[str], None]
+
+
+class Task(NamedTuple):
+    """A concept to tune, planned: nothing of it was drawn yet."""
+
+    words: ConceptPrompts
+    candidates: list[Candidate]
+    tuning: list[Job]
+    report: list[Job]
+    rounds: list[Round]
+    before: Candidate | None
+    """the preset's setting"""
+
+    @property
+    def pictures(self) -> dict[str, int]:
+        """How many are drawn at most: of the unedited model, to choose by, and for the report."""
+        last, chosen = 0, 0
+        for r in self.rounds:
+            chosen, last = chosen + r.candidates * (r.pictures - last), r.pictures
+        return {"unedited": last + len(self.report), "choosing": chosen, "report": len(self.report)}
+
+
+def make_task(bench: Bench, words: ConceptPrompts, candidates: Sequence[Candidate], before: Candidate | None = None) -> Task:
+    """Plan a concept's tuning, before anything is drawn.
+
+    Args:
+        bench: what measures.
+        words: the concept's prompts.
+        candidates: what is tried.
+        before: the setting that there is; it takes part.
+
+    Raises:
+        SaeuronError: no prompts to judge on, a candidate that can't be made, too small a budget, or see `rounds`.
+    """
+    s = bench.settings
+    tried = list(dict.fromkeys([*([before] if before else []), *candidates]))
+    for candidate in tried:
+        bench.edit(candidate)
+    tuning, report = jobs(words, s.tune_seeds, False), jobs(words, s.report_seeds, True)
+    return Task(words, tried, tuning, report, rounds(len(tried), len(tuning), s.budget, s.batch_size), before)
+
+
+def believe(bench: Bench, tasks: Sequence[Task], anyway: bool, say: Say = lambda text: None) -> tuple[dict[str, dict[str, Trust]], bool]:
+    """Measure the judges on the unedited model's pictures, before any candidate is drawn.
+
+    Returns:
+        concept → judge → trust, and whether all can be believed.
+
+    Raises:
+        SaeuronError: a judge whose balanced accuracy is below `BALANCED`, unless it is wanted anyway.
+    """
+    found: dict[str, dict[str, Trust]] = {}
+    doubts = []
+    for task in tasks:
+        name = task.words.name
+        listed = task.tuning[: task.rounds[-1].pictures]
+        done = _Counter(say, f"{name}: measuring the judges on the unedited model", len(listed))
+        seen = bench.unedited(listed, done)
+        asked = [job.asked for job in listed]
+        found[name] = {j.name: trust(name, asked, [frozenset(s) for s in seen.seen[j.name]]) for j in bench.judges if name in j.concepts}
+        doubts += [(name, judge, t) for judge, t in found[name].items() if t.balanced is None or t.balanced < BALANCED]
+    if doubts and not anyway:
+        name, judge, t = doubts[0]
+        share = "nothing" if t.balanced is None else f"{t.balanced:.0%} (95 % interval {t.low:.0%} to {t.high:.0%})"
+        raise SaeuronError(
+            f"the judge '{judge}' tells {share} of the unedited model's pictures of '{name}' from those without it "
+            f"(seen on {t.shown.hits} of {t.shown.trials}, absent on {t.absent.hits} of {t.absent.trials}); below {BALANCED:.0%} its figures say little: take another judge or other prompts, or --judge-anyway"
+        )
+    return found, not doubts
+
+
+def tune(bench: Bench, task: Task, trusted: Mapping[str, Trust], attacked: Attack | None = None, say: Say = lambda text: None) -> Tuned:
+    """Choose among a task's candidates, and measure the chosen one on test prompts and report seeds.
+
+    Args:
+        bench: what measures.
+        task: see `make_task`.
+        trusted: of the concept, see `believe`.
+        attacked: `attacked(candidate, test) -> {judge: Rate}`, pictures under attack that don't show the concept; None: no attack.
+        say: told what goes on.
+    """
+    s, name, drawn = bench.settings, task.words.name, bench.drawn
+    tried: dict[Candidate, Tried] = {}
+    left = list(task.candidates)
+    for number, one in enumerate(task.rounds, 1):
+        left = [t.candidate for t in best_first([tried[c] for c in left])][: one.candidates] if tried else left
+        listed = task.tuning[: one.pictures]
+        for place, candidate in enumerate(left, 1):
+            say(f"{name}: round {number} of {len(task.rounds)}, candidate {place} of {len(left)}{_best(tried)}")
+            figures = bench.figures(candidate, listed)
+            tried[candidate] = Tried(candidate, figures, figures.worth(s.weights), number)
+    order = best_first(list(tried.values()))
+    if attacked is not None:
+        for place, t in enumerate(order[:FINAL], 1):
+            say(f"{name}: attacking candidate {place} of {min(FINAL, len(order))}")
+            figures = with_attack(t.figures, attacked(t.candidate, False))
+            tried[t.candidate] = Tried(t.candidate, figures, figures.worth(s.weights), len(task.rounds) + 1)
+        order = best_first(list(tried.values()))
+    chosen = order[0]
+    say(f"{name}: measuring {chosen.candidate} on the test prompts")
+    report = _reported(bench, task, chosen.candidate, say)
+    if attacked is not None:
+        say(f"{name}: attacking {chosen.candidate} on the test prompts")
+        report = with_attack(report, attacked(chosen.candidate, True))
+    found = Tuned(
+        chosen=chosen.candidate, trust=dict(trusted), tuning=chosen.figures, report=report, tried=order, pictures=task.pictures["choosing"],
+        before=task.before,
+    )  # fmt: skip
+    if s.clip is not None or s.fid is not None:
+        _elsewhere(bench, task, found, say)
+    say(f"{name}: {bench.drawn - drawn} pictures drawn")
+    return found
+
+
+def _reported(bench: Bench, task: Task, candidate: Candidate, say: Say) -> Figures:
+    done = _Counter(say, f"{task.words.name}: report", 2 * len(task.report))
+    bench.unedited(task.report, done)
+    return bench.figures(candidate, task.report, done)
+
+
+def _elsewhere(bench: Bench, task: Task, found: Tuned, say: Say) -> None:
+    """CLIP score and FID of the report's pictures without the concept."""
+    s = bench.settings
+    rest = [job for job in task.report if job.asked != task.words.name]
+    say(f"{task.words.name}: CLIP score and FID elsewhere")
+    before, after = opened(bench.files(rest)), bench.draw(found.chosen, rest)
+    if s.clip is not None:
+        clip = Embedder(s.clip)
+        texts = clip.texts([job.prompt for job in rest])
+        scores = [(100 * (clip.pictures(made) * texts).sum(1)).tolist() for made in (before, after)]
+        found.clip_before, found.clip_after = Mean.of(scores[0]), Mean.of(scores[1])
+    if s.fid is not None:
+        inception = Inception(s.fid)
+        found.fid = frechet(np.asarray(inception.features(before)), np.asarray(inception.features(after)))
+
+
+def _best(tried: Mapping[Candidate, Tried]) -> str:
+    if not tried:
+        return ""
+    first = best_first(list(tried.values()))[0]
+    removed = min(r.removed.value for r in first.figures.judges.values())
+    return f"; best so far {first.candidate.select}, {first.candidate.multiplier:g}: removed {removed:.0%}"
+
+
+class _Counter:
+    """Tells how many pictures of a list are done."""
+
+    def __init__(self, say: Say, what: str, total: int) -> None:
+        self._say, self._what, self._total, self._done = say, what, total, 0
+
+    def __call__(self, pictures: int) -> None:
+        self._done += pictures
+        self._say(f"{self._what}: {self._done} of {self._total} pictures")
