@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common.errors import SaeuronError
 from ..common.files import read_toml
@@ -14,6 +14,8 @@ from ..common.suggest import unknown
 
 _FOLDER = Path(__file__).parent / "presets"
 STATUSES = ("tuned", "untuned")
+KINDS = ("object", "style", "person", "nudity", "text")
+"""what a concept is; `text`: what a phrase says"""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,17 @@ class Concept:
     """prompts that show the concept: for the proof, and for its activations where they are collected"""
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """name → prompts of every concept and contrast set of the domain in the same file, this one included"""
+    kind: str = "text"
+    """one of `KINDS`"""
+    test_prompts: tuple[str, ...] = field(default=())
+    """prompts that show the concept, to judge with: nothing is chosen by them, so none is among the `prompts` of the domain"""
+    tested: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """name → test prompts, of the same sets as `compared`; empty where a set has none"""
+    contrast_sets: tuple[str, ...] = field(default=(), repr=False)
+    """which names of `compared` are contrast sets; the others are concepts"""
 
 
-KEYS = tuple(f.name for f in fields(Concept) if f.name != "compared")
+KEYS = tuple(f.name for f in fields(Concept) if f.name not in ("compared", "tested", "contrast_sets"))
 """what a table of a preset file may hold"""
 _NEEDED = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier")
 
@@ -57,7 +67,7 @@ def load_presets(path: Path) -> dict[str, Concept]:
     """Read a preset file: `[defaults]`, one `[[concepts]]` table a concept, one `[[contrast]]` table a contrast set.
 
     Raises:
-        SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with.
+        SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with, a prompt to collect and to judge with.
     """
     content = read_toml(path, "preset file")
     for key in content:
@@ -67,17 +77,49 @@ def load_presets(path: Path) -> dict[str, Concept]:
     if not isinstance(defaults, dict) or not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in (tables, contrasts)):
         raise SaeuronError(f"{path}: expected a [defaults] table and [[concepts]] and [[contrast]] tables")
     concepts = [_concept({**defaults, **table}, path) for table in tables]
-    domains: dict[str, dict[str, tuple[str, ...]]] = {}
-    for name, domain, prompts in [*((c.name, c.domain, c.prompts) for c in concepts), *(_contrast(t, path) for t in contrasts)]:
-        if name in domains.setdefault(domain, {}):
-            raise SaeuronError(f"{path.name}: '{name}' is there twice in domain '{domain}'")
-        domains[domain][name] = prompts
+    sets = [_contrast(table, path) for table in contrasts]
+    compared: dict[str, dict[str, tuple[str, ...]]] = {}
+    tested: dict[str, dict[str, tuple[str, ...]]] = {}
+    parts: list[Concept | _Contrast] = [*concepts, *sets]
+    for part in parts:
+        if part.name in compared.setdefault(part.domain, {}):
+            raise SaeuronError(f"{path.name}: '{part.name}' is there twice in domain '{part.domain}'")
+        compared[part.domain][part.name] = part.prompts
+        tested.setdefault(part.domain, {})[part.name] = part.test_prompts
+    for domain, held in compared.items():
+        check_apart(held, tested[domain], f"{path.name}: domain '{domain}'")
     for concept in concepts:
-        if not concept.activations and len(domains[concept.domain]) < 2:
+        if not concept.activations and len(compared[concept.domain]) < 2:
             raise SaeuronError(
                 f"{path.name}: concept '{concept.name}' has nothing to compare with; add a [[contrast]] set of domain '{concept.domain}'"
             )
-    return {c.name: replace(c, compared=domains[c.domain]) for c in concepts}
+    return {
+        c.name: replace(
+            c, compared=compared[c.domain], tested=tested[c.domain], contrast_sets=tuple(s.name for s in sets if s.domain == c.domain)
+        )
+        for c in concepts
+    }
+
+
+def check_apart(compared: Mapping[str, Sequence[str]], tested: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise `SaeuronError` for a prompt that features would be chosen by and judged on, whatever its case and spaces.
+
+    Args:
+        compared: concept or contrast set of a domain → prompts to collect with.
+        tested: the same → prompts to judge with.
+        where: for the error.
+    """
+    chosen_by = {_bare(text): name for name, texts in compared.items() for text in texts}
+    for name, texts in tested.items():
+        for text in texts:
+            if (other := chosen_by.get(_bare(text))) is not None:
+                raise SaeuronError(
+                    f"{where}: '{text}' is in the prompts of '{other}' and in the test_prompts of '{name}'; what features are chosen by can't judge them, so take it out of one"
+                )
+
+
+def _bare(prompt: str) -> str:
+    return " ".join(prompt.split()).casefold()
 
 
 def _concept(values: dict[str, Any], path: Path) -> Concept:
@@ -93,16 +135,24 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
     if not values.get("activations") and not values.get("prompts"):
         raise SaeuronError(f"{where}: has neither activations nor prompts to collect them from")
     numbers: dict[str, float] = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
-    return Concept(**{**values, **numbers, "prompts": expand(values.get("prompts", ()), values["name"])})
+    return Concept(**{**values, **numbers, **{key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")}})
 
 
-def _contrast(values: dict[str, Any], path: Path) -> tuple[str, str, tuple[str, ...]]:
+class _Contrast(NamedTuple):
+    name: str
+    domain: str
+    prompts: tuple[str, ...]
+    test_prompts: tuple[str, ...]
+
+
+def _contrast(values: dict[str, Any], path: Path) -> _Contrast:
     where = f"{path.name}: contrast set '{values.get('name', '?')}'"
-    if set(values) != {"name", "domain", "prompts"} or not values["prompts"]:
-        raise SaeuronError(f"{where}: it holds name, domain and prompts, nothing else")
+    if set(values) - {"test_prompts"} != {"name", "domain", "prompts"} or not values["prompts"]:
+        raise SaeuronError(f"{where}: it holds name, domain, prompts and perhaps test_prompts, nothing else")
     for key, value in values.items():
         check_type(key, value, where)
-    return values["name"], values["domain"], expand(values["prompts"], values["name"])
+    name = values["name"]
+    return _Contrast(name, values["domain"], expand(values["prompts"], name), expand(values.get("test_prompts", ()), name))
 
 
 def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:
@@ -113,15 +163,17 @@ def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:
 def check_type(key: str, value: Any, where: str) -> None:
     """Raise unless `value` can be a preset's `key`."""
     number: dict[str, Any] = dict.fromkeys(("multiplier", "guidance", "collect_guidance"), (int, float))
-    types: dict[str, Any] = {**number, "steps": int, "collect_steps": int, "prompts": list}
+    types: dict[str, Any] = {**number, "steps": int, "collect_steps": int, "prompts": list, "test_prompts": list}
     if (
         not isinstance(value, types.get(key, str))
         or isinstance(value, bool)
-        or (key == "prompts" and not all(isinstance(v, str) for v in value))
+        or (types.get(key) is list and not all(isinstance(v, str) for v in value))
     ):
         raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
     if key == "status" and value not in STATUSES:
         raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
+    if key == "kind" and value not in KINDS:
+        raise SaeuronError(f"{where}: {unknown('kind', value, KINDS)}")
     if key == "residual" and value not in RESIDUALS:
         raise SaeuronError(f"{where}: {unknown('residual', value, RESIDUALS)}")
     if types.get(key) is int and value < 1:

@@ -69,10 +69,12 @@ def trial_table(sources: Sources, trial: Trial) -> dict[str, Any]:
     plan = sources.plan
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     files = {h: by_place[trial.concept, h].activations for h in trial.hookpoints}
+    known = plan.concepts.get(trial.concept)
     return {
         "name": trial.concept, "model": plan.model, "domain": by_place[trial.concept, trial.hookpoints[0]].domain,
         **one_for_all(trial.concept, files, plan.saes), "select": trial.select, "multiplier": trial.multiplier, "residual": plan.residual,
         "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(trial.concept, ()),
+        "kind": known.kind if known else "", "test_prompts": known.test_prompts if known else (),
     }  # fmt: skip
 
 

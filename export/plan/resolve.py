@@ -16,8 +16,9 @@ from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
 from ...editor.edit.provenance import SamplingUsed
-from ...editor.features.concepts import KEYS, Concept, check_type, expand, presets
+from ...editor.features.concepts import KEYS, Concept, check_type, presets
 from ...editor.features.rule import Rule
+from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, with_overrides
 from .settings import Collecting, Plan, Settings, Wish
 
 
@@ -37,7 +38,7 @@ def resolve(settings: Settings) -> Plan:
     wishes: list[Wish] = []
     chosen: dict[str, Concept] = {}
     for name in dict.fromkeys(settings.concepts):
-        preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
+        preset = with_overrides(name, known, overrides.get(name, {}), bool(explicit))
         if preset:
             chosen[name] = preset
         # A file that says how well its settings did (a sweep's) is what the command's options are compared with.
@@ -61,6 +62,7 @@ def resolve(settings: Settings) -> Plan:
         steps,
         7.5 if guidance is None else guidance,
         {n: c.prompts for n, c in chosen.items()},
+        concepts=chosen,
     )
 
 
@@ -199,25 +201,6 @@ def _check_choices(s: Settings) -> None:
                 raise SaeuronError(f"{option} is for engines; add --format trt")
 
 
-def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
-    """A shipped preset changed by the settings file, or one that the settings file gives whole."""
-    override = {k: expand(v, name) if k == "prompts" else v for k, v in override.items()}
-    if name in known:
-        preset = replace(known[name], **override)
-        return replace(preset, compared={**preset.compared, name: preset.prompts}) if "prompts" in override else preset
-    if override and ("activations" in override or explicit):
-        blank = {
-            "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,
-        }  # fmt: skip
-        return Concept(name=name, **{**blank, **override})
-    if explicit:
-        return None
-    raise SaeuronError(
-        unknown("concept", name, known)
-        + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint), or a preset of your own with --preset-file"
-    )
-
-
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
     rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
     multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
@@ -328,9 +311,3 @@ FORMATS = ("checkpoint", "onnx", "trt")
 
 
 _ALIASES = {"tensorrt": "trt"}
-
-
-DEFAULT_SELECT = "percentile:99.999"
-
-
-DEFAULT_MULTIPLIER = -1.0

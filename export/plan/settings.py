@@ -12,6 +12,7 @@ from ...editor.common.declared import ENGINES, HOW, OUTPUT, PROOF, WHAT, WHERE, 
 from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.edit_header import EditHeader
+from ...editor.features.concepts import Concept
 from ...editor.features.rule import Rule
 from ...validation.artifact.engines import Target
 from ..formats.tensorrt import EngineSettings, Shapes, check_precision
@@ -169,6 +170,8 @@ class Plan:
     """concept → prompts of its preset; with an edit file, those that are on record"""
     edit: EditHeader | None = None
     """what the edit file says, where one is given; then there are no wishes"""
+    concepts: dict[str, Concept] = field(default_factory=dict)
+    """name → its preset, as the settings file changed it; without those that have none, and empty with an edit file"""
 
     def __post_init__(self) -> None:
         Sampling(self.steps, self.guidance)  # raises: a preset or an edit file may hold anything
