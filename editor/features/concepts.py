@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common.errors import SaeuronError
 from ..common.files import read_toml
 from ..common.names import RESIDUALS
 from ..common.suggest import unknown
-from .prompt_sets import ConceptPrompts, ContrastPrompts
 
 _FOLDER = Path(__file__).parent / "presets"
 STATUSES = ("tuned", "untuned")
 KINDS = ("object", "style", "person", "nudity", "text")
+"""what a concept is; `text`: what a phrase says"""
 
 
 @dataclass(frozen=True)
@@ -37,37 +37,28 @@ class Concept:
     activations: str = ""
     """concept-activations file; `demo:…` lies inside the package; empty: collected from the prompts"""
     residual: str = "keep"
-    kind: str = "text"
-    """of `KINDS`"""
     status: str = "untuned"
-    """`tuned` where what is removed and kept was measured with these very settings"""
+    """`tuned` where UA, IRA and CRA were measured with these very settings"""
     steps: int = 50
     guidance: float = 7.5
     collect_steps: int = 100
     """denoising steps of the concept activations"""
     collect_guidance: float = 9.0
     prompts: tuple[str, ...] = field(default=())
-    """prompts that show the concept: for the proof, for its activations where they are collected, and to tune with"""
-    test_prompts: tuple[str, ...] = field(default=())
-    """others that show it, to judge by; none of them is among any prompts of the domain"""
+    """prompts that show the concept: for the proof, and for its activations where they are collected"""
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """name → prompts of every concept and contrast set of the domain in the same file, this one included"""
+    kind: str = "text"
+    """one of `KINDS`"""
+    test_prompts: tuple[str, ...] = field(default=())
+    """prompts that show the concept, to judge with: nothing is chosen by them, so none is among the `prompts` of the domain"""
     tested: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """likewise → test prompts"""
-    contrasts: tuple[str, ...] = field(default=(), repr=False)
-    """those of these names that are contrast sets"""
-
-    @property
-    def words(self) -> ConceptPrompts:
-        """Its prompts and those of what it is compared with."""
-        others = {
-            name: ContrastPrompts(list(prompts), list(self.tested.get(name, ())), name not in self.contrasts)
-            for name, prompts in self.compared.items() if name != self.name
-        }  # fmt: skip
-        return ConceptPrompts(self.name, self.kind, list(self.prompts), list(self.test_prompts), others)
+    """name → test prompts, of the same sets as `compared`; empty where a set has none"""
+    contrast_sets: tuple[str, ...] = field(default=(), repr=False)
+    """which names of `compared` are contrast sets; the others are concepts"""
 
 
-KEYS = tuple(f.name for f in fields(Concept) if f.name not in ("compared", "tested", "contrasts"))
+KEYS = tuple(f.name for f in fields(Concept) if f.name not in ("compared", "tested", "contrast_sets"))
 """what a table of a preset file may hold"""
 _NEEDED = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier")
 
@@ -76,7 +67,7 @@ def load_presets(path: Path) -> dict[str, Concept]:
     """Read a preset file: `[defaults]`, one `[[concepts]]` table a concept, one `[[contrast]]` table a contrast set.
 
     Raises:
-        SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with.
+        SaeuronError: not TOML, unknown or missing keys, wrong types, a name twice, nothing to compare with, a prompt to collect and to judge with.
     """
     content = read_toml(path, "preset file")
     for key in content:
@@ -86,34 +77,49 @@ def load_presets(path: Path) -> dict[str, Concept]:
     if not isinstance(defaults, dict) or not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in (tables, contrasts)):
         raise SaeuronError(f"{path}: expected a [defaults] table and [[concepts]] and [[contrast]] tables")
     concepts = [_concept({**defaults, **table}, path) for table in tables]
-    domains: dict[str, dict[str, tuple[str, ...]]] = {}
+    sets = [_contrast(table, path) for table in contrasts]
+    compared: dict[str, dict[str, tuple[str, ...]]] = {}
     tested: dict[str, dict[str, tuple[str, ...]]] = {}
-    sets = [_contrast(t, path) for t in contrasts]
-    for name, domain, prompts, test_prompts in [*((c.name, c.domain, c.prompts, c.test_prompts) for c in concepts), *sets]:
-        if name in domains.setdefault(domain, {}):
-            raise SaeuronError(f"{path.name}: '{name}' is there twice in domain '{domain}'")
-        domains[domain][name] = prompts
-        tested.setdefault(domain, {})[name] = test_prompts
-    for domain, known in domains.items():
-        _check_apart(path, known, tested[domain])
+    parts: list[Concept | _Contrast] = [*concepts, *sets]
+    for part in parts:
+        if part.name in compared.setdefault(part.domain, {}):
+            raise SaeuronError(f"{path.name}: '{part.name}' is there twice in domain '{part.domain}'")
+        compared[part.domain][part.name] = part.prompts
+        tested.setdefault(part.domain, {})[part.name] = part.test_prompts
+    for domain, held in compared.items():
+        check_apart(held, tested[domain], f"{path.name}: domain '{domain}'")
     for concept in concepts:
-        if not concept.activations and len(domains[concept.domain]) < 2:
+        if not concept.activations and len(compared[concept.domain]) < 2:
             raise SaeuronError(
                 f"{path.name}: concept '{concept.name}' has nothing to compare with; add a [[contrast]] set of domain '{concept.domain}'"
             )
-    only = {domain: tuple(n for n, d, *_ in sets if d == domain) for domain in domains}
-    return {c.name: replace(c, compared=domains[c.domain], tested=tested[c.domain], contrasts=only[c.domain]) for c in concepts}
+    return {
+        c.name: replace(
+            c, compared=compared[c.domain], tested=tested[c.domain], contrast_sets=tuple(s.name for s in sets if s.domain == c.domain)
+        )
+        for c in concepts
+    }
 
 
-def _check_apart(path: Path, prompts: Mapping[str, Sequence[str]], tested: Mapping[str, Sequence[str]]) -> None:
-    """Raise where a domain's test prompt is one of its prompts: figures on it would flatter."""
-    spelt = {" ".join(text.casefold().split()): name for name, texts in prompts.items() for text in texts}
+def check_apart(compared: Mapping[str, Sequence[str]], tested: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise `SaeuronError` for a prompt that features would be chosen by and judged on, whatever its case and spaces.
+
+    Args:
+        compared: concept or contrast set of a domain → prompts to collect with.
+        tested: the same → prompts to judge with.
+        where: for the error.
+    """
+    chosen_by = {_bare(text): name for name, texts in compared.items() for text in texts}
     for name, texts in tested.items():
         for text in texts:
-            if (where := spelt.get(" ".join(text.casefold().split()))) is not None:
+            if (other := chosen_by.get(_bare(text))) is not None:
                 raise SaeuronError(
-                    f"{path.name}: '{text}' is among the test_prompts of '{name}' and the prompts of '{where}'; what settings are chosen by can't judge them"
+                    f"{where}: '{text}' is in the prompts of '{other}' and in the test_prompts of '{name}'; what features are chosen by can't judge them, so take it out of one"
                 )
+
+
+def _bare(prompt: str) -> str:
+    return " ".join(prompt.split()).casefold()
 
 
 def _concept(values: dict[str, Any], path: Path) -> Concept:
@@ -129,18 +135,24 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
     if not values.get("activations") and not values.get("prompts"):
         raise SaeuronError(f"{where}: has neither activations nor prompts to collect them from")
     numbers: dict[str, float] = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
-    lists = {key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")}
-    return Concept(**{**values, **numbers, **lists})
+    return Concept(**{**values, **numbers, **{key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")}})
 
 
-def _contrast(values: dict[str, Any], path: Path) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+class _Contrast(NamedTuple):
+    name: str
+    domain: str
+    prompts: tuple[str, ...]
+    test_prompts: tuple[str, ...]
+
+
+def _contrast(values: dict[str, Any], path: Path) -> _Contrast:
     where = f"{path.name}: contrast set '{values.get('name', '?')}'"
     if set(values) - {"test_prompts"} != {"name", "domain", "prompts"} or not values["prompts"]:
         raise SaeuronError(f"{where}: it holds name, domain, prompts and perhaps test_prompts, nothing else")
     for key, value in values.items():
         check_type(key, value, where)
     name = values["name"]
-    return name, values["domain"], expand(values["prompts"], name), expand(values.get("test_prompts", ()), name)
+    return _Contrast(name, values["domain"], expand(values["prompts"], name), expand(values.get("test_prompts", ()), name))
 
 
 def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:

@@ -8,27 +8,38 @@ from pathlib import Path
 from ..common.errors import SaeuronError, first_line
 from ..common.files import plain_text, read_toml
 from ..common.typed import Record
+from .concepts import Concept
 
 
 class ContrastPrompts(Record):
-    """A set that a concept is compared with."""
+    """What a concept is compared with."""
 
     prompts: list[str]
     test_prompts: list[str]
     concept: bool
-    """another concept of the domain; otherwise a contrast set: scenes without the concept"""
+    """True for another concept of the domain, False for a contrast set"""
 
 
 class ConceptPrompts(Record):
-    """The words of a concept: what it is collected and tuned with, and what it is judged on."""
+    """The prompts of a concept, and of all that it is compared with."""
 
     name: str
     kind: str
     prompts: list[str]
+    """features are chosen by these"""
     test_prompts: list[str]
-    """none of them is among the prompts"""
+    """to judge with; none is among the prompts of any set; empty: there are none"""
     contrast: dict[str, ContrastPrompts]
-    """the domain's other sets"""
+
+
+def prompts_of(concept: Concept) -> ConceptPrompts:
+    """The prompts of a preset, or of a concept made from words."""
+    contrast = {
+        name: ContrastPrompts(list(prompts), list(concept.tested.get(name, ())), name not in concept.contrast_sets)
+        for name, prompts in concept.compared.items()
+        if name != concept.name
+    }
+    return ConceptPrompts(concept.name, concept.kind, list(concept.prompts), list(concept.test_prompts), contrast)
 
 
 def check_sets(prompts: Mapping[str, Sequence[str]]) -> None:

@@ -13,7 +13,6 @@ from ...editor.common.writing import whole_file
 if TYPE_CHECKING:
     from ...validation.tuning.candidates import Candidate
     from .prepare import Sources
-    from .settings import Plan
 
 
 def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -70,16 +69,13 @@ def candidate_table(sources: Sources, chosen: Candidate) -> dict[str, Any]:
     plan = sources.plan
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     files = {h: by_place[chosen.concept, h].activations for h in chosen.hookpoints}
+    known = plan.concepts.get(chosen.concept)
     return {
         "name": chosen.concept, "model": plan.model, "domain": by_place[chosen.concept, chosen.hookpoints[0]].domain,
         **one_for_all(chosen.concept, files, plan.saes), "select": chosen.select, "multiplier": chosen.multiplier, "residual": plan.residual,
-        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(chosen.concept, ()), **_words(plan, chosen.concept),
+        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(chosen.concept, ()),
+        "kind": known.kind if known else "", "test_prompts": known.test_prompts if known else (),
     }  # fmt: skip
-
-
-def _words(plan: Plan, concept: str) -> dict[str, Any]:
-    known = plan.concepts.get(concept)
-    return {} if known is None else {"kind": known.kind, "test_prompts": known.test_prompts}
 
 
 def _toml(value: Any) -> str:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...editor.common.typed import plain
 from ...editor.denoisers.families import FAMILIES
+from ...validation.artifact.concepts import NAME as CONCEPTS
 from ..formats.tensorrt import components, ready
+from .concepts import prompts_on_record
 from .folder import check_output
 from .resolve import resolve, to_fetch
 from .settings import Plan, Settings
@@ -33,7 +35,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision,
         "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes] or _of_edit(plan),
-        "files": _files(plan.settings, None),
+        "files": _files(plan, None),
     }  # fmt: skip
     if settings.engines:
         found["targets"] = [str(t) for t in ready(settings.engines)]
@@ -57,7 +59,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
         prepared = prepare(plan)
         sizes = estimate(prepared)
         found["concepts"] = plain(prepared.edit.provenance.concepts)
-        found["files"] = _files(plan.settings, prepared)
+        found["files"] = _files(plan, prepared)
         found["bytes"] = sizes
         # Pipeline, its edited twin's SAE and the graph being written lie in memory together.
         found["memory_bytes"] = int(2.2 * max(sizes.values())) + 2**30
@@ -105,11 +107,13 @@ def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _files(s: Settings, prepared: Prepared | None) -> list[str]:
+def _files(plan: Plan, prepared: Prepared | None) -> list[str]:
     """What the artifact will hold; without the model's folder, only what is known of every model."""
-    family = prepared.family if prepared else _UNKNOWN
+    s, family = plan.settings, prepared.family if prepared else _UNKNOWN
     weights = {n: "model.safetensors" if family.text_encoder(n) else "diffusion_pytorch_model.safetensors" for n in family.networks}
     files = ["README.md", "saeuron.json", "edit/edit.safetensors", "edit/golden.safetensors", *(f"{name}/config.json" for name in weights)]
+    if prompts_on_record(plan):
+        files.append(CONCEPTS)
     if "checkpoint" in s.formats:
         files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in weights.items())]
     if "onnx" in s.formats:

@@ -16,8 +16,9 @@ from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
 from ...editor.edit.provenance import SamplingUsed
-from ...editor.features.concepts import KEYS, Concept, check_type, expand, presets
+from ...editor.features.concepts import KEYS, Concept, check_type, presets
 from ...editor.features.rule import Rule
+from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, with_overrides
 from .settings import Collecting, Plan, Settings, Wish
 
 
@@ -37,7 +38,7 @@ def resolve(settings: Settings) -> Plan:
     wishes: list[Wish] = []
     chosen: dict[str, Concept] = {}
     for name in dict.fromkeys(settings.concepts):
-        preset = _preset(name, known, overrides.get(name, {}), bool(explicit))
+        preset = with_overrides(name, known, overrides.get(name, {}), bool(explicit))
         if preset:
             chosen[name] = preset
         # A file that says how well its settings did (of tuning) is what the command's options are compared with.
@@ -94,7 +95,7 @@ def _resolve_edit(s: Settings, path: Path) -> Plan:
     guidance = s.guidance if s.guidance is not None else held.guidance
     return Plan(
         s, model, (), _saes_of_edit(s, header, path), header.residual, s.steps or held.steps,
-        guidance, {"": tuple(header.provenance.prompts)} if header.provenance.prompts else prompts, edit=header,
+        guidance, {"": tuple(header.provenance.prompts)} if header.provenance.prompts else prompts, header,
     )  # fmt: skip
 
 
@@ -198,26 +199,6 @@ def _check_choices(s: Settings) -> None:
         ):  # fmt: skip
             if value:
                 raise SaeuronError(f"{option} is for engines; add --format trt")
-
-
-def _preset(name: str, known: dict[str, Concept], override: dict[str, Any], explicit: bool) -> Concept | None:
-    """A shipped preset changed by the settings file, or one that the settings file gives whole."""
-    override = {k: expand(v, name) if k in ("prompts", "test_prompts") else v for k, v in override.items()}
-    if name in known:
-        preset = replace(known[name], **override)
-        compared, tested = {**preset.compared, name: preset.prompts}, {**preset.tested, name: preset.test_prompts}
-        return replace(preset, compared=compared, tested=tested) if {"prompts", "test_prompts"} & override.keys() else preset
-    if override and ("activations" in override or explicit):
-        blank = {
-            "model": "", "domain": "unknown", "sae": "", "hookpoint": "", "select": DEFAULT_SELECT, "multiplier": DEFAULT_MULTIPLIER,
-        }  # fmt: skip
-        return Concept(name=name, **{**blank, **override})
-    if explicit:
-        return None
-    raise SaeuronError(
-        unknown("concept", name, known)
-        + ". For a concept without a preset give --activations (and --model, --sae, --hookpoint), or a preset of your own with --preset-file"
-    )
 
 
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
@@ -330,9 +311,3 @@ FORMATS = ("checkpoint", "onnx", "trt")
 
 
 _ALIASES = {"tensorrt": "trt"}
-
-
-DEFAULT_SELECT = "percentile:99.999"
-
-
-DEFAULT_MULTIPLIER = -1.0

@@ -168,10 +168,10 @@ class Plan:
     guidance: float
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """concept → prompts of its preset; with an edit file, those that are on record"""
-    concepts: dict[str, Concept] = field(default_factory=dict)
-    """name → its preset, or what was made from its words; those without are not there"""
     edit: EditHeader | None = None
     """what the edit file says, where one is given; then there are no wishes"""
+    concepts: dict[str, Concept] = field(default_factory=dict)
+    """name → its preset, as the settings file changed it; without those that have none, and empty with an edit file"""
 
     def __post_init__(self) -> None:
         Sampling(self.steps, self.guidance)  # raises: a preset or an edit file may hold anything

@@ -16,7 +16,7 @@ from ...editor.denoisers.families import network_of
 from ...editor.denoisers.pipelines import load_pipeline
 from ...editor.edit.bake import refuse_edited
 from ...editor.features.cache import model_sha256
-from ...editor.features.prompt_sets import ConceptPrompts
+from ...editor.features.prompt_sets import ConceptPrompts, prompts_of
 from ...validation.attack.victims import bare
 from ...validation.evidence.results import JudgeRecord
 from ...validation.judges.choose import open_judges
@@ -114,7 +114,7 @@ def _words(plan: Plan) -> dict[str, ConceptPrompts]:
     for name in plan.settings.concepts:
         if name not in plan.concepts:
             raise SaeuronError(f"concept '{name}' has no prompts to be judged on: give it a preset (--preset-file), or --kind")
-    return {name: plan.concepts[name].words for name in dict.fromkeys(plan.settings.concepts)}
+    return {name: prompts_of(plan.concepts[name]) for name in dict.fromkeys(plan.settings.concepts)}
 
 
 def _candidates(concept: str, sources: Sources, tried: Grid) -> list[Candidate]:

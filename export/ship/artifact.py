@@ -18,6 +18,7 @@ from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
 from ...editor.edit.bake import bake, refuse_edited
 from ...editor.edit.hook import TokenEdit
 from ...validation.artifact import contents, manifest
+from ...validation.artifact.concepts import write_concepts
 from ...validation.artifact.engines import Target
 from ...validation.artifact.manifest import EditHashes, Graphs, Manifest, Model, ProofSummary, SamplingRecord, SeamNames, Tables
 from ...validation.proof import report
@@ -28,6 +29,7 @@ from ...validation.proof.validate import GOLDEN, validate
 from ...validation.trust import signature
 from ..formats import checkpoint, onnx, tensorrt
 from ..plan.checks import check_packages
+from ..plan.concepts import prompts_on_record
 from ..plan.estimate import estimate
 from ..plan.folder import building, check_output, check_space
 from ..plan.open import Prepared
@@ -118,6 +120,7 @@ def _write(prepared: Prepared, pipeline: Any, folder: Path, progress: Progress) 
     known = prepared.edit.provenance
     known.model, known.unet_sha256 = public_name(plan.model), original
     prepared.edit.save(folder / "edit" / "edit.safetensors")
+    write_concepts(folder, prompts_on_record(plan))
     progress("running the dynamic hook on the original model (the reference of the proof)")
     between = tensorrt.between(prepared.model_folder, s.height, s.width, s.engines.shapes) if s.engines else []
     golden = make_golden(

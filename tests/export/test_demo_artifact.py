@@ -13,9 +13,14 @@ from typer.testing import CliRunner
 
 import saeuron
 from saeuron.editor.common.errors import SaeuronError
+from saeuron.editor.features.concepts import presets
+from saeuron.editor.features.prompt_sets import prompts_of
 from saeuron.export.cli import app
+from saeuron.export.plan.concepts import prompts_on_record
+from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
 from saeuron.validation.artifact import contents, manifest
+from saeuron.validation.artifact.concepts import read_concepts
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.proof.validate import validate
 
@@ -45,6 +50,14 @@ def test_every_file_is_on_record(demo_artifact):
     assert sum(n.endswith(".py") for n in on_disk) == 1
     card = (root / "README.md").read_text()
     assert "`edit/` holds" in card and "`validation/report.json` holds" in card
+
+
+def test_the_prompts_of_its_concepts_are_in_it(demo_artifact):
+    known = presets()
+    assert read_concepts(demo_artifact.path) == {name: prompts_of(known[name]) for name in ("Neon", "House")}
+    # An edit out of it: its concepts are looked up by their names.
+    plan = resolve(Settings(edit=demo_artifact.path / "edit" / "edit.safetensors", output=demo_artifact.path.with_name("again")))
+    assert plan.concepts == {} and prompts_on_record(plan) == read_concepts(demo_artifact.path)
 
 
 @pytest.mark.slow

@@ -69,3 +69,17 @@ def test_files_and_presets_hold_the_same_bounds(tmp_path):
         (tmp_path / "s.toml").write_text(text)
         with pytest.raises(SaeuronError, match=message):
             resolve(Settings(output=tmp_path / "x", settings=tmp_path / "s.toml"))
+
+
+def test_a_settings_file_changes_prompts_that_stay_apart(tmp_path):
+    def plan(text):
+        (tmp_path / "s.toml").write_text(f"[[concepts]]\nname = 'Neon'\n{text}\n")
+        return resolve(Settings(output=tmp_path / "x", settings=tmp_path / "s.toml"))
+
+    neon = plan("test_prompts = ['{name} here']").concepts["Neon"]
+    assert neon.test_prompts == neon.tested["Neon"] == ("Neon here",) and neon.tested["Sepia"]
+    neon = plan("prompts = ['{name} there']").concepts["Neon"]
+    assert neon.prompts == neon.compared["Neon"] == ("Neon there",)
+    with pytest.raises(SaeuronError, match="in the prompts of 'Sepia' and in the test_prompts of 'Neon'"):
+        plan("test_prompts = ['a picture of House in Sepia style.']")
+    assert resolve(Settings("Neon", "x")).concepts["Neon"].kind == "style"

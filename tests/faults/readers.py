@@ -247,6 +247,7 @@ status = "tuned"
 sae = "demo:saes"
 activations = "demo:style-{hookpoint}.safetensors"
 prompts = ["a {title}", "b"]
+test_prompts = ["c {title}"]
 """
 
 
@@ -270,12 +271,15 @@ collect_guidance = 9
 
 [[concepts]]
 name = "X_1"
+kind = "object"
 prompts = ["a {title}", "b {name}"]
+test_prompts = ["d {name}"]
 
 [[contrast]]
 name = "plain"
 domain = "style"
 prompts = ["c"]
+test_prompts = ["e"]
 """
 
 
@@ -284,6 +288,22 @@ def _preset_file(folder: Path) -> None:
     from saeuron.editor.features.concepts import load_presets
 
     load_presets(folder / "p.toml")
+
+
+def _concepts_file(folder: Path) -> None:
+    from saeuron.editor.features.concepts import presets
+    from saeuron.editor.features.prompt_sets import prompts_of
+    from saeuron.validation.artifact.concepts import write_concepts
+
+    (folder / "edit").mkdir()
+    write_concepts(folder, {"Neon": prompts_of(presets()["Neon"])})
+
+
+@reader(_concepts_file, {"edit/concepts.json": m.as_json})
+def _prompts_of_an_artifact(folder: Path) -> None:
+    from saeuron.validation.artifact.concepts import read_concepts
+
+    read_concepts(folder)
 
 
 @reader(

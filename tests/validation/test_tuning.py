@@ -17,7 +17,7 @@ from saeuron.editor.denoisers.sampling import generate
 from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.concepts import presets
-from saeuron.editor.features.prompt_sets import ConceptPrompts, ContrastPrompts
+from saeuron.editor.features.prompt_sets import ConceptPrompts, ContrastPrompts, prompts_of
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.judges.choose import open_judge
 from saeuron.validation.tuning.bench import Bench
@@ -171,7 +171,7 @@ def test_damaged_stored_work_is_named(parts, tmp_path):
 
 def test_presets_have_prompts_to_tune_and_others_to_judge_by():
     for concept in presets().values():
-        words = concept.words
+        words = prompts_of(concept)
         assert len(words.test_prompts) >= 8 and {c.concept for c in words.contrast.values()} <= {True, False}
         assert jobs(words, (1,), False) and jobs(words, (1,), True), concept.name
         every = {p for c in [words, *words.contrast.values()] for p in c.prompts}
