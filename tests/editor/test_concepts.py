@@ -48,7 +48,9 @@ def test_shipped_presets_can_be_judged_on_prompts_of_their_own():
 
 
 def test_demo_objects_and_styles_are_asked_for_as_the_judge_does():
-    from saeuron.validation.judges.demo import _evaluation_prompt
+    from saeuron.validation.judges.demo import DemoJudge
+
+    _evaluation_prompt = DemoJudge().prompt
 
     known = presets()
     styles = [c.name for c in known.values() if c.domain == "style"]

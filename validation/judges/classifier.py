@@ -59,14 +59,14 @@ class ClassifierJudge:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         try:
-            held = set(read_header(folder / _WEIGHTS)[1])
+            read_header(folder / _WEIGHTS)
             with quiet_loading(), panics_as_errors():
-                network = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+                network, loaded = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
                 processor = AutoImageProcessor.from_pretrained(folder)
         except Exception as error:  # a damaged file can raise anything
             raise SaeuronError(f"judge classifier: '{place}' can't be read: {first_line(error, 200)}") from None
         # transformers fills a missing weight with random numbers.
-        if lost := [name for name, _ in network.named_parameters() if name not in held]:
+        if lost := sorted(loaded["missing_keys"]):
             raise SaeuronError(f"judge classifier: '{place}' lacks the weight '{lost[0]}'")
         self._network: Any = network.to(device, torch.float32).eval()
         self._processor: Any = processor
