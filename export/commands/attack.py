@@ -87,10 +87,7 @@ def attack(
         check_sources([("model", recorded.model)])
 
     with progress_line("opening the judge") as say:
-        from ...validation.judges.choose import open_labels
-
-        seer = open_labels(recorded.judge)
-        cases = a.cases(seer, wanted, record.concepts)
+        seer, cases = _judge_and_cases(artifact, recorded, wanted, record.concepts)
         if not dry_run:
             report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, recorded, say)
             if output is not None and pictures is not None:
@@ -104,6 +101,28 @@ def attack(
     _print(report)
     if output is not None:
         tell(f"{output}, pictures in {pictures}")
+
+
+def _judge_and_cases(
+    artifact: Path, recorded: EvaluationSettings, wanted: Sequence[str], removed: Sequence[str]
+) -> tuple[Any, list[AttackCase]]:
+    """A judge of objects and styles asks for them itself; another one is told by the prompts in the artifact."""
+    from ...validation.artifact.concepts import read_concepts
+    from ...validation.attack import attack as a
+    from ...validation.judges.choose import WORDS, open_judges, open_labels
+
+    if recorded.judge.partition("=")[0] not in WORDS:
+        labels = open_labels(recorded.judge)
+        return labels, a.cases(labels, wanted, removed)
+    held = read_concepts(artifact)
+    for name in wanted:
+        if name not in held:
+            raise SaeuronError(
+                f"'{artifact}' holds no prompts of '{name}', by which the judge '{recorded.judge}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
+            )
+    words = {name: held[name] for name in wanted}
+    (judge,) = open_judges([recorded.judge], words, recorded.device)
+    return judge, a.cases_by_words(words, removed)
 
 
 def _attacks(text: str, paraphrases: Path | None) -> tuple[str, ...]:

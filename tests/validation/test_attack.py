@@ -15,9 +15,10 @@ from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.features.activations import ConceptActivations
+from saeuron.editor.features.prompt_sets import ConceptPrompts
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.attack import prompts, search
-from saeuron.validation.attack.attack import Attacker, attack, budget, cases
+from saeuron.validation.attack.attack import Attacker, attack, budget, cases, cases_by_words
 from saeuron.validation.attack.settings import AttackSettings
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
@@ -159,3 +160,12 @@ def test_the_demo_edit_works_before_an_attack(parts):
     original, victims, judge, case = parts
     unedited, edited = attack(victims["checkpoint"], original, case, judge, replace(TINY, steps=20), [])[0]
     assert unedited.successes == unedited.trials and edited.successes < edited.trials / 2
+
+
+def test_cases_by_words_leave_out_what_names_another_removed_concept():
+    texts = [f"An image of {o} in Neon style." for o in ("House", "Car", "Star", "Boat", "Heart")]
+    words = {"Neon": ConceptPrompts("Neon", "style", ["x"], texts, {})}
+    (case,) = cases_by_words(words, ["Neon", "House"])
+    assert (case.tuning, case.reporting) == ([texts[1], texts[3]], [texts[2], texts[4]])
+    with pytest.raises(SaeuronError, match="too few test prompts"):
+        cases_by_words({"Neon": ConceptPrompts("Neon", "style", ["x"], texts[:1], {})}, ["Neon"])

@@ -7,10 +7,11 @@ Needs no torch until an attack runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
+from ...editor.features.prompt_sets import ConceptPrompts
 from .results import AttackRow, Finding, Verdict
 from .settings import ATTACKS, LEARNED, AttackSettings
 
@@ -64,6 +65,22 @@ def cases(judge: LabelJudge, concepts: Sequence[str], removed: Sequence[str]) ->
         if len(texts) < 2:
             raise SaeuronError(f"{concept}: the judge knows too few other names to learn from some prompts and count on others")
         made.append(AttackCase(concept, domain, texts[0::2], texts[1::2]))
+    return made
+
+
+def cases_by_words(words: Mapping[str, ConceptPrompts], removed: Sequence[str]) -> list[AttackCase]:
+    """The same from test prompts, in turn for learning and for counting; those that name another removed concept are left out.
+
+    Raises:
+        SaeuronError: fewer than two prompts of a concept.
+    """
+    made = []
+    for name, concept in words.items():
+        others = [other.replace("_", " ").casefold() for other in removed if other != name]
+        texts = [text for text in concept.test_prompts if not any(other in text.casefold() for other in others)]
+        if len(texts) < 2:
+            raise SaeuronError(f"{name}: it has too few test prompts to learn from some and count on others ({len(texts)})")
+        made.append(AttackCase(name, concept.kind, texts[0::2], texts[1::2]))
     return made
 
 

@@ -26,7 +26,8 @@ class EvaluationSettings(Checked):
     before: bool = option(True, panel=WHAT)
     """The unedited model's pictures too; needs torch and the original model."""
     judge: str = option("demo", "NAME", HOW)
-    """demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels."""
+    """demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels; to attack, also clip=DIR|ID, classifier=DIR|ID[:label,…] or
+    nudenet[=SCORE]."""
     objects: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Only these of the judge's objects."""
     styles: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
