@@ -28,6 +28,7 @@ from ...validation.tuning.settings import Grid, TuneSettings
 from ...validation.tuning.tune import Task, believe, make_task, tune
 from .concept_tables import candidate_table, write_tables
 from .prepare import Sources, open_sources
+from .progress import Remaining
 from .resolve import public_name
 from .settings import Plan
 
@@ -55,6 +56,12 @@ class Tuning:
         """
         began, s = time.monotonic(), self.bench.settings
         trusted, believed = believe(self.bench, self.tasks, self.judge_anyway, say)
+        # A candidate's pictures of earlier rounds are looked at again, which takes no time to speak of.
+        total, clock = sum(t.looks for t in self.tasks), Remaining()
+
+        def told(text: str) -> None:
+            say(f"{text}{clock.text(self.bench.looked, total)}")
+
         report = TuningReport(
             format=FORMAT, judges=[JudgeRecord(j.name, j.sha256) for j in self.bench.judges], believed=believed, settings=s,
             model=public_name(self.sources.plan.model),
@@ -62,7 +69,7 @@ class Tuning:
         tables = []
         for task in self.tasks:
             name = task.words.name
-            found = tune(self.bench, task, trusted[name], self.attacks.get(name), say)
+            found = tune(self.bench, task, trusted[name], self.attacks.get(name), told)
             report.concepts[name] = found
             tables.append(candidate_table(self.sources, found.chosen))
             report.seconds = time.monotonic() - began

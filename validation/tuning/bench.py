@@ -64,6 +64,8 @@ class Bench:
         self.settings, self.store, self._identity = settings, store, identity
         self.drawn = 0
         """pictures drawn by this process"""
+        self.looked = 0
+        """pictures of candidates that were looked at, drawn or stored"""
 
     def edit(self, candidate: Candidate) -> Any:
         """The candidate's edit; raises `SaeuronError` as `make_edit` does."""
@@ -131,6 +133,7 @@ class Bench:
             for name, seen in held.seen.items():
                 found.seen[name] += seen
             found.change += held.change
+            self.looked += 0 if candidate is None else len(unit)
             told(len(unit))
         return found
 

@@ -36,6 +36,11 @@ class Task(NamedTuple):
     """the preset's setting"""
 
     @property
+    def looks(self) -> int:
+        """Pictures of candidates that are looked at."""
+        return sum(r.candidates * r.pictures for r in self.rounds) + len(self.report)
+
+    @property
     def pictures(self) -> dict[str, int]:
         """How many are drawn at most: of the unedited model, to choose by, and for the report."""
         last, chosen = 0, 0
