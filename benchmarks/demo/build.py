@@ -26,6 +26,7 @@ from saeuron.editor.sae.training import Trainer
 
 from . import train_pipeline as training
 from .render import dataset
+from .train_clip import save_clip, train_clip
 
 SEED = 20260
 HOOKPOINTS = ("up_blocks.1.attentions.0", "up_blocks.1.attentions.1")
@@ -45,6 +46,13 @@ def _pictures(work: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def stage_classifier(work: Path) -> None:
     """Train the judge on rendered pictures of its own seed."""
     training.train_classifier(1500, SEED + 1).save(work / "classifier.safetensors")
+
+
+def stage_clip(work: Path, steps: int = 3000) -> None:
+    """Train the CLIP on rendered pictures of its own seed, with a tokenizer like the pipeline's."""
+    tokenizer: CLIPTokenizer = training.make_tokenizer(work / "tokenizer")
+    shutil.rmtree(work / "clip", ignore_errors=True)
+    save_clip(train_clip(tokenizer, steps, SEED + 7), tokenizer, work / "clip")
 
 
 def stage_autoencoder(work: Path) -> None:
@@ -105,15 +113,15 @@ def stage_activations(work: Path) -> None:
 
 def stage_install(work: Path) -> None:
     """Copy the result into the package."""
-    for name in ("pipeline", "saes"):
-        shutil.rmtree(ROOT / name, ignore_errors=True)
-        shutil.copytree(work / "demo" / name, ROOT / name)
+    for made in (work / "demo" / "pipeline", work / "demo" / "saes", work / "clip"):
+        shutil.rmtree(ROOT / made.name, ignore_errors=True)
+        shutil.copytree(made, ROOT / made.name)
     for file in (*(work / "demo").glob("*.safetensors"), work / "classifier.safetensors"):
         shutil.copy(file, ROOT / file.name)
 
 
 STAGES = {
-    "render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier, "round": stage_round,
+    "render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier, "clip": stage_clip, "round": stage_round,
     "saes": stage_saes, "activations": stage_activations, "install": stage_install,
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The embedded demo: a small Stable Diffusion pipeline that was really trained, its SAE, activations and judge."""
+"""The embedded demo: a small Stable Diffusion pipeline that was really trained, its SAEs, activations and judges."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ ROOT = Path(__file__).parent
 PIPELINE = ROOT / "pipeline"
 SAES = ROOT / "saes"
 CLASSIFIER = ROOT / "classifier.safetensors"
+CLIP = ROOT / "clip"
+"""a CLIP model of its own: stock transformers files"""
 STEPS = 20
 GUIDANCE = 3.0
 
