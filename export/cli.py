@@ -12,13 +12,13 @@ from .commands.attack import attack
 from .commands.bench import bench
 from .commands.build import build
 from .commands.collect import collect
-from .commands.concepts import concepts
+from .commands.concepts import concepts, new
 from .commands.console import INTERRUPTED, Version, interrupted, print_error
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.features import features
 from .commands.generate import generate
-from .commands.once import OnceCommand
+from .commands.once import OnceCommand, OnceGroup
 from .commands.publish import publish
 from .commands.report import report as report_command
 from .commands.select import select
@@ -47,8 +47,12 @@ def root(context: typer.Context, version: Version = False) -> None:
         raise typer.Exit(2)
 
 
+_concepts = typer.Typer(cls=OnceGroup)
+_concepts.callback(invoke_without_command=True)(concepts)
+_concepts.command("new", cls=OnceCommand)(new)
+app.add_typer(_concepts, name="concepts")
 for _name, _command in {
-    "concepts": concepts, "collect": collect, "train": train, "select": select, "tune": tune, "steer": steer, "features": features,
+    "collect": collect, "train": train, "select": select, "tune": tune, "steer": steer, "features": features,
     "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip

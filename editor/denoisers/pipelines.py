@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,22 +184,53 @@ def scheduler_in(folder: Path) -> Any:
         raise SaeuronError(f"'{folder}': its scheduler {name} can't be opened: {first_line(error)}") from None
 
 
-def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, networks: dict[str, Any]) -> None:
-    """Raise `SaeuronError` unless each tokenizer opens, and its text encoder knows every token and every place."""
+def check_prompts(folder: Path, prompts: Mapping[str, Iterable[str]]) -> None:
+    """Raise `SaeuronError` for the first prompt of which a text encoder would read a part only.
+
+    Args:
+        folder: the pipeline's, opened by `open_folder` before.
+        prompts: what they are of, e.g. `concept 'Neon'` → prompts.
+    """
+    index = read_json(folder / "model_index.json")
+    for name in dict.fromkeys(text.tokenizer for text in family_of(index).text_encoders):
+        tokenizer = _tokenizer_in(folder, index, name)
+        for what, texts in prompts.items():
+            listed = list(dict.fromkeys(texts))
+            try:
+                with quiet_loading(), panics_as_errors():
+                    counts = [len(ids) for ids in tokenizer(listed).input_ids] if listed else []
+            except Exception as error:  # of a text that is none
+                raise SaeuronError(f"{what}: the {name} of '{folder}' can't read the prompts: {first_line(error)}") from None
+            for text, count in zip(listed, counts, strict=True):
+                if count > tokenizer.model_max_length:
+                    shown = text if len(text) <= 120 else f"{text[:120]}…"
+                    raise SaeuronError(
+                        f"{what}: the prompt '{shown}' has {count} tokens, of which the text encoder of '{folder}' reads {tokenizer.model_max_length} (both with start and end); say it in fewer words"
+                    )
+
+
+def _tokenizer_in(folder: Path, index: dict[str, Any], name: str) -> Any:
+    """A tokenizer of a pipeline's folder; raises `SaeuronError` unless it opens."""
     import transformers
 
+    where, entry = folder / name, index.get(name)
+    cls: Any = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
+    if not hasattr(cls, "from_pretrained"):
+        raise SaeuronError(f"'{folder}': model_index.json names no tokenizer of transformers as {name}")
+    if not any((where / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise SaeuronError(f"'{folder}' is incomplete: '{name}' holds neither tokenizer.json nor vocab.json")
+    try:
+        with quiet_loading(), panics_as_errors():
+            return cls.from_pretrained(where, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise many types
+        raise SaeuronError(f"'{where}' can't be opened as a tokenizer: {first_line(error)}") from None
+
+
+def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, networks: dict[str, Any]) -> None:
+    """Raise `SaeuronError` unless each tokenizer opens, and its text encoder knows every token and every place."""
     for text in family.text_encoders:
-        where, config, entry = folder / text.tokenizer, networks[text.name].config, index.get(text.tokenizer)
-        cls: Any = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
-        if not hasattr(cls, "from_pretrained"):
-            raise SaeuronError(f"'{folder}': model_index.json names no tokenizer of transformers as {text.tokenizer}")
-        if not any((where / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise SaeuronError(f"'{folder}' is incomplete: '{text.tokenizer}' holds neither tokenizer.json nor vocab.json")
-        try:
-            with quiet_loading(), panics_as_errors():
-                tokenizer: Any = cls.from_pretrained(where, local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise many types
-            raise SaeuronError(f"'{where}' can't be opened as a tokenizer: {first_line(error)}") from None
+        where, config = folder / text.tokenizer, networks[text.name].config
+        tokenizer = _tokenizer_in(folder, index, text.tokenizer)
         if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
             raise SaeuronError(
                 f"'{folder}': the {text.tokenizer} has tokens up to number {last}, but {text.name} only knows {config.vocab_size}; after adding tokens, call {text.name}.resize_token_embeddings and save both"

@@ -77,10 +77,10 @@ def load_presets(path: Path) -> dict[str, Concept]:
     if not isinstance(defaults, dict) or not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in (tables, contrasts)):
         raise SaeuronError(f"{path}: expected a [defaults] table and [[concepts]] and [[contrast]] tables")
     concepts = [_concept({**defaults, **table}, path) for table in tables]
-    sets = [_contrast(table, path) for table in contrasts]
+    sets = [contrast_set(table, path.name) for table in contrasts]
     compared: dict[str, dict[str, tuple[str, ...]]] = {}
     tested: dict[str, dict[str, tuple[str, ...]]] = {}
-    parts: list[Concept | _Contrast] = [*concepts, *sets]
+    parts: list[Concept | ContrastSet] = [*concepts, *sets]
     for part in parts:
         if part.name in compared.setdefault(part.domain, {}):
             raise SaeuronError(f"{path.name}: '{part.name}' is there twice in domain '{part.domain}'")
@@ -138,21 +138,24 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
     return Concept(**{**values, **numbers, **{key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")}})
 
 
-class _Contrast(NamedTuple):
+class ContrastSet(NamedTuple):
+    """What concepts of a domain are compared with, and can't be removed itself."""
+
     name: str
     domain: str
     prompts: tuple[str, ...]
     test_prompts: tuple[str, ...]
 
 
-def _contrast(values: dict[str, Any], path: Path) -> _Contrast:
-    where = f"{path.name}: contrast set '{values.get('name', '?')}'"
+def contrast_set(values: dict[str, Any], file: str) -> ContrastSet:
+    """A `[[contrast]]` table, checked; raises `SaeuronError`."""
+    where = f"{file}: contrast set '{values.get('name', '?')}'"
     if set(values) - {"test_prompts"} != {"name", "domain", "prompts"} or not values["prompts"]:
         raise SaeuronError(f"{where}: it holds name, domain, prompts and perhaps test_prompts, nothing else")
     for key, value in values.items():
         check_type(key, value, where)
     name = values["name"]
-    return _Contrast(name, values["domain"], expand(values["prompts"], name), expand(values.get("test_prompts", ()), name))
+    return ContrastSet(name, values["domain"], expand(values["prompts"], name), expand(values.get("test_prompts", ()), name))
 
 
 def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:

@@ -35,7 +35,20 @@ class _Timing(Checked):
 def bench(
     wanted: Annotated[
         Settings,
-        only("preset_files", "activations", "model", "variant", "hookpoint", "sae", "device", "height", "width", concepts=("Neon",)),
+        only(
+            "kind",
+            "instead",
+            "preset_files",
+            "activations",
+            "model",
+            "variant",
+            "hookpoint",
+            "sae",
+            "device",
+            "height",
+            "width",
+            concepts=("Neon",),
+        ),
     ],
     timing: _Timing,
     as_json: o.Json = False,

@@ -14,8 +14,9 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.names import at_hookpoint
 from ...editor.common.suggest import unknown
 from ...editor.denoisers.sampling_settings import Sampling
-from ...editor.features.concepts import presets
+from ...editor.features.concepts import KINDS
 from ...editor.features.prompt_sets import check_sets, own_prompts
+from ..plan.concepts import known_concepts
 from ..plan.folder import check_files
 from ..plan.resolve import check_sources
 from ..plan.settings import Settings
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @command
 @resumable
 def collect(
-    wanted: Annotated[Settings, only("concepts", "preset_files", "model", "variant", "hookpoint", "sae", "device", "overwrite")],
+    wanted: Annotated[Settings, only("concepts", "kind", "instead", "preset_files", "model", "variant", "hookpoint", "sae", "device", "overwrite")],
     sampling: Annotated[Sampling, only("seed", "batch_size", "height", "width", "scheduler")],
     used: o.Precision,
     prompts: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Instead of --concepts: TOML with a [prompts] table (name = [texts]), or NAME=FILE.txt with one prompt a line; repeatable.", rich_help_panel=o.WHAT)] = None,
@@ -49,7 +50,7 @@ def collect(
 
     Example: `saeuron collect --concepts Neon --output style.safetensors`
     """
-    sets, found = _sets(wanted.concepts, prompts or [], wanted.preset_files, domain)
+    sets, found = _sets(wanted, prompts or [])
     check_sets(sets)
     source = wanted.model or found.get("model")
     if not source:
@@ -71,7 +72,7 @@ def collect(
     }  # fmt: skip
     with progress_line("opening SAE" if dry_run else "starting") as say:
         if not (dry_run and plan["fetch"]):
-            folder, opened = _open(source, wanted.variant, saes, sampling)
+            folder, opened = _open(source, wanted.variant, saes, sampling, sets)
         written = dry_run or _run(
             source, wanted.variant, folder, opened, sets, sampling, plan["domain"], used.precision, wanted.device, files, say
         )
@@ -79,19 +80,21 @@ def collect(
         _print(plan, as_json)
 
 
-def _sets(
-    concepts: tuple[str, ...], files: list[str], preset_files: Sequence[str], domain: str
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:
+def _sets(wanted: Settings, files: list[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:
     """Name → prompts, and what the presets say of the rest."""
-    if bool(concepts) == bool(files):
-        raise SaeuronError("give --concepts A,B (with presets) or --prompts FILE, one of the two")
+    if bool(wanted.concepts) == bool(files):
+        raise SaeuronError("give --concepts A,B (with presets, or with --kind) or --prompts FILE, one of the two")
     if files:
+        if wanted.kind or wanted.instead:
+            raise SaeuronError("--kind and --instead make prompts, and --prompts gives them; leave one out")
         return own_prompts(files), {}
-    known = presets(preset_files)
+    known = known_concepts(wanted)
     chosen = []
-    for name in concepts:
+    for name in wanted.concepts:
         if name not in known:
-            raise SaeuronError(unknown("concept", name, known) + ". For a concept without a preset give --prompts")
+            raise SaeuronError(
+                unknown("concept", name, known) + f". For a concept without a preset give --kind {'|'.join(KINDS)}, or --prompts"
+            )
         chosen.append(known[name])
     first = chosen[0]
     for other in chosen[1:]:
@@ -139,14 +142,17 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
     return files
 
 
-def _open(model: str, variant: str | None, sources: dict[str, str], sampling: Sampling) -> tuple[Path, dict[str, SparseAutoencoder]]:
+def _open(
+    model: str, variant: str | None, sources: dict[str, str], sampling: Sampling, sets: dict[str, tuple[str, ...]]
+) -> tuple[Path, dict[str, SparseAutoencoder]]:  # fmt: skip
     """The model's folder, checked, and the SAEs, each checked against its block."""
-    from ...editor.denoisers.pipelines import open_folder
+    from ...editor.denoisers.pipelines import check_prompts, open_folder
     from ...editor.features.collect import check_sampling
     from ..plan.open import open_saes
 
     folder = open_folder(model, None, variant, (sampling.height, sampling.width))
     check_sampling(folder, sampling)
+    check_prompts(folder, {f"'{name}'": prompts for name, prompts in sets.items()})
     return folder, open_saes(folder, sources)
 
 

@@ -1,29 +1,37 @@
-"""`saeuron concepts`: lists the concepts that have presets."""
+"""`saeuron concepts`: lists the concepts that have presets; `saeuron concepts new` writes one from words."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...editor.common.errors import SaeuronError
+from ..plan.settings import Settings
 from . import options as o
-from .console import clean, escaped, out, table_of
+from .console import clean, escaped, out, table_of, tell
+from .declared import command, only
 
 
 @clean
 def concepts(
+    context: typer.Context,
     model: Annotated[str | None, typer.Option(metavar="DIR|ID", help="Only those of this base model.")] = None,
     domain: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this domain, e.g. style.")] = None,
     preset_file: o.PresetFiles = None,
     as_json: o.Json = False,
 ) -> None:
-    """List the concepts that have presets.
+    """List the concepts that have presets; `new` writes a preset from words.
 
     Example: `saeuron concepts --domain style`
     """
+    if context.invoked_subcommand is not None:
+        if model is not None or domain is not None or preset_file or as_json:
+            raise SaeuronError(f"options of 'saeuron concepts {context.invoked_subcommand}' come after its name")
+        return
     from dataclasses import asdict
 
     from ...editor.common.suggest import unknown
@@ -45,6 +53,38 @@ def concepts(
         groups.setdefault((row["model"], row["sae"], row["hookpoint"], row["residual"]), []).append(row)
     for group, members in groups.items():
         _print_presets(group, members)
+
+
+@command
+def new(
+    name: Annotated[str, typer.Argument(help="Its words, as they are to stand in a prompt.")],
+    wanted: Annotated[Settings, only("model", "hookpoint", "overwrite")],
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="What it is: object, style, person, nudity or text.", rich_help_panel=o.WHAT)] = None,
+    instead: Annotated[str | None, typer.Option(metavar="TEXT", help="What pictures to compare with show in its place. Default: something neutral.", rich_help_panel=o.WHAT)] = None,
+    sae: Annotated[str | None, typer.Option(metavar="DIR|ID", help="SAE folder or Hub id. Default: that of the model's presets.", rich_help_panel=o.WHERE)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Preset file (TOML), to edit.", rich_help_panel=o.OUTPUT)] = None,
+) -> None:  # fmt: skip
+    """Write a preset from a concept's words: the prompts that `--concepts NAME --kind KIND` would take, as a file to edit.
+
+    Example: `saeuron concepts new "Grumpy Cat" --kind object --instead cat --output grumpy.toml`
+    """
+    from ...editor.features.concepts import KINDS, presets
+    from ..plan.concept_tables import write_preset
+    from ..plan.concepts import has_preset, made
+    from ..plan.folder import check_files
+
+    if kind is None:
+        raise SaeuronError(f"of what kind is '{name}'? Give --kind ({', '.join(KINDS)})")
+    if output is None:
+        raise SaeuronError("no output: give --output FILE.toml")
+    if name in presets():
+        raise SaeuronError(has_preset(name))
+    concept = made(name, kind, instead, wanted.model, sae, wanted.hookpoint)
+    check_files([output], wanted.overwrite)
+    write_preset(output, concept)
+    for which, prompts in concept.compared.items():
+        tell(f"prompts    {which}: {len(prompts)} to collect with, {len(concept.tested[which])} to judge with")
+    tell(f'file       {output}; use it: saeuron-export --preset-file {output} --concepts "{name}"')
 
 
 def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ class _Sheets(Checked):
 @command
 def features(
     wanted: Annotated[
-        Settings, only("concepts", "select", "preset_files", "activations", "model", "variant", "hookpoint", "sae", "device", "overwrite")
+        Settings, only("concepts", "kind", "instead", "select", "preset_files", "activations", "model", "variant", "hookpoint", "sae", "device", "overwrite")
     ],
     sampling: Annotated[Sampling, only("seed", "batch_size", "height", "width", "scheduler")],
     sheets: _Sheets,
@@ -124,13 +124,11 @@ def _numbers(texts: tuple[str, ...], hookpoints: list[str]) -> dict[str, list[in
 
 def _plan(wanted: Settings) -> tuple[Plan, tuple[str, ...]]:
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
-    from ...editor.features.concepts import presets
     from ..plan.resolve import resolve, to_fetch
 
     plan = resolve(wanted)
     to_fetch(plan)
-    known = presets(wanted.preset_files)
-    texts = [text for c in wanted.concepts if c in known for own in known[c].compared.values() for text in own]
+    texts = [text for c in plan.concepts.values() for own in c.compared.values() for text in own]
     return plan, tuple(dict.fromkeys(texts))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 
 class OnceCommand(TyperCommand):
@@ -17,19 +17,31 @@ class OnceCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for text in args:
-            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-                ctx.fail(f"{ascii(text)} is no UTF-8 text; give it in UTF-8")
-        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        if (output := given.get("output")) is not None and (wrong := _misplaced(output, given)):
-            ctx.fail(wrong)
-        for parameter in dict.fromkeys(order):
-            count = order.count(parameter)
-            if count > 1 and parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag):  # type: ignore[attr-defined]
-                ctx.fail(
-                    f"'{parameter.opts[-1]}' is given {count} times, and only the last would count; give it once, several values separated by commas where it takes them"
-                )
+        _check(self, ctx, args)
         return super().parse_args(ctx, args)
+
+
+class OnceGroup(TyperGroup):
+    """The same for a command that has others below it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _check(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+def _check(command: Any, ctx: Any, args: list[str]) -> None:
+    for text in args:
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            ctx.fail(f"{ascii(text)} is no UTF-8 text; give it in UTF-8")
+    given, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    if (output := given.get("output")) is not None and (wrong := _misplaced(output, given)):
+        ctx.fail(wrong)
+    for parameter in dict.fromkeys(order):
+        count = order.count(parameter)
+        if count > 1 and parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag):
+            ctx.fail(
+                f"'{parameter.opts[-1]}' is given {count} times, and only the last would count; give it once, several values separated by commas where it takes them"
+            )
 
 
 def _misplaced(output: str, given: Mapping[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ def select(
     wanted: Annotated[
         Settings,
         only(
-            "concepts", "preset_files", "activations", "select", "multiplier", "allow_amplify", "model", "variant", "hookpoint", "sae", "device", "overwrite",
+            "concepts", "kind", "instead", "preset_files", "activations", "select", "multiplier", "allow_amplify", "model", "variant", "hookpoint", "sae", "device", "overwrite",
         ),
     ],
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Most features shown a concept.", rich_help_panel=o.OUTPUT)] = 12,
@@ -107,16 +107,12 @@ def _print(found: dict[str, Any], rows: int) -> None:
 
 
 def _write(output: Path, sources: Sources) -> None:
-    from ..plan.concept_tables import one_for_all, write_tables
+    from ..plan.concept_tables import contrast_tables, settings_table, write_tables
 
-    plan = sources.plan
     tables = []
     for concept in dict.fromkeys(w.concept for w in sources.wishes):
-        files = {w.hookpoint: w.activations for w in sources.wishes if w.concept == concept}
-        wish = next(w for w in sources.wishes if w.concept == concept)
-        tables.append({
-            "name": concept, "model": plan.model, "domain": wish.domain, **one_for_all(concept, files, plan.saes), "select": str(wish.rule),
-            "multiplier": wish.multiplier, "residual": plan.residual, "status": wish.status, "steps": plan.steps, "guidance": plan.guidance,
-            "prompts": plan.prompts.get(concept, ()),
-        })  # fmt: skip
-    write_tables(output, tables, "By saeuron select. Read by: saeuron-export --settings FILE --output DIR")
+        wishes = [w for w in sources.wishes if w.concept == concept]
+        tables.append(settings_table(sources.plan, wishes, str(wishes[0].rule), wishes[0].multiplier, wishes[0].status))
+    write_tables(
+        output, tables, "By saeuron select. Read by: saeuron-export --settings FILE --output DIR", contrast=contrast_tables(sources.plan)
+    )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.writing import whole_file
+from ...editor.features.concepts import KEYS, Concept, presets
 
 if TYPE_CHECKING:
     from ...validation.tuning.candidates import Candidate
     from .prepare import Sources
+    from .settings import Plan, Wish
 
 
-def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None) -> None:
+def write_tables(
+    path: Path, tables: Iterable[Mapping[str, Any]], comment: str, defaults: Mapping[str, Any] | None = None, contrast: Iterable[Mapping[str, Any]] = ()
+) -> None:  # fmt: skip
     """Write one table a concept, whole or not at all.
 
     Args:
@@ -23,10 +27,11 @@ def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, 
         tables: keys as in a preset file; empty values are left out.
         comment: lines at the top.
         defaults: a preset file's `[defaults]`; a settings file has none.
+        contrast: a preset file's contrast sets.
     """
     lines = [*(f"# {line}" for line in comment.splitlines())]
     sections = [("[defaults]", defaults)] if defaults else []
-    for heading, table in [*sections, *(("[[concepts]]", t) for t in tables)]:
+    for heading, table in [*sections, *(("[[concepts]]", t) for t in tables), *(("[[contrast]]", t) for t in contrast)]:
         lines += ["", heading]
         for key, value in table.items():
             if value in ("", (), [], None):
@@ -36,18 +41,69 @@ def write_tables(path: Path, tables: Iterable[Mapping[str, Any]], comment: str, 
         made.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str]) -> dict[str, str]:
+def write_preset(path: Path, concept: Concept) -> None:
+    """Write a concept that was made from words as a preset file, which gives the same concept; whole or not at all."""
+    prompts = {"prompts": concept.prompts, "test_prompts": concept.test_prompts}
+    table = {key: getattr(concept, key) for key in KEYS if key not in prompts}
+    contrast = [
+        {"name": n, "domain": concept.domain, "prompts": concept.compared[n], "test_prompts": concept.tested[n]}
+        for n in concept.contrast_sets
+    ]
+    comment = f"By saeuron concepts new, from the words {json.dumps(concept.name, ensure_ascii=False)}; docs/presets.md explains the keys.\nRead by: saeuron-export --preset-file FILE --concepts NAME"
+    write_tables(path, [{**table, **prompts}], comment, contrast=contrast)
+
+
+def contrast_tables(plan: Plan) -> list[dict[str, Any]]:
+    """The contrast sets of the plan's concepts that no shipped preset has, so that a settings file says all of them."""
+    shipped = presets()
+    found = {
+        (c.domain, name): {"name": name, "domain": c.domain, "prompts": prompts, "test_prompts": c.tested.get(name, ())}
+        for c in plan.concepts.values() if c.name not in shipped for name, prompts in c.compared.items() if name != c.name
+    }  # fmt: skip
+    return list(found.values())
+
+
+def settings_table(plan: Plan, wishes: Sequence[Wish], select: str, multiplier: float, status: str) -> dict[str, Any]:
+    """The table of a concept under a setting.
+
+    Args:
+        plan: whose concept it is.
+        wishes: of the concept, one a hookpoint, with the files of their activations.
+        select: the rule.
+        multiplier: the strength.
+        status: `tuned` or `untuned`.
+
+    Raises:
+        SaeuronError: as `one_for_all`.
+    """
+    first = wishes[0]
+    known = plan.concepts.get(first.concept)
+    more = ("kind", "collect_steps", "collect_guidance", "test_prompts")
+    where = one_for_all(
+        first.concept, {w.hookpoint: w.activations for w in wishes}, plan.saes, all(w.collecting is not None for w in wishes)
+    )
+    return {
+        "name": first.concept, "model": plan.model, "domain": first.domain, **where, "select": select, "multiplier": multiplier, "residual": plan.residual,
+        "status": status, "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(first.concept, ()),
+        **({key: getattr(known, key) for key in more} if known else {}),
+    }  # fmt: skip
+
+
+def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str], collected: bool = False) -> dict[str, str]:
     """The `hookpoint`, `sae` and `activations` of a concept that is removed at several hookpoints with one rule.
 
     Args:
         concept: its name, for errors.
         files: hookpoint → activations file.
         saes: hookpoint → SAE's source.
+        collected: whether the files lie in the cache, where prompts alone find them again; where no one name fits all, none is given.
 
     Raises:
         SaeuronError: the files differ in more than the hookpoint's name, or the SAEs come from several sources; a table names one.
     """
     patterns = {path.replace(h, "{hookpoint}") if len(files) > 1 else path for h, path in files.items()}
+    if len(patterns) > 1 and collected:
+        patterns = {""}
     if len(patterns) > 1:
         raise SaeuronError(
             f"concept '{concept}': the activations of its hookpoints differ in more than the hookpoint's name ({', '.join(files.values())}); name the files alike"
@@ -66,16 +122,9 @@ def candidate_table(sources: Sources, chosen: Candidate) -> dict[str, Any]:
     Raises:
         SaeuronError: as `one_for_all`.
     """
-    plan = sources.plan
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
-    files = {h: by_place[chosen.concept, h].activations for h in chosen.hookpoints}
-    known = plan.concepts.get(chosen.concept)
-    return {
-        "name": chosen.concept, "model": plan.model, "domain": by_place[chosen.concept, chosen.hookpoints[0]].domain,
-        **one_for_all(chosen.concept, files, plan.saes), "select": chosen.select, "multiplier": chosen.multiplier, "residual": plan.residual,
-        "status": "tuned", "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(chosen.concept, ()),
-        "kind": known.kind if known else "", "test_prompts": known.test_prompts if known else (),
-    }  # fmt: skip
+    wishes = [by_place[chosen.concept, h] for h in chosen.hookpoints]
+    return settings_table(sources.plan, wishes, chosen.select, chosen.multiplier, "tuned")
 
 
 def _toml(value: Any) -> str:

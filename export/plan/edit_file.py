@@ -7,13 +7,14 @@ from typing import Any
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.denoisers.families import family_of
-from ...editor.denoisers.pipelines import open_folder, scheduler_in
+from ...editor.denoisers.pipelines import check_prompts, open_folder, scheduler_in
 from ...editor.denoisers.schedulers import check_loop, check_reach, timesteps
 from ...editor.edit.bake import check_gate
 from ...editor.edit.edit import Edit
 from ...editor.edit.edit_header import EditHeader
 from ...editor.edit.provenance import SaeUsed, SamplingUsed, Setting
 from ...editor.sae.sae import SparseAutoencoder
+from .concepts import prompts_by_use
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .resolve import public_name
 from .settings import Plan
@@ -33,6 +34,7 @@ def prepare_edit(plan: Plan) -> Prepared:
     folder = open_folder(plan.model, None, s.variant, (s.height, s.width))
     scheduler = scheduler_in(folder)
     check_loop(scheduler, plan.steps)
+    check_prompts(folder, prompts_by_use(plan))
     saes = open_saes(folder, plan.saes)
     edit, where = Edit.load(s.edit), str(s.edit)
     for hookpoint, sae in saes.items():

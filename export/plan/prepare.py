@@ -13,7 +13,7 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.common.suggest import unknown
 from ...editor.denoisers.families import family_of, network_of, sizes_in
-from ...editor.denoisers.pipelines import check_folder, load_pipeline, locate, open_folder, scheduler_in
+from ...editor.denoisers.pipelines import check_folder, check_prompts, load_pipeline, locate, open_folder, scheduler_in
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.denoisers.schedulers import check_loop, check_reach
 from ...editor.edit.bake import check_gate, refuse_edited
@@ -25,6 +25,7 @@ from ...editor.features.collecting import cached_file, ensure
 from ...editor.sae.sae import SparseAutoencoder
 from ...validation.artifact.manifest import SamplingRecord
 from ..formats import tensorrt
+from .concepts import prompts_by_use
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .progress import Remaining
 from .resolve import path_of, public_name
@@ -76,13 +77,14 @@ def open_model(plan: Plan, size: tuple[int | None, int | None] | None = None) ->
     """The model's folder, once its parts fit together and its schedulers can take the steps that are asked for.
 
     Raises:
-        SaeuronError: see `pipelines.open_folder` and `schedulers.check_loop`.
+        SaeuronError: see `pipelines.open_folder`, `schedulers.check_loop` and `pipelines.check_prompts`.
     """
     folder = open_folder(plan.model, None, plan.settings.variant, size)
     family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
     check_loop(scheduler, plan.steps)
     for collecting, _ in _domains(plan):
         check_loop(family.calibrating(scheduler), collecting.steps)
+    check_prompts(folder, prompts_by_use(plan))
     return folder
 
 

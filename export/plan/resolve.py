@@ -16,9 +16,9 @@ from ...editor.common.suggest import unknown
 from ...editor.edit.edit_header import EditHeader, read_edit_header
 from ...editor.edit.gains import LARGEST
 from ...editor.edit.provenance import SamplingUsed
-from ...editor.features.concepts import KEYS, Concept, check_type, presets
+from ...editor.features.concepts import KEYS, Concept, ContrastSet, check_type, contrast_set, presets
 from ...editor.features.rule import Rule
-from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, with_overrides
+from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, known_concepts, with_overrides
 from .settings import Collecting, Plan, Settings, Wish
 
 
@@ -31,14 +31,14 @@ def resolve(settings: Settings) -> Plan:
     settings = _completed(settings)
     if settings.edit is not None:
         return _resolve_edit(settings, settings.edit)
-    settings, overrides = _with_file(settings)
+    settings, overrides, sets = _with_file(settings)
     _check_choices(settings)
-    known = presets(settings.preset_files)
+    known = known_concepts(settings)
     explicit = [at_hookpoint(a) for a in settings.activations]
     wishes: list[Wish] = []
     chosen: dict[str, Concept] = {}
     for name in dict.fromkeys(settings.concepts):
-        preset = with_overrides(name, known, overrides.get(name, {}), bool(explicit))
+        preset = with_overrides(name, known, overrides.get(name, {}), bool(explicit), sets)
         if preset:
             chosen[name] = preset
         # A file that says how well its settings did (of tuning) is what the command's options are compared with.
@@ -140,22 +140,24 @@ def to_fetch(plan: Plan) -> list[str]:
     return check_sources([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
 
 
-def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]:
-    """Fill unset options from `[export]` of a settings file; return its `[[concepts]]` by name."""
+def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]], list[ContrastSet]]:
+    """Fill unset options from `[export]` of a settings file; return its `[[concepts]]` by name, and its contrast sets."""
     if settings.settings is None:
-        return settings, {}
+        return settings, {}, []
     path = settings.settings
     content = read_toml(path, "settings file")
     for key in content:
-        if key not in ("export", "concepts"):
-            raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts'])}")
-    tables, options = content.get("concepts", []), content.get("export", {})
+        if key not in ("export", "concepts", "contrast"):
+            raise SaeuronError(f"settings file '{path}': {unknown('table', key, ['export', 'concepts', 'contrast'])}")
+    tables, options, contrast = content.get("concepts", []), content.get("export", {}), content.get("contrast", [])
     if (
         not isinstance(tables, list)
+        or not isinstance(contrast, list)
+        or not all(isinstance(t, dict) for t in contrast)
         or not isinstance(options, dict)
         or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables)
     ):
-        raise SaeuronError(f"settings file '{path}': expected [export] and [[concepts]] tables, each concept with a name")
+        raise SaeuronError(f"settings file '{path}': expected [export], [[concepts]] and [[contrast]] tables, each concept with a name")
     allowed = ("model", "hookpoint", "residual", "steps", "guidance")
     for key, value in options.items():
         if key not in allowed:
@@ -172,7 +174,8 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]]]
     except SaeuronError as error:
         raise SaeuronError(f"settings file '{path}', [export]: {error}") from None
     named = {t["name"]: {k: v for k, v in t.items() if k != "name"} for t in tables}
-    return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named
+    sets = [contrast_set(table, f"settings file '{path}'") for table in contrast]
+    return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named, sets
 
 
 def _check_choices(s: Settings) -> None:
@@ -180,7 +183,7 @@ def _check_choices(s: Settings) -> None:
         # The file holds them; a second answer could only contradict it.
         said = {
             "--concepts": s.concepts, "--activations": s.activations, "--select": s.select, "--multiplier": s.multiplier, "--hookpoint": s.hookpoint,
-            "--residual": s.residual, "--settings": s.settings,
+            "--residual": s.residual, "--settings": s.settings, "--kind": s.kind, "--instead": s.instead,
         }  # fmt: skip
         for option, value in said.items():
             if value is not None and value != ():

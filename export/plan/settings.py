@@ -86,6 +86,10 @@ class Settings(Checked):
     """ECDSA private key: sign what is proven (or --no-validate); password: SAEURON_KEY_PASSWORD."""
     variant: str | None = option(None, "NAME", WHERE)
     """Of the base model's weight files, e.g. fp16 for model.fp16.safetensors. Default: the plain ones."""
+    kind: tuple[str, ...] = option((), "KIND", WHAT)
+    """For concepts without a preset, which are then made from their words: object, style, person, nudity or text; or NAME=KIND, repeatable."""
+    instead: tuple[str, ...] = option((), "TEXT", WHAT)
+    """What pictures to compare with show in place of such a concept; or NAME=TEXT, repeatable. Default: something neutral."""
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None
     proof_prompt: InitVar[str | Sequence[str] | None] = None
@@ -93,7 +97,7 @@ class Settings(Checked):
 
     def __post_init__(self, format: Any, proof_prompt: Any, preset_file: Any) -> None:
         given = {"formats": format, "proof_prompts": proof_prompt, "preset_files": preset_file}
-        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target"):
+        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target", "kind", "instead"):
             value = getattr(self, name) if given.get(name) is None else given[name]
             if isinstance(value, str | os.PathLike):
                 value = [value] if value else []

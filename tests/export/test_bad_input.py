@@ -256,12 +256,13 @@ def test_presets_of_two_models_are_refused(monkeypatch):
 
     from saeuron.editor.common.errors import SaeuronError
     from saeuron.editor.features.concepts import presets
+    from saeuron.export.plan import concepts
     from saeuron.export.plan import resolve as module
     from saeuron.export.plan.settings import Settings
 
     known = presets()
     name = next(iter(known))
     known["Other"] = replace(known[name], name="Other", model="someone/else")
-    monkeypatch.setattr(module, "presets", lambda *_: known)
+    monkeypatch.setattr(concepts, "presets", lambda *_: known)
     with pytest.raises(SaeuronError, match="different base models"):
         module.resolve(Settings((name, "Other"), output="x"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tests.conftest import make_sae, run
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from saeuron.editor.edit.edit import Edit
 
@@ -20,9 +20,11 @@ def small_sd(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("small_sd")
     torch.manual_seed(3)
-    tokenizer = make_tokenizer(root / "tokenizer")
+    make_tokenizer(root / "tokenizer")
+    # It writes most words letter by letter, so CLIP's 77 tokens would be too few for the presets' prompts.
+    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer", model_max_length=128)
     text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-                                        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                                        max_position_embeddings=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                                         pad_token_id=tokenizer.pad_token_id))  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=16,

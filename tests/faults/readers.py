@@ -248,6 +248,12 @@ sae = "demo:saes"
 activations = "demo:style-{hookpoint}.safetensors"
 prompts = ["a {title}", "b"]
 test_prompts = ["c {title}"]
+
+[[contrast]]
+name = "plain"
+domain = "style"
+prompts = ["d"]
+test_prompts = ["e"]
 """
 
 
