@@ -28,6 +28,7 @@ from .commands.steer import steer
 from .commands.streams import prepare
 from .commands.sweep import sweep
 from .commands.train import train
+from .commands.try_ import try_
 from .commands.validate import validate
 from .commands.verify import verify
 
@@ -50,7 +51,7 @@ def root(context: typer.Context, version: Version = False) -> None:
 
 for _name, _command in {
     "concepts": concepts, "collect": collect, "train": train, "select": select, "sweep": sweep, "harden": harden, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "try": try_, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
     app.command(_name, cls=OnceCommand)(_command)
