@@ -26,6 +26,7 @@ from .commands.sign import sign as sign_command
 from .commands.steer import steer
 from .commands.streams import prepare
 from .commands.train import train
+from .commands.try_ import try_
 from .commands.tune import tune
 from .commands.validate import validate
 from .commands.verify import verify
@@ -53,7 +54,7 @@ _concepts.command("new", cls=OnceCommand)(new)
 app.add_typer(_concepts, name="concepts")
 for _name, _command in {
     "collect": collect, "train": train, "select": select, "tune": tune, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "try": try_, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
     app.command(_name, cls=OnceCommand)(_command)

@@ -18,7 +18,7 @@ _KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRi
 
 
 class Browser:
-    """One page. `messages` holds what the console and the page's errors said."""
+    """One page. `messages` holds what the console and the page's errors said, `requests` the address of everything that it asked for."""
 
     def __init__(self) -> None:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -41,10 +41,10 @@ class Browser:
         os.close(theirs_out)
         self._guard = threading.Timer(120, self._process.kill)
         self._guard.start()
-        self._number, self._rest, self.messages, self._seen = 0, b"", [], set()
+        self._number, self._rest, self.messages, self.requests, self._seen = 0, b"", [], [], set()
         page = next(t for t in self._send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         self._session = self._send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
     def __enter__(self) -> Browser:
@@ -84,14 +84,18 @@ class Browser:
             self.messages.append(of["exceptionDetails"]["text"])
         elif method == "Log.entryAdded":
             self.messages.append(of["entry"]["text"])
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(of["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.requests.append(of["url"])
         self._seen.add(method)
         return found
 
-    def open(self, path: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
+    def open(self, page: Path | str, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self._seen.discard("Page.loadEventFired")
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while "Page.loadEventFired" not in self._seen:
             self._read()
 
@@ -101,12 +105,19 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def becomes(self, expression: str, wanted: Any) -> bool:
-        """Whether the expression takes a value within ten seconds: a dialog tells of its closing in a task after the key's own."""
-        until = time.monotonic() + 10
+    def becomes(self, expression: str, wanted: Any, seconds: float = 10) -> bool:
+        """Whether the expression takes a value within some seconds: a dialog tells of its closing in a task after the key's own."""
+        until = time.monotonic() + seconds
         while (found := self.ask(expression)) != wanted and time.monotonic() < until:
             time.sleep(0.02)
         return bool(found == wanted)
+
+    def click(self, selector: str) -> None:
+        """Press the mouse in the middle of an element, which is scrolled to."""
+        where = f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+        x, y = self.ask(where)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, *keys: str) -> None:
         for key in keys:

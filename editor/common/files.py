@@ -231,8 +231,15 @@ def check_hub_id(name: str, what: str) -> None:
     raise SaeuronError(f"{what}: no folder '{name}' here, and it is no Hub id (owner/name) either")
 
 
-def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: str) -> Path:
+def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: str, fetch: bool = True) -> Path:
     """A local copy of (part of) a Hub repository, through huggingface_hub's own cache.
+
+    Args:
+        repo_id: owner/name.
+        patterns: of the files that are needed.
+        revision: default: the main one.
+        what: it is, e.g. `model`.
+        fetch: False: take what was fetched before, and don't ask the Hub.
 
     Raises:
         SaeuronError: not a folder here and not to be had from the Hub either.
@@ -244,7 +251,7 @@ def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: st
     # A folder of the owner's name speaks for a path, so what was never fetched is not fetched on a guess.
     near = os.path.isdir(repo_id.partition("/")[0])
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision, local_files_only=near))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, revision=revision, local_files_only=near or not fetch))
     except RuntimeError as error:
         if "home directory" not in str(error):
             raise
@@ -252,6 +259,8 @@ def hub_folder(repo_id: str, patterns: list[str], revision: str | None, what: st
             f"{what}: '{repo_id}' is no folder here, and no home folder is known in which it could be kept; set HF_HOME, or HOME, to a folder"
         ) from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if not fetch and isinstance(error, LocalEntryNotFoundError):
+            raise SaeuronError(f"{what}: '{repo_id}' is no folder here, and not (whole) in the Hub's cache either") from None
         if near and isinstance(error, LocalEntryNotFoundError):
             owner = repo_id.partition("/")[0]
             raise SaeuronError(

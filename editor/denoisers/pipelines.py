@@ -27,8 +27,8 @@ _HUB_FILES = [
 ]
 
 
-def locate(model: str, revision: str | None = None) -> Path:
-    """Folder of a model: `demo`, a local folder, or a Hub id (fetched into huggingface_hub's cache)."""
+def locate(model: str, revision: str | None = None, fetch: bool = True) -> Path:
+    """Folder of a model: `demo`, a local folder, or a Hub id (fetched into huggingface_hub's cache; without `fetch` it must be there)."""
     if model == "demo" or model.startswith("demo:"):
         folder = demo.resolve(model)
         if not (folder / "model_index.json").is_file():
@@ -36,10 +36,10 @@ def locate(model: str, revision: str | None = None) -> Path:
         return folder
     if os.path.exists(model):  # False, not an error, where the name is too long to be one
         return Path(model)
-    folder = hub_folder(model, _HUB_FILES, revision, "model")
+    folder = hub_folder(model, _HUB_FILES, revision, "model", fetch)
     # Older models have pickles alone; where there are both, they would double what is fetched.
     bare = [n for n in _NETWORKS if (folder / n / "config.json").is_file() and not any((folder / n).glob("*.safetensors"))]
-    return hub_folder(model, [f"{n}/*.bin" for n in bare], revision, "model") if bare else folder
+    return hub_folder(model, [f"{n}/*.bin" for n in bare], revision, "model", fetch) if bare else folder
 
 
 def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:

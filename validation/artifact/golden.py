@@ -169,6 +169,15 @@ def read_pictures(path: Path) -> list[Shown]:
     return runs
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts that golden vectors were made with, without reading the rest of the file.
+
+    Raises:
+        SaeuronError: missing, damaged, or of another form.
+    """
+    return _read(path, list[str], lambda content: content.get("notes", {}).get("prompts"))
+
+
 def _read(path: Path, kind: type[T], part: Callable[[dict[str, Any]], Any]) -> T:
     """A part of the header's content as a type, with the tensors that it names."""
     header, _ = read_header(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,35 @@ from ..artifact.golden import Run
 from ..artifact.seam import Tensors
 from .base import Inputs, Observation
 from .load import load
+
+_MARKERS = {"input": "seam_input", "before": "seam_before", "output": "seam_output", "fires": "gate", "members": "members"}
+"""part of the seam → the edit's module that gives it"""
+
+
+@contextmanager
+def seams_shown(network: Any, parts: Sequence[str] = tuple(_MARKERS)) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """What an edited network shows of its edit while the context is open: hookpoint → part → array of the last forward.
+
+    Args:
+        network: its `ablations` hold the edit.
+        parts: of the seam, as in `manifest.seam_tensor`.
+    """
+    from ...editor.denoisers.sampling import to_numpy
+
+    seen: dict[str, dict[str, np.ndarray]] = {}
+
+    def watch(hookpoint: str, part: str) -> Any:
+        return lambda module, args, output: seen.setdefault(hookpoint, {}).__setitem__(part, to_numpy(output))
+
+    handles = [
+        getattr(module, _MARKERS[part]).register_forward_hook(watch(key.replace("-", "."), part))
+        for key, module in network.ablations.items() for part in parts if hasattr(module, _MARKERS[part])
+    ]  # fmt: skip
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class TorchRunner:
@@ -51,26 +81,11 @@ class TorchRunner:
             return to_numpy(denoiser.call(network, given))
 
     def observe(self, inputs: Inputs) -> Observation | None:
-        from ...editor.denoisers.sampling import to_numpy
-
-        ablations = getattr(network_of(self.pipeline), "ablations", None)
-        if ablations is None:
+        network = network_of(self.pipeline)
+        if getattr(network, "ablations", None) is None:
             return None
-        seen: dict[str, dict[str, np.ndarray]] = {}
-
-        def watch(hookpoint: str, part: str) -> Any:
-            return lambda module, args, output: seen.setdefault(hookpoint, {}).__setitem__(part, to_numpy(output))
-
-        markers = {"input": "seam_input", "before": "seam_before", "output": "seam_output", "fires": "gate", "members": "members"}
-        handles = [
-            getattr(module, marker).register_forward_hook(watch(key.replace("-", "."), part))
-            for key, module in ablations.items() for part, marker in markers.items() if hasattr(module, marker)
-        ]  # fmt: skip
-        try:
+        with seams_shown(network) as seen:
             output = self.denoise(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         return Observation(output, {h: _tensors(found) for h, found in seen.items()})
 
     def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

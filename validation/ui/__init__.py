@@ -1,0 +1,1 @@
+"""`saeuron try`: a page on loopback that draws with an artifact, and shows where its features fire."""
