@@ -26,8 +26,8 @@ class EvaluationSettings(Checked):
     before: bool = option(True, panel=WHAT)
     """The unedited model's pictures too; needs torch and the original model."""
     judge: str = option("demo", "NAME", HOW)
-    """demo, unlearncanvas=DIR with its two classifiers, or onnx=DIR with graphs and labels; to attack, also clip=DIR|ID, classifier=DIR|ID[:label,…] or
-    nudenet[=SCORE]."""
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; tune and attack also take clip=DIR|ID, classifier=DIR|ID[:label,…] and
+    nudenet[=SCORE], and tune several: the worst one's figures decide."""
     objects: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Only these of the judge's objects."""
     styles: tuple[str, ...] = option((), "A,B", WHAT, joined=True)

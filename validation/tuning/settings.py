@@ -38,7 +38,8 @@ class TuneSettings(Checked):
     """
 
     judge: tuple[str, ...] = option(("demo",), "NAME", JUDGED)
-    """demo, unlearncanvas=DIR, onnx=DIR, clip=DIR|ID, classifier=DIR|ID[:label,…] or nudenet[=SCORE]; repeatable: the worst judge's figures decide."""
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; tune and attack also take clip=DIR|ID, classifier=DIR|ID[:label,…] and
+    nudenet[=SCORE], and tune several: the worst one's figures decide."""
     judge_anyway: bool = option(False, panel=JUDGED)
     """Tune by a judge that tells the unedited model's pictures apart in fewer than 90 %."""
     budget: int = option(3000, "PICTURES", HOW, least=1, most=10_000_000)
@@ -48,7 +49,7 @@ class TuneSettings(Checked):
     tune_seeds: tuple[int, ...] = option((42, 43, 44), "A,B", HOW, joined=True, least=0, most=LARGEST_SEED)
     """Seeds of the pictures that settings are chosen by, of the concept's prompts."""
     report_seeds: tuple[int, ...] = option((188, 288, 588), "A,B", HOW, joined=True, least=0, most=LARGEST_SEED)
-    """Other seeds, for the figures, of its test prompts."""
+    """Other seeds, for the figures."""
     weights: tuple[float, ...] = option((0.5, 0.4, 0.1), "A,B,C", HOW, joined=True, least=0)
     """What is maximised: removed, kept, likeness to the unedited pictures elsewhere."""
     clip: str | None = option(None, "DIR|ID", JUDGED)
