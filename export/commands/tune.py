@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @resumable
 def tune(
     wanted: Annotated[
-        Settings, only("concepts", "preset_files", "settings", "activations", "model", "variant", "sae", "residual", "steps", "guidance", "device")
+        Settings, only("concepts", "kind", "instead", "preset_files", "settings", "activations", "model", "variant", "sae", "residual", "steps", "guidance", "device")
     ],
     tried: Grid,
     settings: Annotated[

@@ -26,7 +26,7 @@ from ...validation.tuning.candidates import Candidate, grid
 from ...validation.tuning.results import FORMAT, TuningReport
 from ...validation.tuning.settings import Grid, TuneSettings
 from ...validation.tuning.tune import Task, believe, make_task, tune
-from .concept_tables import candidate_table, write_tables
+from .concept_tables import candidate_table, contrast_tables, write_tables
 from .prepare import Sources, open_sources
 from .progress import Remaining
 from .resolve import public_name
@@ -77,6 +77,7 @@ class Tuning:
                 self.output / SETTINGS,
                 tables,
                 f"By saeuron tune, judged by {', '.join(j.name for j in self.bench.judges)}; figures in {REPORT}.\nRead by: saeuron-export --settings FILE --output DIR",
+                contrast=contrast_tables(self.sources.plan),
             )
             with whole_file(self.output / REPORT) as file:
                 file.write_text(strict_json(report) + "\n", encoding="utf-8")
