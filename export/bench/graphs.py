@@ -12,7 +12,7 @@ import onnx as library
 import torch
 
 from ...validation.artifact import engines
-from ...validation.backends.sessions import open_session, runtime
+from ...validation.backends.sessions import open_session
 from ...validation.backends.tensorrt_runner import Cuda, Engine
 from ..formats import onnx
 from ..formats.tensorrt import run_worker
@@ -53,7 +53,7 @@ def opened(graph: Graph, backend: str, provider: str, stack: ExitStack) -> Calla
     path, feed = graph
     if backend in engines.BACKENDS:
         return _engine(path, feed, backend, stack)
-    onnxruntime = runtime()
+    import onnxruntime
 
     session = open_session(path, provider)
     device = "cpu" if provider == "CPUExecutionProvider" else "cuda"

@@ -12,7 +12,7 @@ import typer
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ...validation.evidence.unlearning import FIGURES
-from ...validation.page.figures import interval, mean_cell, percent
+from ...validation.page.figures import mean_cell, percent, rate_text
 from ..plan.folder import check_parent
 from . import options as o
 from .console import err, escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
@@ -21,7 +21,6 @@ from .declared import command
 if TYPE_CHECKING:
     from ...editor.common.process import Process
     from ...validation.evidence.evaluate import EvaluationPlan
-    from ...validation.evidence.intervals import Rate
     from ...validation.evidence.results import Evaluation
 
 
@@ -132,10 +131,6 @@ def _dry_run(plan: EvaluationPlan, folder: Path, as_json: bool) -> None:
     tell(f"output     {folder}")
 
 
-def _cell(rate: Rate | None, between: str = "\n") -> str:
-    return f"{percent(rate.rate)}{between}{interval(rate)}" if rate is not None and rate.trials else "–"
-
-
 def _print(found: Evaluation) -> None:
     s = found.settings
     tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {s.judge.name}; {s.steps} steps, guidance {s.guidance:g}")
@@ -153,7 +148,7 @@ def _print_rates(found: Evaluation) -> None:
     table = table_of("backend", "concept", "UA", "IRA", "CRA", "CRA unstyled", "CRA on target", left=("backend", "concept"))
     for name, b in found.backends.items():
         for concept, rates in b.concepts.items():
-            table.add_row(escaped(name), escaped(concept), *(_cell(getattr(rates, key)) for key in FIGURES))
+            table.add_row(escaped(name), escaped(concept), *(rate_text(getattr(rates, key)) for key in FIGURES))
         if len(b.concepts) > 1:
             table.add_row(escaped(name), "mean", *map(percent, b.mean.values()))
     out.print(table)
@@ -162,8 +157,8 @@ def _print_rates(found: Evaluation) -> None:
         columns = ("stage", "kept of the artifact's concepts", "styles kept", "objects kept")
         table = table_of(*columns, left=columns[:2])
         for name, b in stages.items():
-            kept = ", ".join(f"{escaped(c)} {_cell(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
-            table.add_row(escaped(name), kept, _cell(b.retained.get("style")), _cell(b.retained.get("object")))
+            kept = ", ".join(f"{escaped(c)} {rate_text(r, ' / ')}" for c, r in (b.kept or {}).items()) or "-"
+            table.add_row(escaped(name), kept, rate_text(b.retained.get("style")), rate_text(b.retained.get("object")))
         out.print(table)
     tell(
         "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials."
@@ -175,7 +170,7 @@ def _print_nudity(found: Evaluation) -> None:
     table = table_of("class", *found.backends, left=("class",))
     for c in sorted({c for detections in seen for c in detections}):
         table.add_row(c, *(str(detections.get(c, 0)) for detections in seen))
-    table.add_row("pictures with a nude class", *(_cell(b.nude) for b in found.backends.values()))
+    table.add_row("pictures with a nude class", *(rate_text(b.nude) for b in found.backends.values()))
     out.print(table)
     tell(f"detections of score {found.threshold:g} or more; nude: {', '.join(found.nude_classes)}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ...validation.page.figures import interval
+from ...validation.page.figures import percent, rate_text
 from ...validation.tuning.settings import Grid, TuneSettings
 from ..plan.settings import Settings
 from . import options as o
@@ -14,9 +14,8 @@ from .console import escaped, out, print_warning, progress_line, resumable, tabl
 from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.evidence.intervals import Rate
     from ...validation.tuning.results import Figures, TuningReport
-    from ..plan.tuning import Tuning
+    from ...validation.tuning.tune import Task
 
 
 @command
@@ -47,14 +46,15 @@ def tune(
     output = o.out_folder(output)
     plan = resolve(replace(wanted, hookpoint=_all(tried.hookpoint)))
     to_fetch(plan)
+    if dry_run:
+        from ..plan.tuning import plan_tasks
+
+        _plan(plan_tasks(plan, tried, settings), as_json)
+        return
     with progress_line("opening SAE and activations") as say:
         from ..plan.tuning import open_tuning
 
-        opened = open_tuning(plan, tried, settings, output, say)
-        report = None if dry_run else opened.run(say)
-    if report is None:
-        _plan(opened, as_json)
-        return
+        report = open_tuning(plan, tried, settings, output, say).run(say)
     if as_json:
         write_json(report)
     else:
@@ -68,10 +68,10 @@ def _all(places: Sequence[str]) -> str | None:
     return ",".join(dict.fromkeys(names)) or None
 
 
-def _plan(opened: Tuning, as_json: bool) -> None:
+def _plan(tasks: Sequence[Task], as_json: bool) -> None:
     said: dict[str, dict[str, Any]] = {
         task.words.name: {"candidates": len(task.candidates), "rounds": [r._asdict() for r in task.rounds], "pictures": task.pictures}
-        for task in opened.tasks
+        for task in tasks
     }
     if as_json:
         write_json(said)
@@ -97,7 +97,9 @@ def _print(report: TuningReport) -> None:
     for name, found in report.concepts.items():
         tell(f"{name}: {found.chosen}")
         for judge, t in found.trust.items():
-            tell(f"{name}: {judge} tells {_share(t.balanced)} of the unedited model's pictures apart ({_share(t.low)} to {_share(t.high)})")
+            tell(
+                f"{name}: {judge} tells {percent(t.balanced)} of the unedited model's pictures apart ({percent(t.low)} to {percent(t.high)})"
+            )
         if found.clip_before is not None and found.clip_after is not None:
             tell(f"{name}: CLIP score elsewhere {found.clip_before.mean:.2f} before, {found.clip_after.mean:.2f} after")
         if found.fid is not None:
@@ -106,12 +108,7 @@ def _print(report: TuningReport) -> None:
         print_warning("a judge was used that does not tell the unedited model's pictures apart well enough (--judge-anyway)")
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
-
-
 def _cells(figures: Figures, judge: str) -> list[str]:
     seen = figures.judges[judge]
     attacked = (figures.attacked or {}).get(judge)
-    cell: Callable[[Rate | None], str] = lambda r: f"{r.value:.1%}\n{interval(r)}" if r is not None and r.trials else "–"  # noqa: E731
-    return [cell(seen.removed), cell(seen.kept), cell(seen.beside), cell(seen.elsewhere), f"{figures.likeness:.2f}", cell(attacked)]
+    return [*map(rate_text, (seen.removed, seen.kept, seen.beside, seen.elsewhere)), f"{figures.likeness:.2f}", rate_text(attacked)]

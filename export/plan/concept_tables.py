@@ -116,15 +116,15 @@ def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str],
     return {"sae": sources.pop(), "hookpoint": ",".join(files), "activations": patterns.pop()}
 
 
-def candidate_table(sources: Sources, chosen: Candidate) -> dict[str, Any]:
-    """The table of a setting that was tried and measured.
+def candidate_table(sources: Sources, chosen: Candidate, status: str) -> dict[str, Any]:
+    """The table of a setting that was tried and measured; `status` as in a preset.
 
     Raises:
         SaeuronError: as `one_for_all`.
     """
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     wishes = [by_place[chosen.concept, h] for h in chosen.hookpoints]
-    return settings_table(sources.plan, wishes, chosen.select, chosen.multiplier, "tuned")
+    return settings_table(sources.plan, wishes, chosen.select, chosen.multiplier, status)
 
 
 def _toml(value: Any) -> str:

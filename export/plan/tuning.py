@@ -25,9 +25,9 @@ from ...validation.tuning.bench import Bench
 from ...validation.tuning.candidates import Candidate, grid
 from ...validation.tuning.results import FORMAT, TuningReport
 from ...validation.tuning.settings import Grid, TuneSettings
-from ...validation.tuning.tune import Task, believe, make_task, tune
+from ...validation.tuning.tune import Scorers, Task, believe, make_task, tune
 from .concept_tables import candidate_table, contrast_tables, write_tables
-from .prepare import Sources, open_sources
+from .prepare import Sources, open_model, open_sources
 from .progress import Remaining
 from .resolve import public_name
 from .settings import Plan
@@ -45,7 +45,7 @@ class Tuning:
     tasks: list[Task]
     attacks: dict[str, Attack]
     """concept → what attacks its candidates, where that is wished for"""
-    judge_anyway: bool
+    scorers: Scorers
     output: Path
 
     def run(self, say: Say = lambda text: None) -> TuningReport:
@@ -55,7 +55,7 @@ class Tuning:
             SaeuronError: a judge that can't be believed.
         """
         began, s = time.monotonic(), self.bench.settings
-        trusted, believed = believe(self.bench, self.tasks, self.judge_anyway, say)
+        trusted, believed = believe(self.bench, self.tasks, say)
         # A candidate's pictures of earlier rounds are looked at again, which takes no time to speak of.
         total, clock = sum(t.looks for t in self.tasks), Remaining()
 
@@ -69,9 +69,10 @@ class Tuning:
         tables = []
         for task in self.tasks:
             name = task.words.name
-            found = tune(self.bench, task, trusted[name], self.attacks.get(name), told)
+            found = tune(self.bench, task, trusted[name], self.attacks.get(name), self.scorers, told)
             report.concepts[name] = found
-            tables.append(candidate_table(self.sources, found.chosen))
+            # What a judge chose that can't be believed is not called tuned.
+            tables.append(candidate_table(self.sources, found.chosen, "tuned" if believed else "untuned"))
             report.seconds = time.monotonic() - began
             write_tables(
                 self.output / SETTINGS,
@@ -84,8 +85,17 @@ class Tuning:
         return report
 
 
+def plan_tasks(plan: Plan, tried: Grid, settings: TuneSettings) -> list[Task]:
+    """What is drawn for each concept; opens nothing.
+
+    Raises:
+        SaeuronError: a concept without prompts, or too small a budget.
+    """
+    return [make_task(words, _candidates(name, plan, tried), settings, _before(name, plan)) for name, words in _words(plan).items()]
+
+
 def open_tuning(plan: Plan, tried: Grid, settings: TuneSettings, output: Path, say: Say = lambda text: None) -> Tuning:
-    """Open judges, sources and pipeline, and plan each concept; activations that are missing are collected.
+    """Plan each concept, and open judges, sources and pipeline; activations that are missing are collected, once everything else is known to fit.
 
     Args:
         plan: the concepts, with a hookpoint for each place that is tried.
@@ -95,27 +105,30 @@ def open_tuning(plan: Plan, tried: Grid, settings: TuneSettings, output: Path, s
         say: told what goes on.
 
     Raises:
-        SaeuronError: a judge without a concept, prompts that are missing, a candidate that can't be made, too small a budget, …
+        SaeuronError: as `plan_tasks`; a judge without a concept, files that can't be read, a candidate that can't be made, …
     """
-    words = _words(plan)
+    device, variant = plan.settings.device, plan.settings.variant
+    tasks = plan_tasks(plan, tried, settings)
     say("opening the judges")
-    judges = open_judges(settings.judge, words, plan.settings.device)
-    common = replace(settings, steps=plan.steps, guidance=plan.guidance, residual=plan.residual)
-    sources = open_sources(plan, say)
+    judges = open_judges(settings.judge, {t.words.name: t.words for t in tasks}, device)
+    scorers = Scorers.of(settings, device)
     if settings.attack:
-        kind = read_json(sources.model_folder / "model_index.json").get("_class_name")
+        kind = read_json(open_model(plan) / "model_index.json").get("_class_name")
         if kind != "StableDiffusionPipeline":
             raise SaeuronError(f"--attack: only StableDiffusionPipeline can be attacked, not {kind}")
+    sources = open_sources(plan, say)
     say(f"loading {plan.model}")
-    pipeline = load_pipeline(plan.model, None, plan.settings.device, variant=plan.settings.variant)
+    pipeline = load_pipeline(plan.model, None, device, variant=variant)
     refuse_edited(network_of(pipeline))
-    pipeline = bare(pipeline)
-    identity = model_sha256(sources.model_folder, pictures=True, variant=plan.settings.variant)
-    activations = {(w.concept, w.hookpoint): sources.of(w) for w in sources.wishes}
-    bench = Bench(pipeline, sources.saes, activations, judges, common, output / "results", identity)
-    tasks = [make_task(bench, words[name], _candidates(name, sources, tried), _before(name, plan)) for name in words]
-    attacks = {name: attacker(bench, words[name], settings.attack) for name in words} if settings.attack else {}
-    return Tuning(sources, bench, tasks, attacks, settings.judge_anyway, output)
+    bench = Bench(
+        bare(pipeline), sources.saes, {(w.concept, w.hookpoint): sources.of(w) for w in sources.wishes}, judges,
+        replace(settings, steps=plan.steps, guidance=plan.guidance, residual=plan.residual), output / "results",
+        model_sha256(sources.model_folder, pictures=True, variant=variant),
+    )  # fmt: skip
+    for candidate in (c for task in tasks for c in task.candidates):
+        bench.edit(candidate)
+    attacks = {t.words.name: attacker(bench, t.words, settings.attack) for t in tasks} if settings.attack else {}
+    return Tuning(sources, bench, tasks, attacks, scorers, output)
 
 
 def _words(plan: Plan) -> dict[str, ConceptPrompts]:
@@ -125,10 +138,10 @@ def _words(plan: Plan) -> dict[str, ConceptPrompts]:
     return {name: prompts_of(plan.concepts[name]) for name in dict.fromkeys(plan.settings.concepts)}
 
 
-def _candidates(concept: str, sources: Sources, tried: Grid) -> list[Candidate]:
+def _candidates(concept: str, plan: Plan, tried: Grid) -> list[Candidate]:
     places: list[tuple[str, ...]] = [tuple(normalise(h.strip()) for h in text.split(",")) for text in tried.hookpoint]
     if not places:
-        own = tuple(dict.fromkeys(w.hookpoint for w in sources.wishes if w.concept == concept))
+        own = tuple(dict.fromkeys(w.hookpoint for w in plan.wishes if w.concept == concept))
         places = list(dict.fromkeys([*((h,) for h in own), own]))
     return grid(concept, places, tried.select, tried.multiplier)
 

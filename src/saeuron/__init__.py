@@ -10,6 +10,7 @@ pipeline = saeuron.load("without-neon")
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .validation.backends.load import load as load
     from .validation.proof.validate import validate as validate
     from .validation.trust.verify import verify as verify
+
+# Official builds of ONNX Runtime report to their maker from 1.29 on, unless this is set before anything imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Names are looked up at first use: importing `saeuron` must not need torch.
 _HOME = {

@@ -128,7 +128,7 @@ def test_a_hub_model_of_pickles_alone(tiny, tmp_path, monkeypatch):
     """What a first look brings holds no safetensors, so the pickles are fetched; nowhere else."""
     asked = []
 
-    def fetch(repo, patterns, revision, what):
+    def fetch(repo, patterns, revision, what, online):
         asked.append(patterns)
         for name in ("unet", "vae"):
             (tmp_path / name).mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,14 @@ from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.concepts import presets
 from saeuron.editor.features.prompt_sets import ConceptPrompts, ContrastPrompts, prompts_of
 from saeuron.editor.sae.sae import SparseAutoencoder
+from saeuron.validation.attack.victims import bare
+from saeuron.validation.evidence.intervals import Mean, Rate
+from saeuron.validation.evidence.sightings import Removal
 from saeuron.validation.judges.choose import open_judge
-from saeuron.validation.tuning.bench import Bench
+from saeuron.validation.tuning.attacked import attacker
+from saeuron.validation.tuning.bench import Bench, Looked
 from saeuron.validation.tuning.candidates import Candidate, grid, rounds
-from saeuron.validation.tuning.jobs import jobs
+from saeuron.validation.tuning.jobs import Job, jobs
 from saeuron.validation.tuning.results import Figures
 from saeuron.validation.tuning.settings import TuneSettings
 from saeuron.validation.tuning.tune import believe, make_task, tune
@@ -73,23 +78,14 @@ def test_any_first_part_holds_as_many_with_as_without_the_concept():
 
 def test_what_is_kept_decides_where_two_remove_alike_and_the_worst_judge_counts():
     def figures(removed, kept, likeness, judge="a"):
-        share = {"rate": None, "low": None, "high": None, "hits": 0, "trials": 0}
-        del share
-        from saeuron.validation.evidence.intervals import Mean, Rate
-        from saeuron.validation.evidence.sightings import Removal
-
-        one = Removal(
-            removed=Rate.of(removed, 10),
-            elsewhere=Rate.of(0, 10),
-            kept=Rate.of(kept, 10 if kept is not None and kept >= 0 else 0) if kept >= 0 else Rate.of(0, 0),
-            beside=Rate.of(0, 0),
-        )
+        shares = Rate.of(kept, 10) if kept is not None else Rate.of(0, 0)
+        one = Removal(removed=Rate.of(removed, 10), elsewhere=Rate.of(0, 10), kept=shares, beside=Rate.of(0, 0))
         return Figures(judges={judge: one}, change=Mean.of([0.1]), likeness=likeness, pictures=20)
 
     weights = (0.5, 0.4, 0.1)
     assert figures(10, 9, 0.5).worth(weights) > figures(10, 8, 0.5).worth(weights)
     assert figures(10, 9, 0.6).worth(weights) > figures(10, 9, 0.5).worth(weights)
-    assert figures(10, -1, 0.5).worth(weights) == pytest.approx(0.5 + 0.5 * 0.5), "no other concept: likeness takes its weight"
+    assert figures(10, None, 0.5).worth(weights) == pytest.approx(0.5 + 0.5 * 0.5), "no other concept: likeness takes its weight"
     both = Figures(
         judges={**figures(10, 9, 0.5).judges, **figures(2, 9, 0.5, "b").judges}, change=figures(1, 1, 0).change, likeness=0.5, pictures=1
     )
@@ -130,14 +126,14 @@ def test_figures_equal_a_plain_computation(parts, tmp_path):
 def test_the_better_candidate_wins_and_nothing_is_drawn_twice(parts, tmp_path):
     bench = bench_at(parts, tmp_path)
     tried = grid("Neon", [(PLACE,)], ["count:4"], [-0.3, -0.001])
-    task = make_task(bench, WORDS, tried)
-    trusted, believed = believe(bench, [task], False)
+    task = make_task(WORDS, tried, SETTINGS)
+    trusted, believed = believe(bench, [task])
     found = tune(bench, task, trusted["Neon"])
     assert found.chosen.multiplier == -0.3 and believed
     assert found.report.pictures == len(task.report) and found.report.judges["demo"].removed.trials == 4
     drawn = bench.drawn
     again = bench_at(parts, tmp_path)
-    assert tune(again, task, believe(again, [task], False)[0]["Neon"]) == found and again.drawn == 0 < drawn
+    assert tune(again, task, believe(again, [task])[0]["Neon"]) == found and again.drawn == 0 < drawn
     other = bench_at(parts, tmp_path, settings=TuneSettings(steps=7, guidance=3.0, batch_size=4))
     other.unedited(task.report[:4])
     assert other.drawn == 4, "other steps are other pictures"
@@ -153,10 +149,38 @@ def test_a_judge_that_sees_nothing_is_not_believed(parts, tmp_path):
             return Sightings(np.zeros((len(pictures), 2), bool), np.zeros((len(pictures), 2), np.float32))
 
     bench = bench_at(parts, tmp_path, [Blind()])
-    task = make_task(bench, WORDS, [Candidate("Neon", (PLACE,), "count:4", -0.3)])
+    task = make_task(WORDS, [Candidate("Neon", (PLACE,), "count:4", -0.3)], SETTINGS)
     with pytest.raises(SaeuronError, match=r"the judge 'blind' tells 50% .*seen on 0 of .* --judge-anyway"):
-        believe(bench, [task], False)
-    assert believe(bench, [task], True)[1] is False
+        believe(bench, [task])
+    anyway = bench_at(parts, tmp_path, [Blind()], replace(SETTINGS, judge_anyway=True))
+    assert believe(anyway, [task])[1] is False
+
+
+@pytest.mark.slow
+def test_attacks_on_candidates_are_stored_and_counted_on_other_prompts(parts, tmp_path):
+    pipeline, saes, activations = parts
+    settings = replace(SETTINGS, steps=3, tune_seeds=(1, 2), report_seeds=(3, 4))
+    bench = Bench(bare(pipeline), saes, activations, [open_judge("demo")], settings, tmp_path / "results", "model")
+    attack, candidate = attacker(bench, WORDS, "prefix"), Candidate("Neon", (PLACE,), "count:4", -0.3)
+    found = attack(candidate, True)["demo"]
+    assert found.trials == 2, "two of four test prompts, with the second seed"
+    stored = list((tmp_path / "results").glob("*.json"))
+    assert len(stored) == 1
+    again = attacker(bench, WORDS, "prefix")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saeuron.validation.attack.attack.Attacker.searches", lambda *_: pytest.fail("searched again"))
+        assert again(candidate, True)["demo"] == found
+    nameless = ConceptPrompts("Neon", "style", ["a picture"] * 2, ["an image"] * 2, WORDS.contrast)
+    with pytest.raises(SaeuronError, match="--attack embedding: 'Neon' is not in the prompt .* an attack by prefix"):
+        attacker(bench, nameless, "embedding")
+
+
+def test_likeness_is_none_where_everything_changed_and_nothing_can_be_told_apart(parts, tmp_path):
+    bench, listed = bench_at(parts, tmp_path), [Job("Neon", "a", 1), Job("Sepia", "b", 1)]
+    before, after = Looked({"demo": [[], []]}, [0.0, 0.0]), Looked({"demo": [[], []]}, [0.2, 0.1])
+    bench._unlikes[(listed[1],)] = 0.0  # one picture elsewhere: there is no other to compare it with
+    assert bench.figures_of("Neon", listed, before, after).likeness == 0
+    assert bench.figures_of("Neon", listed, before, before).likeness == 1
 
 
 def test_damaged_stored_work_is_named(parts, tmp_path):
@@ -214,6 +238,7 @@ def test_refuses_what_flatters_or_cannot_be_before_anything_is_drawn(tmp_path, m
         ("judge clip: say where it lies", ("--judge", "clip")), ("is no score from 0 to 1", ("--judge", "nudenet=2")), ("is named twice", ("--judge", "demo", "--judge", "demo")),
         ("is too small", ("--budget", "20")), ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("--tune-seeds is empty", ("--tune-seeds", "")),
         ("give at least two", ("--attack", "embedding", "--tune-seeds", "1")), ("does not exist", ("--hookpoint", "up_blocks.9.attentions.1")),
+        ("--clip: no folder 'nowhere'", ("--clip", "nowhere")), ("is no file; give torch-fidelity's", ("--fid", tmp_path)),
     ):  # fmt: skip
         refused(message, *there, *options)
     refused("no output folder", "tune", "--concepts", "Neon")

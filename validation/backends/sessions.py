@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,17 +23,6 @@ _NEXT = {"TensorrtExecutionProvider": ("CUDAExecutionProvider",)}
 """what runs the nodes that a provider lacks, before the CPU does"""
 
 
-def runtime() -> Any:
-    """The module `onnxruntime`, kept from reporting to its maker; raises `ImportError` where it isn't installed.
-
-    From 1.29 on, official builds send events, by an identifier that they keep, unless this is set before the import.
-    """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
-
-
 def open_session(path: Path, provider: str = "CPUExecutionProvider", model: Any = None) -> Any:
     """An ONNX Runtime session that really uses `provider`.
 
@@ -48,7 +36,7 @@ def open_session(path: Path, provider: str = "CPUExecutionProvider", model: Any 
             the next one all the same; only a profile of the session shows these.
     """
     try:
-        onnxruntime = runtime()
+        import onnxruntime
     except ImportError:
         raise SaeuronError("ONNX Runtime is not installed; install saeuron-export[cpu] (or [gpu])") from None
     if provider not in onnxruntime.get_available_providers():

@@ -16,7 +16,7 @@ from ..artifact.installed import missing
 from ..artifact.manifest import Manifest
 from ..backends.choose import choose_networks
 from ..judges.choose import open_labels
-from ..judges.judge import LabelJudge
+from ..judges.judge import DOMAINS, LabelJudge
 from ..judges.nudenet import THRESHOLD, NudeNet
 from . import clip_score, nudity
 from .counting import COLUMNS, PLAIN
@@ -25,7 +25,7 @@ from .evaluation_settings import EvaluationSettings
 from .picture_backends import HOOK, UNEDITED, PictureBackends, stage
 from .prompt_file import read_prompts
 from .results import JudgeRecord, SettingsRecord
-from .unlearning import DOMAINS, all_jobs, look
+from .unlearning import all_jobs, look
 from .verdicts import Look, VerdictRow, Wanted, plain_name
 
 

@@ -9,7 +9,6 @@ from ...editor.common.typed import Record
 from ..judges.judge import DOMAINS, LabelJudge
 from .intervals import Rate
 
-__all__ = ["DOMAINS"]
 FIGURES = ("ua", "ira", "cra", "cra_unstyled", "cra_target")
 """rates of a concept"""
 Job = tuple[str, str | None, int]

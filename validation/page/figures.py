@@ -42,6 +42,11 @@ def interval(rate: Rate | None) -> str:
     return "–" if rate is None or rate.low is None else f"{percent(rate.low).removesuffix(' %')} to {percent(rate.high)}"
 
 
+def rate_text(rate: Rate | None, between: str = "\n") -> str:
+    """A rate and its interval as text; a dash without trials."""
+    return f"{percent(rate.rate)}{between}{interval(rate)}" if rate is not None and rate.trials else "–"
+
+
 def plural(count: int, word: str) -> str:
     """A count with its noun."""
     return f"{count} {word}" + ("" if count == 1 else "s")

@@ -16,9 +16,8 @@ from ...editor.common.typed import plain
 from ..evidence.comparison import compare, compared, pixels_of
 from ..evidence.counting import PLAIN, Counting
 from ..evidence.results import Backend, Comparison, Evaluation
-from ..evidence.unlearning import DOMAINS
 from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, VerdictRow
-from ..judges.judge import NOT_JUDGED
+from ..judges.judge import DOMAINS, NOT_JUDGED
 
 
 def recount(folder: Path, content: Evaluation) -> list[str]:

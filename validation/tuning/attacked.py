@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
@@ -59,4 +60,13 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
             found[judge.name] = Rate.of(len(seen) - sum(seen), len(seen))
         return found
 
-    return run
+    def stored(candidate: Candidate, test: bool) -> dict[str, Rate]:
+        attack = runs[test]
+        what = ["attack", kind, bench.named(candidate), list(attack.case), asdict(attack.settings)]
+        trials = len(attack.case.reporting) * len(attack.settings.report_seeds)
+        return bench.store.take(
+            what, dict[str, Rate], lambda: run(candidate, test),
+            lambda held: set(held) == {j.name for j in judges} and all(r.trials == trials for r in held.values()),
+        )  # fmt: skip
+
+    return stored

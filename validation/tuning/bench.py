@@ -1,9 +1,7 @@
-"""Draws and judges pictures of candidates through the dynamic hook; everything is stored under a hash of all that it depends on."""
+"""Draws and judges pictures of candidates through the dynamic hook, and stores what was seen."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +11,11 @@ import numpy as np
 import torch
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import read_json
-from ...editor.common.typed import Record, read_as, strict_json
-from ...editor.common.writing import alone, whole_file
+from ...editor.common.typed import Record
+from ...editor.common.writing import whole_file
 from ...editor.denoisers.families import network_of
 from ...editor.denoisers.sampling import generate
+from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
 from ...editor.features.activations import ConceptActivations
 from ...editor.sae.sae import SparseAutoencoder
@@ -29,6 +27,7 @@ from .candidates import Candidate
 from .jobs import Job
 from .results import Figures
 from .settings import TuneSettings
+from .store import Store
 
 METHOD = 1
 """part of the names of stored work"""
@@ -61,16 +60,35 @@ class Bench:
         settings: TuneSettings, store: Path, identity: str,
     ) -> None:  # fmt: skip
         self.pipeline, self.saes, self.activations, self.judges = pipeline, dict(saes), dict(activations), list(judges)
-        self.settings, self.store, self._identity = settings, store, identity
+        self.settings = settings
+        s, judged = settings, [[j.name, j.sha256] for j in judges]
+        self.store = Store(store, [METHOD, identity, s.steps, s.guidance, s.batch_size, judged])
         self.drawn = 0
         """pictures drawn by this process"""
         self.looked = 0
         """pictures of candidates that were looked at, drawn or stored"""
+        self._edits: dict[Candidate, Edit] = {}
+        self._unlikes: dict[tuple[Job, ...], float] = {}
 
-    def edit(self, candidate: Candidate) -> Any:
-        """The candidate's edit; raises `SaeuronError` as `make_edit` does."""
-        held = {h: self.activations[candidate.concept, h] for h in candidate.hookpoints}
-        return candidate.edit(held, self.settings.residual)
+    def edit(self, candidate: Candidate) -> Edit:
+        """The candidate's edit.
+
+        Raises:
+            SaeuronError: no activations of the concept at a hookpoint, or as `make_edit`.
+        """
+        if candidate not in self._edits:
+            for hookpoint in candidate.hookpoints:
+                if (candidate.concept, hookpoint) not in self.activations:
+                    raise SaeuronError(
+                        f"concept '{candidate.concept}': no activations of it at '{hookpoint}'; give --activations, or other --hookpoint"
+                    )
+            held = {h: self.activations[candidate.concept, h] for h in candidate.hookpoints}
+            self._edits[candidate] = candidate.edit(held, self.settings.residual)
+        return self._edits[candidate]
+
+    def named(self, candidate: Candidate | None) -> Any:
+        """What a candidate's pictures depend on beside prompts and seeds, for the names of stored work; of the unedited model: None."""
+        return candidate and [self.edit(candidate).sha256(), {h: self.saes[h].sha256() for h in candidate.hookpoints}]
 
     def unedited(self, jobs: Sequence[Job], told: Callable[[int], None] = lambda n: None) -> Looked:
         """What is seen on the unedited model's pictures; these are kept, for comparisons."""
@@ -90,12 +108,12 @@ class Bench:
         asked = [job.asked for job in jobs]
         elsewhere = [i for i, name in enumerate(asked) if name != concept]
         change = [after.change[i] for i in elsewhere]
-        unlike = self._unlike([jobs[i] for i in elsewhere])
+        unlike, changed = self._unlike(tuple(jobs[i] for i in elsewhere)), float(np.mean(change))
         return Figures(
             judges={
                 j.name: removal(concept, asked, _sets(before.seen[j.name]), _sets(after.seen[j.name])) for j in self.judges if concept in j.concepts
             },
-            change=Mean.of(change), likeness=1.0 if not unlike else max(0.0, 1 - float(np.mean(change)) / unlike), pictures=len(jobs),
+            change=Mean.of(change), likeness=max(0.0, 1 - changed / unlike) if unlike else float(not changed), pictures=len(jobs),
         )  # fmt: skip
 
     def files(self, jobs: Sequence[Job]) -> list[Path]:
@@ -111,25 +129,27 @@ class Bench:
         self.drawn += len(jobs)
         return list(made)
 
-    def _unlike(self, jobs: Sequence[Job]) -> float:
-        """How far two unedited pictures of different prompts lie apart, in the mean; 0 with fewer than two pictures."""
+    def _unlike(self, jobs: tuple[Job, ...]) -> float:
+        """How far two unedited pictures of different prompts lie apart, in the mean; 0 where there are none. The same for every candidate."""
+        if jobs in self._unlikes:
+            return self._unlikes[jobs]
         pictures = [_pixels(p) for p in opened(self.files(jobs))]
         pairs = [
             (a, b)
             for (a, x), (b, y) in zip(zip(pictures, jobs, strict=True), zip(pictures[1:], jobs[1:], strict=True), strict=False)
             if x.prompt != y.prompt
         ]
-        return float(np.mean([np.abs(a - b).mean() for a, b in pairs])) if pairs else 0.0
+        self._unlikes[jobs] = float(np.mean([np.abs(a - b).mean() for a, b in pairs])) if pairs else 0.0
+        return self._unlikes[jobs]
 
     def _looked(self, candidate: Candidate | None, jobs: Sequence[Job], told: Callable[[int], None]) -> Looked:
         """Unit by unit: each is drawn by one process, the others take what it stored."""
         size = self.settings.batch_size
-        edit = None if candidate is None else [self.edit(candidate).sha256(), {h: self.saes[h].sha256() for h in candidate.hookpoints}]
         found = Looked({j.name: [] for j in self.judges}, [])
         # A round ends with a whole unit, so the next one finds them all.
         for start in range(0, len(jobs), size):
             unit = jobs[start : start + size]
-            held = self._unit(candidate, edit, unit)
+            held = self._unit(candidate, unit)
             for name, seen in held.seen.items():
                 found.seen[name] += seen
             found.change += held.change
@@ -137,31 +157,29 @@ class Bench:
             told(len(unit))
         return found
 
-    def _unit(self, candidate: Candidate | None, edit: Any, unit: Sequence[Job]) -> Looked:
-        judged = [[j.name, j.sha256] for j in self.judges]
-        key = self._key([edit, [list(job) for job in unit], judged])
-        path = self.store / f"{key}.json"
-        if (held := self._stored(path, candidate, unit)) is not None:
-            return held
-        with alone(self.store / f"{key}.making"):
-            # Another process may have made it meanwhile.
-            if (held := self._stored(path, candidate, unit)) is not None:
-                return held
+    def _unit(self, candidate: Candidate | None, unit: Sequence[Job]) -> Looked:
+        def make() -> Looked:
             pictures = self.draw(candidate, unit)
             if candidate is None:
                 self._keep_pictures(unit, pictures)
                 change = [0.0] * len(unit)
             else:
-                plain = opened([self._picture(job) for job in unit])
-                change = [float(np.abs(_pixels(a) - _pixels(b)).mean()) for a, b in zip(pictures, plain, strict=True)]
+                plain = opened(self.files(unit))
+                change = [round(float(np.abs(_pixels(a) - _pixels(b)).mean()), 6) for a, b in zip(pictures, plain, strict=True)]
             seen = {}
             for judge in self.judges:
                 rows = judge.see(pictures).seen
                 seen[judge.name] = [[c for c, hit in zip(judge.concepts, row, strict=True) if hit] for row in rows]
-            made = Looked(seen, [round(c, 6) for c in change])
-            with whole_file(path) as file:
-                file.write_text(strict_json(made) + "\n")
-            return made
+            return Looked(seen, change)
+
+        def whole(held: Looked) -> bool:
+            sizes = {len(held.change), *map(len, held.seen.values())}
+            return sizes == {len(unit)} and set(held.seen) == {j.name for j in self.judges}
+
+        def there() -> bool:
+            return candidate is not None or all(file.is_file() for file in self.files(unit))
+
+        return self.store.take([self.named(candidate), [list(job) for job in unit]], Looked, make, whole, there)
 
     def _keep_pictures(self, unit: Sequence[Job], pictures: Sequence[Any]) -> None:
         for job, picture in zip(unit, pictures, strict=True):
@@ -169,29 +187,7 @@ class Bench:
                 picture.save(file, format="PNG")
 
     def _picture(self, job: Job) -> Path:
-        return self.store.parent / "unedited" / f"{self._key(['picture', job.prompt, job.seed])}.png"
-
-    def _stored(self, path: Path, candidate: Candidate | None, unit: Sequence[Job]) -> Looked | None:
-        if not path.is_file() or (candidate is None and not all(self._picture(job).is_file() for job in unit)):
-            return None
-        try:
-            held = read_as(Looked, read_json(path), path)
-        except SaeuronError as error:
-            raise SaeuronError(f"stored result is damaged: {error}; remove it to measure it again") from None
-        if (
-            len(held.change) != len(unit)
-            or any(len(seen) != len(unit) for seen in held.seen.values())
-            or set(held.seen) != {j.name for j in self.judges}
-        ):
-            raise SaeuronError(
-                f"stored result is damaged: '{path}' is not of {len(unit)} pictures and these judges; remove it to measure it again"
-            )
-        return held
-
-    def _key(self, what: list[Any]) -> str:
-        s = self.settings
-        everything = [METHOD, self._identity, s.steps, s.guidance, s.batch_size, *what]
-        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:24]
+        return self.store.folder.parent / "unedited" / f"{self.store.key([job.prompt, job.seed])}.png"
 
 
 def _sets(seen: Sequence[Sequence[str]]) -> list[frozenset[str]]:

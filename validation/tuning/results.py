@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import structs
-
 from ...editor.common.typed import Number, Record, Whole
 from ..evidence.intervals import Mean, Rate
 from ..evidence.results import JudgeRecord
@@ -73,8 +71,6 @@ class Tuned(Record, kw_only=True, omit_defaults=True):
     """of the report's pictures elsewhere from the unedited ones"""
     pictures: Whole
     """that were drawn to choose by, of the edited model"""
-    before: Candidate | None = None
-    """the preset's setting, where it was among the candidates"""
 
 
 class TuningReport(Record, kw_only=True):
@@ -94,8 +90,3 @@ class TuningReport(Record, kw_only=True):
 def best_first(tried: list[Tried]) -> list[Tried]:
     """Those of later rounds first, then by worth; at equal worth, the weaker edit."""
     return sorted(tried, key=lambda t: (-t.round, -t.worth, -t.candidate.multiplier))
-
-
-def with_attack(figures: Figures, attacked: dict[str, Rate]) -> Figures:
-    """The same figures, with those under attack."""
-    return structs.replace(figures, attacked=attacked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from msgspec.structs import replace
 
 from ...editor.common.errors import SaeuronError
 from ...editor.features.prompt_sets import ConceptPrompts
@@ -18,8 +18,8 @@ from .attacked import Attack
 from .bench import Bench
 from .candidates import FINAL, Candidate, Round, rounds
 from .jobs import Job, jobs
-from .results import Figures, Tried, Tuned, best_first, with_attack
-from .settings import BALANCED
+from .results import Figures, Tried, Tuned, best_first
+from .settings import BALANCED, TuneSettings
 
 Say = Callable[[str], None]
 
@@ -32,8 +32,6 @@ class Task(NamedTuple):
     tuning: list[Job]
     report: list[Job]
     rounds: list[Round]
-    before: Candidate | None
-    """the preset's setting"""
 
     @property
     def looks(self) -> int:
@@ -49,27 +47,41 @@ class Task(NamedTuple):
         return {"unedited": last + len(self.report), "choosing": chosen, "report": len(self.report)}
 
 
-def make_task(bench: Bench, words: ConceptPrompts, candidates: Sequence[Candidate], before: Candidate | None = None) -> Task:
-    """Plan a concept's tuning, before anything is drawn.
+def make_task(words: ConceptPrompts, candidates: Sequence[Candidate], settings: TuneSettings, before: Candidate | None = None) -> Task:
+    """Plan a concept's tuning; opens nothing.
 
     Args:
-        bench: what measures.
         words: the concept's prompts.
         candidates: what is tried.
+        settings: seeds, budget, pictures at a time.
         before: the setting that there is; it takes part.
 
     Raises:
-        SaeuronError: no prompts to judge on, a candidate that can't be made, too small a budget, or see `rounds`.
+        SaeuronError: no prompts to judge on, or too small a budget.
     """
-    s = bench.settings
+    s = settings
     tried = list(dict.fromkeys([*([before] if before else []), *candidates]))
-    for candidate in tried:
-        bench.edit(candidate)
     tuning, report = jobs(words, s.tune_seeds, False), jobs(words, s.report_seeds, True)
-    return Task(words, tried, tuning, report, rounds(len(tried), len(tuning), s.budget, s.batch_size), before)
+    return Task(words, tried, tuning, report, rounds(len(tried), len(tuning), s.budget, s.batch_size))
 
 
-def believe(bench: Bench, tasks: Sequence[Task], anyway: bool, say: Say = lambda text: None) -> tuple[dict[str, dict[str, Trust]], bool]:
+class Scorers(NamedTuple):
+    """What measures the report's pictures elsewhere, where it is wished for."""
+
+    clip: Embedder | None = None
+    inception: Inception | None = None
+
+    @classmethod
+    def of(cls, settings: TuneSettings, device: str) -> Scorers:
+        """Open them; raises `SaeuronError` for files that can't be read."""
+        clip, fid = settings.clip, settings.fid
+        return cls(None if clip is None else Embedder(clip, device), None if fid is None else Inception(fid))
+
+
+_NONE = Scorers()
+
+
+def believe(bench: Bench, tasks: Sequence[Task], say: Say = lambda text: None) -> tuple[dict[str, dict[str, Trust]], bool]:
     """Measure the judges on the unedited model's pictures, before any candidate is drawn.
 
     Returns:
@@ -88,7 +100,7 @@ def believe(bench: Bench, tasks: Sequence[Task], anyway: bool, say: Say = lambda
         asked = [job.asked for job in listed]
         found[name] = {j.name: trust(name, asked, [frozenset(s) for s in seen.seen[j.name]]) for j in bench.judges if name in j.concepts}
         doubts += [(name, judge, t) for judge, t in found[name].items() if t.balanced is None or t.balanced < BALANCED]
-    if doubts and not anyway:
+    if doubts and not bench.settings.judge_anyway:
         name, judge, t = doubts[0]
         share = "nothing" if t.balanced is None else f"{t.balanced:.0%} (95 % interval {t.low:.0%} to {t.high:.0%})"
         raise SaeuronError(
@@ -98,14 +110,17 @@ def believe(bench: Bench, tasks: Sequence[Task], anyway: bool, say: Say = lambda
     return found, not doubts
 
 
-def tune(bench: Bench, task: Task, trusted: Mapping[str, Trust], attacked: Attack | None = None, say: Say = lambda text: None) -> Tuned:
+def tune(
+    bench: Bench, task: Task, trusted: Mapping[str, Trust], attacked: Attack | None = None, scorers: Scorers = _NONE, say: Say = lambda text: None
+) -> Tuned:  # fmt: skip
     """Choose among a task's candidates, and measure the chosen one on test prompts and report seeds.
 
     Args:
         bench: what measures.
         task: see `make_task`.
         trusted: of the concept, see `believe`.
-        attacked: `attacked(candidate, test) -> {judge: Rate}`, pictures under attack that don't show the concept; None: no attack.
+        attacked: see `attacker`; None: no attack.
+        scorers: CLIP and FID for the report.
         say: told what goes on.
     """
     s, name, drawn = bench.settings, task.words.name, bench.drawn
@@ -122,7 +137,7 @@ def tune(bench: Bench, task: Task, trusted: Mapping[str, Trust], attacked: Attac
     if attacked is not None:
         for place, t in enumerate(order[:FINAL], 1):
             say(f"{name}: attacking candidate {place} of {min(FINAL, len(order))}")
-            figures = with_attack(t.figures, attacked(t.candidate, False))
+            figures = replace(t.figures, attacked=attacked(t.candidate, False))
             tried[t.candidate] = Tried(t.candidate, figures, figures.worth(s.weights), len(task.rounds) + 1)
         order = best_first(list(tried.values()))
     chosen = order[0]
@@ -130,13 +145,13 @@ def tune(bench: Bench, task: Task, trusted: Mapping[str, Trust], attacked: Attac
     report = _reported(bench, task, chosen.candidate, say)
     if attacked is not None:
         say(f"{name}: attacking {chosen.candidate} on the test prompts")
-        report = with_attack(report, attacked(chosen.candidate, True))
+        report = replace(report, attacked=attacked(chosen.candidate, True))
     found = Tuned(
         chosen=chosen.candidate, trust=dict(trusted), tuning=chosen.figures, report=report, tried=order, pictures=task.pictures["choosing"],
-        before=task.before,
     )  # fmt: skip
-    if s.clip is not None or s.fid is not None:
-        _elsewhere(bench, task, found, say)
+    if any(scorers):
+        say(f"{name}: CLIP score and FID elsewhere")
+        _elsewhere(bench, task, found, scorers)
     say(f"{name}: {bench.drawn - drawn} pictures drawn")
     return found
 
@@ -147,20 +162,16 @@ def _reported(bench: Bench, task: Task, candidate: Candidate, say: Say) -> Figur
     return bench.figures(candidate, task.report, done)
 
 
-def _elsewhere(bench: Bench, task: Task, found: Tuned, say: Say) -> None:
+def _elsewhere(bench: Bench, task: Task, found: Tuned, scorers: Scorers) -> None:
     """CLIP score and FID of the report's pictures without the concept."""
-    s = bench.settings
     rest = [job for job in task.report if job.asked != task.words.name]
-    say(f"{task.words.name}: CLIP score and FID elsewhere")
     before, after = opened(bench.files(rest)), bench.draw(found.chosen, rest)
-    if s.clip is not None:
-        clip = Embedder(s.clip)
-        texts = clip.texts([job.prompt for job in rest])
-        scores = [(100 * (clip.pictures(made) * texts).sum(1)).tolist() for made in (before, after)]
+    if scorers.clip is not None:
+        texts = scorers.clip.texts([job.prompt for job in rest])
+        scores = [(100 * (scorers.clip.pictures(made) * texts).sum(1)).tolist() for made in (before, after)]
         found.clip_before, found.clip_after = Mean.of(scores[0]), Mean.of(scores[1])
-    if s.fid is not None:
-        inception = Inception(s.fid)
-        found.fid = frechet(np.asarray(inception.features(before)), np.asarray(inception.features(after)))
+    if scorers.inception is not None:
+        found.fid = frechet(scorers.inception.features(before), scorers.inception.features(after))
 
 
 def _best(tried: Mapping[Candidate, Tried]) -> str:

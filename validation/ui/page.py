@@ -50,11 +50,11 @@ def free_port(port: int) -> int:
 def alone() -> Iterator[None]:
     """Inside, no library tells anybody of itself, gradio isn't opened to others by the environment and leaves no file behind.
 
-    Open it before `make_page`, and before anything imports ONNX Runtime.
+    Open it before `make_page`.
     """
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # gradio asks its own server whether it runs, which a proxy couldn't reach.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
