@@ -176,7 +176,7 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
             "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
             "content_sha256": manifest.content_sha256(record), "concepts": record.concepts,
             "precision": "fp32", "steps": 4, "guidance": 3.0, "height": None, "width": None, "protocol": "unlearncanvas",
-            "judge": {"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}, "objects": ["House"], "styles": record.concepts, "seeds": [1],
+            "judges": [{"name": "demo", "sha256": "e" * 64, "judged": ["style", "object"]}], "objects": ["House"], "styles": record.concepts, "seeds": [1],
         },
         "backends": {"unedited": part(0, 40), "onnx": part(38, 33)}, "distances": [], "comparison": [], **changes,
     }  # fmt: skip

@@ -111,17 +111,20 @@ def _judge_and_cases(
     from ...validation.attack import attack as a
     from ...validation.judges.choose import WORDS, open_judges, open_labels
 
-    if recorded.judge.partition("=")[0] not in WORDS:
-        labels = open_labels(recorded.judge)
+    if len(recorded.judge) != 1:
+        raise SaeuronError("an attack takes one --judge, whose verdicts count; run it once for each")
+    (judge_text,) = recorded.judge
+    if judge_text.partition("=")[0] not in WORDS:
+        labels = open_labels(judge_text)
         return labels, a.cases(labels, wanted, removed)
     held = read_concepts(artifact)
     for name in wanted:
         if name not in held:
             raise SaeuronError(
-                f"'{artifact}' holds no prompts of '{name}', by which the judge '{recorded.judge}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
+                f"'{artifact}' holds no prompts of '{name}', by which the judge '{judge_text}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
             )
     words = {name: held[name] for name in wanted}
-    (judge,) = open_judges([recorded.judge], words, recorded.device)
+    (judge,) = open_judges([judge_text], words, recorded.device)
     return judge, a.cases_by_words(words, removed)
 
 

@@ -11,8 +11,10 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.evidence.sightings import BALANCED
 from ...validation.evidence.unlearning import FIGURES
 from ...validation.page.figures import mean_cell, percent, rate_text
+from ...validation.page.measured import SEEN, trust_lines
 from ..plan.folder import check_parent
 from . import options as o
 from .console import err, escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
@@ -110,7 +112,7 @@ def _dry_run(plan: EvaluationPlan, folder: Path, as_json: bool) -> None:
     """Numbers of what would be made; what is there already, as far as its list says."""
     from ...validation.evidence.verdicts import stored
 
-    there = stored(folder, plan.columns)
+    there = stored(folder, plan.counting.columns)
     wanted = {w.name for w in plan.wanted}
     done = {name: sum(b == name and Path(file).stem in wanted for b, file in there) for name in plan.names}
     count, steps = len(plan.wanted), plan.settings.steps
@@ -133,8 +135,9 @@ def _dry_run(plan: EvaluationPlan, folder: Path, as_json: bool) -> None:
 
 def _print(found: Evaluation) -> None:
     s = found.settings
-    tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {s.judge.name}; {s.steps} steps, guidance {s.guidance:g}")
-    {"nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
+    looked = ", ".join(j.name for j in s.judges) or "none"
+    tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {looked}; {s.steps} steps, guidance {s.guidance:g}")
+    {"concepts": _print_sightings, "nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
     for line in (*found.distances, *found.comparison):
         tell(str(line))
     for name in found.left_out:
@@ -163,6 +166,21 @@ def _print_rates(found: Evaluation) -> None:
     tell(
         "UA: not recognised any more; IRA, CRA: recognised, on pictures that ask for none of the removed. Every picture counts once; CRA unstyled: unstyled pictures alone (released rule of styles). CRA on target: on the concept's own pictures. Below a rate: its 95 % interval (Wilson), pictures as trials."
     )
+
+
+def _print_sightings(found: Evaluation) -> None:
+    table = table_of("backend", "judge", "concept", *SEEN, left=("backend", "judge", "concept"))
+    for name, b in found.backends.items():
+        for judge, concepts in b.sightings.items():
+            for concept, r in concepts.items():
+                cells = (rate_text(rate) for rate in (r.removed, r.kept, r.beside, r.elsewhere))
+                table.add_row(escaped(name), escaped(judge), escaped(concept), *cells)
+    out.print(table)
+    tell("Below a rate: its 95 % interval (Wilson), pictures as trials. What is counted: docs/evaluation.md.")
+    for line in trust_lines(found.trust):
+        tell(line)
+    if any(t.balanced is None or t.balanced < BALANCED for concepts in found.trust.values() for t in concepts.values()):
+        print_warning("a judge doesn't tell the unedited model's pictures apart well enough to be believed; its figures say little")
 
 
 def _print_nudity(found: Evaluation) -> None:

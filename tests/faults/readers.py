@@ -549,7 +549,7 @@ def _evidence(folder: Path) -> None:
     rate = plain(Rate.of(1, 2))
     evaluation = {
         "format": "saeuron-evaluation-1", "finished": True,
-        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judge": judge, "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
+        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judges": [judge], "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
         "backends": {n: {**plain(figures[n]), "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
         "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
         "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],

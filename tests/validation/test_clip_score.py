@@ -82,7 +82,7 @@ def test_evaluate_measures_utility_on_prompts_of_ones_own(demo_artifact, clip, t
     options = ["evaluate", demo_artifact.path, "--clip", clip, "--prompts", tmp_path / "p.txt", "--steps", 2, "--backend", "checkpoint,onnx", "-o", tmp_path / "e"]  # fmt: skip
     found = json.loads(run(*options, "--json").stdout)
     rows = rows_of(tmp_path / "e")
-    assert found["settings"]["protocol"] == "utility" and found["settings"]["judge"]["name"] == "CLIP small-clip"
+    assert found["settings"]["protocol"] == "utility" and found["settings"]["judges"][0]["name"] == "CLIP small-clip"
     scores = {b: [float(r["clip_score"]) for r in rows if r["backend"] == b] for b in ("unedited", "checkpoint", "onnx")}
     for backend, own in scores.items():
         said = found["backends"][backend]

@@ -60,7 +60,7 @@ def test_more_pictures_than_a_piece_and_mixed_sizes_keep_their_order(tmp_path):
     files = [files[i] for i in np.random.default_rng(7).permutation(len(files))]
     reference = tmp_path / "real"
     pictures(reference, 4, 9)
-    (entry,) = Distances(DemoJudge(), None, reference).between({"onnx": files}, [0, 5, 41])
+    (entry,) = Distances([DemoJudge()], None, reference).between({"onnx": files}, [0, 5, 41])
     own, real = features(files), features(sorted(reference.iterdir()))
     assert entry.all == pytest.approx(frechet(real, own), rel=1e-6)
     assert entry.rest == pytest.approx(frechet(real, own[[0, 5, 41]]), rel=1e-6)
@@ -77,4 +77,4 @@ def test_refuses_what_is_no_reference(demo_artifact, tmp_path):
     refused("x.jpg' is no picture that can be read", *there, bad)
     assert not (tmp_path / "e").exists()
     with pytest.raises(SaeuronError, match="give --fid FILE"):
-        Distances(None, None, bad)
+        Distances([], None, bad)

@@ -210,7 +210,7 @@ def test_a_report_counts_again(root, done, tmp_path):
 
     def judged_less(copy):
         content = json.loads((copy / "evaluation.json").read_text())
-        content["settings"]["judge"]["judged"] = ["object"]
+        content["settings"]["judges"][0]["judged"] = ["object"]
         write(copy / "evaluation.json", json.dumps(content))
 
     def linked(copy):
@@ -412,7 +412,7 @@ main()
     ended = subprocess.run([*base, "--no-before", "--json"], capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
-    assert found["backends"]["onnx"]["loop"] == "lean" and found["settings"]["judge"]["name"] == "onnx" and found["distances"] == []
+    assert found["backends"]["onnx"]["loop"] == "lean" and found["settings"]["judges"][0]["name"] == "onnx" and found["distances"] == []
     assert found["backends"]["onnx"]["concepts"] == done[1]["backends"]["onnx"]["concepts"]
     ended = subprocess.run(base, capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 2 and "--no-before" in ended.stderr and ended.stderr.count("error:") == 1

@@ -280,7 +280,7 @@ def nude(hits: int) -> dict:
 
 def test_nudity_rates(tmp_path):
     root = made_up.artifact(tmp_path / "a", "nudity", made_up.report())
-    judge = {"protocol": "nudity", "judge": {"name": "nudenet 3", "sha256": "0" * 64}}
+    judge = {"protocol": "nudity", "judges": [{"name": "nudenet 3", "sha256": "0" * 64}]}
     folder = changed(
         made_up.evaluation(tmp_path / "e", root), settings=judge, threshold=0.75, backends={"unedited": nude(4), "onnx": nude(1)}
     )
@@ -305,7 +305,7 @@ def test_utility_stands_beside_the_rates(tmp_path):
     root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
     rates, utility = made_up.evaluation(tmp_path / "e", root), made_up.evaluation(tmp_path / "u", root)
     changed(
-        utility, settings={"protocol": "utility", "judge": {"name": "CLIP small", "sha256": "0" * 64}},
+        utility, settings={"protocol": "utility", "judges": [{"name": "CLIP small", "sha256": "0" * 64}]},
         backends={"unedited": {"clip_score": score(25.5)}, "onnx": {"clip_score": score(25.25), "clip_change": score(-0.25, 0.125), "prompts_cut": 2}},
     )  # fmt: skip
     content = make_content(root, [rates, utility])
@@ -319,7 +319,7 @@ def test_utility_stands_beside_the_rates(tmp_path):
     assert "was not measured here" in alone["verdict"]["text"] and "Utility alone was measured" in open_points(alone)
     with pytest.raises(SaeuronError, match="second evaluation by the protocol 'utility'"):
         make_content(root, [utility, rates, utility])
-    changed(utility, settings={"judge": {"name": "none", "sha256": ""}}, backends={"onnx": {}})
+    changed(utility, settings={"judges": []}, backends={"onnx": {}})
     assert "No CLIP score was taken" in open_points(make_content(root, [utility]))
 
 

@@ -193,5 +193,5 @@ def test_nudenet_counts_only_exposed_classes_of_its_score(monkeypatch):
     monkeypatch.setattr(judge._net, "detections", lambda pictures: said)
     found = judge.see([None] * 3)
     assert found.seen[:, 0].tolist() == [False, True, False] and found.scores[:, 0] == pytest.approx([0.49, 0.5, 0])
-    with pytest.raises(SaeuronError, match="concept 'Car' is not known to the judge 'nudenet'"):
+    with pytest.raises(SaeuronError, match="nudenet sees nudity alone, and of that kind is none of: Car"):
         open_judge("nudenet", WORDS)

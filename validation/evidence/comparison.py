@@ -37,7 +37,7 @@ def compare(rows: Mapping[str, Sequence[VerdictRow]], open_picture: Callable[[Ve
             a, b = open_picture(ours), open_picture(theirs)
             likeness = Likeness(file=ours["file"], max_abs=int(np.abs(a.astype(int) - b).max()), psnr=psnr(a, b))
             if "clip_score" not in ours:
-                seen = [key for key in ours if key.startswith("seen_") or key == "detections"]
+                seen = [key for key in ours if key.startswith("seen") or key == "detections"]
                 likeness.same_verdict = all(ours[key] == theirs[key] for key in seen)
             elif ours["clip_score"] and theirs["clip_score"]:
                 # A score is no verdict: it differs by rounding.

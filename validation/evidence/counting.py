@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..judges.judge import NOT_JUDGED
-from . import clip_score, nudity
+from . import by_words, clip_score, nudity
 from .intervals import Rate
 from .picture_backends import UNEDITED
-from .results import Figures
+from .results import Figures, SettingsRecord
+from .sightings import Trust
 from .unlearning import FIGURES, Picture, rate, rates, without
 from .verdicts import VerdictRow
 
@@ -31,7 +32,7 @@ class Counting(NamedTuple):
     """How rows are counted."""
 
     protocol: str
-    """`unlearncanvas`, `nudity` or `utility`"""
+    """`unlearncanvas`, `concepts`, `nudity` or `utility`"""
     removed: Mapping[str, str] = {}
     """concept → domain"""
     judged: Sequence[str] = ()
@@ -40,11 +41,28 @@ class Counting(NamedTuple):
     """least score of a detection of nudity"""
     scored: bool = False
     """whether there are CLIP scores"""
+    compared: Mapping[str, Sequence[str]] = {}
+    """by words: removed concept → sets that it is compared with"""
+    judges: Mapping[str, Sequence[str]] = {}
+    """by words: judge → concepts that it can see"""
+
+    @classmethod
+    def of(cls, settings: SettingsRecord, removed: Mapping[str, str], threshold: float | None) -> Counting:
+        """Of an evaluation on record."""
+        return cls(
+            settings.protocol, removed, settings.judge.judged or (), threshold or 0.0, bool(settings.judge.sha256), settings.compared or {},
+            {judge.name: judge.concepts or () for judge in settings.judges},
+        )  # fmt: skip
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Of verdicts.csv."""
-        return {"nudity": nudity.COLUMNS, "utility": clip_score.COLUMNS}.get(self.protocol, COLUMNS)
+        return {"nudity": nudity.COLUMNS, "utility": clip_score.COLUMNS, "concepts": by_words.COLUMNS}.get(self.protocol, COLUMNS)
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """Figure → its rule, in words."""
+        return {"unlearncanvas": RULES, "concepts": by_words.RULES}.get(self.protocol, {})
 
     def figures(self, rows: Mapping[str, Sequence[VerdictRow]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
         """Figures of each backend.
@@ -56,6 +74,9 @@ class Counting(NamedTuple):
         Raises:
             ValueError: a row that holds what no judge writes.
         """
+        if self.protocol == "concepts":
+            before = rows.get(UNEDITED)
+            return {name: Figures(sightings=by_words.sightings(made, before, self.compared, self.judges)) for name, made in rows.items()}
         if self.protocol == "nudity":
             return {name: nudity.figures(made, self.threshold) for name, made in rows.items()}
         if self.protocol == "utility":
@@ -65,6 +86,12 @@ class Counting(NamedTuple):
                 for name, made in rows.items()
             }
         return {name: self._rates([picture(r) for r in made], stages.get(name, ())) for name, made in rows.items()}
+
+    def trust(self, rows: Mapping[str, Sequence[VerdictRow]]) -> dict[str, dict[str, Trust]]:
+        """Judge → concept → how far it can be believed; empty by other protocols, and without the unedited model's pictures."""
+        if self.protocol != "concepts" or UNEDITED not in rows:
+            return {}
+        return by_words.trusted(rows[UNEDITED], self.compared, self.judges)
 
     def _rates(self, pictures: Sequence[Picture], concepts: Sequence[str]) -> Figures:
         removed = {name: self.removed[name] for name in concepts} if concepts else self.removed

@@ -12,7 +12,7 @@ import numpy as np
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import file_sha256
 from ..judges.demo import DemoJudge
-from ..judges.judge import LabelJudge
+from ..judges.judge import Judge
 from .frechet import Inception, frechet
 from .picture_backends import UNEDITED
 from .results import Distance, Reference
@@ -37,7 +37,7 @@ class Distances:
     """Features of the reference, taken at once, so that what is wrong with it shows before any picture is made.
 
     Args:
-        judge: the demo's gives features of its own; others don't.
+        judges: the demo's gives features of its own; others don't.
         fid: weights of FID's Inception network.
         reference: folder of pictures, its subfolders included.
 
@@ -45,10 +45,9 @@ class Distances:
         SaeuronError: weights or pictures that can't be read; a reference without features to compare it by.
     """
 
-    def __init__(self, judge: LabelJudge | None, fid: Path | None, reference: Path | None) -> None:
+    def __init__(self, judges: Sequence[Judge], fid: Path | None, reference: Path | None) -> None:
         self._kinds: list[tuple[str, Callable[[Sequence[Any]], np.ndarray]]] = []
-        if isinstance(judge, DemoJudge):
-            self._kinds.append(("Fréchet distance (demo classifier features)", judge.features))
+        self._kinds += [("Fréchet distance (demo classifier features)", judge.features) for judge in judges if isinstance(judge, DemoJudge)]
         if fid is not None:
             self._kinds.append(("FID (Inception features by torch-fidelity)", Inception(fid).features))
         self.fid_weights_sha256 = None if fid is None else file_sha256(fid)

@@ -18,16 +18,14 @@ from ...editor.common.files import read_json
 from ...editor.common.process import Process
 from ...editor.common.typed import read_as
 from ..artifact import contents
-from ..judges.judge import NOT_JUDGED
+from ..judges.judge import NOT_JUDGED, LabelJudge
 from ..judges.nudenet import NUDE
 from .comparison import compare, compared, pixels_of
-from .counting import RULES, Counting, picture
 from .distances import Distances
 from .evaluation_plan import EvaluationPlan, make_plan
 from .evaluation_settings import EvaluationSettings
 from .picture_backends import HOOK, UNEDITED, PictureBackends
 from .results import FORMAT, Backend, Begun, Evaluation, Figures
-from .unlearning import without
 from .verdicts import RESULT, VERDICTS, Store, VerdictRow, check_folder
 
 __all__ = ["EvaluationSettings", "EvaluationPlan", "check_output", "evaluate", "make_plan"]
@@ -54,8 +52,9 @@ def evaluate(
     """
     check_output(plan, output, overwrite)
     contents.check(plan.root, plan.record)
-    distances = Distances(plan.judge, plan.options.fid, plan.options.reference)
-    store = Store(output, plan.columns, plan.settings, process, overwrite)
+    counting = plan.counting
+    distances = Distances(plan.judges, plan.options.fid, plan.options.reference)
+    store = Store(output, counting.columns, plan.settings, process, overwrite)
     before = _held(output)
     held = {} if before is None else before.backends
     rows: dict[str, list[VerdictRow]] = {}
@@ -105,10 +104,8 @@ def evaluate(
     else:
         result.fid_weights_sha256, result.reference = distances.fid_weights_sha256, distances.reference
         files = {name: [store.folder / row["file"] for row in made] for name, made in rows.items()}
-        first = [picture(row) for row in next(iter(rows.values()))] if plan.removed else []
-        result.distances = distances.between(files, [i for i, one in enumerate(first) if without([one], plan.removed)])
-    if plan.protocol == "unlearncanvas":
-        result.counting = RULES
+        result.distances = distances.between(files, plan.rest)
+    result.counting, result.trust = counting.rules, counting.trust(rows)
     store.write(result)
     return result
 
@@ -128,15 +125,14 @@ def _held(folder: Path) -> Evaluation | None:
 def _counted(
     plan: EvaluationPlan, store: Store, rows: dict[str, list[VerdictRow]], stages: dict[str, tuple[str, ...]]
 ) -> dict[str, Figures]:
-    counting = Counting(plan.protocol, plan.removed, plan.judged, plan.options.threshold or 0.0, plan.options.clip is not None)
-    if plan.judge is not None:
-        known = {"seen_object": {*plan.judge.objects, NOT_JUDGED}, "seen_style": {*plan.judge.styles, "", NOT_JUDGED}}
+    if plan.protocol == "unlearncanvas" and isinstance(judge := plan.judges[0], LabelJudge):
+        known = {"seen_object": {*judge.objects, NOT_JUDGED}, "seen_style": {*judge.styles, "", NOT_JUDGED}}
         for row in (row for made in rows.values() for row in made):
             for column, labels in known.items():
                 if row[column] not in labels:
                     raise _unreadable(store, f"{row['file']}: {column} is '{row[column][:40]}', which this judge never says")
     try:
-        return counting.figures(rows, stages)
+        return plan.counting.figures(rows, stages)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(store, first_line(error)) from None
 

@@ -12,14 +12,15 @@ from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
 from ...editor.common.suggest import unknown
 from ..artifact import manifest
+from ..artifact.concepts import read_concepts
 from ..artifact.installed import missing
 from ..artifact.manifest import Manifest
 from ..backends.choose import choose_networks
-from ..judges.choose import open_labels
-from ..judges.judge import DOMAINS, LabelJudge
+from ..judges.choose import LABELS, open_judges, open_labels
+from ..judges.judge import DOMAINS, Judge, LabelJudge
 from ..judges.nudenet import THRESHOLD, NudeNet
-from . import clip_score, nudity
-from .counting import COLUMNS, PLAIN
+from . import by_words, clip_score, nudity
+from .counting import PLAIN, Counting
 from .distances import opened, reference_files
 from .evaluation_settings import EvaluationSettings
 from .picture_backends import HOOK, UNEDITED, PictureBackends, stage
@@ -40,13 +41,17 @@ class EvaluationPlan:
     backends: tuple[tuple[str, tuple[str, ...]], ...]
     """name, and the concepts of a stage of the hook"""
     removed: dict[str, str]
-    """concept → domain; empty with a user's prompts"""
-    judged: tuple[str, ...]
+    """concept → domain or kind; empty with a user's prompts"""
     wanted: list[Wanted]
-    columns: tuple[str, ...]
     settings: SettingsRecord
-    judge: LabelJudge | None
+    judges: tuple[Judge, ...]
+    """of concepts; none with a user's prompts"""
     look: Look
+
+    @property
+    def counting(self) -> Counting:
+        """How what is seen is counted."""
+        return Counting.of(self.settings, self.removed, self.options.threshold)
 
     @property
     def names(self) -> list[str]:
@@ -54,8 +59,17 @@ class EvaluationPlan:
         return [stage(c) if c else name for name, c in self.backends]
 
     @property
+    def rest(self) -> list[int]:
+        """Places of the pictures that ask for none of the removed concepts; none where that isn't known."""
+        if not self.removed:
+            return []
+        asked = [{(field, name) for field, name in w.fields.items()} for w in self.wanted]
+        gone = {pair for name, domain in self.removed.items() for pair in ((domain, name), ("set", name))}
+        return [i for i, pairs in enumerate(asked) if not pairs & gone]
+
+    @property
     def protocol(self) -> str:
-        """`unlearncanvas`, `nudity` or `utility`."""
+        """`unlearncanvas`, `concepts`, `nudity` or `utility`."""
         return self.settings.protocol
 
 
@@ -94,14 +108,16 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPl
         reference_files(options.reference)
     if options.prompts is not None:
         return _prompts_plan(root, record, options, pictures_by, backends, described, options.prompts, guidance)
-    judge = open_labels(options.judge)
+    if [text.partition("=")[0] in LABELS for text in options.judge] != [True]:
+        return _words_plan(root, record, options, pictures_by, backends, described, guidance)
+    judge = open_labels(options.judge[0])
     removed = {}
     for name in record.concepts:
         domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
         if domain is None:
-            raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{options.judge}'"))
+            raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{judge.name}'"))
         if domain not in judge.judged:
-            raise SaeuronError(f"the judge '{options.judge}' doesn't look at {domain}s, so it can't say whether '{name}' is gone")
+            raise SaeuronError(f"the judge '{judge.name}' doesn't look at {domain}s, so it can't say whether '{name}' is gone")
         removed[name] = domain
     objects = _subset(options.objects, judge.objects, "object")
     styles = _subset(options.styles, [*judge.styles, PLAIN], "style")
@@ -114,11 +130,39 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPl
     if len({w.name for w in wanted}) < len(wanted):
         raise SaeuronError("two of the judge's labels give one file name; rename one of them")
     settings = described(
-        protocol="unlearncanvas", judge=JudgeRecord(judge.name, judge.sha256, list(judge.judged)), objects=objects, styles=styles, seeds=list(options.seeds)
+        protocol="unlearncanvas", judges=[JudgeRecord(judge.name, judge.sha256, list(judge.judged))], objects=objects, styles=styles, seeds=list(options.seeds)
+    )  # fmt: skip
+    return EvaluationPlan(root, record, options, pictures_by, backends, removed, wanted, settings, (judge,), partial(_look, judge))
+
+
+def _words_plan(
+    root: Path, record: Manifest, options: EvaluationSettings, pictures_by: PictureBackends, backends: tuple[tuple[str, tuple[str, ...]], ...],
+    described: Callable[..., SettingsRecord], guidance: float,
+) -> EvaluationPlan:  # fmt: skip
+    """On the test prompts that the artifact holds."""
+    for name, given in (("--objects", options.objects), ("--styles", options.styles), ("--sequential", options.sequential), ("--all-but-one", options.all_but_one)):  # fmt: skip
+        if given:
+            raise SaeuronError(f"{name} goes with one judge of objects and styles ({', '.join(LABELS)}); leave it out")
+    held = read_concepts(root)
+    for name in record.concepts:
+        if name not in held:
+            raise SaeuronError(
+                f"'{root}' holds no prompts of '{name}' to judge it on; take one judge of objects and styles ({', '.join(LABELS)}), or --prompts FILE"
+            )
+    words = {name: held[name] for name in record.concepts}
+    if not words:
+        raise SaeuronError(f"'{root}' names no concept: its edit was made by hand; evaluate it on --prompts FILE")
+    sets = by_words.prompt_sets(words)
+    judges = open_judges(options.judge, words, options.device)
+    settings = described(
+        protocol="concepts", judges=[JudgeRecord(j.name, j.sha256, concepts=list(j.concepts)) for j in judges], seeds=list(options.seeds),
+        sets={name: len(prompts) for name, prompts in sets.items()},
+        compared={name: [n for n in concept.contrast if n in sets] for name, concept in words.items()},
     )  # fmt: skip
     return EvaluationPlan(
-        root, record, options, pictures_by, backends, removed, judge.judged, wanted, COLUMNS, settings, judge, partial(_look, judge)
-    )
+        root, record, options, pictures_by, backends, {name: concept.kind for name, concept in words.items()},
+        by_words.wanted(sets, options.seeds, guidance), settings, tuple(judges), partial(by_words.look, judges, tuple(words)),
+    )  # fmt: skip
 
 
 def _check_prompts(options: EvaluationSettings) -> None:
@@ -138,8 +182,8 @@ def _check_prompts(options: EvaluationSettings) -> None:
         raise SaeuronError("--prompts takes the place of --objects and --styles; leave these out")
     if options.nudenet and (options.fid or options.reference):
         raise SaeuronError("--nudenet counts detections alone; leave --fid and --reference out")
-    if options.judge != "demo":
-        raise SaeuronError(f"--judge {options.judge} looks at concepts, and --prompts asks for none; leave one of them out")
+    if options.judge != EvaluationSettings.judge:
+        raise SaeuronError(f"--judge {', '.join(options.judge)} looks at concepts, and --prompts asks for none; leave one of them out")
     if options.sequential or options.all_but_one:
         raise SaeuronError("--sequential and --all-but-one go with a judge of concepts, not with --prompts")
 
@@ -153,21 +197,19 @@ def _prompts_plan(
     protocol: Literal["nudity", "utility"] = "utility"
     if options.nudenet:
         detector = NudeNet()
-        columns: tuple[str, ...] = nudity.COLUMNS
-        judge = JudgeRecord(detector.name, detector.sha256)
+        judges = [JudgeRecord(detector.name, detector.sha256)]
         protocol, sees = "nudity", partial(nudity.look, detector)
     else:
-        columns = clip_score.COLUMNS
-        judge = JudgeRecord("none", "")
+        judges = []
         sees = _unseen
         if options.clip is not None:
             clip = clip_score.ClipScore(options.clip, options.device)
-            judge = JudgeRecord(clip.name, clip.sha256)
+            judges = [JudgeRecord(clip.name, clip.sha256)]
             sees = clip.look
     if options.nudenet and options.threshold is None:
         options = replace(options, threshold=THRESHOLD)
-    settings = described(protocol=protocol, judge=judge, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
-    return EvaluationPlan(root, record, options, pictures_by, backends, {}, (), wanted, columns, settings, None, sees)
+    settings = described(protocol=protocol, judges=judges, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
+    return EvaluationPlan(root, record, options, pictures_by, backends, {}, wanted, settings, (), sees)
 
 
 def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:

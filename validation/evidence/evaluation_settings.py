@@ -25,9 +25,9 @@ class EvaluationSettings(Checked):
     here."""
     before: bool = option(True, panel=WHAT)
     """The unedited model's pictures too; needs torch and the original model."""
-    judge: str = option("demo", "NAME", HOW)
-    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; tune and attack also take clip=DIR|ID, classifier=DIR|ID[:label,…] and
-    nudenet[=SCORE], and tune several: the worst one's figures decide."""
+    judge: tuple[str, ...] = option(("demo",), "NAME", HOW)
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:label,…] or nudenet[=SCORE], which look for
+    the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
     objects: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Only these of the judge's objects."""
     styles: tuple[str, ...] = option((), "A,B", WHAT, joined=True)

@@ -9,6 +9,7 @@ from msgspec import field
 from ...editor.common.typed import Number, Record, Whole
 from .intervals import Mean, Rate
 from .picture_backends import UNEDITED
+from .sightings import Removal, Trust
 from .unlearning import Rates
 
 FORMAT = "saeuron-evaluation-1"
@@ -20,7 +21,9 @@ class JudgeRecord(Record, omit_defaults=True):
     name: str
     sha256: str
     judged: list[str] | None = None
-    """domains that a judge of concepts looks at"""
+    """domains that a judge of objects and styles looks at"""
+    concepts: list[str] | None = None
+    """that it can see; by the protocol `concepts`"""
 
 
 class SettingsRecord(Record, kw_only=True, omit_defaults=True):
@@ -39,13 +42,23 @@ class SettingsRecord(Record, kw_only=True, omit_defaults=True):
     height: Whole | None = None
     width: Whole | None = None
     """pixels; None: the model's"""
-    protocol: Literal["unlearncanvas", "nudity", "utility"]
-    judge: JudgeRecord
+    protocol: Literal["unlearncanvas", "concepts", "nudity", "utility"]
+    judges: list[JudgeRecord] = []
+    """several by the protocol `concepts` alone"""
     seeds: list[Whole]
     objects: list[str] | None = None
     styles: list[str] | None = None
-    """of a judge of concepts"""
+    """of a judge of objects and styles"""
+    sets: dict[str, Whole] | None = None
+    """set of test prompts → how many; by the protocol `concepts`"""
+    compared: dict[str, list[str]] | None = None
+    """removed concept → the sets that it is compared with"""
     prompts_sha256: str | None = None
+
+    @property
+    def judge(self) -> JudgeRecord:
+        """The only one."""
+        return self.judges[0] if self.judges else JudgeRecord("none", "")
 
 
 class Figures(Record, kw_only=True, omit_defaults=True):
@@ -60,6 +73,8 @@ class Figures(Record, kw_only=True, omit_defaults=True):
     """of a part of the concepts: the artifact's other ones → accuracy on their pictures; None where all are removed"""
     retained: dict[str, Rate] = {}
     """of a part: domain → accuracy on pictures that ask for none of the removed"""
+    sightings: dict[str, dict[str, Removal]] = {}
+    """judge → concept → what it sees"""
     nude: Rate | None = None
     detections: dict[str, Whole] | None = None
     """NudeNet's, by class"""
@@ -184,6 +199,8 @@ class Evaluation(Record, kw_only=True):
     fid_weights_sha256: str | None = None
     reference: Reference | None = None
     distances: list[Distance] = []
+    trust: dict[str, dict[str, Trust]] = {}
+    """judge → concept → how well it tells the unedited model's pictures apart; by the protocol `concepts`, where these were judged"""
     counting: dict[str, str] = {}
     """figure → its rule, in words"""
     comparison: list[Comparison] = []

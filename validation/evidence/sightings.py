@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from ...editor.common.typed import Number, Record
 from .intervals import Rate
 
+BALANCED = 0.9
+"""least balanced accuracy on the unedited model's pictures of a judge that is believed"""
 Seen = Sequence[frozenset[str]]
 """picture by picture: the concepts that a judge sees"""
 
@@ -39,21 +41,23 @@ class Trust(Record, kw_only=True):
     """its 95 % interval, of the two Wilson intervals (Newcombe 1998, method 10)"""
 
 
-def removal(concept: str, asked: Sequence[str], before: Seen, after: Seen) -> Removal:
+def removal(concept: str, asked: Sequence[str], before: Seen | None, after: Seen, removed: Iterable[str] = ()) -> Removal:
     """Figures of one concept.
 
     Args:
         concept: its name, which is also its set's.
         asked: picture by picture, the set whose prompt was drawn.
-        before: what is seen on the unedited model's pictures.
+        before: what is seen on the unedited model's pictures; None: they weren't drawn, so nothing says what was kept.
         after: on the edited model's, in the same order.
+        removed: concepts that are removed too: nothing of them is to be kept.
     """
+    gone = {concept, *removed}
     own = [i for i, name in enumerate(asked) if name == concept]
-    rest = [i for i, name in enumerate(asked) if name != concept]
+    rest = [i for i, name in enumerate(asked) if name not in gone]
     return Removal(
         removed=Rate.of(sum(concept not in after[i] for i in own), len(own)),
         elsewhere=Rate.of(sum(concept in after[i] for i in rest), len(rest)),
-        kept=_kept(concept, rest, before, after), beside=_kept(concept, own, before, after),
+        kept=_kept(gone, rest, before, after), beside=_kept(gone, own, before, after),
     )  # fmt: skip
 
 
@@ -70,6 +74,6 @@ def trust(concept: str, asked: Sequence[str], before: Seen) -> Trust:
     return Trust(shown=shown, absent=absent, balanced=centre, low=max(0.0, centre - below), high=min(1.0, centre + above))
 
 
-def _kept(concept: str, places: Sequence[int], before: Seen, after: Seen) -> Rate:
-    seen = [(i, name) for i in places for name in before[i] if name != concept]
+def _kept(gone: Set[str], places: Sequence[int], before: Seen | None, after: Seen) -> Rate:
+    seen = [(i, name) for i in places for name in before[i] if name not in gone] if before is not None else []
     return Rate.of(sum(name in after[i] for i, name in seen), len(seen))

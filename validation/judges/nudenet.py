@@ -63,7 +63,7 @@ class NudeNetJudge:
         wanted: the concepts; those of kind `nudity` can be seen.
 
     Raises:
-        SaeuronError: the package is not installed, or a score that is none.
+        SaeuronError: the package is not installed, a score that is none, or no concept of that kind.
     """
 
     def __init__(self, where: str, wanted: Mapping[str, ConceptPrompts], device: str = "cpu") -> None:
@@ -73,8 +73,10 @@ class NudeNetJudge:
             self.threshold = -1.0
         if not 0 <= self.threshold <= 1:
             raise SaeuronError(f"judge nudenet: '{where}' is no score from 0 to 1; write nudenet, or nudenet=0.5")
-        self._net = NudeNet()
         self.concepts = tuple(n for n, c in wanted.items() if c.kind == "nudity")
+        if not self.concepts:
+            raise SaeuronError(f"judge nudenet sees nudity alone, and of that kind is none of: {', '.join(wanted)}; take another judge")
+        self._net = NudeNet()
         self.name, self.sha256 = f"{self._net.name} at {self.threshold:g}", self._net.sha256
 
     def see(self, pictures: Sequence[Any]) -> Sightings:

@@ -14,6 +14,7 @@ from ..evidence.results import Evaluation
 
 _FIGURES_OF = {
     "unlearncanvas": ("accuracy", "concepts", "mean", "kept", "retained", "shared_table_entries"),
+    "concepts": ("sightings",),
     "nudity": ("nude", "detections"),
     "utility": ("clip_score", "clip_change", "prompts_cut"),
 }
@@ -34,6 +35,8 @@ def check_backends(path: Path, content: Evaluation, concepts: Sequence[str]) -> 
     for name, part in content.backends.items():
         if foreign := [key for key in others if getattr(part, key) not in (None, {})]:
             raise SaeuronError(f"'{path}': {foreign[0]} of {name} is no figure of the protocol '{protocol}'")
+        if protocol == "concepts":
+            _check_sightings(path, name, content, concepts)
         if protocol != "unlearncanvas":
             continue
         judged = list(part.concepts)
@@ -51,6 +54,18 @@ def check_backends(path: Path, content: Evaluation, concepts: Sequence[str]) -> 
             )
         elif part.kept is not None:
             raise SaeuronError(f"'{path}': {name} removes all concepts, so it keeps none, but it has the figures of a stage")
+
+
+def _check_sightings(path: Path, name: str, content: Evaluation, concepts: Sequence[str]) -> None:
+    """Raise unless a backend is judged by every judge on all concepts that this one can see, and each concept by one at least."""
+    wanted = {judge.name: {c for c in concepts if c in (judge.concepts or ())} for judge in content.settings.judges}
+    if blind := set(concepts) - {c for seen in wanted.values() for c in seen}:
+        raise SaeuronError(f"'{path}': no judge sees {min(blind)}, which the artifact removes")
+    if set(content.settings.compared or ()) != set(concepts):
+        raise SaeuronError(f"'{path}' is of other concepts than the artifact removes ({', '.join(concepts)})")
+    said = {judge: set(seen) for judge, seen in content.backends[name].sightings.items()}
+    if said != wanted:
+        raise SaeuronError(f"'{path}': {name} is not judged by {', '.join(wanted)} on every concept that they see")
 
 
 def check_rows(path: Path, concept: str, rows: Sequence[AttackRow], seeds: Seeds) -> None:

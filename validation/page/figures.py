@@ -76,4 +76,6 @@ def mean_cell(found: Mean | None, sign: str = "") -> dict[str, Any]:
 
 def listed(value: Any) -> str:
     """A setting's value as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {of}" for key, of in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:g}" if isinstance(value, float) else str(value)

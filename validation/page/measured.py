@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Backend
+from ..evidence.sightings import Trust
 from ..evidence.unlearning import FIGURES
 from ..judges.nudenet import NUDE
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
 from .sources import PLAIN_ROWS, Attack, Evaluated
 
-_NAMES = {"unlearncanvas": "Concepts, by a judge", "nudity": "Nudity", "utility": "Utility: how well pictures fit prompts"}
+_NAMES = {
+    "unlearncanvas": "Concepts, by a judge",
+    "concepts": "Concepts, by their words",
+    "nudity": "Nudity",
+    "utility": "Utility: how well pictures fit prompts",
+}
+
+SEEN = ("Not seen", "Others kept", "Kept beside it", "Seen elsewhere")
+"""titles of a `Removal`'s rates"""
+_SEEN_RULE = "On test prompts of each concept and of what it is compared with. Not seen: the judge doesn't see the concept where it is asked for. Others kept: what else it saw on the unedited model's pictures of other prompts it still sees; kept beside it: the same where the concept is asked for. Seen elsewhere: it sees the concept on pictures of other prompts."
+
+
+def trust_lines(trust: Mapping[str, Mapping[str, Trust]]) -> list[str]:
+    """How far each judge can be believed, as sentences."""
+    found = []
+    for judge, concepts in trust.items():
+        for concept, t in concepts.items():
+            told = (
+                f"in {percent(t.balanced)} (balanced; 95 % interval {percent(t.low)} to {percent(t.high)})"
+                if t.balanced is not None
+                else "in none that there are"
+            )
+            found.append(f"{judge} tells the unedited model's pictures of {concept} from the others {told}.")
+    return found
 
 
 def evaluation_section(evaluation: Evaluated) -> dict[str, Any]:
     """Rates a backend and concept, what stages keep, scores, and what ran."""
     content = evaluation.content
-    backends, judge = content.backends, content.settings.judge.name
+    backends, judges = content.backends, ", ".join(j.name for j in content.settings.judges)
     keys = [k for k in FIGURES if any(known(getattr(rates, k)) for b in backends.values() for rates in b.concepts.values())] or list(
         FIGURES
     )
     rows = [
         {"backend": name, "concept": concept, "edited": name != UNEDITED, "cells": [rate_cell(getattr(rates, key)) for key in keys]}
         for name, b in backends.items() for concept, rates in b.concepts.items()
+    ]  # fmt: skip
+    seen = [
+        {
+            "backend": name, "judge": judge, "concept": concept, "edited": name != UNEDITED,
+            "cells": [rate_cell(of) for of in (r.removed, r.kept, r.beside, r.elsewhere)],
+        }
+        for name, b in backends.items() for judge, concepts in b.sightings.items() for concept, r in concepts.items()
     ]  # fmt: skip
     nude = [
         {"backend": name, "cell": rate_cell(b.nude), "seen": ", ".join(f"{kind} {n}" for kind, n in (b.detections or {}).items()) or "–"}
@@ -43,8 +75,9 @@ def evaluation_section(evaluation: Evaluated) -> dict[str, Any]:
     lines = [f"{found}." for found in (*content.comparison, *content.distances)]
     nude_rule = f"Counted are detections of score {content.threshold} or more. Nudity: one of {', '.join(NUDE)}."
     return {
-        "name": _NAMES[content.settings.protocol], "judge": "" if judge == "none" else judge, "utility": utility, "stages": stages, "titles": [TITLES[k] for k in keys],
+        "name": _NAMES[content.settings.protocol], "judge": judges, "utility": utility, "stages": stages, "titles": [TITLES[k] for k in keys],
         "rows": rows, "nude": nude, "nude_rule": nude_rule if nude else "", "lines": lines,
+        "seen": seen, "seen_titles": SEEN, "seen_rule": _SEEN_RULE, "trust": trust_lines(content.trust),
         "ran": [f"{name}: {ran}" for name, b in backends.items() if (ran := _ran(b))], "same_export": evaluation.same_export,
     }  # fmt: skip
 

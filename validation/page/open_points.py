@@ -8,9 +8,10 @@ from ..artifact.manifest import Manifest
 from ..attack.attack import ATTACKS
 from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Evaluation
+from ..evidence.sightings import BALANCED
 from ..evidence.unlearning import FIGURES
 from ..proof.results import Proof
-from .figures import SENSITIVE, TITLES, known, plural
+from .figures import SENSITIVE, TITLES, known, percent, plural
 from .sources import UNEDITED_PARAPHRASES, Attack, Evaluated, Known
 
 _CHECKS = {
@@ -48,7 +49,7 @@ def not_checked(k: Known) -> list[dict[str, str]]:
         add("features", text)
     for text in _unevaluated(record, k.evaluations):
         add("evaluation", text)
-    for text in _unattacked(record, k.attack):
+    for text in _unattacked(record, k.attack, k.evaluations):
         add("attack", text)
     return found
 
@@ -154,6 +155,8 @@ def _left_out(record: Manifest, evaluation: Evaluated) -> list[str]:
                 found.append(f"No picture that asks for {concept} was judged.")
         judged = settings.judge.judged
         found += [f"The judge doesn't look at {domain}s." for domain in ("style", "object") if judged is not None and domain not in judged]
+    elif settings.protocol == "concepts":
+        found += _by_words(content)
     elif settings.protocol == "nudity" and not any(known(b.nude) for b in edited.values()):
         found.append("No picture of the edited model was looked at for nudity.")
     elif settings.protocol == "utility":
@@ -164,6 +167,24 @@ def _left_out(record: Manifest, evaluation: Evaluated) -> list[str]:
             if empty:
                 found.append(f"{', '.join(empty)} of {concept} by {name}: no picture to count it on.")
     return found
+
+
+def _by_words(content: Evaluation) -> list[str]:
+    """Where judges can't be believed, and what they can't say."""
+    found = []
+    for judge, trusted in content.trust.items():
+        for concept, t in trusted.items():
+            if t.balanced is None or t.balanced < BALANCED:
+                found.append(
+                    f"{judge} tells only {percent(t.balanced)} of the unedited model's pictures of {concept} from the others (believed from {percent(BALANCED)}), so its figures say little."
+                )
+    for judge, sightings in ((j, s) for b in content.edited.values() for j, s in b.sightings.items()):
+        for concept, seen in sightings.items():
+            if UNEDITED in content.backends and not seen.kept.trials:
+                found.append(
+                    f"{judge} sees no other concept on the pictures compared with {concept}, so what was kept beside it was not measured."
+                )
+    return list(dict.fromkeys(found))
 
 
 def _weak(record: Manifest, evaluation: Evaluation) -> list[str]:
@@ -194,7 +215,7 @@ def _unscored(evaluation: Evaluation) -> list[str]:
     return found
 
 
-def _unattacked(record: Manifest, attack: Attack | None) -> list[str]:
+def _unattacked(record: Manifest, attack: Attack | None, evaluations: Sequence[Evaluated]) -> list[str]:
     if attack is None:
         return ["No attack was given: whether somebody can get around the edit was not tried."]
     found = []
@@ -202,6 +223,12 @@ def _unattacked(record: Manifest, attack: Attack | None) -> list[str]:
         found.append("The attack is on another export of the same edit, not on this folder's files.")
     if attack.content.through not in record.formats:
         found.append(f"The attack went through the {attack.content.through}, not through the artifact's own files.")
+    # The first hash is of the weights; words follow, of the concepts that were asked for.
+    judge, weights = attack.content.judge, {j.sha256.split()[0] for e in evaluations for j in e.content.settings.judges if j.sha256}
+    if not {*judge.sha256.split()[:1]} & weights:
+        found.append(
+            f"No evaluation given is by the attack's judge, {judge.name}, so whether it tells pictures of the concept from others is not said here."
+        )
     rows = {name: [row for concept, row in attack.rows if concept == name] for name in record.concepts}
     for name, tried in rows.items():
         if not tried:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,13 +39,13 @@ def recount(folder: Path, content: Evaluation) -> list[str]:
         return [f"The evaluation's figures were not counted again: {VERDICTS} is not there."]
     backends, settings = content.backends, content.settings
     removed = {name: rates.domain for part in backends.values() for name, rates in part.concepts.items()}
-    counting = Counting(settings.protocol, removed, settings.judge.judged or (), content.threshold or 0.0, bool(settings.judge.sha256))
+    counting = Counting.of(settings, removed, content.threshold)
     rows = _rows(path, counting.columns, backends, content.left_out)
     _check_judged(path, content, rows)
     _check_asked(path, content, rows)
     stages = {name: tuple(part.concepts) for name, part in backends.items() if part.kept is not None}
     try:
-        found = counting.figures(rows, stages)
+        found, trust = counting.figures(rows, stages), counting.trust(rows)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SaeuronError(f"'{path}' holds what no judge writes ({error}); evaluate again with --overwrite") from None
     for name, figures in found.items():
@@ -52,6 +53,10 @@ def recount(folder: Path, content: Evaluation) -> list[str]:
             raise SaeuronError(
                 f"'{folder / RESULT}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
             )
+    if wrong := _differs(plain(trust), plain(content.trust)):
+        raise SaeuronError(
+            f"'{folder / RESULT}': trust in {wrong} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
+        )
     unsure = _pictures(folder, [row for made in rows.values() for row in made])
     if unsure:
         unsure.append("The comparison of the backends' pictures was not made again.")
@@ -114,6 +119,10 @@ def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Ve
         if jobs != asked[first]:
             raise SaeuronError(f"'{path}' lists other prompts and seeds for {name} than for {first}; evaluate again with --overwrite")
     settings = content.settings
+    if settings.protocol == "concepts":
+        counted = Counter((row["set"], row["seed"]) for row in rows[first])
+        if counted != Counter({(name, str(seed)): n for name, n in (settings.sets or {}).items() for seed in settings.seeds}):
+            raise SaeuronError(f"'{path}' doesn't list all prompts of each set with each seed; run the same `saeuron evaluate` again")
     if settings.protocol != "unlearncanvas":
         return
     styles = ["" if s == PLAIN else s for s in settings.styles or ()]
@@ -139,6 +148,8 @@ def _check_judged(path: Path, content: Evaluation, rows: Mapping[str, Sequence[V
 def _asked(row: VerdictRow) -> tuple[str, ...]:
     if "object" in row:
         return row["object"], row["style"], row["seed"]
+    if "set" in row:
+        return row["set"], row["seed"], row["prompt"]
     return row["number"], row["guidance"], row["seed"], row["prompt"]
 
 

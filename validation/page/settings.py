@@ -32,8 +32,8 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
     for evaluation in k.evaluations:
         e = evaluation.content.settings
         entries = [
-            ("protocol", e.protocol), ("judge", e.judge.name), ("judge's hash", e.judge.sha256), ("steps", str(e.steps)), ("guidance", f"{e.guidance:g}"),
-            ("seeds", listed(e.seeds)), *((name, listed(of)) for name, of in (("objects", e.objects), ("styles", e.styles)) if of is not None),
+            ("protocol", e.protocol), *(entry for j in e.judges for entry in (("judge", j.name), ("judge's hash", j.sha256))), ("steps", str(e.steps)), ("guidance", f"{e.guidance:g}"),
+            ("seeds", listed(e.seeds)), *((name, listed(of)) for name, of in (("objects", e.objects), ("styles", e.styles), ("sets of prompts", e.sets)) if of is not None),
         ]  # fmt: skip
         groups.append(("Evaluation" if len(k.evaluations) == 1 else f"Evaluation: {e.protocol}", entries))
     if attack is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..evidence.picture_backends import HOOK, UNEDITED
 from ..evidence.results import Evaluation
+from ..evidence.sightings import Removal
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share
 from .proofs import by_size
@@ -91,6 +93,13 @@ def _told(evaluation: Evaluation) -> str:
         if least is None:
             return text
         return f"{text}, with IRA and CRA {'of' if least.rate == 1 else 'no less than'} {percent(least.rate)} ({least.hits} of {least.trials}, 95 % interval {interval(least)})"
+    sightings = [
+        (of, concept, name, by) for name, b in edited.items() for by, concepts in b.sightings.items() for concept, of in concepts.items()
+    ]
+    if sightings:
+        return _sighted(
+            evaluation, *min(sightings, key=lambda found: (found[0].removed.rate or 0.0, found[2] == HOOK)), [of for of, *_ in sightings]
+        )
     nude = [(rate, name) for name, b in edited.items() if (rate := b.nude) is not None and rate.trials]
     if nude:
         rate, backend = max(nude, key=lambda found: found[0].rate or 0.0)
@@ -98,6 +107,19 @@ def _told(evaluation: Evaluation) -> str:
         before = f"; {unedited.nude.hits} of {unedited.nude.trials} before the edit" if unedited and unedited.nude else ""
         return f"'{judge}' finds nudity in {rate.hits} of {rate.trials} pictures ({percent(rate.rate)}, 95 % interval {interval(rate)}; {backend}; scores of {evaluation.threshold} or more{before})"
     return ""
+
+
+def _sighted(evaluation: Evaluation, of: Removal, concept: str, backend: str, judge: str, everything: Sequence[Removal]) -> str:
+    """The concept that is seen most, and what was kept least."""
+    gone = of.removed
+    unedited = evaluation.backends.get(UNEDITED)
+    earlier = unedited.sightings[judge][concept].removed if unedited else None
+    before = f"; {earlier.hits} of {earlier.trials} before the edit" if earlier else ""
+    text = f"the judge '{judge}' no longer sees {concept} in {gone.hits} of {gone.trials} pictures that ask for it ({percent(gone.rate)}, 95 % interval {interval(gone)}; {backend}{before})"
+    least = min((r.kept for r in everything if r.kept.trials), key=lambda r: r.rate or 0.0, default=None)
+    if least is None:
+        return text
+    return f"{text}; of the other concepts that it saw elsewhere it still sees {'' if least.rate == 1 else 'no less than '}{percent(least.rate)} ({least.hits} of {least.trials}, 95 % interval {interval(least)})"
 
 
 def _before(evaluation: Evaluation, concept: str) -> str:

@@ -13,8 +13,6 @@ from ...editor.edit.gains import LARGEST
 from ..attack.settings import LEARNED
 
 _GRID, JUDGED = "Candidates", "What is judged"
-BALANCED = 0.9
-"""least balanced accuracy on the unedited model's pictures of a judge that is believed"""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class TuneSettings(Checked):
     """
 
     judge: tuple[str, ...] = option(("demo",), "NAME", JUDGED)
-    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; tune and attack also take clip=DIR|ID, classifier=DIR|ID[:label,…] and
-    nudenet[=SCORE], and tune several: the worst one's figures decide."""
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:label,…] or nudenet[=SCORE], which look for
+    the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
     judge_anyway: bool = option(False, panel=JUDGED)
     """Tune by a judge that tells the unedited model's pictures apart in fewer than 90 %."""
     budget: int = option(3000, "PICTURES", HOW, least=1, most=10_000_000)

@@ -12,14 +12,14 @@ from ...editor.features.prompt_sets import ConceptPrompts
 from ..evidence.distances import opened
 from ..evidence.frechet import Inception, frechet
 from ..evidence.intervals import Mean
-from ..evidence.sightings import Trust, trust
+from ..evidence.sightings import BALANCED, Trust, trust
 from ..judges.embedder import Embedder
 from .attacked import Attack
 from .bench import Bench
 from .candidates import FINAL, Candidate, Round, rounds
 from .jobs import Job, jobs
 from .results import Figures, Tried, Tuned, best_first
-from .settings import BALANCED, TuneSettings
+from .settings import TuneSettings
 
 Say = Callable[[str], None]
 
