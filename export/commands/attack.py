@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +10,7 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import plain_text
-from ...editor.common.suggest import unknown
-from ...editor.common.writing import whole_file, whole_folder
-from ...validation.artifact.manifest import Manifest
-from ...validation.attack.settings import ATTACKS, AttackSettings
+from ...validation.attack.settings import AttackSettings
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ...validation.page.figures import interval, percent
 from ..plan.folder import check_with_pictures
@@ -26,7 +20,6 @@ from .console import names, out, print_warning, progress_line, table_of, tell, w
 from .declared import command, only
 
 if TYPE_CHECKING:
-    from ...validation.attack.attack import AttackCase, Shown
     from ...validation.attack.results import AttackReport
 
 _DEFAULT = "prefix,embedding,straight-through,seeds"
@@ -56,88 +49,26 @@ def attack(
 
     Example: `saeuron attack without-neon -o attack.json`
     """
-    from ...validation.artifact import manifest
-    from ...validation.attack import attack as a
+    from ...validation.attack import run as a
+    from ...validation.attack.attack import plan as budgets
 
-    record = manifest.read(artifact)
-    chosen = _attacks(attacks, paraphrases)
-    wanted = names(concepts) or tuple(record.concepts)
-    for name in wanted:
-        if name not in record.concepts:
-            raise SaeuronError(unknown("concept", name, record.concepts, f"in '{artifact}'"))
-    if not wanted:
-        raise SaeuronError(f"'{artifact}' names no concept: its edit was made by hand")
-    if through not in ("checkpoint", "hook"):
-        raise SaeuronError(f"--through '{through}' is not known; it is checkpoint or hook")
-    if through == "checkpoint" and "checkpoint" not in record.formats:
-        raise SaeuronError(
-            f"'{artifact}' has no torch weights (formats: {', '.join(record.formats)}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
-        )
-    if recorded.saes and through != "hook":
-        raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
-    lines = _lines(paraphrases)
-    sampling = record.sampling
-    settings = replace(
-        settings, steps=recorded.steps if recorded.steps is not None else sampling.steps, guidance=recorded.guidance if recorded.guidance is not None else sampling.guidance
-    )  # fmt: skip
-    if (kind := record.model.pipeline) != "StableDiffusionPipeline":
-        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
-    pictures = _check_output(output, overwrite)
+    if attacks and "paraphrases" in names(attacks) and paraphrases is None:
+        raise SaeuronError("the attack 'paraphrases' needs --paraphrases FILE, one prompt a line")
+    _check_output(output, overwrite)
     if recorded.model:
         check_sources([("model", recorded.model)])
-
     with progress_line("opening the judge") as say:
-        seer, cases = _judge_and_cases(artifact, recorded, wanted, record.concepts)
-        if not dry_run:
-            report, shown = _run(artifact, record, cases, seer, settings, chosen, lines, through, recorded, say)
-            if output is not None and pictures is not None:
-                _write(output, pictures, report, shown)
-    if dry_run:
-        _print_plan(a.plan(cases, settings, chosen, len(lines)), as_json)
+        plan = a.make_plan(artifact, settings, recorded, names(concepts), names(attacks), _lines(paraphrases), through)
+        report = None if dry_run else a.run(plan, output, say)
+    if report is None:
+        _print_plan(budgets(plan.cases, plan.settings, plan.attacks, len(plan.paraphrases)), as_json)
         return
     if as_json:
         write_json(report)
         return
     _print(report)
     if output is not None:
-        tell(f"{output}, pictures in {pictures}")
-
-
-def _judge_and_cases(
-    artifact: Path, recorded: EvaluationSettings, wanted: Sequence[str], removed: Sequence[str]
-) -> tuple[Any, list[AttackCase]]:
-    """A judge of objects and styles asks for them itself; another one is told by the prompts in the artifact."""
-    from ...validation.artifact.concepts import read_concepts
-    from ...validation.attack import attack as a
-    from ...validation.judges.choose import WORDS, open_judges, open_labels
-
-    if len(recorded.judge) != 1:
-        raise SaeuronError("an attack takes one --judge, whose verdicts count; run it once for each")
-    (judge_text,) = recorded.judge
-    if judge_text.partition("=")[0] not in WORDS:
-        labels = open_labels(judge_text)
-        return labels, a.cases(labels, wanted, removed)
-    held = read_concepts(artifact)
-    for name in wanted:
-        if name not in held:
-            raise SaeuronError(
-                f"'{artifact}' holds no prompts of '{name}', by which the judge '{judge_text}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
-            )
-    words = {name: held[name] for name in wanted}
-    (judge,) = open_judges([judge_text], words, recorded.device)
-    return judge, a.cases_by_words(words, removed)
-
-
-def _attacks(text: str, paraphrases: Path | None) -> tuple[str, ...]:
-    chosen = list(names(text) or names(_DEFAULT))
-    for name in chosen:
-        if name not in ATTACKS:
-            raise SaeuronError(unknown("attack", name, ATTACKS))
-    if paraphrases is not None and "paraphrases" not in chosen:
-        chosen.append("paraphrases")
-    if "paraphrases" in chosen and paraphrases is None:
-        raise SaeuronError("the attack 'paraphrases' needs --paraphrases FILE, one prompt a line")
-    return tuple(dict.fromkeys(chosen))
+        tell(f"{output}, pictures in {a.examples_of(output)}")
 
 
 def _lines(path: Path | None) -> list[str]:
@@ -157,80 +88,15 @@ def _lines(path: Path | None) -> list[str]:
     return found
 
 
-def _check_output(output: Path | None, overwrite: bool) -> Path | None:
-    """The folder of pictures beside `output`."""
+def _check_output(output: Path | None, overwrite: bool) -> None:
+    from ...validation.attack import run as a
+
     if output is None:
-        return None
+        return
     if output.is_dir():
         raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
-    pictures = output.with_name(f"{output.stem}-examples")
-    check_with_pictures([output], pictures, overwrite)
-    return pictures
-
-
-def _run(
-    artifact: Path, record: Manifest, cases: Sequence[AttackCase], judge: Any, settings: AttackSettings, chosen: Sequence[str],
-    lines: Sequence[str], through: str, recorded: EvaluationSettings, say: Callable[[str], None],
-) -> tuple[AttackReport, dict[str, list[Shown]]]:  # fmt: skip
-    import torch
-
-    from ...editor.common.files import file_sha256
-    from ...editor.denoisers.pipelines import check_device
-    from ...validation.artifact import contents, manifest
-    from ...validation.attack import attack as a
-    from ...validation.attack.results import FORMAT, Attacked, AttackReport
-    from ...validation.attack.victims import Baked, Hooked, Victim, bare
-    from ...validation.backends.load import load
-    from ...validation.evidence.results import JudgeRecord
-    from ...validation.proof.fresh import open_edit, open_original, open_saes
-
-    began = time.monotonic()
-    check_device(recorded.device)
-    say("checking files")
-    contents.check(artifact, record)
-    say("opening the original model")
-    source = recorded.model or record.model.source
-    try:
-        original = bare(open_original(source, record, recorded.device))
-    except SaeuronError as error:
-        if recorded.model:
-            raise
-        raise SaeuronError(f"{error}; say where the original model lies with --model") from None
-    victim: Victim
-    if through == "hook":
-        victim = Hooked(original, open_edit(artifact, record), open_saes(record, recorded.saes), record.gate)
-    else:
-        victim = Baked(bare(load(artifact, dtype=torch.float32, device=recorded.device, check_files=False)))
-    found: dict[str, Attacked] = {}
-    shown: dict[str, list[Shown]] = {}
-    for case in cases:
-        rows, shown[case.concept] = a.attack(victim, original, case, judge, settings, chosen, lines, say)
-        found[case.concept] = Attacked(domain=case.domain, tuning_prompts=case.tuning, rows=rows, seconds=sum(row.seconds for row in rows))
-    report = AttackReport(
-        format=FORMAT, artifact=artifact.resolve().name, manifest_sha256=file_sha256(artifact / manifest.NAME), edit_sha256=record.edit.sha256,
-        content_sha256=manifest.content_sha256(record), through=through, judge=JudgeRecord(judge.name, judge.sha256),
-        settings={**asdict(settings), "search_seeds": settings.searched}, threads=torch.get_num_threads(), device=recorded.device,
-        seconds=time.monotonic() - began, concepts=found,
-    )  # fmt: skip
-    return report, shown
-
-
-def _write(output: Path, pictures: Path, report: AttackReport, shown: dict[str, list[Shown]]) -> None:
-    from ...editor.common.files import file_sha256
-    from ...editor.common.typed import strict_json
-    from ...validation.attack.results import Example
-
-    # The report gets its name last: it names the pictures.
-    with whole_file(output) as text, whole_folder(pictures) as folder:
-        for concept, made in shown.items():
-            count: dict[str, int] = {}
-            for one in made:
-                count[one.row] = count.get(one.row, 0) + 1
-                name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{one.row}-{count[one.row]}") + ".png"
-                one.picture.save(folder / name)
-                said = Example(one.prompt, one.seed, one.shows_concept, one.row, f"{pictures.name}/{name}", file_sha256(folder / name))
-                report.concepts[concept].pictures.append(said)
-        text.write_text(strict_json(report) + "\n")
+    # What a killed run has written so far is gone on with, if it is of the same attack, and replaced if not.
+    check_with_pictures([output], a.examples_of(output), overwrite or a.unfinished(output) is not None)
 
 
 def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:

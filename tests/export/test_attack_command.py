@@ -90,3 +90,44 @@ def test_graphs_alone_can_be_attacked_through_the_hook_only(demo_artifact, tmp_p
     rewrite(root, formats=["onnx"])
     refused("need the checkpoint", "attack", root)
     run("attack", root, "--through", "hook", "--concepts", "Neon", "--attacks", "seeds", *QUICK)
+
+
+@pytest.mark.slow
+def test_a_stopped_attack_goes_on_with_the_next_concept(demo_artifact, tmp_path, monkeypatch):
+    """Stopped in the second concept: the first one is kept, and the report is that of a run that wasn't stopped."""
+    from saeuron.validation.attack import run as module
+
+    root, report, whole = demo_artifact.path, tmp_path / "a.json", tmp_path / "whole.json"
+    options = ["attack", root, *QUICK, "--attacks", "seeds"]
+    run(*options, "-o", whole)
+    real, begun = module.attack, []
+
+    def stopped(victim, original, case, *rest):
+        begun.append(case.concept)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return real(victim, original, case, *rest)
+
+    monkeypatch.setattr(module, "attack", stopped)
+    run(*options, "-o", report, code=130)
+    held = json.loads(report.read_text())
+    assert held["finished"] is False and list(held["concepts"]) == begun[:1]
+    refused("hasn't ended", "report", root, "--attack", report, "-o", tmp_path / "p.html")
+    begun.clear()
+    monkeypatch.setattr(module, "attack", lambda v, o, case, *rest: (begun.append(case.concept), real(v, o, case, *rest))[1])
+    run(*options, "-o", report)
+    assert begun == [c for c in json.loads(whole.read_text())["concepts"] if c not in held["concepts"]]
+
+    def bare(path):
+        found = json.loads(path.read_text())
+        for entry in (found, *found["concepts"].values()):
+            del entry["seconds"]
+        for entry in found["concepts"].values():
+            for row in entry["rows"]:
+                del row["seconds"]
+            for one in entry["pictures"]:
+                one["file"] = one["file"].partition("/")[2]
+        return found
+
+    assert bare(report) == bare(whole)
+    refused("exists", *options, "-o", report)

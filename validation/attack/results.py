@@ -110,6 +110,8 @@ class AttackReport(Record, kw_only=True):
     """All that an attack's file says."""
 
     format: str
+    finished: bool = True
+    """False in what a run has written so far"""
     artifact: str
     """name of its folder"""
     manifest_sha256: str
@@ -119,7 +121,7 @@ class AttackReport(Record, kw_only=True):
     """`checkpoint` or `hook`"""
     judge: JudgeRecord
     settings: dict[str, Any]
-    """as in `AttackSettings`, with the seeds themselves"""
+    """as in `AttackSettings`, with the seeds themselves; attacks and paraphrases"""
     confidence: Number = 0.95
     threads: Whole | None = None
     device: str = ""

@@ -154,6 +154,8 @@ def read_attack(path: Path, record: Manifest, manifest_sha256: str) -> Attack:
         SaeuronError: missing, of another artifact, or without a field that is needed.
     """
     content = read_as(AttackReport, _read(path, ATTACK), path)
+    if not content.finished:
+        raise SaeuronError(f"'{path}' is of an attack that hasn't ended; run the same `saeuron attack` again, which goes on")
     seeds = read_as(Seeds, content.settings, f"{path}, 'settings'")
     _check_edit(path, content.edit_sha256, record)
     for concept, entry in content.concepts.items():

@@ -1,0 +1,229 @@
+"""Attacks the concepts of an artifact: opens what is needed, goes on where it was stopped, and writes report and pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import file_sha256, read_json
+from ...editor.common.suggest import unknown
+from ...editor.common.typed import plain, read_as, strict_json
+from ...editor.common.writing import whole_file
+from ..artifact import contents, manifest
+from ..artifact.concepts import read_concepts
+from ..artifact.manifest import Manifest
+from ..evidence.evaluation_settings import EvaluationSettings
+from ..evidence.results import JudgeRecord
+from ..judges.choose import WORDS, open_judges, open_labels
+from .attack import AttackCase, Shown, attack, cases, cases_by_words
+from .results import FORMAT, Attacked, AttackReport, Example
+from .settings import ATTACKS, AttackSettings
+
+if TYPE_CHECKING:
+    from .victims import Victim
+
+DEFAULT = ("prefix", "embedding", "straight-through", "seeds")
+Say = Callable[[str], None]
+
+
+class AttackPlan(NamedTuple):
+    """What a run will attack, and how; see `make_plan`."""
+
+    root: Path
+    record: Manifest
+    settings: AttackSettings
+    recorded: EvaluationSettings
+    """judge, model, SAEs and device"""
+    judge: Any
+    cases: list[AttackCase]
+    attacks: tuple[str, ...]
+    paraphrases: Sequence[str]
+    through: str
+
+
+def make_plan(
+    artifact: Path, settings: AttackSettings, recorded: EvaluationSettings, concepts: Sequence[str] = (), attacks: Sequence[str] = (),
+    paraphrases: Sequence[str] = (), through: str = "checkpoint",
+) -> AttackPlan:  # fmt: skip
+    """Check everything that can be without a model; opens the judge.
+
+    Args:
+        artifact: its folder.
+        settings: the budget; steps and guidance are those of `recorded`, or on record.
+        recorded: judge, original model, SAEs for the hook, steps, guidance and device.
+        concepts: of the artifact's; none: all.
+        attacks: of `ATTACKS`; none: `DEFAULT`, and paraphrases where there are any.
+        paraphrases: prompts; `{name}` stands for the concept.
+        through: `checkpoint` or `hook`.
+
+    Raises:
+        SaeuronError: what can't be attacked, or not so.
+    """
+    record = manifest.read(artifact)
+    chosen = list(attacks or DEFAULT)
+    for name in chosen:
+        if name not in ATTACKS:
+            raise SaeuronError(unknown("attack", name, ATTACKS))
+    if paraphrases and "paraphrases" not in chosen:
+        chosen.append("paraphrases")
+    wanted = tuple(concepts) or tuple(record.concepts)
+    for name in wanted:
+        if name not in record.concepts:
+            raise SaeuronError(unknown("concept", name, record.concepts, f"in '{artifact}'"))
+    if not wanted:
+        raise SaeuronError(f"'{artifact}' names no concept: its edit was made by hand")
+    if through not in ("checkpoint", "hook"):
+        raise SaeuronError(f"--through '{through}' is not known; it is checkpoint or hook")
+    if through == "checkpoint" and "checkpoint" not in record.formats:
+        raise SaeuronError(
+            f"'{artifact}' has no torch weights (formats: {', '.join(record.formats)}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
+        )
+    if recorded.saes and through != "hook":
+        raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
+    sampling = record.sampling
+    settings = replace(
+        settings, steps=recorded.steps if recorded.steps is not None else sampling.steps, guidance=recorded.guidance if recorded.guidance is not None else sampling.guidance
+    )  # fmt: skip
+    if (kind := record.model.pipeline) != "StableDiffusionPipeline":
+        raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
+    judge, found = _judge_and_cases(artifact, recorded, wanted, record.concepts)
+    return AttackPlan(artifact, record, settings, recorded, judge, found, tuple(dict.fromkeys(chosen)), paraphrases, through)
+
+
+def _judge_and_cases(
+    root: Path, recorded: EvaluationSettings, wanted: Sequence[str], removed: Sequence[str]
+) -> tuple[Any, list[AttackCase]]:
+    """A judge of objects and styles asks for them itself; another one is told by the prompts in the artifact."""
+    if len(recorded.judge) != 1:
+        raise SaeuronError("an attack takes one --judge, whose verdicts count; run it once for each")
+    (text,) = recorded.judge
+    if text.partition("=")[0] not in WORDS:
+        labels = open_labels(text)
+        return labels, cases(labels, wanted, removed)
+    held = read_concepts(root)
+    for name in wanted:
+        if name not in held:
+            raise SaeuronError(
+                f"'{root}' holds no prompts of '{name}', by which the judge '{text}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
+            )
+    words = {name: held[name] for name in wanted}
+    (judge,) = open_judges([text], words, recorded.device)
+    return judge, cases_by_words(words, removed)
+
+
+def run(plan: AttackPlan, output: Path | None = None, say: Say = lambda text: None) -> AttackReport:
+    """Attack concept by concept.
+
+    Args:
+        plan: see `make_plan`.
+        output: file of the report, examples beside it (see `examples_of`); written after each concept, so that a killed run goes on with
+            the next one. None: nothing is written.
+        say: told what goes on.
+
+    Raises:
+        SaeuronError: a changed artifact, an original model that can't be opened, a prompt too long.
+    """
+    import torch
+
+    from ...editor.denoisers.pipelines import check_device
+
+    began, device = time.monotonic(), plan.recorded.device
+    check_device(device)
+    report = AttackReport(
+        format=FORMAT, finished=False, artifact=plan.root.resolve().name, manifest_sha256=file_sha256(plan.root / manifest.NAME), edit_sha256=plan.record.edit.sha256,
+        content_sha256=manifest.content_sha256(plan.record), through=plan.through, judge=JudgeRecord(plan.judge.name, plan.judge.sha256),
+        settings={**asdict(plan.settings), "search_seeds": plan.settings.searched, "attacks": plan.attacks, "paraphrases": list(plan.paraphrases)}, threads=torch.get_num_threads(), device=device,
+        concepts={},
+    )  # fmt: skip
+    if output is not None and (held := unfinished(output)) is not None and _same(held, report):
+        report.concepts, report.seconds = held.concepts, held.seconds
+    before = report.seconds
+    say("checking files")
+    contents.check(plan.root, plan.record)
+    left = [case for case in plan.cases if case.concept not in report.concepts]
+    if left:
+        say("opening the original model")
+        original, victim = _open(plan)
+        for case in left:
+            rows, shown = attack(victim, original, case, plan.judge, plan.settings, plan.attacks, plan.paraphrases, say)
+            found = Attacked(domain=case.domain, tuning_prompts=case.tuning, rows=rows, seconds=sum(row.seconds for row in rows))
+            report.concepts[case.concept] = found
+            report.seconds = before + time.monotonic() - began
+            if output is not None:
+                if len(report.concepts) == 1:
+                    # An older report would name pictures that change now.
+                    output.unlink(missing_ok=True)
+                found.pictures = _examples(examples_of(output), case.concept, shown)
+                _write(output, report)
+    report.finished = True
+    if output is not None:
+        _write(output, report)
+        named = {Path(one.file).name for found in report.concepts.values() for one in found.pictures}
+        for path in examples_of(output).glob("*.png"):
+            if path.name not in named:  # of an older report
+                path.unlink()
+    return report
+
+
+def examples_of(output: Path) -> Path:
+    """The folder of a report's example pictures."""
+    return output.with_name(f"{output.stem}-examples")
+
+
+def unfinished(output: Path) -> AttackReport | None:
+    """What a killed run left at `output`."""
+    if not output.is_file():
+        return None
+    content = read_json(output)
+    if content.get("format") != FORMAT or content.get("finished", True):
+        return None
+    return read_as(AttackReport, content, output)
+
+
+def _same(held: AttackReport, ours: AttackReport) -> bool:
+    """Whether they are of one attack: all but what is found and the time that it took."""
+    apart = ("concepts", "seconds", "threads", "finished")
+    return {k: v for k, v in plain(held).items() if k not in apart} == {k: v for k, v in plain(ours).items() if k not in apart}
+
+
+def _open(plan: AttackPlan) -> tuple[Any, Victim]:
+    import torch
+
+    from ..backends.load import load
+    from ..proof.fresh import open_edit, open_original, open_saes
+    from .victims import Baked, Hooked, bare
+
+    record, recorded = plan.record, plan.recorded
+    try:
+        original = bare(open_original(recorded.model or record.model.source, record, recorded.device))
+    except SaeuronError as error:
+        if recorded.model:
+            raise
+        raise SaeuronError(f"{error}; say where the original model lies with --model") from None
+    if plan.through == "hook":
+        return original, Hooked(original, open_edit(plan.root, record), open_saes(record, recorded.saes), record.gate)
+    return original, Baked(bare(load(plan.root, dtype=torch.float32, device=recorded.device, check_files=False)))
+
+
+def _examples(folder: Path, concept: str, shown: Sequence[Shown]) -> list[Example]:
+    """Write a concept's pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[Example] = []
+    count: dict[str, int] = {}
+    for one in shown:
+        count[one.row] = count.get(one.row, 0) + 1
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{concept}-{one.row}-{count[one.row]}") + ".png"
+        with whole_file(folder / name) as made:
+            one.picture.save(made, format="PNG")
+        found.append(Example(one.prompt, one.seed, one.shows_concept, one.row, f"{folder.name}/{name}", file_sha256(folder / name)))
+    return found
+
+
+def _write(output: Path, report: AttackReport) -> None:
+    with whole_file(output) as text:
+        text.write_text(strict_json(report) + "\n")
