@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.suggest import unknown
-from ...editor.common.typed import plain, read_as, strict_json
+from ...editor.common.typed import read_as, strict_json
 from ...editor.common.writing import whole_file
 from ..artifact import contents, manifest
 from ..artifact.concepts import read_concepts
@@ -188,7 +189,8 @@ def unfinished(output: Path) -> AttackReport | None:
 def _same(held: AttackReport, ours: AttackReport) -> bool:
     """Whether they are of one attack: all but what is found and the time that it took."""
     apart = ("concepts", "seconds", "threads", "finished")
-    return {k: v for k, v in plain(held).items() if k not in apart} == {k: v for k, v in plain(ours).items() if k not in apart}
+    one, other = (json.loads(strict_json(report)) for report in (held, ours))
+    return {k: v for k, v in one.items() if k not in apart} == {k: v for k, v in other.items() if k not in apart}
 
 
 def _open(plan: AttackPlan) -> tuple[Any, Victim]:
