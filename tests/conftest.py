@@ -284,7 +284,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def xl_artifact(tiny_xl, tmp_path_factory):
     """The main job on the tiny SDXL pipeline, checkpoint and ONNX, fully proven."""
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     return made_once(tmp_path_factory, "xl", lambda path: export_artifact(xl_settings(tiny_xl, path)))
 
@@ -292,7 +292,7 @@ def xl_artifact(tiny_xl, tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory):
     """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path)))
 

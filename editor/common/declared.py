@@ -13,7 +13,7 @@ from typing import Any
 from .errors import SaeuronError
 from .suggest import unknown
 
-WHAT, WHERE, HOW, PROOF, OUTPUT, ENGINES = "What", "Where", "How", "Proof", "Output", "Engines"
+WHAT, WHERE, HOW, PROOF, EVIDENCE, OUTPUT, ENGINES = "What", "Where", "How", "Proof", "Tuning and evidence", "Output", "Engines"
 """headings of the help"""
 
 

@@ -22,7 +22,11 @@ def export(
 ) -> None:  # fmt: skip
     """Remove concepts from a Stable Diffusion pipeline and write one proven artifact.
 
+    With --tune and --evidence the settings are tuned first, and the artifact is evaluated, attacked and reported on afterwards. Killed, the same
+    command goes on; --dry-run says what each stage takes.
+
     Example: `saeuron-export --concepts Neon --format checkpoint,onnx --output without-neon` (embedded demo).
+    Example: `saeuron-export --concepts Cactus --tune --evidence quick --output without-cactus`
 
     Exit code 0: done and proven (with --no-validate: done); 1: done but not proven; 2: can't be done, nothing written.
     """
@@ -34,7 +38,8 @@ def export(
 
     # The job checks these again; here they come before torch is imported, which takes seconds.
     plan = resolve(wanted)
-    check_output(wanted.output, wanted.overwrite)
+    if not wanted.staged:  # else it may be this very job's, which goes on
+        check_output(wanted.output, wanted.overwrite)
     if not dry_run:
         check_packages(plan.settings.formats, wanted.validate)
     if wanted.sign is not None:
@@ -48,13 +53,15 @@ def export(
     from ...validation.proof import report
 
     with progress_line("starting") as progress:
-        from ..ship.artifact import export_artifact
+        from ..ship.stages import export_artifact, work_folder
 
         result = export_artifact(plan, progress)
     for warning in result.manifest.warnings:
         print_warning(warning)
     if as_json:
-        write_json({"output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report})
+        write_json({
+            "output": str(result.path), "proven": result.proven, "manifest": result.manifest, "report": result.report, "verdict": result.verdict,
+        })  # fmt: skip
     else:
         if result.report:
             out.print(report.table(result.report))
@@ -67,6 +74,9 @@ def export(
         )
         tell(f"{result.path}: {verdict}")
         print_engines(result.path, result.manifest)
+        if result.verdict:
+            tell(result.verdict["text"])
+            tell(f"{result.path}/validation/report.html; tuning, evaluation and attack lie in {work_folder(result.path)}")
     report_failures(result.report)
     if result.report is not None and not result.proven:
         raise typer.Exit(1)

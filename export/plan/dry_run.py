@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...editor.common.typed import plain
@@ -68,7 +69,17 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
             name: {c: {"per_step": [len(row) for row in rows], "distinct": sorted({f for row in rows for f in row})} for c, rows in part.chosen.items()}
             for name, part in prepared.edit.hookpoints.items()
         }  # fmt: skip
-    found["lines"] = _lines(found)
+    of_stages: list[str] = []
+    if settings.staged:
+        from .costs import costs_of
+        from .stages import stages_of
+
+        folder = None if remote else open_model(plan, (settings.height, settings.width))
+        stages = stages_of(plan, folder)
+        costs = costs_of(stages, folder, sum(sum(c["sets"].values()) for c in waiting))
+        found["stages"], found["attack_left_out"] = [plain(cost) for cost in costs], stages.left_out
+        of_stages = [f"stage      {cost}" for cost in costs] + ([f"           no attack: {stages.left_out}"] if stages.left_out else [])
+    found["lines"] = _lines(found, of_stages)
     return found
 
 
@@ -122,6 +133,8 @@ def _files(plan: Plan, prepared: Prepared | None) -> list[str]:
         files += [f"tensorrt/{t.folder}/{name}.engine" for t in s.engines.targets for name in components(family)]
     if s.validate:
         files.append("validation/report.json")
+    if s.evidence:
+        files += ["validation/report.html", "validation/report.md", "validation/report-pictures/"]
     if s.sign is not None:
         files.append("model.sig")
     return sorted(
@@ -146,7 +159,7 @@ def _files_of_model(s: Settings, prepared: Prepared) -> list[str]:
     return files
 
 
-def _lines(plan: dict[str, Any]) -> list[str]:
+def _lines(plan: dict[str, Any], of_stages: Sequence[str]) -> list[str]:
     lines = [f"model      {plan['model']}", f"edit       residual {plan['residual']}, gate {plan['gate']}, precision {plan['precision']}"]
     for c in plan["concepts"]:
         strength = "" if c["multiplier"] is None else f", multiplier {c['multiplier']:g}"
@@ -171,6 +184,11 @@ def _lines(plan: dict[str, Any]) -> list[str]:
         lines.append(f"memory     about {plan['memory_bytes'] / 2**30:.1f} GiB")
         lines += [f"warning    {w}" for w in plan["warnings"]]
     lines += [f"engines    for {target}" for target in plan.get("targets", [])]
+    lines += of_stages
+    if any(stage["seconds"] for stage in plan.get("stages", ())):
+        lines.append(
+            "           (times: of the denoiser alone, from one forward of its shape here just now; the SAE, pictures, judges and graphs come on top)"
+        )
     lines += [f"file       {plan['output']}/{name}" for name in plan["files"]]
     if "to_fetch" in plan:
         lines.append(

@@ -190,6 +190,7 @@ def _check_choices(s: Settings) -> None:
                 raise SaeuronError(f"--edit and {option} both say what is to be done; give one of them")
     elif not s.concepts:
         raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets), or --edit FILE")
+    _check_stages(s)
     if s.precision == "bf16" and "onnx" in s.formats and not ("trt" in s.formats and not s.validate):
         engines = ", or --no-validate, and prove the engines on their GPU" if "trt" in s.formats else ""
         raise SaeuronError(
@@ -202,6 +203,26 @@ def _check_choices(s: Settings) -> None:
         ):  # fmt: skip
             if value:
                 raise SaeuronError(f"{option} is for engines; add --format trt")
+
+
+def _check_stages(s: Settings) -> None:
+    if s.tune:
+        said = {"--edit": s.edit, "--select": s.select, "--multiplier": s.multiplier}
+        for option, value in said.items():
+            if value is not None:
+                raise SaeuronError(
+                    f"--tune chooses what {option} says; give one of them (saeuron tune --select … --multiplier … tries what you name)"
+                )
+    if s.evidence and s.edit is not None:
+        raise SaeuronError(
+            "--evidence is by the concepts' prompts, and --edit has none; export first, then saeuron evaluate, attack and report"
+        )
+    for option, given in (
+        ("--judge", s.judge != Settings.judge and not s.staged),
+        ("--budget", s.budget != Settings.budget and not s.tune),
+    ):
+        if given:
+            raise SaeuronError(f"{option} is for --tune{' and --evidence' if option == '--judge' else ''}; add it, or leave {option} out")
 
 
 def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:

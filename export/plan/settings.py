@@ -8,13 +8,14 @@ from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...editor.common.declared import ENGINES, HOW, OUTPUT, PROOF, WHAT, WHERE, Checked, like, option
+from ...editor.common.declared import ENGINES, EVIDENCE, HOW, OUTPUT, PROOF, WHAT, WHERE, Checked, like, option
 from ...editor.common.names import GATES, PRECISIONS, RESIDUALS
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.edit_header import EditHeader
 from ...editor.features.concepts import Concept
 from ...editor.features.rule import Rule
 from ...validation.artifact.engines import Target
+from ...validation.tuning.settings import TuneSettings
 from ..formats.tensorrt import EngineSettings, Shapes, check_precision
 
 
@@ -90,6 +91,13 @@ class Settings(Checked):
     """For concepts without a preset, which are then made from their words: object, style, person, nudity or text; or NAME=KIND, repeatable."""
     instead: tuple[str, ...] = option((), "TEXT", WHAT)
     """What pictures to compare with show in place of such a concept; or NAME=TEXT, repeatable. Default: something neutral."""
+    tune: bool = option(False, panel=EVIDENCE)
+    """First choose each concept's settings by the judges, as saeuron tune does with its defaults; results lie in OUTPUT-work."""
+    evidence: str = option("", "AMOUNT", EVIDENCE, known=("", "quick", "full"))
+    """Then evaluate by the judges, attack, and put a report into the artifact: quick (one backend, 2 seeds, 2 attacks) or full (every backend that runs
+    here, 5 seeds, 4 attacks)."""
+    judge: tuple[str, ...] = like(TuneSettings, "judge", panel=EVIDENCE)
+    budget: int = like(TuneSettings, "budget", panel=EVIDENCE)
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None
     proof_prompt: InitVar[str | Sequence[str] | None] = None
@@ -97,7 +105,7 @@ class Settings(Checked):
 
     def __post_init__(self, format: Any, proof_prompt: Any, preset_file: Any) -> None:
         given = {"formats": format, "proof_prompts": proof_prompt, "preset_files": preset_file}
-        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target", "kind", "instead"):
+        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target", "kind", "instead", "judge"):
             value = getattr(self, name) if given.get(name) is None else given[name]
             if isinstance(value, str | os.PathLike):
                 value = [value] if value else []
@@ -113,6 +121,11 @@ class Settings(Checked):
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    @property
+    def staged(self) -> bool:
+        """Whether there is more to do than to export."""
+        return self.tune or bool(self.evidence)
 
     @property
     def engines(self) -> EngineSettings | None:

@@ -34,8 +34,8 @@ from ..plan.estimate import estimate
 from ..plan.folder import building, check_output, check_space
 from ..plan.open import Prepared
 from ..plan.prepare import check_engine_shapes, prepare
-from ..plan.resolve import public_name, resolve
-from ..plan.settings import Plan, Settings
+from ..plan.resolve import public_name
+from ..plan.settings import Plan
 from . import licence
 from .card import model_card
 
@@ -51,6 +51,8 @@ class Result:
     manifest: Manifest
     report: Proof | None
     """None with `validate=False`"""
+    verdict: dict[str, Any] | None = None
+    """of the report in it, where evidence was asked for; `text` is one sentence"""
 
     @property
     def proven(self) -> bool:
@@ -58,13 +60,12 @@ class Result:
         return bool(self.report and self.report.passed)
 
 
-def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: None) -> Result:
-    """Run the main job: plan, edit, write, prove, rename.
+def make_artifact(plan: Plan, progress: Progress = lambda text: None) -> Result:
+    """Edit, write, prove, rename.
 
     Raises:
         SaeuronError: bad input or an impossible wish; nothing is left under the final name.
     """
-    plan = wanted if isinstance(wanted, Plan) else resolve(wanted)
     settings = plan.settings
     targets = tensorrt.ready(settings.engines) if settings.engines else ()
     check_output(settings.output, settings.overwrite)

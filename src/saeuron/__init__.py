@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .editor.edit.steering import steer as steer
     from .export.plan.settings import Settings as Settings
     from .export.ship.artifact import Result as Result
-    from .export.ship.artifact import export_artifact as export_artifact
+    from .export.ship.stages import export_artifact as export_artifact
     from .validation.backends.load import load as load
     from .validation.proof.validate import validate as validate
     from .validation.trust.verify import verify as verify
@@ -28,7 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Names are looked up at first use: importing `saeuron` must not need torch.
 _HOME = {
-    "SaeuronError": ".editor.common.errors", "Settings": ".export.plan.settings", "Result": ".export.ship.artifact", "export_artifact": ".export.ship.artifact",
+    "SaeuronError": ".editor.common.errors", "Settings": ".export.plan.settings", "Result": ".export.ship.artifact", "export_artifact": ".export.ship.stages",
     "load": ".validation.backends.load", "steer": ".editor.edit.steering", "validate": ".validation.proof.validate", "verify": ".validation.trust.verify",
 }  # fmt: skip
 __all__ = ["Result", "SaeuronError", "Settings", "export_artifact", "load", "steer", "validate", "verify"]

@@ -15,7 +15,7 @@ from saeuron.editor.features.concepts import presets
 from saeuron.export.cli import app
 from saeuron.export.plan.folder import building
 from saeuron.export.plan.settings import Settings
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 
 runner = CliRunner()
 

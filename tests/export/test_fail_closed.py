@@ -24,7 +24,7 @@ from saeuron.editor.edit.edit import Edit
 from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 
 pytestmark = pytest.mark.slow
 

@@ -400,7 +400,7 @@ def test_a_licence_with_derivatives(card):
 
 
 def test_the_export_records_the_licence_and_signs(tiny, tmp_path, keys):  # noqa: F811
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     model = shutil.copytree(tiny["model"], tmp_path / "model")
     (model / "README.md").write_text("---\nlicense: mit\n---\n")

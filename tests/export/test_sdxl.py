@@ -17,7 +17,7 @@ from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import autoencoder, decode, denoise
 from saeuron.export.cli import app
 from saeuron.export.formats import onnx
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 from saeuron.validation.artifact.golden import Golden
 from saeuron.validation.backends.torch_runner import TorchRunner
 from saeuron.validation.proof.forwards import compare_forwards

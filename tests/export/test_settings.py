@@ -39,7 +39,7 @@ def test_one_text_is_one_and_a_list_is_a_list():
 def test_paths_are_texts_or_paths(tmp_path):
     made = Settings("Neon", "out", sign="key.pem", settings="s.toml", edit="e.safetensors")
     assert (made.output, made.sign, made.settings, made.edit) == (Path("out"), Path("key.pem"), Path("s.toml"), Path("e.safetensors"))
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     with pytest.raises(SaeuronError, match="no file 'nokey.pem'|nokey.pem"):
         export_artifact(Settings("Neon", tmp_path / "x", "checkpoint", sign="nokey.pem"))
@@ -51,7 +51,7 @@ def test_paths_are_texts_or_paths(tmp_path):
 
 def test_what_the_proof_needs_is_looked_for_first(tmp_path, monkeypatch):
     from saeuron.export.plan import checks
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     monkeypatch.setattr(checks, "missing", lambda names: [n for n in names if n == "onnxruntime"])
     with pytest.raises(SaeuronError, match=r"'onnxruntime' is not installed.*saeuron-export\[cpu\]"):

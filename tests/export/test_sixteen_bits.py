@@ -8,7 +8,7 @@ from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.export.formats import onnx
 from saeuron.export.plan.settings import Settings
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 
 pytestmark = pytest.mark.slow
 

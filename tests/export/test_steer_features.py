@@ -19,7 +19,7 @@ from saeuron.editor.edit.edit import Edit
 from saeuron.editor.edit.provenance import Provenance
 from saeuron.export.cli import app
 from saeuron.export.plan.settings import Settings
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 from saeuron.validation.page.sheets import heat, picture_rows
 
 runner = CliRunner()

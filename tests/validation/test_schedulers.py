@@ -20,7 +20,7 @@ from saeuron.editor.denoisers.sampling import denoise, generate, initial_latents
 from saeuron.editor.edit.edit import Edit
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings
-from saeuron.export.ship.artifact import export_artifact
+from saeuron.export.ship.stages import export_artifact
 from saeuron.validation.backends.load import load
 from saeuron.validation.backends.onnx_runner import OnnxRunner
 from saeuron.validation.backends.torch_runner import TorchRunner

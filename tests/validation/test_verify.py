@@ -28,7 +28,7 @@ from saeuron.validation.trust.verify import EDIT, GOLDEN, verify
 @pytest.fixture(scope="session")
 def whole(tiny, tmp_path_factory):
     """A tiny artifact, checkpoint and ONNX, proven."""
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     made = made_once(
         tmp_path_factory, "verify", lambda path: export_artifact(settings(tiny, path, formats=("checkpoint", "onnx"), proof_prompts=("a",)))
@@ -262,7 +262,7 @@ def test_a_graph_that_goes_around_its_edit(copy, kept):
 @pytest.mark.parametrize("kind", ["threshold", "jumprelu", "drop"])
 def test_every_kind_of_edit_is_proven_and_verifies(tiny, tmp_path, kind):
     """Where the encoder's chosen rows alone are baked, a graph has no table of feature numbers."""
-    from saeuron.export.ship.artifact import export_artifact
+    from saeuron.export.ship.stages import export_artifact
 
     changes = {"jumprelu": {}, "drop": {"residual": "drop"}}.get(kind, {"gate": kind})
     if kind == "jumprelu":

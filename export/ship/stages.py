@@ -1,0 +1,156 @@
+"""The main job with what may go before and after it: tune, export and prove, evaluate, attack, report. Goes on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ...editor.common.errors import SaeuronError
+from ...editor.common.files import read_json
+from ...editor.common.typed import Record, read_as, strict_json
+from ...editor.common.writing import alone, whole_file
+from ...validation.artifact import manifest
+from ...validation.attack import run as attacking
+from ...validation.evidence.evaluate import evaluate, make_plan
+from ...validation.page.content import make_content
+from ...validation.page.render import Pages, render
+from ...validation.page.sources import own_proof
+from ...validation.trust import signature
+from ...validation.tuning.settings import Grid
+from ..plan.folder import check_output
+from ..plan.prepare import open_model
+from ..plan.progress import Remaining
+from ..plan.resolve import resolve
+from ..plan.settings import Plan, Settings
+from ..plan.stages import EVALUATED, Stages, stages_of, tune_settings
+from ..plan.tuning import SETTINGS, open_tuning
+from .artifact import Progress, Result, make_artifact
+from .card import REPORT_PICTURES
+from .into_artifact import HTML, put_report
+
+STATE = "stages.json"
+
+
+class State(Record):
+    """How far a run has come; `stages.json` in its work folder."""
+
+    settings_sha256: str
+    content_sha256: str = ""
+    """of the artifact that it made"""
+    finished: bool = False
+
+
+def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: None) -> Result:
+    """Run the main job; with `tune` and `evidence` what goes before and after it, too.
+
+    Args:
+        wanted: what to remove from which model, and how; see `Settings`.
+        progress: told what is being done.
+
+    Raises:
+        SaeuronError: bad input or an impossible wish; nothing is left under the final name. Later stages leave the artifact as it was proven.
+    """
+    plan = wanted if isinstance(wanted, Plan) else resolve(wanted)
+    s = plan.settings
+    if not s.staged:
+        return make_artifact(plan, progress)
+    work = work_folder(s.output)
+    ours = hashlib.sha256(strict_json({k: str(v) for k, v in asdict(s).items() if k != "overwrite"}).encode()).hexdigest()
+    if not _goes_on(s.output, _state(work), ours):
+        check_output(s.output, s.overwrite)
+    stages = stages_of(plan, open_model(plan, (s.height, s.width)), progress)
+    work.mkdir(parents=True, exist_ok=True)
+    with alone(work, f"another process works in '{work}'; wait until it has ended"):
+        state = _state(work) or State("")
+        if not _goes_on(s.output, state, ours):
+            _clear(work)
+            _keep(work, State(ours))
+            result = _made(plan, work, stages.told(progress))
+            state = _keep(work, State(ours, manifest.content_sha256(result.manifest)))
+        else:
+            own = s.output / "validation" / "report.json"
+            result = Result(s.output, manifest.read(s.output), own_proof(own) if own.is_file() else None)
+        if s.evidence and (result.proven or result.report is None):
+            result.verdict = _evidence(plan, stages, work, stages.told(progress))
+            result.manifest = manifest.read(s.output)
+        _keep(work, State(ours, state.content_sha256, finished=True))
+    return result
+
+
+def work_folder(output: Path) -> Path:
+    """Where tuning, evaluations and attack of an artifact lie."""
+    return output.absolute().with_name(f"{output.absolute().name}-work")
+
+
+def _state(work: Path) -> State | None:
+    if not work.exists() or (work.is_dir() and all(path.name.startswith(".") for path in work.iterdir())):
+        return None
+    if not (work / STATE).is_file():
+        raise SaeuronError(f"'{work}' is there and holds no {STATE}, so it is left alone; choose another --output")
+    return read_as(State, read_json(work / STATE), work / STATE)
+
+
+def _keep(work: Path, state: State) -> State:
+    with whole_file(work / STATE) as file:
+        file.write_text(strict_json(state) + "\n", encoding="utf-8")
+    return state
+
+
+def _goes_on(output: Path, state: State | None, settings_sha256: str) -> bool:
+    """Whether the artifact is this very job's, and only what comes after it is left."""
+    if state is None or state.finished or state.settings_sha256 != settings_sha256 or not (output / manifest.NAME).is_file():
+        return False
+    return manifest.content_sha256(manifest.read(output)) == state.content_sha256
+
+
+def _clear(work: Path) -> None:
+    """Remove what is of an earlier artifact. Tuning's results stay: they are found by what they depend on."""
+    for name in (*EVALUATED, attacking.examples_of(work / "attack.json").name):
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / "attack.json").unlink(missing_ok=True)
+
+
+def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
+    """The artifact, by settings that are tuned first where that is wished for; signed once nothing will be added."""
+    s = plan.settings
+    if s.tune:
+        open_tuning(plan, Grid(), tune_settings(s), work / "tuning", told("tune")).run(told("tune"))
+        # The file holds all that was said of the concepts.
+        file = work / "tuning" / SETTINGS
+        plan = resolve(replace(s, settings=file, kind=(), instead=(), activations=(), sae=(), hookpoint=None, model=None))
+    return make_artifact(replace(plan, settings=replace(plan.settings, sign=None if s.evidence else s.sign)), told("export"))
+
+
+def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Progress]) -> dict[str, Any]:
+    """Evaluations, attack and report of a finished artifact."""
+    s, root = plan.settings, plan.settings.output
+    content: dict[str, Any] = {}
+    if not (root / HTML).is_file():  # else a run was killed at its very end
+        folders = []
+        for wanted in stages.evaluations(manifest.read(root)):
+            planned, say, clock = make_plan(root, wanted), told("evaluate"), Remaining()
+            folders.append(work / planned.protocol)
+
+            def counted(name: str, done: int, total: int, say: Progress = say, clock: Remaining = clock) -> None:
+                say(f"{name}, {done} of {total} pictures{clock.text(done, total)}")
+
+            evaluate(planned, folders[-1], progress=counted)
+        attack = None
+        if stages.attacks:
+            attack = work / "attack.json"
+            if not attack.is_file() or attacking.unfinished(attack) is not None:
+                attacking.run(stages.attack_plan(root), attack, told("attack"))
+
+        def made() -> Pages:
+            content.update(make_content(root, folders, attack, inside=True))
+            return render(content, REPORT_PICTURES)
+
+        put_report(root, True, made, told("report"))
+    if s.sign is not None:
+        told("report")("signing")
+        signature.sign(root, s.sign)
+    return content.get("verdict") or {"text": f"the report lies in {root / HTML}"}

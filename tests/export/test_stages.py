@@ -1,0 +1,166 @@
+"""`saeuron-export --tune --evidence`: one command from settings to a report in the artifact, which goes on where it was stopped."""
+
+# ruff: noqa: F811 - fixtures
+
+import json
+import shutil
+
+import pytest
+from tests.conftest import refused, run
+from tests.validation.test_signature import keys  # noqa: F401
+
+from saeuron.editor.common.errors import SaeuronError
+from saeuron.export.plan import costs
+from saeuron.export.plan.resolve import resolve
+from saeuron.export.plan.settings import Settings
+from saeuron.export.plan.stages import stages_of
+from saeuron.export.ship import stages as module
+from saeuron.export.ship.stages import export_artifact, work_folder
+from saeuron.validation.artifact import manifest
+from saeuron.validation.trust.verify import verify
+
+# So few steps that a picture takes milliseconds; what judges see then is no matter here.
+FEW = {"steps": 3, "judge": ("demo",), "formats": ("checkpoint",), "proof": "short"}
+
+
+def settings(tmp_path, **changes):
+    return Settings(**{"concepts": ("Neon",), "output": tmp_path / "a", "evidence": "quick", **FEW, **changes})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the stages that ran."""
+    found = []
+    for name in ("make_artifact", "evaluate", "put_report"):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: (found.append(name), real(*a, **k))[1])
+    real_attack = module.attacking.run
+    monkeypatch.setattr(module.attacking, "run", lambda *a, **k: (found.append("attack"), real_attack(*a, **k))[1])
+    return found
+
+
+@pytest.mark.slow
+def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, monkeypatch, calls):
+    told = []
+    result = export_artifact(settings(tmp_path), told.append)
+    root, work = tmp_path / "a", tmp_path / "a-work"
+    assert result.proven and calls == ["make_artifact", "evaluate", "attack", "put_report"]
+    assert {text.split(":")[0] for text in told if " of 4, " in text} == {
+        "1 of 4, export",
+        "2 of 4, evaluate",
+        "3 of 4, attack",
+        "4 of 4, report",
+    }
+    assert (root / "validation" / "report.html").is_file() and verify(root)["verified"]
+    card = (root / "README.md").read_text()
+    assert "## Evidence" in card and "UA" in card and "embedding" in card and "No attack was given" not in card
+    assert "Neon removed from demo" in result.verdict["text"] and "UA" in (root / "validation" / "report.md").read_text()
+    evaluation = json.loads((work / "unlearncanvas" / "evaluation.json").read_text())
+    assert list(evaluation["backends"]) == ["unedited", "checkpoint"] and evaluation["settings"]["seeds"] == [188, 288]
+    attack = json.loads((work / "attack.json").read_text())
+    assert attack["finished"] and [r["attack"] for r in attack["concepts"]["Neon"]["rows"]] == ["unedited", "edited", "embedding", "seeds"]
+
+    # Finished: the same again is another artifact at the same place.
+    with pytest.raises(SaeuronError, match="exists"):
+        export_artifact(settings(tmp_path))
+
+    # Stopped at each stage after the artifact: what is done is not done again.
+    calls.clear()
+    seen = {}
+    for name, holder in (("evaluate", module), ("run", module.attacking), ("put_report", module)):
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+        with monkeypatch.context() as patched:
+
+            def stop(*a, **k):
+                raise KeyboardInterrupt
+
+            patched.setattr(holder, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                export_artifact(settings(tmp_path))
+        before = manifest.read(root).created
+        assert not (root / "validation" / "report.html").exists() and verify(root)["verified"]
+        with pytest.raises(SaeuronError, match="exists"):  # another job doesn't go on from it
+            export_artifact(settings(tmp_path, evidence="full"))
+        calls.clear()
+        assert export_artifact(settings(tmp_path)).verdict["text"]
+        seen[name], after = list(calls), manifest.read(root)
+        assert after.created == before and "validation/report.html" in after.files
+    assert seen["evaluate"] == ["evaluate", "attack", "put_report"] and "make_artifact" not in seen["put_report"]
+    assert "attack" in seen["run"] and "attack" not in seen["put_report"]
+
+    # Killed between report and the end.
+    state = json.loads((work / "stages.json").read_text())
+    (work / "stages.json").write_text(json.dumps({**state, "finished": False}))
+    calls.clear()
+    export_artifact(settings(tmp_path))
+    assert calls == []
+    # Replaced on wish; evaluation and attack are of the new one.
+    export_artifact(settings(tmp_path, overwrite=True))
+    assert calls == ["make_artifact", "evaluate", "attack", "put_report"] and verify(root)["verified"]
+
+
+@pytest.mark.slow
+def test_tuned_settings_are_those_of_the_artifact_and_its_signature_is_the_last(tmp_path, keys):
+    private, public = keys["mine"]
+    judges = ("clip=demo:clip", "demo")
+    wanted = settings(tmp_path, tune=True, judge=judges, budget=608, sign=private, steps=2)
+    result = export_artifact(wanted)
+    work = work_folder(wanted.output)
+    report = json.loads((work / "tuning" / "report.json").read_text())
+    chosen = report["concepts"]["Neon"]["chosen"]
+    record = manifest.read(wanted.output)
+    assert [(w.hookpoint, w.select, w.multiplier, w.status) for w in record.settings] == [
+        (h, chosen["select"], chosen["multiplier"], "tuned") for h in chosen["hookpoints"]
+    ]
+    assert [j["name"] for j in report["judges"]] == ["CLIP demo:clip", "demo"] and result.proven
+    assert (work / "concepts" / "evaluation.json").is_file() and not (work / "unlearncanvas").exists()
+    assert json.loads((work / "attack.json").read_text())["judge"]["name"] == "CLIP demo:clip"
+    found = verify(wanted.output, public)
+    assert found["verified"] and found["signature"] == "valid" and "validation/report.html" in record.files
+
+
+def test_a_failed_proof_gets_no_evidence(tmp_path, monkeypatch, calls):
+    class Failed:
+        passed = False
+
+    made = tmp_path / "made"
+    run("export", "--concepts", "Neon", "--format", "checkpoint", "--no-validate", "--steps", 2, "-o", made)
+    calls.clear()
+    monkeypatch.setattr(module, "make_artifact", lambda plan, told: module.Result(plan.settings.output, manifest.read(made), Failed()))
+    result = export_artifact(settings(tmp_path))
+    assert not result.proven and result.verdict is None and calls == []
+
+
+def test_the_dry_run_counts_what_the_stages_draw(tmp_path):
+    plan = resolve(settings(tmp_path, tune=True, budget=700, steps=20))
+    folder = module.open_model(plan, (None, None))
+    stages = stages_of(plan, folder)
+    assert stages.names == ("tune", "export", "evaluate", "attack", "report") and stages.attack_judge == "demo"
+    found = {cost.stage: cost for cost in costs.costs_of(stages, folder, 0)}
+    # 8 objects, 8 styles and plain, two seeds, before and after.
+    assert found["evaluate"].pictures == 8 * 9 * 2 * 2 and found["evaluate"].forwards == found["evaluate"].pictures * 40
+    assert 608 < found["tune"].pictures < 700 + 1000 and found["attack"].pictures > 0
+    assert all(cost.seconds > 0 for cost in found.values() if cost.forwards) and found["report"].forwards == 0
+    full = stages_of(resolve(settings(tmp_path, evidence="full", judge=("clip=demo:clip", "demo"))), folder)
+    assert full.judges == (("clip=demo:clip", "demo"), ("demo",)) and full.pictures > 72 + 60
+    options = ["export", "--concepts", "Cactus", "--tune", "--evidence", "quick", "-o", tmp_path / "b", "--dry-run"]
+    said = json.loads(run(*options, "--json").stdout)
+    assert [stage["stage"] for stage in said["stages"]] == ["tune", "export", "evaluate", "attack", "report"]
+    assert "stage      tune: " in run(*options).stdout and not (tmp_path / "b").exists() and not (tmp_path / "b-work").exists()
+
+
+def test_refuses_before_anything_is_made(tmp_path):
+    there = ["export", "--concepts", "Neon", "-o", tmp_path / "a"]
+    refused("--tune chooses what --select says", *there, "--tune", "--select", "count:2")
+    refused("--tune chooses what --multiplier says", *there, "--tune", "--multiplier", "-2")
+    refused("--judge is for --tune and --evidence", *there, "--judge", "clip=demo:clip")
+    refused("--budget is for --tune", *there, "--evidence", "quick", "--budget", "700")
+    refused("too small", *there, "--tune", "--budget", "100")
+    refused("did you mean demo", *there, "--evidence", "quick", "--judge", "dem")
+    refused("nudenet sees nudity alone", *there, "--evidence", "quick", "--judge", "nudenet")
+    refused("evidence 'ful'", *there, "--evidence", "ful")
+    (tmp_path / "a-work").mkdir()
+    (tmp_path / "a-work" / "mine.txt").write_text("mine")
+    refused("holds no stages.json", *there, "--evidence", "quick")
+    assert not (tmp_path / "a").exists() and (tmp_path / "a-work" / "mine.txt").is_file()
