@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Opens an artifact in other people's tools (ONNX Runtime from Python and from JavaScript, diffusers, optimum, polygraphy, TensorRT for
-# RTX's builder) and compares what they make with the hook.
+# RTX's builder) and compares what they make with the hook; and lets eval-unlearn measure it.
 #
 #   run.sh BIN                 BIN: the bin folder of an environment in which saeuron-export[export,cpu] is installed
 #   ARTIFACT=DIR run.sh BIN    checks this artifact (checkpoint and ONNX) instead of a new one of the embedded demo
 #
 # optimum needs an environment of its own, .venv-optimum in the repository root; it is made at the first call. Its older
 # transformers and diffusers open the checkpoint, too. Polygraphy and TensorRT for RTX share .venv-nvidia, JavaScript's packages lie in
-# .venv-node. Without node and npm, JavaScript is a failure: NODE=skip leaves it out, and says so.
+# .venv-node, eval-unlearn and this package in .venv-eval-unlearn. Without node and npm, JavaScript is a failure: NODE=skip leaves it out, and says so.
 set -euo pipefail
 bin=${1:?usage: run.sh BIN}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 optimum=$root/.venv-optimum/bin/python nvidia=$root/.venv-nvidia/bin/python node=$root/.venv-node
+eval_unlearn=$root/.venv-eval-unlearn/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -21,11 +22,12 @@ environment() { # name: an environment from requirements-NAME.txt, made anew whe
   if cmp -s "$requirements" "$venv/installed.txt"; then return; fi
   echo "making an environment for $1 (once) …"
   "$bin/python" -m venv --clear "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+  (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements")
   cp "$requirements" "$venv/installed.txt"
 }
 environment optimum
 environment nvidia
+environment eval-unlearn
 if [ "${NODE:-}" != skip ] && ! cmp -s "$here/node/package.json" "$node/installed.json"; then
   if ! command -v npm >/dev/null; then echo "node and npm are needed for the client in JavaScript; NODE=skip leaves it out" >&2; exit 2; fi
   echo "making an environment for JavaScript (once) …"
@@ -63,5 +65,6 @@ if "$bin/python" "$here/euler_reference.py" "$artifact" "$work/euler.npz"; then
 else
   failed=1
 fi
+"$eval_unlearn" "$here/run_eval_unlearn.py" "$artifact" || failed=1
 if [ "$failed" = 0 ]; then echo "every client runs the edit"; else echo "a client FAILED" >&2; fi
 exit "$failed"
