@@ -219,6 +219,7 @@ def _check_stages(s: Settings) -> None:
         )
     for option, given in (
         ("--judge", s.judge != Settings.judge and not s.staged),
+        ("--judge-anyway", s.judge_anyway and not s.tune),
         ("--budget", s.budget != Settings.budget and not s.tune),
     ):
         if given:

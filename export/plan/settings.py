@@ -97,6 +97,7 @@ class Settings(Checked):
     """Then evaluate by the judges, attack, and put a report into the artifact: quick (one backend, 2 seeds, 2 attacks) or full (every backend that runs
     here, 5 seeds, 4 attacks)."""
     judge: tuple[str, ...] = like(TuneSettings, "judge", panel=EVIDENCE)
+    judge_anyway: bool = like(TuneSettings, "judge_anyway", panel=EVIDENCE)
     budget: int = like(TuneSettings, "budget", panel=EVIDENCE)
     # The command's names of options that are repeated, or that are lists.
     format: InitVar[str | Sequence[str] | None] = None

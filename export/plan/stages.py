@@ -98,7 +98,7 @@ class Stages:
 
 def tune_settings(s: Settings) -> TuneSettings:
     """Of the tuning before an export."""
-    return TuneSettings(judge=s.judge, budget=s.budget)
+    return TuneSettings(judge=s.judge, judge_anyway=s.judge_anyway, budget=s.budget)
 
 
 def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> Stages:

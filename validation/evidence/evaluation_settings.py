@@ -26,7 +26,7 @@ class EvaluationSettings(Checked):
     before: bool = option(True, panel=WHAT)
     """The unedited model's pictures too; needs torch and the original model."""
     judge: tuple[str, ...] = option(("demo",), "NAME", HOW)
-    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:label,…] or nudenet[=SCORE], which look for
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:A,B] or nudenet[=SCORE], which look for
     the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
     objects: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Only these of the judge's objects."""

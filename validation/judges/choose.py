@@ -21,7 +21,7 @@ def open_judge(text: str, wanted: Mapping[str, ConceptPrompts] | None = None, de
     """Open one judge.
 
     Args:
-        text: `demo`, `unlearncanvas=DIR`, `onnx=DIR`, `clip=DIR|ID`, `classifier=DIR|ID[:label,…]` or `nudenet[=SCORE]`.
+        text: `demo`, `unlearncanvas=DIR`, `onnx=DIR`, `clip=DIR|ID`, `classifier=DIR|ID[:A,B]` or `nudenet[=SCORE]`.
         wanted: concepts, with their words, of which it has to see at least one; None: whatever it knows.
         device: torch device.
 

@@ -36,7 +36,7 @@ class TuneSettings(Checked):
     """
 
     judge: tuple[str, ...] = option(("demo",), "NAME", JUDGED)
-    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:label,…] or nudenet[=SCORE], which look for
+    """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:A,B] or nudenet[=SCORE], which look for
     the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
     judge_anyway: bool = option(False, panel=JUDGED)
     """Tune by a judge that tells the unedited model's pictures apart in fewer than 90 %."""
