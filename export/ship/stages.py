@@ -20,7 +20,6 @@ from ...validation.page.content import make_content
 from ...validation.page.render import Pages, render
 from ...validation.page.sources import own_proof
 from ...validation.trust import signature
-from ...validation.tuning.settings import Grid
 from ..plan.folder import check_output
 from ..plan.prepare import open_model
 from ..plan.progress import Remaining
@@ -118,7 +117,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
     """The artifact, by settings that are tuned first where that is wished for; signed once nothing will be added."""
     s = plan.settings
     if s.tune:
-        open_tuning(plan, Grid(), tune_settings(s), work / "tuning", told("tune")).run(told("tune"))
+        open_tuning(plan, tune_settings(s), work / "tuning", told("tune")).run(told("tune"))
         # The file holds all that was said of the concepts.
         file = work / "tuning" / SETTINGS
         plan = resolve(replace(s, settings=file, kind=(), instead=(), activations=(), sae=(), hookpoint=None, model=None))
@@ -143,7 +142,7 @@ def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Prog
         if stages.attacks:
             attack = work / "attack.json"
             if not attack.is_file() or attacking.unfinished(attack) is not None:
-                attacking.run(stages.attack_plan(root), attack, told("attack"))
+                attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))
 
         def made() -> Pages:
             content.update(make_content(root, folders, attack, inside=True))
