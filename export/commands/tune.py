@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...validation.page.figures import percent, rate_text
@@ -43,10 +42,10 @@ def tune(
 
     Example: `saeuron tune --concepts Neon,House --judge demo --budget 1000 --output tuned`
     """
-    from ..plan.resolve import resolve, to_fetch
+    from ..plan.resolve import resolve_tuning, to_fetch
 
     output = o.out_folder(output)
-    plan = resolve(replace(wanted, hookpoint=_all(settings.hookpoint)))
+    plan = resolve_tuning(wanted, settings)
     to_fetch(plan)
     if dry_run:
         from ..plan.tuning import plan_tasks
@@ -62,12 +61,6 @@ def tune(
     else:
         _print(report)
         tell(f"settings: {output / 'settings.toml'}")
-
-
-def _all(places: Sequence[str]) -> str | None:
-    """The hookpoints of all that is tried, each once."""
-    names = [name for text in places for name in o.hookpoints_of(text)]
-    return ",".join(dict.fromkeys(names)) or None
 
 
 def _plan(tasks: Sequence[Task], as_json: bool) -> None:

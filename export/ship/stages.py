@@ -16,8 +16,6 @@ from ...editor.common.writing import alone, whole_file
 from ...validation.artifact import manifest
 from ...validation.attack import run as attacking
 from ...validation.evidence.evaluate import evaluate, make_plan
-from ...validation.page.content import make_content
-from ...validation.page.render import Pages, render
 from ...validation.page.sources import own_proof
 from ...validation.trust import signature
 from ..plan.folder import check_output
@@ -28,8 +26,8 @@ from ..plan.settings import Plan, Settings
 from ..plan.stages import EVALUATED, Stages, stages_of, tune_settings
 from ..plan.tuning import SETTINGS, open_tuning
 from .artifact import Progress, Result, make_artifact
-from .card import REPORT_PICTURES
-from .into_artifact import HTML, put_report
+from .into_artifact import HTML
+from .report import ReportSettings, write_report
 
 STATE = "stages.json"
 
@@ -127,7 +125,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
 def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Progress]) -> dict[str, Any]:
     """Evaluations, attack and report of a finished artifact."""
     s, root = plan.settings, plan.settings.output
-    content: dict[str, Any] = {}
+    text: dict[str, Any] = {"text": f"the report lies in {root / HTML}"}
     if not (root / HTML).is_file():  # else a run was killed at its very end
         folders = []
         for wanted in stages.evaluations(manifest.read(root)):
@@ -144,12 +142,9 @@ def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Prog
             if not attack.is_file() or attacking.unfinished(attack) is not None:
                 attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))
 
-        def made() -> Pages:
-            content.update(make_content(root, folders, attack, inside=True))
-            return render(content, REPORT_PICTURES)
-
-        put_report(root, True, made, told("report"))
+        page = ReportSettings(evaluation=tuple(folders), attack=attack, into_artifact=True, overwrite=True)
+        text = write_report(root, page, told("report")).content["verdict"]
     if s.sign is not None:
         told("report")("signing")
         signature.sign(root, s.sign)
-    return content.get("verdict") or {"text": f"the report lies in {root / HTML}"}
+    return text
