@@ -173,8 +173,8 @@ def test_the_same_verbs_in_python(tmp_path):
 
     out, words = tmp_path / "a", {"steps": 2, "judge": ("demo",)}
     tuned = saeuron.tune(
-        Settings(concepts=("Neon",), steps=2), tmp_path / "tuned",
-        saeuron.TuneSettings(budget=40, select=("count:2", "count:4"), multiplier=(-1.0,), hookpoint=("up_blocks.1.attentions.1",)),
+        Settings(concepts="Neon", steps=2), str(tmp_path / "tuned"),
+        saeuron.TuneSettings(judge="demo", budget=40, select=("count:2", "count:4"), multiplier=(-1.0,), hookpoint=("up_blocks.1.attentions.1",)),
     )  # fmt: skip
     assert tuned.settings.select == ("count:2", "count:4") and (tmp_path / "tuned" / "settings.toml").is_file()
     saeuron.export_artifact(Settings(settings=tmp_path / "tuned" / "settings.toml", output=out, formats="checkpoint", proof="short"))
@@ -184,7 +184,7 @@ def test_the_same_verbs_in_python(tmp_path):
         out, tmp_path / "attack.json", saeuron.AttackSettings(attacks=("seeds",), search_seeds=1, report_seeds=(1,), **words)
     )
     assert attacked.finished and json.loads((tmp_path / "attack.json").read_text())["concepts"]["Neon"]["rows"]
-    page = saeuron.report(out, saeuron.ReportSettings(evaluation=(tmp_path / "e",), attack=tmp_path / "attack.json"))
+    page = saeuron.report(out, saeuron.ReportSettings(evaluation=str(tmp_path / "e"), attack=str(tmp_path / "attack.json")))
     assert page.html == tmp_path / "a-report" / "report.html" and page.html.is_file() and page.content["verdict"]["state"] == "proven"
     with pytest.raises(SaeuronError, match="no artifact"):
         saeuron.attack(tmp_path)
