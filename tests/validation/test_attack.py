@@ -131,7 +131,7 @@ def test_projection_lands_on_the_vocabulary(parts):
     ids = torch.tensor([7, 300, 512])
     assert prompts.nearest(table[ids] + 1e-4, table).tolist() == ids.tolist()
     template = prompts.with_prefix(original, case.tuning[0], 3)
-    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     loss = search.DiffusionLoss(victims["checkpoint"].pipeline, search.Targets(latents, [template]), 4, 0)
     found = search.learn_prefix(loss, 3, 4, 2, 5.0, 0)
     assert torch.equal(found.vectors, table[found.ids]) and set(found.ids) <= set(allowed.tolist())
