@@ -64,10 +64,17 @@ def stand_in(tmp_path_factory):
     guard(root / "plain", root / "stable-diffusion-v1-4")
     (root / "stable-diffusion-v1-4" / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n")
     make_sae(width=16).save(root / "sae" / f"unet.{HOOKPOINT}")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config={**text, "projection_dim": 16}, vision_config={**small, "projection_dim": 16}, projection_dim=16)).save_pretrained(
-        root / "small-clip"
-    )
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    CLIPModel(
+        CLIPConfig(text_config={**text, "projection_dim": 16}, vision_config={**small, "projection_dim": 16}, projection_dim=16)
+    ).save_pretrained(root / "small-clip")
     image = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(image_processor=image, tokenizer=tokenizer).save_pretrained(root / "small-clip")
     return StandIn(root / "stable-diffusion-v1-4", root / "sae", root / "small-clip")
@@ -100,7 +107,9 @@ def test_the_page_counts_what_the_dry_run_counts(stand_in, command):
     column = 3 if "quick" in command else 1
     told = {row[0].strip("`"): row[column : column + 2] for row in rows_of("| stage |")}
     assert told.pop("all") == [f"{sum(s[key] for s in stages):,}" for key in ("pictures", "forwards")]
-    assert told == {s["stage"]: [f"{s['pictures']:,}" if s["pictures"] else "", f"{s['forwards']:,}" if s["forwards"] else ""] for s in stages}
+    assert told == {
+        s["stage"]: [f"{s['pictures']:,}" if s["pictures"] else "", f"{s['forwards']:,}" if s["forwards"] else ""] for s in stages
+    }
 
 
 def rows_of(head):
@@ -194,9 +203,9 @@ def test_step_by_step(stand_in, few, tmp_path, monkeypatch):
     assert record.validation.passed and {w.status for w in record.settings} == {"untuned"}
     assert len({w.hookpoint for w in record.settings}) == 1 and verify(root)["verified"]
     report = (root / "validation" / "report.md").read_text()
-    for said in ("not seen", "CLIP score", "pictures with a nude class", "straight-through", "prefix"):
+    for said in ("others kept", "with nudity | detections", "CLIP score changes", "straight-through", "prefix"):
         assert said in report, said
-    # The tuned file alone gives the same plan again, which is what is sent back.
+    # What the page says of the file that is sent back.
     table = Path("sd14", "tuned", "settings.toml").read_text()
     assert table.count("[[concepts]]") == 2 and 'status = "untuned"' in table and "test_prompts" in table
 
