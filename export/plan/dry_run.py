@@ -76,7 +76,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
 
         folder = None if remote else open_model(plan, (settings.height, settings.width))
         stages = stages_of(plan, folder)
-        costs = costs_of(stages, folder, sum(sum(c["sets"].values()) for c in waiting))
+        costs = costs_of(stages, folder, waiting)
         found["stages"], found["attack_left_out"] = [plain(cost) for cost in costs], stages.left_out
         of_stages = [f"stage      {cost}" for cost in costs] + ([f"           no attack: {stages.left_out}"] if stages.left_out else [])
     found["lines"] = _lines(found, of_stages)

@@ -16,6 +16,7 @@ from saeuron.export.cli import app
 from saeuron.export.plan.folder import building
 from saeuron.export.plan.settings import Settings
 from saeuron.export.ship.stages import export_artifact
+from saeuron.validation.trust.verify import verify
 
 runner = CliRunner()
 
@@ -153,6 +154,7 @@ def test_the_safety_checker_is_kept(tiny, tmp_path):
     wanted = settings(tiny, tmp_path / "kept", model=str(tmp_path / "guarded"))
     kept = export_artifact(wanted)
     check_plan(kept, wanted)
+    assert verify(tmp_path / "kept")["failures"] == []
     assert kept.manifest.model.safety_checker and (tmp_path / "kept" / "safety_checker" / "model.safetensors").is_file()
     index = json.loads((tmp_path / "kept" / "model_index.json").read_text())
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tests.validation.test_verify import files_of, rewrite, whole  # noqa: F401 
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
+from saeuron.export.plan.dry_run import describe
+from saeuron.export.plan.settings import Settings
 from saeuron.export.ship import licence, publishing
 from saeuron.export.ship.card import model_card
 from saeuron.validation.artifact import contents, manifest
@@ -53,6 +56,15 @@ class Client:
             assert len(lines) == 1 and done.stdout == "", done.stdout + done.stderr
             return lines[0]
         return done
+
+
+def test_every_file_that_an_export_writes_is_known(tmp_path):
+    """Else nothing with it could be published without golden vectors."""
+    planned = describe(Settings(("Neon",), tmp_path / "a", "checkpoint,onnx", evidence="quick"))["files"]
+    known = [
+        re.sub("<hash>", "0123456789ab", name) for name in planned if name not in (GOLDEN, manifest.NAME) and "report-pictures" not in name
+    ]
+    assert "edit/concepts.json" in known and [name for name in known if not publishing._KNOWN.fullmatch(name)] == []
 
 
 @pytest.fixture

@@ -137,11 +137,14 @@ def test_the_dry_run_counts_what_the_stages_draw(tmp_path):
     folder = module.open_model(plan, (None, None))
     stages = stages_of(plan, folder)
     assert stages.names == ("tune", "export", "evaluate", "attack", "report") and stages.attack_judge == "demo"
-    found = {cost.stage: cost for cost in costs.costs_of(stages, folder, 0)}
+    found = {cost.stage: cost for cost in costs.costs_of(stages, folder, ())}
     # 8 objects, 8 styles and plain, two seeds, before and after.
     assert found["evaluate"].pictures == 8 * 9 * 2 * 2 and found["evaluate"].forwards == found["evaluate"].pictures * 40
     assert 608 < found["tune"].pictures < 700 + 1000 and found["attack"].pictures > 0
     assert all(cost.seconds > 0 for cost in found.values() if cost.forwards) and found["report"].forwards == 0
+    waiting = [{"sets": {"A": 3, "B": 4}, "steps": 100, "guidance": 9.0}, {"sets": {"C": 2}, "steps": 10, "guidance": 1.0}]
+    collect = costs.costs_of(stages, None, waiting)[0]
+    assert (collect.stage, collect.pictures, collect.forwards) == ("collect", 9, 7 * 200 + 2 * 10)
     full = stages_of(resolve(settings(tmp_path, evidence="full", judge=("clip=demo:clip", "demo"))), folder)
     assert full.judges == (("clip=demo:clip", "demo"), ("demo",)) and full.pictures > 72 + 60
     options = ["export", "--concepts", "Cactus", "--tune", "--evidence", "quick", "-o", tmp_path / "b", "--dry-run"]

@@ -18,7 +18,7 @@ from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.prompt_sets import ConceptPrompts
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.attack import prompts, search
-from saeuron.validation.attack.attack import Attacker, attack, budget, cases, cases_by_words
+from saeuron.validation.attack.attack import AttackCase, Attacker, attack, budget, cases, cases_by_words
 from saeuron.validation.attack.settings import AttackSettings
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
 from saeuron.validation.attack.victims import Baked, Hooked, bare
@@ -101,6 +101,29 @@ def test_a_learned_place_without_change_is_the_prompt(parts):
         prompts.with_prefix(original, text, 40)
 
 
+@pytest.mark.parametrize(
+    ("concept", "texts", "first"),
+    [
+        ("Sunset", ["An image in Sunset style.", "Sunset, a picture."], [True, False]),
+        ("sunset", ["An image in Sunset style.", "A SUNSET picture."], [True, True]),
+        ("in_Sunset", ["An image in Sunset style.", "In Sunset style."], [True, False]),
+        ("evening", ["An image in Sunset style.", "An evening."], [False, False]),
+    ],
+)
+def test_embeddings_are_learned_in_the_place_of_the_name_or_before_prompts_without_it(parts, concept, texts, first):
+    """Nudity's prompts say "nude", a sentence may begin with the name: neither stops an attack."""
+    original, victims, judge, _ = parts
+    run = Attacker(victims["hook"], original, AttackCase(concept, "style", texts[:1], texts[1:]), judge, TINY, print)
+    run.check(("prefix", "embedding", "straight-through"), ())
+    made = [run._template(original, "embedding", text) for text in texts]
+    assert [t.slots[0] > 1 for t in made] == first and all(len(t.slots) == TINY.tokens for t in made)
+    if concept == "evening":
+        assert made == [prompts.with_prefix(original, text, TINY.tokens) for text in texts]
+    else:
+        plain = [prompts.with_name_learned(original, t, run._name(t), TINY.tokens) for t in texts]
+        assert made == plain and not any("sunset" in original.tokenizer.decode(t.ids).lower() for t in made)
+
+
 def test_projection_lands_on_the_vocabulary(parts):
     original, victims, _, case = parts
     table, allowed = prompts.embedding_table(original), prompts.vocabulary(original)
@@ -108,7 +131,8 @@ def test_projection_lands_on_the_vocabulary(parts):
     ids = torch.tensor([7, 300, 512])
     assert prompts.nearest(table[ids] + 1e-4, table).tolist() == ids.tolist()
     template = prompts.with_prefix(original, case.tuning[0], 3)
-    loss = search.DiffusionLoss(victims["checkpoint"].pipeline, search.Targets(torch.randn(1, 8, 8, 8), [template]), 4, 0)
+    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    loss = search.DiffusionLoss(victims["checkpoint"].pipeline, search.Targets(latents, [template]), 4, 0)
     found = search.learn_prefix(loss, 3, 4, 2, 5.0, 0)
     assert torch.equal(found.vectors, table[found.ids]) and set(found.ids) <= set(allowed.tolist())
     free = search.learn_embedding(loss, table[ids], 6, 2, 3.0)

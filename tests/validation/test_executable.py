@@ -44,6 +44,12 @@ def test_an_adapter_is_refused_even_on_record(copy):
         ("model_index.json", lambda c: c.update(_class_name=["pipeline", "Mine"]), "the pipeline is"),
         ("model_index.json", lambda c: c.update(_class_name="KolorsPipeline"), "the pipeline is 'KolorsPipeline'"),
         ("model_index.json", lambda c: c.update(scheduler=["my_scheduler", "Mine"]), "'scheduler' is opened by"),
+        ("model_index.json", lambda c: c.update(safety_checker=["stable_diffusion", "Mine"]), "'safety_checker' is opened by"),
+        (
+            "model_index.json",
+            lambda c: c.update(scheduler=["stable_diffusion", "StableDiffusionSafetyChecker"]),
+            "'scheduler' is opened by",
+        ),
         ("model_index.json", lambda c: c.update(unet=["diffusers", "UNet2DConditionModel"]), "opens the UNet as"),
         ("model_index.json", lambda c: c.update(unet=["other_unet", "Mine"]), "'unet' is opened by"),
         ("unet/config.json", lambda c: c.update(auto_map={"AutoModel": "evil.Mine"}), "'auto_map' takes AutoModel from 'evil.Mine'"),

@@ -74,13 +74,14 @@ def test_the_verdict_says_the_numbers(tmp_path):
         ({"prefix": 1, "embedding": 6, "edited": 5}, "the strongest attack tried (embedding) brought Neon back in 6 of 24 trials"),
         ({"prefix": 1, "embedding": 6, "edited": 8}, "plain prompts alone, without an attack, brought Neon back in 8 of 24 trials"),
         ({"prefix": 6, "edited": 6}, "the strongest attack tried (prefix) brought Neon back in 6 of 24 trials"),
-        ({}, "no attack tried (prefix, embedding) brought Neon back: at the fewest trials 0 of 24 (0 %, 95 % interval"),
+        ({}, "no attack tried (prefix, embedding) brought Neon back: at the fewest trials 0 of 24 (0 %, 95 % interval 0 to 13.8 %)."),
+        ({"unedited": 9}, "13.8 %), which says little of Neon: the judge sees it in few of the unedited model's pictures."),
     ],
 )  # fmt: skip
 def test_the_verdict_takes_the_worst_even_where_nothing_attacks(tmp_path, hits, said):
     root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
     names = ("unedited", "edited", "prefix", "embedding")
-    rows = [made_up.attack_row(name, 24 if name == "unedited" else hits.get(name, 0)) for name in names]
+    rows = [made_up.attack_row(name, hits.get(name, 24 if name == "unedited" else 0)) for name in names]
     path = made_up.attack(tmp_path / "attack.json", root, concepts={"Neon": {"domain": "style", "rows": rows, "pictures": []}})
     assert said in make_content(root, attack=path)["verdict"]["text"]
 

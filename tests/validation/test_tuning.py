@@ -174,9 +174,9 @@ def test_attacks_on_candidates_are_stored_and_counted_on_other_prompts(parts, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("saeuron.validation.attack.attack.Attacker.searches", lambda *_: pytest.fail("searched again"))
         assert again(candidate, True)["demo"] == found
-    nameless = ConceptPrompts("Neon", "style", ["a picture"] * 2, ["an image"] * 2, WORDS.contrast)
-    with pytest.raises(SaeuronError, match="--attack embedding: 'Neon' is not in the prompt .* an attack by prefix"):
-        attacker(bench, nameless, "embedding")
+    long = ConceptPrompts("Neon", "style", ["a picture " * 20] * 2, ["an image"] * 2, WORDS.contrast)
+    with pytest.raises(SaeuronError, match="--attack embedding: the prompt .* the text encoder reads 24"):
+        attacker(bench, long, "embedding")
 
 
 def test_likeness_is_none_where_everything_changed_and_nothing_can_be_told_apart(parts, tmp_path):

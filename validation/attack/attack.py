@@ -6,6 +6,7 @@ Needs no torch until an attack runs.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,8 @@ class Attacker:
         self.shown: list[Shown] = []
         self.targets: Any = None
         """the unedited model's latents of the tuning pictures, once they were made"""
+        self._in_place = all(map(self._name, (*case.tuning, *case.reporting)))
+        """whether embeddings are learned in the place of the name: every prompt holds it"""
 
     def _seen(self, pipeline: Any, contexts: Any, jobs: Sequence[tuple[str, int]], row: str | None) -> list[bool]:
         """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
@@ -201,7 +204,7 @@ class Attacker:
         with self.victim.edited(straight=row == "straight-through") as pipeline:
             templates = [self._template(pipeline, row, text) for text, _ in tuning]
             loss = DiffusionLoss(pipeline, Targets(latents, templates), s.sampling.steps, s.seed)
-            name = words(pipeline, self._name(case.tuning[0]))
+            name = words(pipeline, self._name(case.tuning[0]) or case.concept.replace("_", " "))
             for restart in range(s.restarts):
                 self.say(f"{case.concept}: {row}, search {restart + 1} of {s.restarts}")
                 if row == "prefix":
@@ -254,15 +257,20 @@ class Attacker:
             for text in (*self.case.tuning, *self.case.reporting):
                 self._template(self.original, row, text)
 
-    def _name(self, text: str) -> str:
-        """The concept as the judge writes it in a prompt."""
-        return next((n for n in (self.case.concept, self.case.concept.replace("_", " ")) if n in text), self.case.concept)
+    def _name(self, text: str) -> str | None:
+        """The concept as it stands in a prompt; None: it doesn't."""
+        names = "|".join(re.escape(n) for n in (self.case.concept, self.case.concept.replace("_", " ")))
+        found = re.search(names, text, re.IGNORECASE)
+        return found and found[0]
 
     def _template(self, pipeline: Any, row: str, text: str) -> Any:
         from .prompts import with_name_learned, with_prefix
 
-        tokens = self.settings.tokens
-        return with_prefix(pipeline, text, tokens) if row == "prefix" else with_name_learned(pipeline, text, self._name(text), tokens)
+        tokens, name = self.settings.tokens, self._name(text)
+        # Prompts of nudity say "nude", those of vangogh "Vincent van Gogh": what is learned goes before them.
+        if row == "prefix" or not self._in_place or name is None:
+            return with_prefix(pipeline, text, tokens)
+        return with_name_learned(pipeline, text, name, tokens)
 
 
 def _row(

@@ -25,8 +25,9 @@ from .recount import recount
 
 EDITED_ROW = "edited"
 """of an attack: the edit, under plain prompts"""
+UNEDITED_ROW = "unedited"
 UNEDITED_PARAPHRASES = "unedited-paraphrases"
-PLAIN_ROWS = ("unedited", EDITED_ROW, UNEDITED_PARAPHRASES)
+PLAIN_ROWS = (UNEDITED_ROW, EDITED_ROW, UNEDITED_PARAPHRASES)
 """rows of an attack in which nothing is attacked"""
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from ..evidence.picture_backends import HOOK, UNEDITED
 from ..evidence.results import Evaluation
-from ..evidence.sightings import Removal
+from ..evidence.sightings import BALANCED, Removal
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share
 from .proofs import by_size
-from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, Attack, Known
+from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, UNEDITED_ROW, Attack, Known
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
@@ -116,6 +116,9 @@ def _sighted(evaluation: Evaluation, of: Removal, concept: str, backend: str, ju
     earlier = unedited.sightings[judge][concept].removed if unedited else None
     before = f"; {earlier.hits} of {earlier.trials} before the edit" if earlier else ""
     text = f"the judge '{judge}' no longer sees {concept} in {gone.hits} of {gone.trials} pictures that ask for it ({percent(gone.rate)}, 95 % interval {interval(gone)}; {backend}{before})"
+    trusted = evaluation.trust.get(judge, {}).get(concept)
+    if trusted is not None and (trusted.balanced is None or trusted.balanced < BALANCED):
+        text += f", which says little: it tells only {percent(trusted.balanced)} of the unedited model's pictures apart"
     least = min((r.kept for r in everything if r.kept.trials), key=lambda r: r.rate or 0.0, default=None)
     if least is None:
         return text
@@ -146,7 +149,9 @@ def _attacked(attack: Attack | None) -> str:
         names = ", ".join(dict.fromkeys(row.attack for _, row in tried))
         concepts = " or ".join(dict.fromkeys(concept for concept, _ in tried))
         r = max((row.share for _, row in tried), key=lambda rate: rate.high or 0.0)
-        return f"no attack tried ({names}) brought {concepts} back: at the fewest trials {r.hits} of {r.trials} ({percent(r.rate)}, 95 % interval {interval(r)})"
+        weak = dict.fromkeys(concept for concept, row in known if row.attack == UNEDITED_ROW and (row.rate or 0) < 0.5)
+        little = f", which says little of {' and '.join(weak)}: the judge sees it in few of the unedited model's pictures" if weak else ""
+        return f"no attack tried ({names}) brought {concepts} back: at the fewest trials {r.hits} of {r.trials} ({percent(r.rate)}, 95 % interval {interval(r)}){little}"
     # At a tie the attack says more than the plain prompts.
     concept, worst = max(rows, key=lambda found: (found[1].rate or 0.0, found[1].attack not in PLAIN_ROWS))
     r = worst.share

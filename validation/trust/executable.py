@@ -22,6 +22,8 @@ _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_w
 _INDEX_OF_SHARDS = re.compile(r"\.index\.([^/]+\.)?json$")
 """of a variant too, e.g. `diffusion_pytorch_model.safetensors.index.fp16.json`"""
 _LIBRARIES = ("diffusers", "transformers")
+_CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+"""a class of diffusers too, which an index calls by its pipeline's module; Stable Diffusion 1.4's does"""
 _INDEX, _MODULAR = "model_index.json", "modular_model_index.json"
 _ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 """entries of a config by which transformers fetches and runs a kernel from the Hub, where they hold an owner's name"""
@@ -121,7 +123,7 @@ def _index(index: dict[str, Any], record: Manifest) -> list[str]:
         ]
     found = []
     for name, entry in index.items():
-        if not isinstance(entry, list) or entry == [None, None]:
+        if not isinstance(entry, list) or entry == [None, None] or (name == "safety_checker" and entry == _CHECKER):
             continue
         # Without a checkpoint there is no such file, and the index still names it.
         modules = _modules(record) or [e for e in entry[:1] if isinstance(e, str) and re.fullmatch(r"saeuron_unet_[0-9a-f]{12}", e)]

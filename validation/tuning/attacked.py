@@ -30,7 +30,7 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
         kind: of `LEARNED`.
 
     Raises:
-        SaeuronError: a prompt that is too long with what is learned in it, or without the concept's name where that is what is learned.
+        SaeuronError: a prompt that is too long with what is learned in it.
     """
     s = bench.settings
     judges = [j for j in bench.judges if words.name in j.concepts]
@@ -45,7 +45,7 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
         try:
             runs[test].check([kind], [])
         except SaeuronError as error:
-            raise SaeuronError(f"--attack {kind}: {error}; an attack by prefix needs no name in the prompts") from None
+            raise SaeuronError(f"--attack {kind}: {error}") from None
 
     @torch.no_grad()
     def run(candidate: Candidate, test: bool) -> dict[str, Rate]:
