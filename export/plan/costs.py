@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...editor.common.files import read_json
 from ...editor.common.typed import Number, Record, Whole
@@ -49,20 +51,24 @@ def _told(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def costs_of(stages: Stages, folder: Path | None, to_collect: int) -> list[Cost]:
+def costs_of(stages: Stages, folder: Path | None, to_collect: Sequence[Mapping[str, Any]] = ()) -> list[Cost]:
     """Costs of all stages in their order.
 
     Args:
         stages: see `stages_of`.
         folder: of the model; None where it isn't here, and no time can be told.
-        to_collect: prompts whose activations are to be collected first.
+        to_collect: domains whose activations are to be collected first, as the dry run lists them (`sets`, `steps`, `guidance`).
     """
     plan, s = stages.plan, stages.plan.settings
     a_picture = plan.steps * (2 if plan.guidance > 1 else 1)
     size = 0 if folder is None else _picture_bytes(folder, plan)
     found = []
     if to_collect:
-        found.append(Cost(stage="collect", pictures=to_collect, forwards=to_collect * a_picture))
+        prompts = [sum(c["sets"].values()) for c in to_collect]
+        sampled = [
+            c["steps"] * (2 if c["guidance"] > 1 else 1) for c in to_collect
+        ]  # not the plan's steps: see `collect_steps` of a preset
+        found.append(Cost(stage="collect", pictures=sum(prompts), forwards=sum(n * k for n, k in zip(prompts, sampled, strict=True))))
     if s.tune:
         tasks = [task.pictures for task in plan_tasks(plan, tune_settings(s))]
         drawn = sum(sum(pictures.values()) for pictures in tasks)

@@ -76,7 +76,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
 
         folder = None if remote else open_model(plan, (settings.height, settings.width))
         stages = stages_of(plan, folder)
-        costs = costs_of(stages, folder, sum(sum(c["sets"].values()) for c in waiting))
+        costs = costs_of(stages, folder, waiting)
         found["stages"], found["attack_left_out"] = [plain(cost) for cost in costs], stages.left_out
         of_stages = [f"stage      {cost}" for cost in costs] + ([f"           no attack: {stages.left_out}"] if stages.left_out else [])
     found["lines"] = _lines(found, of_stages)
@@ -174,7 +174,7 @@ def _lines(plan: dict[str, Any], of_stages: Sequence[str]) -> list[str]:
             f"collect    activations of {c['domain']} at {', '.join(c['hookpoints'])}: {sum(c['sets'].values())} prompts ({sets}), {c['steps']} steps, guidance {c['guidance']:g}"
         )
     if "to_fetch" in plan:
-        lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes and features are known once these are here)")
+        lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes, times and features are known once these are here)")
     elif "to_collect" in plan:
         lines.append("           (features, sizes and memory are known once these are collected: saeuron collect, or the export itself)")
     else:

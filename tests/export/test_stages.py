@@ -137,11 +137,13 @@ def test_the_dry_run_counts_what_the_stages_draw(tmp_path):
     folder = module.open_model(plan, (None, None))
     stages = stages_of(plan, folder)
     assert stages.names == ("tune", "export", "evaluate", "attack", "report") and stages.attack_judge == "demo"
-    found = {cost.stage: cost for cost in costs.costs_of(stages, folder, 0)}
+    found = {cost.stage: cost for cost in costs.costs_of(stages, folder)}
     # 8 objects, 8 styles and plain, two seeds, before and after.
     assert found["evaluate"].pictures == 8 * 9 * 2 * 2 and found["evaluate"].forwards == found["evaluate"].pictures * 40
     assert 608 < found["tune"].pictures < 700 + 1000 and found["attack"].pictures > 0
     assert all(cost.seconds > 0 for cost in found.values() if cost.forwards) and found["report"].forwards == 0
+    collected = costs.costs_of(stages, folder, [{"sets": {"a": 3, "b": 3}, "steps": 100, "guidance": 9.0}])[0]
+    assert (collected.stage, collected.pictures, collected.forwards) == ("collect", 6, 6 * 100 * 2)  # not the 20 steps of the plan
     full = stages_of(resolve(settings(tmp_path, evidence="full", judge=("clip=demo:clip", "demo"))), folder)
     assert full.judges == (("clip=demo:clip", "demo"), ("demo",)) and full.pictures > 72 + 60
     options = ["export", "--concepts", "Cactus", "--tune", "--evidence", "quick", "-o", tmp_path / "b", "--dry-run"]
