@@ -75,7 +75,8 @@ def export(
         tell(f"{result.path}: {verdict}")
         print_engines(result.path, result.manifest)
         if result.verdict:
-            tell(result.verdict["text"])
+            for fact in result.verdict["facts"][1:]:  # the proof, which is the first one, was told above
+                tell(f"{fact['about']}: {fact['text']}")
             tell(f"{result.path}/validation/report.html; tuning, evaluation and attack lie in {work_folder(result.path)}")
     report_failures(result.report)
     if result.report is not None and not result.proven:
