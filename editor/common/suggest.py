@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> str:
     """`concept 'Neom' is unknown: did you mean Neon? Known: …`."""
-    names = list(known)
+    names = [name for name in known if name]  # "" is an option left out
     folded = {n.lower(): n for n in names}
     same = folded.get(name.lower())
     near = [same] if same else [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]

@@ -66,7 +66,7 @@ def new(
 ) -> None:  # fmt: skip
     """Write a preset from a concept's words: the prompts that `--concepts NAME --kind KIND` would take, as a file to edit.
 
-    Example: `saeuron concepts new "Grumpy Cat" --kind object --instead cat --output grumpy.toml`
+    Example: `saeuron concepts new "Grumpy Cat" --kind object --instead "a cat" --output grumpy.toml`
     """
     from ...editor.features.concepts import KINDS, presets
     from ..plan.concept_tables import write_preset

@@ -11,7 +11,7 @@ import typer
 from ..plan.settings import Plan, Settings
 from . import options as o
 from .build import print_engines
-from .console import Version, out, print_warning, progress_line, report_failures, tell, write_json
+from .console import Version, out, print_warning, progress_line, report_failures, resumable, tell, write_json
 from .declared import command
 
 
@@ -55,7 +55,8 @@ def export(
     with progress_line("starting") as progress:
         from ..ship.stages import export_artifact, work_folder
 
-        result = export_artifact(plan, progress)
+        make = resumable(export_artifact) if wanted.staged else export_artifact
+        result = make(plan, progress)
     for warning in result.manifest.warnings:
         print_warning(warning)
     if as_json:
@@ -75,7 +76,8 @@ def export(
         tell(f"{result.path}: {verdict}")
         print_engines(result.path, result.manifest)
         if result.verdict:
-            tell(result.verdict["text"])
+            for fact in result.verdict["facts"][1:]:  # the proof, which is the first one, was told above
+                tell(f"{fact['about']}: {fact['text']}")
             tell(f"{result.path}/validation/report.html; tuning, evaluation and attack lie in {work_folder(result.path)}")
     report_failures(result.report)
     if result.report is not None and not result.proven:

@@ -174,7 +174,7 @@ def _lines(plan: dict[str, Any], of_stages: Sequence[str]) -> list[str]:
             f"collect    activations of {c['domain']} at {', '.join(c['hookpoints'])}: {sum(c['sets'].values())} prompts ({sets}), {c['steps']} steps, guidance {c['guidance']:g}"
         )
     if "to_fetch" in plan:
-        lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes and features are known once these are here)")
+        lines.append(f"to fetch   {', '.join(plan['to_fetch'])} (sizes, times and features are known once these are here)")
     elif "to_collect" in plan:
         lines.append("           (features, sizes and memory are known once these are collected: saeuron collect, or the export itself)")
     else:

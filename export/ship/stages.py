@@ -64,11 +64,14 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
     with alone(work, f"another process works in '{work}'; wait until it has ended"):
         state = _state(work) or State("")
         if not _goes_on(s.output, state, ours):
+            if state.settings_sha256 == ours and not state.finished:
+                progress(f"going on: what was tuned so far lies in {work}" if s.tune else "beginning again: the artifact wasn't finished")
             _clear(work)
             _keep(work, State(ours))
             result = _made(plan, work, stages.told(progress))
             state = _keep(work, State(ours, manifest.content_sha256(result.manifest)))
         else:
+            progress(f"going on: {s.output} is made already, its evidence lies in {work}")
             own = s.output / "validation" / "report.json"
             result = Result(s.output, manifest.read(s.output), own_proof(own) if own.is_file() else None)
         if s.evidence and (result.proven or result.report is None):
@@ -125,7 +128,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
 def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Progress]) -> dict[str, Any]:
     """Evaluations, attack and report of a finished artifact."""
     s, root = plan.settings, plan.settings.output
-    text: dict[str, Any] = {"text": f"the report lies in {root / HTML}"}
+    text: dict[str, Any] = {"text": f"the report lies in {root / HTML}", "facts": []}
     if not (root / HTML).is_file():  # else a run was killed at its very end
         folders = []
         for wanted in stages.evaluations(manifest.read(root)):

@@ -83,7 +83,9 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
         with pytest.raises(SaeuronError, match="exists"):  # another job doesn't go on from it
             export_artifact(settings(tmp_path, evidence="full"))
         calls.clear()
-        assert export_artifact(settings(tmp_path)).verdict["text"]
+        said: list[str] = []
+        assert export_artifact(settings(tmp_path), said.append).verdict["text"]
+        assert sum("is made already" in text for text in said) == 1
         seen[name], after = list(calls), manifest.read(root)
         assert after.created == before and "validation/report.html" in after.files
     assert seen["evaluate"] == ["evaluate", "attack", "write_report"] and "make_artifact" not in seen["write_report"]

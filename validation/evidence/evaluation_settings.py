@@ -27,7 +27,7 @@ class EvaluationSettings(Checked):
     """The unedited model's pictures too; needs torch and the original model."""
     judge: tuple[str, ...] = option(("demo",), "NAME", HOW)
     """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:A,B] or nudenet[=SCORE], which look for
-    the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
+    the concept's words. Repeatable (not in attack); tuning goes by the worst of several. Default: demo."""
     objects: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
     """Only these of the judge's objects."""
     styles: tuple[str, ...] = option((), "A,B", WHAT, joined=True)

@@ -76,7 +76,8 @@ def open_judges(texts: Sequence[str], wanted: Mapping[str, ConceptPrompts], devi
 
 def _blind(concept: str, judges: Sequence[Judge], texts: Sequence[str]) -> SaeuronError:
     known = list(dict.fromkeys(name for judge in judges for name in judge.concepts))
-    return SaeuronError(unknown("concept", concept, known, f"to the judge '{', '.join(texts)}'"))
+    text = unknown("concept", concept, known, f"to the judge '{', '.join(texts)}'")
+    return SaeuronError(f"{text}; --judge names another")
 
 
 def _by_words(name: str, where: str, wanted: Mapping[str, ConceptPrompts], device: str) -> Judge:

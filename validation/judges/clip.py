@@ -30,7 +30,7 @@ class ClipJudge:
     """
 
     def __init__(self, where: str, wanted: Mapping[str, ConceptPrompts], device: str = "cpu") -> None:
-        self._clip = Embedder(where, device, "judge clip:")
+        self._clip = Embedder(where, device, "judge clip")
         self._domains: list[tuple[list[str], list[str]]] = []
         """names of the sets of a domain, and of the concepts among them"""
         texts: dict[str, list[str]] = {}

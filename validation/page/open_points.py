@@ -42,7 +42,7 @@ def not_checked(k: Known) -> list[dict[str, str]]:
         add("engines", f"tensorrt/{name} ({engine.backend}, {', '.join(engine.sms)}): {engine.status}.")
     for wish in record.settings:
         if wish.status == "untuned":
-            add("settings", f"{wish.name}: its settings are untuned, so they were not chosen by any measurement.")
+            add("settings", f"{wish.name}: its settings are untuned: no measurement that can be believed chose them.")
     if k.pictures_left_out:
         add("pictures", "Pictures before and after the edit were left out of this report, so nothing of it can be seen here.")
     for text in _unseen(k):

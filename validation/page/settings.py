@@ -39,5 +39,7 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
     if attack is not None:
         a = attack.content
         entries = [("through", a.through), ("judge", a.judge.name), ("judge's hash", a.judge.sha256)]
-        groups.append(("Attack", entries + [(name.replace("_", " "), listed(v)) for name, v in a.settings.items()]))
+        groups.append(
+            ("Attack", entries + [(name.replace("_", " "), listed(v)) for name, v in a.settings.items() if v not in ("", [], ())])
+        )
     return [{"title": title, "entries": entries} for title, entries in groups if entries]

@@ -24,7 +24,7 @@ def verdict(k: Known) -> dict[str, Any]:
         state, word = _OPEN, "not proven"
         facts.append(("proof", "nothing was proven, since the artifact was exported without validation"))
     else:
-        state, word = (_PROVEN, "proven") if k.report.passed else (_FAILED, "proof failed")
+        state, word = (_PROVEN, "proven equal to the dynamic hook") if k.report.passed else (_FAILED, "proof failed")
         facts.append(("proof", _compared(k.report, "the proof")))
     if k.proof is not None:
         if not k.proof.passed:

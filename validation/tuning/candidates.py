@@ -70,7 +70,7 @@ def rounds(candidates: int, most: int, budget: int, unit: int) -> list[Round]:
     least = min(most, max(LEAST, unit))
     if budget < candidates * least:
         raise SaeuronError(
-            f"--budget {budget} is too small: {candidates} candidates need at least {candidates * least} pictures for one round; raise it, or try fewer (--select, --multiplier, --hookpoint)"
+            f"--budget {budget} is too small: {candidates} candidates need at least {candidates * least} pictures for one round; raise it, or let saeuron tune try fewer (--select, --multiplier, --hookpoint)"
         )
     found: list[Round] = []
     left, reached = budget, 0

@@ -25,7 +25,7 @@ class TuneSettings(Checked):
 
     judge: tuple[str, ...] = option(("demo",), "NAME", JUDGED)
     """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:A,B] or nudenet[=SCORE], which look for
-    the concept's words. Repeatable, but for attack; tune goes by the worst one's figures."""
+    the concept's words. Repeatable (not in attack); tuning goes by the worst of several. Default: demo."""
     judge_anyway: bool = option(False, panel=JUDGED)
     """Tune by a judge that tells the unedited model's pictures apart in fewer than 90 %."""
     budget: int = option(3000, "PICTURES", HOW, least=1, most=10_000_000)
