@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import SaeuronError
 from .suggest import unknown
@@ -74,9 +76,13 @@ class Checked:
     """Settings whose values are checked whenever they are made: by a command, from a file, or in Python."""
 
     def __post_init__(self) -> None:
-        """Raise `SaeuronError` for the first value outside its option's bounds."""
+        """Raise `SaeuronError` for the first value outside its option's bounds.
+
+        Python may give a text where a path is meant, a list or one value where several can be, and of several the text that a command takes.
+        """
         for f in fields(self):
-            value = getattr(self, f.name)
+            value = _taken(getattr(self, f.name), hints_of(type(self))[f.name], f)
+            object.__setattr__(self, f.name, value)
             if not isinstance(value, list | tuple):
                 value = () if value is None or value == f.default else (value,)
             elif not value and f.default:
@@ -85,6 +91,25 @@ class Checked:
                 _check(flag(f), one, f.metadata)
                 if isinstance(one, int) and value.count(one) > 1:
                     raise SaeuronError(f"{flag(f)}: {one} is given twice")
+
+
+hints_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+"""settings → name of each field → its type"""
+
+
+def _taken(value: Any, kind: Any, f: Field[Any]) -> Any:
+    """A value as the field holds it."""
+    if get_origin(kind) is tuple:
+        part = get_args(kind)[0]
+        if isinstance(value, str) and f.metadata.get("joined"):
+            value = [p.strip() for p in value.split(",") if p.strip()] if part is str else numbers(value, flag(f), part)
+        elif isinstance(value, str | os.PathLike | int | float):
+            value = [] if value == "" else [value]
+        return tuple(_taken(one, part, f) for one in value)
+    kinds = (kind, *get_args(kind))
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    return os.fspath(value) if str in kinds and isinstance(value, os.PathLike) else value
 
 
 def _check(shown: str, value: Any, bounds: Mapping[str, Any]) -> None:

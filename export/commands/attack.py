@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import plain_text
 from ...validation.attack.settings import AttackSettings
-from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ...validation.page.figures import interval, percent
 from ..plan.folder import check_with_pictures
 from ..plan.resolve import check_sources
 from . import options as o
-from .console import names, out, print_warning, progress_line, table_of, tell, write_json
+from .console import out, print_warning, progress_line, table_of, tell, write_json
 from .declared import command, only
 
 if TYPE_CHECKING:
     from ...validation.attack.results import AttackReport
-
-_DEFAULT = "prefix,embedding,straight-through,seeds"
 
 
 @command
@@ -30,13 +25,11 @@ def attack(
     artifact: o.Artifact,
     settings: Annotated[
         AttackSettings,
-        only("tokens", "iterations", "embedding_iterations", "restarts", "tune_seeds", "report_seeds", "search_seeds", "seed", "batch_size"),
+        only(
+            "judge", "concepts", "attacks", "paraphrases", "through", "model", "saes", "device", "steps", "guidance", "tokens", "iterations",
+            "embedding_iterations", "restarts", "tune_seeds", "report_seeds", "search_seeds", "seed", "batch_size",
+        ),
     ],
-    recorded: Annotated[EvaluationSettings, only("judge", "model", "saes", "steps", "guidance", "device")],
-    concepts: Annotated[str, typer.Option(metavar="A,B", help="Of the artifact's concepts. Default: all.", rich_help_panel=o.WHAT)] = "",
-    attacks: Annotated[str, typer.Option(metavar="A,B", help=f"Of {_DEFAULT},paraphrases. Default: all but the last.", rich_help_panel=o.WHAT)] = "",
-    paraphrases: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts, one a line; {name} stands for the concept. Adds that attack.", rich_help_panel=o.WHAT)] = None,
-    through: Annotated[str, typer.Option(metavar="WAY", help="checkpoint (the artifact's), or hook (the dynamic hook).", rich_help_panel=o.HOW)] = "checkpoint",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="The report; example pictures go to FILE-examples/.", rich_help_panel=o.OUTPUT)] = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
@@ -52,13 +45,11 @@ def attack(
     from ...validation.attack import run as a
     from ...validation.attack.attack import plan as budgets
 
-    if attacks and "paraphrases" in names(attacks) and paraphrases is None:
-        raise SaeuronError("the attack 'paraphrases' needs --paraphrases FILE, one prompt a line")
     _check_output(output, overwrite)
-    if recorded.model:
-        check_sources([("model", recorded.model)])
+    if settings.model:
+        check_sources([("model", settings.model)])
     with progress_line("opening the judge") as say:
-        plan = a.make_plan(artifact, settings, recorded, names(concepts), names(attacks), _lines(paraphrases), through)
+        plan = a.make_plan(artifact, settings)
         report = None if dry_run else a.run(plan, output, say)
     if report is None:
         _print_plan(budgets(plan.cases, plan.settings, plan.attacks, len(plan.paraphrases)), as_json)
@@ -69,23 +60,6 @@ def attack(
     _print(report)
     if output is not None:
         tell(f"{output}, pictures in {a.examples_of(output)}")
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        found = [line.strip() for line in plain_text(path).splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise SaeuronError(f"--paraphrases '{path}' is no UTF-8 text") from None
-    if not found:
-        raise SaeuronError(f"--paraphrases '{path}' holds no prompt")
-    for text in found:
-        if others := re.findall(r"\{[^{}]*\}?", text.replace("{name}", "")):
-            raise SaeuronError(
-                f"--paraphrases '{path}': '{others[0]}' in '{text[:60]}' stands for nothing; {{name}} stands for the concept"
-            )
-    return found
 
 
 def _check_output(output: Path | None, overwrite: bool) -> None:

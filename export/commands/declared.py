@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 
-from ...editor.common.declared import field_of, flag, numbers, option_name, words_of
+from ...editor.common.declared import field_of, flag, hints_of, numbers, option_name, words_of
 from .console import clean, names
-
-_hints = cache(get_type_hints)
 
 
 class Only(NamedTuple):
@@ -37,7 +35,7 @@ def annotation(settings: type, name: str) -> Any:
 def _parameter(settings: type, name: str, default: Any = ...) -> inspect.Parameter:
     """One field as a parameter that typer understands."""
     f = field_of(settings, name)
-    kind, default, more = _hints(settings)[name], f.default if default is ... else default, f.metadata
+    kind, default, more = hints_of(settings)[name], f.default if default is ... else default, f.metadata
     if get_origin(kind) is tuple:
         joined = ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
         kind, default = (str, joined) if more["joined"] else (list[get_args(kind)[0]] | None, None)  # type: ignore[misc]
@@ -53,7 +51,7 @@ def _parameter(settings: type, name: str, default: Any = ...) -> inspect.Paramet
 
 def _value(settings: type, name: str, given: Any) -> Any:
     """What the command line gave, as the field takes it."""
-    f, kind = field_of(settings, name), _hints(settings)[name]
+    f, kind = field_of(settings, name), hints_of(settings)[name]
     if get_origin(kind) is not tuple:
         return given
     if not f.metadata["joined"]:

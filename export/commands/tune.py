@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...validation.page.figures import percent, rate_text
-from ...validation.tuning.settings import Grid, TuneSettings
+from ...validation.tuning.settings import TuneSettings
 from ..plan.settings import Settings
 from . import options as o
 from .console import escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
@@ -24,9 +23,11 @@ def tune(
     wanted: Annotated[
         Settings, only("concepts", "kind", "instead", "preset_files", "settings", "activations", "model", "variant", "sae", "residual", "steps", "guidance", "device")
     ],
-    tried: Grid,
     settings: Annotated[
-        TuneSettings, only("judge", "judge_anyway", "budget", "attack", "tune_seeds", "report_seeds", "weights", "clip", "fid", "batch_size")
+        TuneSettings,
+        only(
+            "judge", "judge_anyway", "budget", "attack", "tune_seeds", "report_seeds", "weights", "clip", "fid", "batch_size", "select", "multiplier", "hookpoint"
+        ),
     ],
     output: o.StoredResults = None,
     dry_run: o.DryRun = False,
@@ -41,31 +42,25 @@ def tune(
 
     Example: `saeuron tune --concepts Neon,House --judge demo --budget 1000 --output tuned`
     """
-    from ..plan.resolve import resolve, to_fetch
+    from ..plan.resolve import resolve_tuning, to_fetch
 
     output = o.out_folder(output)
-    plan = resolve(replace(wanted, hookpoint=_all(tried.hookpoint)))
+    plan = resolve_tuning(wanted, settings)
     to_fetch(plan)
     if dry_run:
         from ..plan.tuning import plan_tasks
 
-        _plan(plan_tasks(plan, tried, settings), as_json)
+        _plan(plan_tasks(plan, settings), as_json)
         return
     with progress_line("opening SAE and activations") as say:
         from ..plan.tuning import open_tuning
 
-        report = open_tuning(plan, tried, settings, output, say).run(say)
+        report = open_tuning(plan, settings, output, say).run(say)
     if as_json:
         write_json(report)
     else:
         _print(report)
         tell(f"settings: {output / 'settings.toml'}")
-
-
-def _all(places: Sequence[str]) -> str | None:
-    """The hookpoints of all that is tried, each once."""
-    names = [name for text in places for name in o.hookpoints_of(text)]
-    return ",".join(dict.fromkeys(names)) or None
 
 
 def _plan(tasks: Sequence[Task], as_json: bool) -> None:

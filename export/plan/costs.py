@@ -12,7 +12,6 @@ from ...editor.common.typed import Number, Record, Whole
 from ...editor.denoisers.families import family_of, sizes_in
 from ...validation.attack.attack import plan as attack_budgets
 from ...validation.evidence.evaluation_settings import EvaluationSettings
-from ...validation.tuning.settings import Grid
 from .settings import Plan
 from .stages import QUICK_SEEDS, Stages, tune_settings
 from .tuning import plan_tasks
@@ -70,7 +69,7 @@ def costs_of(stages: Stages, folder: Path | None, to_collect: Sequence[Mapping[s
         forwards = sum(n * c["steps"] * (2 if c["guidance"] > 1 else 1) for n, c in zip(prompts, to_collect, strict=True))
         found.append(Cost(stage="collect", pictures=sum(prompts), forwards=forwards))
     if s.tune:
-        tasks = [task.pictures for task in plan_tasks(plan, Grid(), tune_settings(s))]
+        tasks = [task.pictures for task in plan_tasks(plan, tune_settings(s))]
         drawn = sum(sum(pictures.values()) for pictures in tasks)
         found.append(
             Cost(
@@ -83,7 +82,11 @@ def costs_of(stages: Stages, folder: Path | None, to_collect: Sequence[Mapping[s
         drawn = stages.pictures * backends * len(QUICK_SEEDS if stages.quick else EvaluationSettings.seeds)
         found.append(Cost(stage="evaluate", pictures=drawn, forwards=drawn * a_picture, bytes=int(drawn * size)))
     if stages.cases:
-        rows = [row for of in attack_budgets(stages.cases, stages.attack_settings, stages.attack_names).values() for row in of.values()]
+        rows = [
+            row
+            for of in attack_budgets(stages.cases, stages.attack_settings, stages.attack_settings.attacks).values()
+            for row in of.values()
+        ]
         # The targets of the searches are pictures of the unedited model.
         targets = sum(len(case.tuning) for case in stages.cases) * len(stages.attack_settings.tune_seeds)
         forwards = sum(row["forwards"] + (_GRADIENT - 1) * row["gradients"] for row in rows) + targets * a_picture

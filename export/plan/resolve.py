@@ -18,6 +18,7 @@ from ...editor.edit.gains import LARGEST
 from ...editor.edit.provenance import SamplingUsed
 from ...editor.features.concepts import KEYS, Concept, ContrastSet, check_type, contrast_set, presets
 from ...editor.features.rule import Rule
+from ...validation.tuning.settings import TuneSettings
 from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, known_concepts, with_overrides
 from .settings import Collecting, Plan, Settings, Wish
 
@@ -64,6 +65,16 @@ def resolve(settings: Settings) -> Plan:
         {n: c.prompts for n, c in chosen.items()},
         concepts=chosen,
     )
+
+
+def resolve_tuning(wanted: Settings, settings: TuneSettings) -> Plan:
+    """The plan with every hookpoint that is tried.
+
+    Raises:
+        SaeuronError: as `resolve`.
+    """
+    names = [normalise(h.strip()) for text in settings.hookpoint for h in text.split(",")]
+    return resolve(replace(wanted, hookpoint=",".join(dict.fromkeys(names)) or None) if names else wanted)
 
 
 def _completed(s: Settings) -> Settings:

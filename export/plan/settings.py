@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -105,23 +104,10 @@ class Settings(Checked):
     preset_file: InitVar[str | Path | Sequence[str | Path] | None] = None
 
     def __post_init__(self, format: Any, proof_prompt: Any, preset_file: Any) -> None:
-        given = {"formats": format, "proof_prompts": proof_prompt, "preset_files": preset_file}
-        for name in ("concepts", "formats", "sae", "activations", "proof_prompts", "preset_files", "target", "kind", "instead", "judge"):
-            value = getattr(self, name) if given.get(name) is None else given[name]
-            if isinstance(value, str | os.PathLike):
-                value = [value] if value else []
-                if name in ("concepts", "formats"):
-                    value = [part.strip() for text in value for part in str(text).split(",") if part.strip()]
-            self._set(name, tuple(os.fspath(v) for v in value))
-        for name in ("output", "settings", "edit", "sign"):
-            if getattr(self, name) is not None:
-                self._set(name, Path(getattr(self, name)))
-        if self.model is not None:
-            self._set("model", os.fspath(self.model))
+        for name, given in (("formats", format), ("proof_prompts", proof_prompt), ("preset_files", preset_file)):
+            if given is not None:
+                object.__setattr__(self, name, given)
         super().__post_init__()
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def staged(self) -> bool:

@@ -12,14 +12,13 @@ from ...editor.features.prompt_sets import ConceptPrompts
 from ...validation.artifact.manifest import Manifest
 from ...validation.attack import run as attacking
 from ...validation.attack.attack import AttackCase, cases, cases_by_words
-from ...validation.attack.run import AttackPlan
 from ...validation.attack.settings import AttackSettings
 from ...validation.evidence import by_words
 from ...validation.evidence.evaluation_settings import EvaluationSettings
 from ...validation.evidence.picture_backends import PictureBackends
 from ...validation.judges.choose import LABELS, open_judge, open_judges, open_labels
 from ...validation.judges.judge import LabelJudge
-from ...validation.tuning.settings import Grid, TuneSettings
+from ...validation.tuning.settings import TuneSettings
 from .concepts import prompts_on_record
 from .settings import Plan, Settings
 from .tuning import plan_tasks
@@ -77,23 +76,13 @@ class Stages:
 
     @property
     def attack_settings(self) -> AttackSettings:
-        """The budget."""
-        common = AttackSettings(steps=self.plan.steps, guidance=self.plan.guidance)
-        return replace(common, restarts=1) if self.quick else common
-
-    @property
-    def attack_names(self) -> tuple[str, ...]:
-        """Of the attacks."""
-        return _QUICK_ATTACKS if self.quick else attacking.DEFAULT
-
-    def attack_plan(self, root: Path) -> AttackPlan:
-        """Of the finished artifact: through its checkpoint, else through the hook."""
+        """Through the artifact's checkpoint, else through the hook; steps and guidance will be on record."""
         hook = "checkpoint" not in self.plan.settings.formats
-        recorded = EvaluationSettings(
-            judge=(self.attack_judge,), model=self.plan.model, device=self.plan.settings.device,
-            saes=tuple(f"{h}={source}" for h, source in self.plan.saes.items()) if hook else (),
+        common = AttackSettings(
+            judge=(self.attack_judge,), model=self.plan.model, device=self.plan.settings.device, steps=self.plan.steps, guidance=self.plan.guidance,
+            through="hook" if hook else "checkpoint", saes=tuple(f"{h}={source}" for h, source in self.plan.saes.items()) if hook else (),
         )  # fmt: skip
-        return attacking.make_plan(root, self.attack_settings, recorded, (), self.attack_names, (), "hook" if hook else "checkpoint")
+        return replace(common, restarts=1, attacks=_QUICK_ATTACKS) if self.quick else replace(common, attacks=attacking.DEFAULT)
 
 
 def tune_settings(s: Settings) -> TuneSettings:
@@ -114,7 +103,7 @@ def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> 
     """
     s = plan.settings
     if s.tune:
-        plan_tasks(plan, Grid(), tune_settings(s))
+        plan_tasks(plan, tune_settings(s))
     names = [*(["tune"] if s.tune else []), "export"]
     if not s.evidence:
         return Stages(plan, tuple(names))

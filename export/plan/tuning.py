@@ -24,7 +24,7 @@ from ...validation.tuning.attacked import Attack, attacker
 from ...validation.tuning.bench import Bench
 from ...validation.tuning.candidates import Candidate, grid
 from ...validation.tuning.results import FORMAT, TuningReport
-from ...validation.tuning.settings import Grid, TuneSettings
+from ...validation.tuning.settings import TuneSettings
 from ...validation.tuning.tune import Scorers, Task, believe, make_task, tune
 from .concept_tables import candidate_table, contrast_tables, write_tables
 from .prepare import Sources, open_model, open_sources
@@ -85,22 +85,21 @@ class Tuning:
         return report
 
 
-def plan_tasks(plan: Plan, tried: Grid, settings: TuneSettings) -> list[Task]:
+def plan_tasks(plan: Plan, settings: TuneSettings) -> list[Task]:
     """What is drawn for each concept; opens nothing.
 
     Raises:
         SaeuronError: a concept without prompts, or too small a budget.
     """
-    return [make_task(words, _candidates(name, plan, tried), settings, _before(name, plan)) for name, words in _words(plan).items()]
+    return [make_task(words, _candidates(name, plan, settings), settings, _before(name, plan)) for name, words in _words(plan).items()]
 
 
-def open_tuning(plan: Plan, tried: Grid, settings: TuneSettings, output: Path, say: Say = lambda text: None) -> Tuning:
+def open_tuning(plan: Plan, settings: TuneSettings, output: Path, say: Say = lambda text: None) -> Tuning:
     """Plan each concept, and open judges, sources and pipeline; activations that are missing are collected, once everything else is known to fit.
 
     Args:
         plan: the concepts, with a hookpoint for each place that is tried.
-        tried: the candidates.
-        settings: how they are compared.
+        settings: the candidates, and how they are compared.
         output: of results.
         say: told what goes on.
 
@@ -108,7 +107,7 @@ def open_tuning(plan: Plan, tried: Grid, settings: TuneSettings, output: Path, s
         SaeuronError: as `plan_tasks`; a judge without a concept, files that can't be read, a candidate that can't be made, …
     """
     device, variant = plan.settings.device, plan.settings.variant
-    tasks = plan_tasks(plan, tried, settings)
+    tasks = plan_tasks(plan, settings)
     say("opening the judges")
     judges = open_judges(settings.judge, {t.words.name: t.words for t in tasks}, device)
     scorers = Scorers.of(settings, device)
@@ -138,7 +137,7 @@ def _words(plan: Plan) -> dict[str, ConceptPrompts]:
     return {name: prompts_of(plan.concepts[name]) for name in dict.fromkeys(plan.settings.concepts)}
 
 
-def _candidates(concept: str, plan: Plan, tried: Grid) -> list[Candidate]:
+def _candidates(concept: str, plan: Plan, tried: TuneSettings) -> list[Candidate]:
     places: list[tuple[str, ...]] = [tuple(normalise(h.strip()) for h in text.split(",")) for text in tried.hookpoint]
     if not places:
         own = tuple(dict.fromkeys(w.hookpoint for w in plan.wishes if w.concept == concept))

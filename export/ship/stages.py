@@ -16,11 +16,8 @@ from ...editor.common.writing import alone, whole_file
 from ...validation.artifact import manifest
 from ...validation.attack import run as attacking
 from ...validation.evidence.evaluate import evaluate, make_plan
-from ...validation.page.content import make_content
-from ...validation.page.render import Pages, render
 from ...validation.page.sources import own_proof
 from ...validation.trust import signature
-from ...validation.tuning.settings import Grid
 from ..plan.folder import check_output
 from ..plan.prepare import open_model
 from ..plan.progress import Remaining
@@ -29,8 +26,8 @@ from ..plan.settings import Plan, Settings
 from ..plan.stages import EVALUATED, Stages, stages_of, tune_settings
 from ..plan.tuning import SETTINGS, open_tuning
 from .artifact import Progress, Result, make_artifact
-from .card import REPORT_PICTURES
-from .into_artifact import HTML, put_report
+from .into_artifact import HTML
+from .report import ReportSettings, write_report
 
 STATE = "stages.json"
 
@@ -118,7 +115,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
     """The artifact, by settings that are tuned first where that is wished for; signed once nothing will be added."""
     s = plan.settings
     if s.tune:
-        open_tuning(plan, Grid(), tune_settings(s), work / "tuning", told("tune")).run(told("tune"))
+        open_tuning(plan, tune_settings(s), work / "tuning", told("tune")).run(told("tune"))
         # The file holds all that was said of the concepts.
         file = work / "tuning" / SETTINGS
         plan = resolve(replace(s, settings=file, kind=(), instead=(), activations=(), sae=(), hookpoint=None, model=None))
@@ -128,7 +125,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
 def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Progress]) -> dict[str, Any]:
     """Evaluations, attack and report of a finished artifact."""
     s, root = plan.settings, plan.settings.output
-    content: dict[str, Any] = {}
+    text: dict[str, Any] = {"text": f"the report lies in {root / HTML}"}
     if not (root / HTML).is_file():  # else a run was killed at its very end
         folders = []
         for wanted in stages.evaluations(manifest.read(root)):
@@ -143,14 +140,11 @@ def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Prog
         if stages.attacks:
             attack = work / "attack.json"
             if not attack.is_file() or attacking.unfinished(attack) is not None:
-                attacking.run(stages.attack_plan(root), attack, told("attack"))
+                attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))
 
-        def made() -> Pages:
-            content.update(make_content(root, folders, attack, inside=True))
-            return render(content, REPORT_PICTURES)
-
-        put_report(root, True, made, told("report"))
+        page = ReportSettings(evaluation=tuple(folders), attack=attack, into_artifact=True, overwrite=True)
+        text = write_report(root, page, told("report")).content["verdict"]
     if s.sign is not None:
         told("report")("signing")
         signature.sign(root, s.sign)
-    return content.get("verdict") or {"text": f"the report lies in {root / HTML}"}
+    return text

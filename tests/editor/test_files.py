@@ -6,9 +6,9 @@ from saeuron.editor.common.errors import SaeuronError, first_line
 from saeuron.editor.common.files import read_json
 from saeuron.editor.features.concepts import load_presets
 from saeuron.editor.features.prompt_sets import lines_of
-from saeuron.export.commands.attack import _lines
 from saeuron.export.plan.resolve import _with_file
 from saeuron.export.plan.settings import Settings
+from saeuron.validation.attack.run import _lines
 from saeuron.validation.evidence.prompt_file import read_prompts
 from saeuron.validation.judges.onnx_graphs import _label_lines
 

@@ -71,7 +71,7 @@ def test_refusals(demo_artifact, tmp_path):
     (tmp_path / "braces.txt").write_text("A {name} picture\nA {concept} picture\n")
     refused("'{concept}' in 'A {concept} picture' stands for nothing", "attack", root, "--paraphrases", tmp_path / "braces.txt")
     refused("the list ',' is empty", "attack", root, "--attacks", ",")
-    refused("checkpoint or hook", "attack", root, "--through", "onnx")
+    refused("known: checkpoint, hook", "attack", root, "--through", "onnx")
     refused("inside the artifact", "attack", root, "-o", root / "attack.json")
     refused("is a folder", "attack", root, "-o", tmp_path)
     refused("seed 42 is both", "attack", root, "--report-seeds", "42,1")

@@ -31,7 +31,7 @@ def settings(tmp_path, **changes):
 def calls(monkeypatch):
     """Names of the stages that ran."""
     found = []
-    for name in ("make_artifact", "evaluate", "put_report"):
+    for name in ("make_artifact", "evaluate", "write_report"):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name, **k: (found.append(name), real(*a, **k))[1])
     real_attack = module.attacking.run
@@ -44,7 +44,7 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
     told = []
     result = export_artifact(settings(tmp_path), told.append)
     root, work = tmp_path / "a", tmp_path / "a-work"
-    assert result.proven and calls == ["make_artifact", "evaluate", "attack", "put_report"]
+    assert result.proven and calls == ["make_artifact", "evaluate", "attack", "write_report"]
     assert {text.split(":")[0] for text in told if " of 4, " in text} == {
         "1 of 4, export",
         "2 of 4, evaluate",
@@ -67,7 +67,7 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
     # Stopped at each stage after the artifact: what is done is not done again.
     calls.clear()
     seen = {}
-    for name, holder in (("evaluate", module), ("run", module.attacking), ("put_report", module)):
+    for name, holder in (("evaluate", module), ("run", module.attacking), ("write_report", module)):
         shutil.rmtree(root, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
         with monkeypatch.context() as patched:
@@ -86,8 +86,8 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
         assert export_artifact(settings(tmp_path)).verdict["text"]
         seen[name], after = list(calls), manifest.read(root)
         assert after.created == before and "validation/report.html" in after.files
-    assert seen["evaluate"] == ["evaluate", "attack", "put_report"] and "make_artifact" not in seen["put_report"]
-    assert "attack" in seen["run"] and "attack" not in seen["put_report"]
+    assert seen["evaluate"] == ["evaluate", "attack", "write_report"] and "make_artifact" not in seen["write_report"]
+    assert "attack" in seen["run"] and "attack" not in seen["write_report"]
 
     # Killed between report and the end.
     state = json.loads((work / "stages.json").read_text())
@@ -97,7 +97,7 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
     assert calls == []
     # Replaced on wish; evaluation and attack are of the new one.
     export_artifact(settings(tmp_path, overwrite=True))
-    assert calls == ["make_artifact", "evaluate", "attack", "put_report"] and verify(root)["verified"]
+    assert calls == ["make_artifact", "evaluate", "attack", "write_report"] and verify(root)["verified"]
 
 
 @pytest.mark.slow
@@ -167,3 +167,27 @@ def test_refuses_before_anything_is_made(tmp_path):
     (tmp_path / "a-work" / "mine.txt").write_text("mine")
     refused("holds no stages.json", *there, "--evidence", "quick")
     assert not (tmp_path / "a").exists() and (tmp_path / "a-work" / "mine.txt").is_file()
+
+
+@pytest.mark.slow
+def test_the_same_verbs_in_python(tmp_path):
+    """Each function is its command: the same files."""
+    import saeuron
+
+    out, words = tmp_path / "a", {"steps": 2, "judge": ("demo",)}
+    tuned = saeuron.tune(
+        Settings(concepts="Neon", steps=2), str(tmp_path / "tuned"),
+        saeuron.TuneSettings(judge="demo", budget=40, select=("count:2", "count:4"), multiplier=(-1.0,), hookpoint=("up_blocks.1.attentions.1",)),
+    )  # fmt: skip
+    assert tuned.settings.select == ("count:2", "count:4") and (tmp_path / "tuned" / "settings.toml").is_file()
+    saeuron.export_artifact(Settings(settings=tmp_path / "tuned" / "settings.toml", output=out, formats="checkpoint", proof="short"))
+    found = saeuron.evaluate(out, tmp_path / "e", saeuron.EvaluationSettings(seeds=(1,), objects=("House",), **words))
+    assert found.backends["checkpoint"].pictures == 9
+    attacked = saeuron.attack(
+        out, tmp_path / "attack.json", saeuron.AttackSettings(attacks=("seeds",), search_seeds=1, report_seeds=(1,), **words)
+    )
+    assert attacked.finished and json.loads((tmp_path / "attack.json").read_text())["concepts"]["Neon"]["rows"]
+    page = saeuron.report(out, saeuron.ReportSettings(evaluation=str(tmp_path / "e"), attack=str(tmp_path / "attack.json")))
+    assert page.html == tmp_path / "a-report" / "report.html" and page.html.is_file() and page.content["verdict"]["state"] == "proven"
+    with pytest.raises(SaeuronError, match="no artifact"):
+        saeuron.attack(tmp_path)

@@ -7,19 +7,17 @@ import json
 import pickle
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tests import made_up
 
 from saeuron.editor import demo
-from saeuron.editor.common.files import file_sha256, open_safetensors, read_header, read_json
-from saeuron.editor.common.typed import plain
+from saeuron.editor.common.files import open_safetensors, read_header, read_json
 from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
 from saeuron.editor.features.activations import ConceptActivations
@@ -27,8 +25,6 @@ from saeuron.editor.features.rule import Rule
 from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.artifact import contents
-from saeuron.validation.evidence.counting import Counting
-from saeuron.validation.evidence.intervals import Rate
 
 from . import mutations as m
 
@@ -66,6 +62,8 @@ def reader(prepare: Callable[[Path], None], files: dict[str, m.Mutation], share:
 
 def readers() -> list[Reader]:
     """All of them."""
+    from . import evidence_readers  # noqa: F401 - registers its own
+
     return _READERS
 
 
@@ -517,85 +515,6 @@ def _onnx_graph(folder: Path) -> None:
 
     list(_used(folder / "model.onnx"))
     open_session(folder / "model.onnx")
-
-
-_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
-
-
-def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Two pictures a backend and what was seen on them, in `verdicts.csv`."""
-    rows = {}
-    for backend in backends:
-        rows[backend] = []
-        for seed in ("1", "2"):
-            file = f"pictures/{backend}/{seed}.png"
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (2, 2)).save(folder / file)
-            values = (backend, "House", "A", seed, "a house", file, file_sha256(folder / file), "House", "A" if seed == "1" else "B")
-            rows[backend].append(dict(zip(_COLUMNS, values, strict=True)))
-    lines = [_COLUMNS, *(row.values() for made in rows.values() for row in made)]
-    _put(folder, "verdicts.csv", "".join(",".join(line) + "\n" for line in lines))
-    return rows
-
-
-def _evidence(folder: Path) -> None:
-    _artifact(folder)
-    from saeuron.validation.artifact import manifest
-
-    edit, sha = manifest.read(folder).edit.sha256, file_sha256(folder / "saeuron.json")
-    judge = {"name": "demo", "sha256": "0", "judged": ["style", "object"]}
-    rows = _list_of_pictures(folder / "e", ("unedited", "hook", "onnx"))
-    figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})
-    rate = plain(Rate.of(1, 2))
-    evaluation = {
-        "format": "saeuron-evaluation-1", "finished": True,
-        "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judges": [judge], "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
-        "backends": {n: {**plain(figures[n]), "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
-        "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
-        "comparison": [{"backend": "onnx", "with": "hook", "pictures": 2, "identical": 2, "max_abs": 0, "least_psnr": None, "same_verdicts": 2}],
-    }  # fmt: skip
-    row = {
-        "attack": "prefix",
-        "successes": 1,
-        "budget": {"pictures": 2, "iterations": 2},
-        "prompts": ["a"],
-        **rate,
-        "found": {"text": "x"},
-        "each": [{"prompt": "a", "seed": seed, "shows_concept": seed == 1} for seed in (1, 2)],
-    }
-    attack = {"format": "saeuron-attack-1", "artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "through": "checkpoint", "judge": judge, "settings": {"steps": 4, "guidance": 3.0, "report_seeds": [1, 2], "search_seeds": [1]}, "concepts": {"A": {"domain": "style", "rows": [{**row, "attack": n} for n in ("unedited", "edited", "prefix")]}}}  # fmt: skip
-    _put(folder, "e/evaluation.json", json.dumps(evaluation))
-    _put(folder, "attack.json", json.dumps(attack))
-
-
-@reader(
-    _evidence,
-    {"e/evaluation.json": m.as_json, "e/verdicts.csv": m.as_lines, "attack.json": m.as_json, "validation/report.json": m.as_json},
-    0.2,
-)
-def _evidence_of_a_report(folder: Path) -> None:
-    from saeuron.validation.page.content import make_content
-    from saeuron.validation.page.render import render
-
-    render(make_content(folder, [folder / "e"], folder / "attack.json"), "pictures")
-
-
-def _verdict_files(folder: Path) -> None:
-    from saeuron.validation.evidence.verdicts import FORMAT, RESULT
-
-    _put(folder, RESULT, json.dumps({"format": FORMAT, "finished": False, "settings": {"a": 1, "b": [1]}}))
-    _list_of_pictures(folder, ("onnx",))
-
-
-@reader(_verdict_files, {"evaluation.json": m.as_json, "verdicts.csv": m.as_lines}, 1)
-def _evaluation_folder(folder: Path) -> None:
-    from saeuron.validation.evidence.evaluate import _held
-    from saeuron.validation.evidence.verdicts import Store, Wanted, check_folder, stored
-
-    stored(folder, _COLUMNS)
-    check_folder(folder, {"a": 1, "b": [1]}, False)
-    _held(folder)
-    Store(folder, _COLUMNS, {"a": 1, "b": [1]}).have("onnx", Wanted("1", "a house", 1, 3.0))
 
 
 @reader(

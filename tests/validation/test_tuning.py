@@ -77,18 +77,20 @@ def test_any_first_part_holds_as_many_with_as_without_the_concept():
 
 
 def test_what_is_kept_decides_where_two_remove_alike_and_the_worst_judge_counts():
-    def figures(removed, kept, likeness, judge="a"):
+    def figures(removed, kept, likeness, judge="a", score=0.0):
         shares = Rate.of(kept, 10) if kept is not None else Rate.of(0, 0)
         one = Removal(removed=Rate.of(removed, 10), elsewhere=Rate.of(0, 10), kept=shares, beside=Rate.of(0, 0))
-        return Figures(judges={judge: one}, change=Mean.of([0.1]), likeness=likeness, pictures=20)
+        return Figures(judges={judge: one}, scores={judge: score}, change=Mean.of([0.1]), likeness=likeness, pictures=20)
 
     weights = (0.5, 0.4, 0.1)
     assert figures(10, 9, 0.5).worth(weights) > figures(10, 8, 0.5).worth(weights)
     assert figures(10, 9, 0.6).worth(weights) > figures(10, 9, 0.5).worth(weights)
     assert figures(10, None, 0.5).worth(weights) == pytest.approx(0.5 + 0.5 * 0.5), "no other concept: likeness takes its weight"
+    assert figures(10, 9, 0.5, score=0.1).worth(weights) > figures(10, 9, 0.8, score=0.3).worth(weights), "room to spare"
+    assert figures(10, 9, 0.5, score=0.4).worth(weights) == pytest.approx(0.5 * 0.8 + 0.4 * 0.9 + 0.1 * 0.5)
     both = Figures(
-        judges={**figures(10, 9, 0.5).judges, **figures(2, 9, 0.5, "b").judges}, change=figures(1, 1, 0).change, likeness=0.5, pictures=1
-    )
+        judges={**figures(10, 9, 0.5).judges, **figures(2, 9, 0.5, "b").judges}, scores={"a": 0.0, "b": 0.0}, change=figures(1, 1, 0).change, likeness=0.5, pictures=1
+    )  # fmt: skip
     assert both.worth(weights) == figures(2, 9, 0.5, "b").worth(weights)
 
 
@@ -115,6 +117,8 @@ def test_figures_equal_a_plain_computation(parts, tmp_path):
     own = [i for i, j in enumerate(listed) if j.asked == "Neon"]
     rest = [i for i, j in enumerate(listed) if j.asked != "Neon"]
     assert found.judges["demo"].removed.hits == sum(verdict.styles[i] != "Neon" for i in own)
+    labels, shares = open_judge("demo").probabilities([after[i] for i in own])["style"]
+    assert found.scores["demo"] == pytest.approx(shares[:, labels.index("Neon")].mean(), abs=1e-3)
     pixels = lambda p: np.asarray(p.convert("RGB"), float) / 255  # noqa: E731
     change = [np.abs(pixels(before[i]) - pixels(after[i])).mean() for i in rest]
     assert found.change.mean == pytest.approx(np.mean(change), abs=2e-3)
@@ -177,7 +181,7 @@ def test_attacks_on_candidates_are_stored_and_counted_on_other_prompts(parts, tm
 
 def test_likeness_is_none_where_everything_changed_and_nothing_can_be_told_apart(parts, tmp_path):
     bench, listed = bench_at(parts, tmp_path), [Job("Neon", "a", 1), Job("Sepia", "b", 1)]
-    before, after = Looked({"demo": [[], []]}, [0.0, 0.0]), Looked({"demo": [[], []]}, [0.2, 0.1])
+    before, after = (Looked({"demo": [[], []]}, {"demo": [0.0, 0.0]}, change) for change in ([0.0, 0.0], [0.2, 0.1]))
     bench._unlikes[(listed[1],)] = 0.0  # one picture elsewhere: there is no other to compare it with
     assert bench.figures_of("Neon", listed, before, after).likeness == 0
     assert bench.figures_of("Neon", listed, before, before).likeness == 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
@@ -88,7 +89,7 @@ def cases_by_words(words: Mapping[str, ConceptPrompts], removed: Sequence[str]) 
 def budget(attack: str, case: AttackCase, settings: AttackSettings, paraphrases: int = 0) -> dict[str, int]:
     """What one row costs: counts of prompts, seeds, pictures, and forwards of the UNet on one latent (both halves of guidance counted)."""
     s = settings
-    a_picture = s.steps * (2 if s.guidance > 1 else 1)
+    a_picture = s.sampling.steps * (2 if s.sampling.guidance > 1 else 1)
     prompts = paraphrases if attack == "paraphrases" else len(case.reporting)
     if attack == "seeds":
         prompts += len(case.tuning)  # nothing is learned, so every prompt is counted
@@ -132,16 +133,23 @@ class Attacker:
 
     def _seen(self, pipeline: Any, contexts: Any, jobs: Sequence[tuple[str, int]], row: str | None) -> list[bool]:
         """Whether the judge names the concept on each picture; with `row`, a few pictures are kept to be shown."""
-        from .prompts import draw
-
-        s = self.settings
-        pictures = draw(pipeline, contexts, [seed for _, seed in jobs], s.steps, s.guidance, batch_size=s.batch_size)
-        seen = self.judge.see(pictures).seen[:, self.judge.concepts.index(self.case.concept)].tolist()
+        pictures = self._drawn(pipeline, contexts, jobs)
+        seen = self.sees(self.judge, pictures)
         if row:
             # Successes first: these are what somebody would look for.
             order = sorted(range(len(seen)), key=lambda i: not seen[i])[:4]
             self.shown += [Shown(row, seen[i], pictures[i], *jobs[i]) for i in order]
         return seen
+
+    def _drawn(self, pipeline: Any, contexts: Any, jobs: Sequence[tuple[str, int]]) -> Any:
+        from .prompts import draw
+
+        s = self.settings
+        return draw(pipeline, contexts, [seed for _, seed in jobs], s.sampling.steps, s.sampling.guidance, batch_size=s.batch_size)
+
+    def sees(self, judge: Judge, pictures: Any) -> list[bool]:
+        """Whether a judge names the concept on each picture."""
+        return list(judge.see(pictures).seen[:, judge.concepts.index(self.case.concept)].tolist())
 
     def plain(self, row: str, prompts: Sequence[str], seeds: Sequence[int], edited: bool) -> AttackRow:
         """Prompts as they are."""
@@ -195,7 +203,7 @@ class Attacker:
         held = []
         with self.victim.edited(straight=row == "straight-through") as pipeline:
             templates = [self._template(pipeline, row, text) for text, _ in tuning]
-            loss = DiffusionLoss(pipeline, Targets(latents, templates), s.steps, s.seed)
+            loss = DiffusionLoss(pipeline, Targets(latents, templates), s.sampling.steps, s.seed)
             name = words(pipeline, self._name(case.tuning[0]) or case.concept.replace("_", " "))
             for restart in range(s.restarts):
                 self.say(f"{case.concept}: {row}, search {restart + 1} of {s.restarts}")
@@ -210,12 +218,22 @@ class Attacker:
 
     def count(self, row: str, found: Found, prompts: Sequence[str], seeds: Sequence[int]) -> list[bool]:
         """Whether the concept shows, for each prompt and seed, with what a search found."""
+        jobs = [(text, seed) for text in prompts for seed in seeds]
+        with self._attacked(row, found, jobs) as (pipeline, contexts):
+            return self._seen(pipeline, contexts, jobs, row)
+
+    def pictures(self, row: str, found: Found, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+        """Pictures for each prompt and seed, with what a search found."""
+        jobs = [(text, seed) for text in prompts for seed in seeds]
+        with self._attacked(row, found, jobs) as (pipeline, contexts):
+            return self._drawn(pipeline, contexts, jobs)
+
+    @contextmanager
+    def _attacked(self, row: str, found: Found, jobs: Sequence[tuple[str, int]]) -> Iterator[tuple[Any, Any]]:
         from .prompts import context
 
-        jobs = [(text, seed) for text in prompts for seed in seeds]
         with self.victim.edited(straight=row == "straight-through") as pipeline:
-            contexts = context(pipeline, [self._template(pipeline, row, text) for text, _ in jobs], found.vectors)
-            return self._seen(pipeline, contexts, jobs, row)
+            yield pipeline, context(pipeline, [self._template(pipeline, row, text) for text, _ in jobs], found.vectors)
 
     def _targets(self, tuning: Sequence[tuple[str, int]]) -> Any:
         """The unedited model's latents of the tuning pictures; made once a concept."""
@@ -224,7 +242,9 @@ class Attacker:
         if self.targets is None:
             s = self.settings
             contexts = context(self.original, [with_prefix(self.original, text, 0) for text, _ in tuning], None)
-            self.targets = draw(self.original, contexts, [seed for _, seed in tuning], s.steps, s.guidance, "latent", s.batch_size)
+            self.targets = draw(
+                self.original, contexts, [seed for _, seed in tuning], s.sampling.steps, s.sampling.guidance, "latent", s.batch_size
+            )
         return self.targets
 
     def check(self, attacks: Sequence[str], paraphrases: Sequence[str]) -> None:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import file_sha256, read_json
+from ...editor.common.files import file_sha256, plain_text, read_json
 from ...editor.common.suggest import unknown
 from ...editor.common.typed import read_as, strict_json
 from ...editor.common.writing import whole_file
 from ..artifact import contents, manifest
 from ..artifact.concepts import read_concepts
 from ..artifact.manifest import Manifest
-from ..evidence.evaluation_settings import EvaluationSettings
 from ..evidence.results import JudgeRecord
 from ..judges.choose import WORDS, open_judges, open_labels
 from .attack import AttackCase, Shown, attack, cases, cases_by_words
@@ -38,71 +37,74 @@ class AttackPlan(NamedTuple):
     root: Path
     record: Manifest
     settings: AttackSettings
-    recorded: EvaluationSettings
-    """judge, model, SAEs and device"""
     judge: Any
     cases: list[AttackCase]
     attacks: tuple[str, ...]
     paraphrases: Sequence[str]
-    through: str
 
 
-def make_plan(
-    artifact: Path, settings: AttackSettings, recorded: EvaluationSettings, concepts: Sequence[str] = (), attacks: Sequence[str] = (),
-    paraphrases: Sequence[str] = (), through: str = "checkpoint",
-) -> AttackPlan:  # fmt: skip
+def make_plan(artifact: Path, settings: AttackSettings) -> AttackPlan:
     """Check everything that can be without a model; opens the judge.
 
     Args:
         artifact: its folder.
-        settings: the budget; steps and guidance are those of `recorded`, or on record.
-        recorded: judge, original model, SAEs for the hook, steps, guidance and device.
-        concepts: of the artifact's; none: all.
-        attacks: of `ATTACKS`; none: `DEFAULT`, and paraphrases where there are any.
-        paraphrases: prompts; `{name}` stands for the concept.
-        through: `checkpoint` or `hook`.
+        settings: what attacks what, judged by whom, within which budget.
 
     Raises:
         SaeuronError: what can't be attacked, or not so.
     """
-    record = manifest.read(artifact)
-    chosen = list(attacks or DEFAULT)
+    record, s = manifest.read(artifact), settings
+    lines = _lines(s.paraphrases)
+    chosen = [*(s.attacks or DEFAULT), *(["paraphrases"] if lines else [])]
     for name in chosen:
         if name not in ATTACKS:
             raise SaeuronError(unknown("attack", name, ATTACKS))
-    if paraphrases and "paraphrases" not in chosen:
-        chosen.append("paraphrases")
-    wanted = tuple(concepts) or tuple(record.concepts)
+    if "paraphrases" in chosen and not lines:
+        raise SaeuronError("the attack 'paraphrases' needs --paraphrases FILE, one prompt a line")
+    wanted = s.concepts or tuple(record.concepts)
     for name in wanted:
         if name not in record.concepts:
             raise SaeuronError(unknown("concept", name, record.concepts, f"in '{artifact}'"))
     if not wanted:
         raise SaeuronError(f"'{artifact}' names no concept: its edit was made by hand")
-    if through not in ("checkpoint", "hook"):
-        raise SaeuronError(f"--through '{through}' is not known; it is checkpoint or hook")
-    if through == "checkpoint" and "checkpoint" not in record.formats:
+    if s.through == "checkpoint" and "checkpoint" not in record.formats:
         raise SaeuronError(
             f"'{artifact}' has no torch weights (formats: {', '.join(record.formats)}); differentiable attacks need the checkpoint (export it with --format checkpoint) or the hook (--through hook)"
         )
-    if recorded.saes and through != "hook":
+    if s.saes and s.through != "hook":
         raise SaeuronError("--sae is for --through hook; the checkpoint holds its own features")
-    sampling = record.sampling
-    settings = replace(
-        settings, steps=recorded.steps if recorded.steps is not None else sampling.steps, guidance=recorded.guidance if recorded.guidance is not None else sampling.guidance
-    )  # fmt: skip
     if (kind := record.model.pipeline) != "StableDiffusionPipeline":
         raise SaeuronError(f"only StableDiffusionPipeline can be attacked, not {kind}; SDXL's second text encoder is not built")
-    judge, found = _judge_and_cases(artifact, recorded, wanted, record.concepts)
-    return AttackPlan(artifact, record, settings, recorded, judge, found, tuple(dict.fromkeys(chosen)), paraphrases, through)
+    sampling = record.sampling
+    settings = replace(
+        s, steps=sampling.steps if s.steps is None else s.steps, guidance=sampling.guidance if s.guidance is None else s.guidance
+    )
+    judge, found = _judge_and_cases(artifact, settings, wanted, record.concepts)
+    return AttackPlan(artifact, record, settings, judge, found, tuple(dict.fromkeys(chosen)), lines)
 
 
-def _judge_and_cases(
-    root: Path, recorded: EvaluationSettings, wanted: Sequence[str], removed: Sequence[str]
-) -> tuple[Any, list[AttackCase]]:
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        found = [line.strip() for line in plain_text(path).splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SaeuronError(f"--paraphrases '{path}' is no UTF-8 text") from None
+    if not found:
+        raise SaeuronError(f"--paraphrases '{path}' holds no prompt")
+    for text in found:
+        if others := re.findall(r"\{[^{}]*\}?", text.replace("{name}", "")):
+            raise SaeuronError(
+                f"--paraphrases '{path}': '{others[0]}' in '{text[:60]}' stands for nothing; {{name}} stands for the concept"
+            )
+    return found
+
+
+def _judge_and_cases(root: Path, s: AttackSettings, wanted: Sequence[str], removed: Sequence[str]) -> tuple[Any, list[AttackCase]]:
     """A judge of objects and styles asks for them itself; another one is told by the prompts in the artifact."""
-    if len(recorded.judge) != 1:
+    if len(s.judge) != 1:
         raise SaeuronError("an attack takes one --judge, whose verdicts count; run it once for each")
-    (text,) = recorded.judge
+    (text,) = s.judge
     if text.partition("=")[0] not in WORDS:
         labels = open_labels(text)
         return labels, cases(labels, wanted, removed)
@@ -113,7 +115,7 @@ def _judge_and_cases(
                 f"'{root}' holds no prompts of '{name}', by which the judge '{text}' would look for it; take demo, unlearncanvas=DIR or onnx=DIR"
             )
     words = {name: held[name] for name in wanted}
-    (judge,) = open_judges([text], words, recorded.device)
+    (judge,) = open_judges([text], words, s.device)
     return judge, cases_by_words(words, removed)
 
 
@@ -133,12 +135,12 @@ def run(plan: AttackPlan, output: Path | None = None, say: Say = lambda text: No
 
     from ...editor.denoisers.pipelines import check_device
 
-    began, device = time.monotonic(), plan.recorded.device
+    began, device = time.monotonic(), plan.settings.device
     check_device(device)
     report = AttackReport(
         format=FORMAT, finished=False, artifact=plan.root.resolve().name, manifest_sha256=file_sha256(plan.root / manifest.NAME), edit_sha256=plan.record.edit.sha256,
-        content_sha256=manifest.content_sha256(plan.record), through=plan.through, judge=JudgeRecord(plan.judge.name, plan.judge.sha256),
-        settings={**asdict(plan.settings), "search_seeds": plan.settings.searched, "attacks": plan.attacks, "paraphrases": list(plan.paraphrases)}, threads=torch.get_num_threads(), device=device,
+        content_sha256=manifest.content_sha256(plan.record), through=plan.settings.through, judge=JudgeRecord(plan.judge.name, plan.judge.sha256),
+        settings=_on_record(plan), threads=torch.get_num_threads(), device=device,
         concepts={},
     )  # fmt: skip
     if output is not None and (held := unfinished(output)) is not None and _same(held, report):
@@ -186,6 +188,13 @@ def unfinished(output: Path) -> AttackReport | None:
     return read_as(AttackReport, content, output)
 
 
+def _on_record(plan: AttackPlan) -> dict[str, Any]:
+    """The budget, without what is said elsewhere or only of this machine."""
+    apart = ("judge", "concepts", "through", "model", "saes", "device")
+    said = {name: value for name, value in asdict(plan.settings).items() if name not in apart}
+    return {**said, "search_seeds": plan.settings.searched, "attacks": plan.attacks, "paraphrases": list(plan.paraphrases)}
+
+
 def _same(held: AttackReport, ours: AttackReport) -> bool:
     """Whether they are of one attack: all but what is found and the time that it took."""
     apart = ("concepts", "seconds", "threads", "finished")
@@ -200,16 +209,16 @@ def _open(plan: AttackPlan) -> tuple[Any, Victim]:
     from ..proof.fresh import open_edit, open_original, open_saes
     from .victims import Baked, Hooked, bare
 
-    record, recorded = plan.record, plan.recorded
+    record, s = plan.record, plan.settings
     try:
-        original = bare(open_original(recorded.model or record.model.source, record, recorded.device))
+        original = bare(open_original(s.model or record.model.source, record, s.device))
     except SaeuronError as error:
-        if recorded.model:
+        if s.model:
             raise
         raise SaeuronError(f"{error}; say where the original model lies with --model") from None
-    if plan.through == "hook":
-        return original, Hooked(original, open_edit(plan.root, record), open_saes(record, recorded.saes), record.gate)
-    return original, Baked(bare(load(plan.root, dtype=torch.float32, device=recorded.device, check_files=False)))
+    if s.through == "hook":
+        return original, Hooked(original, open_edit(plan.root, record), open_saes(record, s.saes), record.gate)
+    return original, Baked(bare(load(plan.root, dtype=torch.float32, device=s.device, check_files=False)))
 
 
 def _examples(folder: Path, concept: str, shown: Sequence[Shown]) -> list[Example]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ...editor.common.declared import Checked, like, option
+from ...editor.common.declared import HOW, WHAT, Checked, like, option
 from ...editor.common.errors import SaeuronError
 from ...editor.common.seeds import LARGEST_SEED
 from ...editor.denoisers.sampling_settings import Sampling
+from ..evidence.evaluation_settings import EvaluationSettings
 
 ATTACKS = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
 LEARNED = ("prefix", "embedding", "straight-through")
@@ -17,14 +19,26 @@ BUDGET = "Budget"
 
 @dataclass(frozen=True)
 class AttackSettings(Checked):
-    """The budget.
+    """The options of `saeuron attack`.
 
     Raises:
         SaeuronError: values that can't be meant, or that figures can't be trusted with.
     """
 
-    steps: int = like(Sampling, "steps", 20)
-    guidance: float = like(Sampling, "guidance", 3.0)
+    judge: tuple[str, ...] = like(EvaluationSettings, "judge")
+    concepts: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
+    """Of the artifact's concepts. Default: all."""
+    attacks: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
+    """Of prefix,embedding,straight-through,seeds,paraphrases. Default: all but the last."""
+    paraphrases: Path | None = option(None, "FILE", WHAT)
+    """Prompts, one a line; {name} stands for the concept. Adds that attack."""
+    through: str = option("checkpoint", "WAY", HOW, known=("checkpoint", "hook"))
+    """checkpoint (the artifact's), or hook (the dynamic hook)."""
+    model: str | None = like(EvaluationSettings, "model")
+    saes: tuple[str, ...] = like(EvaluationSettings, "saes")
+    device: str = like(EvaluationSettings, "device")
+    steps: int | None = like(EvaluationSettings, "steps")
+    guidance: float | None = like(EvaluationSettings, "guidance")
     tokens: int = option(5, "N", BUDGET, least=1)
     """Learned tokens."""
     iterations: int = option(40, "N", BUDGET, least=1)
@@ -56,6 +70,11 @@ class AttackSettings(Checked):
             raise SaeuronError(
                 f"seed {min(both)} is both learned from and counted; figures on seeds that were learned from flatter an attack"
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """Steps and guidance, once they are known; else the demo's."""
+        return Sampling(20 if self.steps is None else self.steps, 3.0 if self.guidance is None else self.guidance)
 
     @property
     def searched(self) -> tuple[int, ...]:

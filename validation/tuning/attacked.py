@@ -38,7 +38,7 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
     for test, texts, seeds in ((False, words.prompts, s.tune_seeds), (True, words.test_prompts, s.report_seeds)):
         case = AttackCase(words.name, words.kind, list(texts[0::2]), list(texts[1::2]))
         settings = AttackSettings(
-            s.steps, s.guidance, tune_seeds=seeds[:1], report_seeds=seeds[1:], batch_size=s.batch_size, seed=int(test)
+            steps=s.steps, guidance=s.guidance, tune_seeds=seeds[:1], report_seeds=seeds[1:], batch_size=s.batch_size, seed=int(test)
         )
         victim = Hooked(bench.pipeline, Edit({}), bench.saes)
         runs[test] = Attacker(victim, bench.pipeline, case, judges[0], settings, lambda text: None)
@@ -51,14 +51,10 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
     def run(candidate: Candidate, test: bool) -> dict[str, Rate]:
         attack = runs[test]
         attack.victim = Hooked(bench.pipeline, bench.edit(candidate), bench.saes)
-        attack.judge = judges[0]
         _, best = min(attack.searches(kind), key=lambda held: (-held[0], held[1].loss))
-        found = {}
-        for judge in judges:
-            attack.judge = judge
-            seen = attack.count(kind, best, attack.case.reporting, attack.settings.report_seeds)
-            found[judge.name] = Rate.of(len(seen) - sum(seen), len(seen))
-        return found
+        made = attack.pictures(kind, best, attack.case.reporting, attack.settings.report_seeds)
+        seen = {judge.name: attack.sees(judge, made) for judge in judges}
+        return {name: Rate.of(len(shown) - sum(shown), len(shown)) for name, shown in seen.items()}
 
     def stored(candidate: Candidate, test: bool) -> dict[str, Rate]:
         attack = runs[test]

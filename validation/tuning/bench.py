@@ -29,7 +29,7 @@ from .results import Figures
 from .settings import TuneSettings
 from .store import Store
 
-METHOD = 1
+METHOD = 2
 """part of the names of stored work"""
 
 
@@ -38,6 +38,8 @@ class Looked(Record):
 
     seen: dict[str, list[list[str]]]
     """judge → picture by picture, the concepts that it sees"""
+    scores: dict[str, list[float]]
+    """judge → picture by picture, its score of the candidate's concept; 0 for the unedited model, and for a judge that can't see it"""
     change: list[float]
     """picture by picture: mean absolute difference from the unedited one, as a share of the full range"""
 
@@ -106,13 +108,13 @@ class Bench:
     def figures_of(self, concept: str, jobs: Sequence[Job], before: Looked, after: Looked) -> Figures:
         """Figures of pictures that were looked at."""
         asked = [job.asked for job in jobs]
-        elsewhere = [i for i, name in enumerate(asked) if name != concept]
+        own, elsewhere = ([i for i, name in enumerate(asked) if (name == concept) is wanted] for wanted in (True, False))
+        judges = [j for j in self.judges if concept in j.concepts]
         change = [after.change[i] for i in elsewhere]
         unlike, changed = self._unlike(tuple(jobs[i] for i in elsewhere)), float(np.mean(change))
         return Figures(
-            judges={
-                j.name: removal(concept, asked, _sets(before.seen[j.name]), _sets(after.seen[j.name])) for j in self.judges if concept in j.concepts
-            },
+            judges={j.name: removal(concept, asked, _sets(before.seen[j.name]), _sets(after.seen[j.name])) for j in judges},
+            scores={j.name: float(np.mean([after.scores[j.name][i] for i in own])) if own else 0.0 for j in judges},
             change=Mean.of(change), likeness=max(0.0, 1 - changed / unlike) if unlike else float(not changed), pictures=len(jobs),
         )  # fmt: skip
 
@@ -145,13 +147,14 @@ class Bench:
     def _looked(self, candidate: Candidate | None, jobs: Sequence[Job], told: Callable[[int], None]) -> Looked:
         """Unit by unit: each is drawn by one process, the others take what it stored."""
         size = self.settings.batch_size
-        found = Looked({j.name: [] for j in self.judges}, [])
+        found = Looked({j.name: [] for j in self.judges}, {j.name: [] for j in self.judges}, [])
         # A round ends with a whole unit, so the next one finds them all.
         for start in range(0, len(jobs), size):
             unit = jobs[start : start + size]
             held = self._unit(candidate, unit)
             for name, seen in held.seen.items():
                 found.seen[name] += seen
+                found.scores[name] += held.scores[name]
             found.change += held.change
             self.looked += 0 if candidate is None else len(unit)
             told(len(unit))
@@ -166,15 +169,18 @@ class Bench:
             else:
                 plain = opened(self.files(unit))
                 change = [round(float(np.abs(_pixels(a) - _pixels(b)).mean()), 6) for a, b in zip(pictures, plain, strict=True)]
-            seen = {}
+            seen, scores = {}, {}
             for judge in self.judges:
-                rows = judge.see(pictures).seen
-                seen[judge.name] = [[c for c, hit in zip(judge.concepts, row, strict=True) if hit] for row in rows]
-            return Looked(seen, change)
+                found = judge.see(pictures)
+                seen[judge.name] = [[c for c, hit in zip(judge.concepts, row, strict=True) if hit] for row in found.seen]
+                known = candidate is not None and candidate.concept in judge.concepts
+                column = found.scores[:, judge.concepts.index(candidate.concept)] if candidate and known else np.zeros(len(unit))
+                scores[judge.name] = [round(float(score), 4) for score in column]
+            return Looked(seen, scores, change)
 
         def whole(held: Looked) -> bool:
-            sizes = {len(held.change), *map(len, held.seen.values())}
-            return sizes == {len(unit)} and set(held.seen) == {j.name for j in self.judges}
+            sizes = {len(held.change), *map(len, held.seen.values()), *map(len, held.scores.values())}
+            return sizes == {len(unit)} and set(held.seen) == set(held.scores) == {j.name for j in self.judges}
 
         def there() -> bool:
             return candidate is not None or all(file.is_file() for file in self.files(unit))

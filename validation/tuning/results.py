@@ -17,6 +17,8 @@ class Figures(Record, kw_only=True, omit_defaults=True):
 
     judges: dict[str, Removal]
     """judge → what it sees"""
+    scores: dict[str, Number]
+    """judge → mean of its scores of the concept on the concept's own pictures"""
     change: Mean
     """mean absolute difference from the unedited pictures elsewhere, as a share of the full range"""
     likeness: Number
@@ -28,13 +30,14 @@ class Figures(Record, kw_only=True, omit_defaults=True):
     def worth(self, weights: tuple[float, ...]) -> float:
         """What tuning maximises, by the judge to whom it is least; what no judge can tell counts by likeness.
 
-        At equal worth, what stays on the concept's own pictures decides.
+        Removed counts half by the share of pictures, half by the judge's scores: an edit that just clears the bar on the pictures that it is
+        chosen by doesn't on others. At equal worth, what stays on the concept's own pictures decides.
         """
         return min(self._worth(name, weights) for name in self.judges)
 
     def _worth(self, name: str, weights: tuple[float, ...]) -> float:
         seen, (removed, kept, likeness) = self.judges[name], weights
-        gone = seen.removed.value
+        gone = (seen.removed.value + 1 - self.scores[name]) / 2
         if self.attacked is not None:
             gone = (gone + self.attacked[name].value) / 2
         if not seen.kept.trials:

@@ -16,20 +16,8 @@ _GRID, JUDGED = "Candidates", "What is judged"
 
 
 @dataclass(frozen=True)
-class Grid(Checked):
-    """What is tried: every rule with every multiplier, at each hookpoint (or set of them)."""
-
-    select: tuple[str, ...] = option(("count:1", "count:2", "count:4", "count:8", "count:16"), "A,B", _GRID, joined=True)
-    """Rules to try: percentile:P and count:N."""
-    multiplier: tuple[float, ...] = option((-0.3, -1.0, -3.0, -10.0, -30.0), "A,B", _GRID, joined=True, least=-LARGEST, most=0)
-    """Multipliers to try; a positive one would strengthen a concept."""
-    hookpoint: tuple[str, ...] = option((), "NAME", _GRID)
-    """Hookpoint to try, or A,B for both at once; repeatable. Default: each of the preset's, and all of them at once."""
-
-
-@dataclass(frozen=True)
 class TuneSettings(Checked):
-    """How candidates are compared.
+    """What is tried (every rule with every multiplier, at each hookpoint or set of them), and how candidates are compared.
 
     Raises:
         SaeuronError: values that can't be meant, or a seed both for tuning and for the report.
@@ -54,6 +42,12 @@ class TuneSettings(Checked):
     """In the report: CLIP score before and after, by this model."""
     fid: Path | None = option(None, "FILE", JUDGED)
     """In the report: FID of the pictures elsewhere from the unedited ones, by torch-fidelity's Inception weights."""
+    select: tuple[str, ...] = option(("count:1", "count:2", "count:4", "count:8", "count:16"), "A,B", _GRID, joined=True)
+    """Rules to try: percentile:P and count:N."""
+    multiplier: tuple[float, ...] = option((-0.3, -1.0, -3.0, -10.0, -30.0), "A,B", _GRID, joined=True, least=-LARGEST, most=0)
+    """Multipliers to try; a positive one would strengthen a concept."""
+    hookpoint: tuple[str, ...] = option((), "NAME", _GRID)
+    """Hookpoint to try, or A,B for both at once; repeatable. Default: each of the preset's, and all of them at once."""
     steps: int = like(Sampling, "steps", 50)
     guidance: float = like(Sampling, "guidance", 7.5)
     residual: str = "keep"
