@@ -7,7 +7,7 @@ from typing import Any
 
 from ..evidence.picture_backends import HOOK, UNEDITED
 from ..evidence.results import Evaluation
-from ..evidence.sightings import Removal
+from ..evidence.sightings import BALANCED, Removal
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share
 from .proofs import by_size
@@ -116,6 +116,9 @@ def _sighted(evaluation: Evaluation, of: Removal, concept: str, backend: str, ju
     earlier = unedited.sightings[judge][concept].removed if unedited else None
     before = f"; {earlier.hits} of {earlier.trials} before the edit" if earlier else ""
     text = f"the judge '{judge}' no longer sees {concept} in {gone.hits} of {gone.trials} pictures that ask for it ({percent(gone.rate)}, 95 % interval {interval(gone)}; {backend}{before})"
+    trust = evaluation.trust.get(judge, {}).get(concept)
+    if trust is not None and (trust.balanced is None or trust.balanced < BALANCED):
+        text += "; this judge can't tell the unedited model's pictures apart well enough to be believed"
     least = min((r.kept for r in everything if r.kept.trials), key=lambda r: r.rate or 0.0, default=None)
     if least is None:
         return text
