@@ -99,6 +99,9 @@ def _print(report: TuningReport) -> None:
             tell(f"{name}: CLIP score elsewhere {found.clip_before.mean:.2f} before, {found.clip_after.mean:.2f} after")
         if found.fid is not None:
             tell(f"{name}: FID elsewhere from the unedited pictures {found.fid:.2f}")
+    for name, found in report.concepts.items():
+        if not found.removes:
+            print_warning(f"{name}: nothing that was tried removes it from half of the report's pictures; its settings stay untuned")
     if not report.believed:
         print_warning("a judge was used that does not tell the unedited model's pictures apart well enough (--judge-anyway)")
 

@@ -132,7 +132,7 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
     )  # fmt: skip
     if any(w.status == "untuned" for w in wishes):
         names = ", ".join(dict.fromkeys(w.concept for w in wishes if w.status == "untuned"))
-        warnings.append(f"untuned settings for {names}: how well they remove the concept was not measured")
+        warnings.append(f"untuned settings for {names}: no measurement that can be believed shows that they remove it")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
     return Prepared(plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, warnings)

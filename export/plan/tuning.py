@@ -71,8 +71,8 @@ class Tuning:
             name = task.words.name
             found = tune(self.bench, task, trusted[name], self.attacks.get(name), self.scorers, told)
             report.concepts[name] = found
-            # What a judge chose that can't be believed is not called tuned.
-            tables.append(candidate_table(self.sources, found.chosen, "tuned" if believed else "untuned"))
+            # What a judge chose that can't be believed is not called tuned, nor what leaves the concept where it was.
+            tables.append(candidate_table(self.sources, found.chosen, "tuned" if believed and found.removes else "untuned"))
             report.seconds = time.monotonic() - began
             write_tables(
                 self.output / SETTINGS,

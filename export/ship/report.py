@@ -30,6 +30,8 @@ class ReportSettings(Checked):
     """Folder that `saeuron evaluate` wrote for it; again for another protocol."""
     attack: Path | None = option(None, "FILE", WHAT)
     """File that `saeuron attack` wrote for it."""
+    tuning: Path | None = option(None, "FILE", WHAT)
+    """report.json of the `saeuron tune` that chose its settings."""
     proof: Path | None = option(None, "FILE", WHAT)
     """Another proof of it, from `saeuron validate --json`, e.g. on the device; stands beside its own."""
     features: Path | None = option(None, "DIR", WHAT)
@@ -78,7 +80,7 @@ def write_report(artifact: Path, settings: ReportSettings | None = None, progres
         from ...validation.page.content import make_content
         from ...validation.page.render import render
 
-        content.update(make_content(artifact, s.evaluation, s.attack, s.proof, s.features, s.into_artifact, s.pictures))
+        content.update(make_content(artifact, s.evaluation, s.attack, s.proof, s.features, s.into_artifact, s.pictures, s.tuning))
         return render(content, files["pictures"].name)
 
     if s.into_artifact:

@@ -24,7 +24,7 @@ from ..plan.progress import Remaining
 from ..plan.resolve import resolve
 from ..plan.settings import Plan, Settings
 from ..plan.stages import EVALUATED, Stages, stages_of, tune_settings
-from ..plan.tuning import SETTINGS, open_tuning
+from ..plan.tuning import REPORT, SETTINGS, open_tuning
 from .artifact import Progress, Result, make_artifact
 from .into_artifact import HTML
 from .report import ReportSettings, write_report
@@ -145,7 +145,13 @@ def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Prog
             if not attack.is_file() or attacking.unfinished(attack) is not None:
                 attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))
 
-        page = ReportSettings(evaluation=tuple(folders), attack=attack, into_artifact=True, overwrite=True)
+        page = ReportSettings(
+            evaluation=tuple(folders),
+            attack=attack,
+            tuning=work / "tuning" / REPORT if s.tune else None,
+            into_artifact=True,
+            overwrite=True,
+        )
         text = write_report(root, page, told("report")).content["verdict"]
     if s.sign is not None:
         told("report")("signing")

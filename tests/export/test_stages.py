@@ -118,6 +118,7 @@ def test_tuned_settings_are_those_of_the_artifact_and_its_signature_is_the_last(
     assert [j["name"] for j in report["judges"]] == ["CLIP demo:clip", "demo"] and result.proven
     assert (work / "concepts" / "evaluation.json").is_file() and not (work / "unlearncanvas").exists()
     assert json.loads((work / "attack.json").read_text())["judge"]["name"] == "CLIP demo:clip"
+    assert "How the settings were chosen" in (wanted.output / "validation" / "report.md").read_text()
     found = verify(wanted.output, public)
     assert found["verified"] and found["signature"] == "valid" and "validation/report.html" in record.files
 
@@ -191,5 +192,15 @@ def test_the_same_verbs_in_python(tmp_path):
     assert attacked.finished and json.loads((tmp_path / "attack.json").read_text())["concepts"]["Neon"]["rows"]
     page = saeuron.report(out, saeuron.ReportSettings(evaluation=str(tmp_path / "e"), attack=str(tmp_path / "attack.json")))
     assert page.html == tmp_path / "a-report" / "report.html" and page.html.is_file() and page.content["verdict"]["state"] == "proven"
+    held = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    again = {"tuning": str(tmp_path / "tuned" / "report.json"), "overwrite": True}
+    text = saeuron.report(out, saeuron.ReportSettings(**again)).markdown.read_text()
+    told = held["concepts"]["Neon"]["report"]["judges"]["demo"]["removed"]
+    assert "How the settings were chosen" in text and f"{told['hits']} of {told['trials']}" in text and "demo tells the unedited" in text
+    assert "How the settings were tuned was not given" not in text
+    held["concepts"]["Neon"]["chosen"]["multiplier"] = -2.0
+    (tmp_path / "tuned" / "report.json").write_text(json.dumps(held))
+    with pytest.raises(SaeuronError, match="didn't choose the artifact's settings of Neon"):
+        saeuron.report(out, saeuron.ReportSettings(**again))
     with pytest.raises(SaeuronError, match="no artifact"):
         saeuron.attack(tmp_path)

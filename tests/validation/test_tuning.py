@@ -28,7 +28,7 @@ from saeuron.validation.tuning.attacked import attacker
 from saeuron.validation.tuning.bench import Bench, Looked
 from saeuron.validation.tuning.candidates import Candidate, grid, rounds
 from saeuron.validation.tuning.jobs import Job, jobs
-from saeuron.validation.tuning.results import Figures
+from saeuron.validation.tuning.results import Figures, Tuned
 from saeuron.validation.tuning.settings import TuneSettings
 from saeuron.validation.tuning.tune import believe, make_task, tune
 
@@ -92,6 +92,27 @@ def test_what_is_kept_decides_where_two_remove_alike_and_the_worst_judge_counts(
         judges={**figures(10, 9, 0.5).judges, **figures(2, 9, 0.5, "b").judges}, scores={"a": 0.0, "b": 0.0}, change=figures(1, 1, 0).change, likeness=0.5, pictures=1
     )  # fmt: skip
     assert both.worth(weights) == figures(2, 9, 0.5, "b").worth(weights)
+
+
+def test_judges_are_measured_on_enough_pictures_and_what_removes_little_is_not_called_tuned():
+    many = ConceptPrompts(
+        "Neon", "style", [f"p{i}" for i in range(40)], ["t"], {"a": ContrastPrompts([f"q{i}" for i in range(40)], ["u"], True)}
+    )
+    task = make_task(
+        many, [Candidate("Neon", (PLACE,), "count:4", -0.3)], TuneSettings(budget=8, tune_seeds=(1,), report_seeds=(2,), batch_size=8)
+    )
+    assert task.rounds[-1].pictures == 8 and task.measured == 32 and task.pictures["unedited"] == 32 + 2
+    assert make_task(WORDS, task.candidates, SETTINGS).measured == 10, "as many as there are"
+
+    def tuned(*removed):
+        judges = {
+            str(i): Removal(removed=Rate.of(n, 10), elsewhere=Rate.of(0, 1), kept=Rate.of(0, 0), beside=Rate.of(0, 0))
+            for i, n in enumerate(removed)
+        }
+        figures = Figures(judges=judges, scores={}, change=Mean.of([0.1]), likeness=1.0, pictures=10)
+        return Tuned(chosen=task.candidates[0], trust={}, tuning=figures, report=figures, tried=[], pictures=1)
+
+    assert tuned(5).removes and not tuned(4).removes and not tuned(9, 4).removes, "the worst judge counts"
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,17 @@ from ..artifact.manifest import GOLDEN, Manifest
 from .feature_section import feature_section
 from .features import read_features
 from .figures import SENSITIVE
-from .measured import attack_section, evaluation_section
+from .measured import attack_section, evaluation_section, tuning_section
 from .open_points import not_checked
 from .proofs import parity_section
 from .settings import settings_section
-from .sources import Evaluated, Known, own_proof, read_attack, read_evaluation, read_proof
+from .sources import Evaluated, Known, own_proof, read_attack, read_evaluation, read_proof, read_tuning
 from .verdict import verdict
 
 
 def make_content(
     root: Path, evaluations: Sequence[Path] = (), attack: Path | None = None, proof: Path | None = None, features: Path | None = None, inside: bool = False,
-    pictures: bool = True,
+    pictures: bool = True, tuning: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a report says.
 
@@ -37,6 +37,7 @@ def make_content(
         features: folder that `saeuron features` wrote.
         inside: the report goes into the artifact, so it can't name the manifest's hash.
         pictures: show any; all are, or show, the unedited model's.
+        tuning: file that `saeuron tune` wrote, of the artifact's settings.
 
     Raises:
         SaeuronError: no artifact, files of another one, or damaged ones; pictures of features that are to be left out.
@@ -52,7 +53,7 @@ def make_content(
         read_pictures(golden) if pictures and golden.is_file() else [],
         _read_evaluations(evaluations, record, sha256), None if attack is None else read_attack(attack, record, sha256),
         None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
-        None if features is None else read_features(features, record, header), "" if inside else sha256, not pictures,
+        None if features is None else read_features(features, record, header), "" if inside else sha256, not pictures, None if tuning is None else read_tuning(tuning, record),
     )  # fmt: skip
     return _content(known)
 
@@ -74,7 +75,7 @@ def _content(k: Known) -> dict[str, Any]:
     proofs = [("", k.report), (k.proof_name, k.proof)]
     return {
         "artifact": k.artifact, "title": f"{k.record.model.source} {'steered' if k.by_hand else 'without'} {k.names}",
-        "verdict": verdict(k), "removed": _removed(k), "features": feature_section(k.features, sensitive), "pictures": _pictures(k, sensitive),
+        "verdict": verdict(k), "removed": _removed(k), "tuning": tuning_section(k.tuning), "features": feature_section(k.features, sensitive), "pictures": _pictures(k, sensitive),
         "parity": [{"name": name, **parity_section(report)} for name, report in proofs if report is not None], "own_proof": k.report is not None,
         "evaluations": [evaluation_section(e) for e in k.evaluations], "attack": attack_section(k.attack), "settings": settings_section(k), "warnings": k.record.warnings,
         "failures": [f"{name}: {line}" if name else str(line) for name, report in proofs if report is not None for line in report.failures],

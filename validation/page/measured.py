@@ -10,6 +10,7 @@ from ..evidence.results import Backend
 from ..evidence.sightings import Trust
 from ..evidence.unlearning import FIGURES
 from ..judges.nudenet import NUDE
+from ..tuning.results import TuningReport
 from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
 from .sources import PLAIN_ROWS, Attack, Evaluated
 
@@ -80,6 +81,23 @@ def evaluation_section(evaluation: Evaluated) -> dict[str, Any]:
         "seen": seen, "seen_titles": SEEN, "seen_rule": _SEEN_RULE, "trust": trust_lines(content.trust),
         "ran": [f"{name}: {ran}" for name, b in backends.items() if (ran := _ran(b))], "same_export": evaluation.same_export,
     }  # fmt: skip
+
+
+def tuning_section(tuning: TuningReport | None) -> dict[str, Any] | None:
+    """A row a concept and judge: what was chosen, and its figures on test prompts; None where it isn't given."""
+    if tuning is None:
+        return None
+    rows = [
+        {
+            "concept": name, "judge": judge, "chosen": f"{len(found.tried)} settings on {found.pictures} pictures",
+            "cells": [rate_cell(of) for of in (r.removed, r.kept, r.beside, r.elsewhere)],
+        }
+        for name, found in tuning.concepts.items() for judge, r in found.report.judges.items()
+    ]  # fmt: skip
+    lines = trust_lines(
+        {judge: {n: f.trust[judge] for n, f in tuning.concepts.items() if judge in f.trust} for judge in (j.name for j in tuning.judges)}
+    )
+    return {"rows": rows, "titles": SEEN, "trust": lines, "believed": tuning.believed}
 
 
 def _ran(b: Backend) -> str:

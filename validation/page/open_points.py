@@ -42,7 +42,9 @@ def not_checked(k: Known) -> list[dict[str, str]]:
         add("engines", f"tensorrt/{name} ({engine.backend}, {', '.join(engine.sms)}): {engine.status}.")
     for wish in record.settings:
         if wish.status == "untuned":
-            add("settings", f"{wish.name}: its settings are untuned: no measurement that can be believed chose them.")
+            add("settings", f"{wish.name}: its settings are untuned: no measurement that can be believed shows that they remove it.")
+    if k.tuning is None and any(wish.status == "tuned" for wish in record.settings):
+        add("settings", "How the settings were tuned was not given: by which judge, and on what.")
     if k.pictures_left_out:
         add("pictures", "Pictures before and after the edit were left out of this report, so nothing of it can be seen here.")
     for text in _unseen(k):

@@ -19,6 +19,8 @@ from ..evidence.results import FORMAT as EVALUATION
 from ..evidence.results import Begun, Evaluation, SettingsRecord
 from ..evidence.verdicts import RESULT
 from ..proof.results import Proof
+from ..tuning.results import FORMAT as TUNING
+from ..tuning.results import TuningReport
 from .consistent import check_backends, check_rows
 from .features import Features
 from .recount import recount
@@ -73,6 +75,8 @@ class Known(NamedTuple):
     """empty where the report goes into the artifact, whose manifest then changes"""
     pictures_left_out: bool = False
     """by wish: such a report can be published where the unedited model's pictures can't"""
+    tuning: TuningReport | None = None
+    """how the settings were chosen"""
 
     @property
     def by_hand(self) -> bool:
@@ -146,6 +150,21 @@ def read_evaluation(folder: Path, record: Manifest, manifest_sha256: str) -> Eva
     if settings.engines_sha256 is not None and any(name.startswith("trt") for name in content.backends):
         same = same and settings.engines_sha256 == manifest.engines_sha256(record)
     return Evaluated(content, same, recount(path.parent, content))
+
+
+def read_tuning(path: Path, record: Manifest) -> TuningReport:
+    """Read what `saeuron tune` wrote.
+
+    Raises:
+        SaeuronError: missing, no tuning, or one that chose other settings than the artifact has.
+    """
+    content = read_as(TuningReport, _read(path, TUNING), path)
+    for name in record.concepts:
+        ours = {(w.hookpoint, str(w.select), w.multiplier) for w in record.settings if w.name == name}
+        chosen = content.concepts[name].chosen if name in content.concepts else None
+        if chosen is None or ours != {(h, chosen.select, chosen.multiplier) for h in chosen.hookpoints}:
+            raise SaeuronError(f"'{path}' didn't choose the artifact's settings of {name}; give the report.json of the tuning that did")
+    return content
 
 
 def read_attack(path: Path, record: Manifest, manifest_sha256: str) -> Attack:

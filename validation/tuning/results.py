@@ -10,6 +10,8 @@ from .candidates import Candidate
 from .settings import TuneSettings
 
 FORMAT = "saeuron-tuning-1"
+REMOVES = 0.5
+"""least share of pictures without the concept of a setting that is called tuned"""
 
 
 class Figures(Record, kw_only=True, omit_defaults=True):
@@ -74,6 +76,11 @@ class Tuned(Record, kw_only=True, omit_defaults=True):
     """of the report's pictures elsewhere from the unedited ones"""
     pictures: Whole
     """that were drawn to choose by, of the edited model"""
+
+    @property
+    def removes(self) -> bool:
+        """Whether every judge misses the concept in half of the report's pictures of it, at least: else nothing that was tried removes it."""
+        return min(of.removed.value for of in self.report.judges.values()) >= REMOVES
 
 
 class TuningReport(Record, kw_only=True):

@@ -22,6 +22,8 @@ from .results import Figures, Tried, Tuned, best_first
 from .settings import TuneSettings
 
 Say = Callable[[str], None]
+LEAST_MEASURED = 32
+"""pictures, below which one error of a judge decides whether it is believed"""
 
 
 class Task(NamedTuple):
@@ -44,7 +46,12 @@ class Task(NamedTuple):
         last, chosen = 0, 0
         for r in self.rounds:
             chosen, last = chosen + r.candidates * (r.pictures - last), r.pictures
-        return {"unedited": last + len(self.report), "choosing": chosen, "report": len(self.report)}
+        return {"unedited": max(last, self.measured) + len(self.report), "choosing": chosen, "report": len(self.report)}
+
+    @property
+    def measured(self) -> int:
+        """Pictures of the unedited model that the judges are measured on: those that are chosen by, but no fewer than `LEAST_MEASURED`."""
+        return min(len(self.tuning), max(LEAST_MEASURED, self.rounds[-1].pictures))
 
 
 def make_task(words: ConceptPrompts, candidates: Sequence[Candidate], settings: TuneSettings, before: Candidate | None = None) -> Task:
@@ -94,7 +101,7 @@ def believe(bench: Bench, tasks: Sequence[Task], say: Say = lambda text: None) -
     doubts = []
     for task in tasks:
         name = task.words.name
-        listed = task.tuning[: task.rounds[-1].pictures]
+        listed = task.tuning[: task.measured]
         done = _Counter(say, f"{name}: measuring the judges on the unedited model", len(listed))
         seen = bench.unedited(listed, done)
         asked = [job.asked for job in listed]
