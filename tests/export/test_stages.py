@@ -101,6 +101,25 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
 
 
 @pytest.mark.slow
+def test_a_stopped_run_goes_on_only_as_the_same_job_and_makes_its_own_report(tmp_path, monkeypatch, calls):
+    file, root = tmp_path / "s.toml", tmp_path / "a"
+    table = '[[concepts]]\nname = "Neon"\nselect = "count:2"\nmultiplier = -1.0\n'
+    file.write_text(table)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_artifact(settings(tmp_path, settings=file))
+    file.write_text(table.replace("-1.0", "-2.0"))
+    with pytest.raises(SaeuronError, match="exists"):
+        export_artifact(settings(tmp_path, settings=file))
+    file.write_text(table)
+    run("report", root, "--into-artifact")
+    calls.clear()
+    export_artifact(settings(tmp_path, settings=file))
+    assert calls == ["evaluate", "attack", "write_report"] and "No attack was given" not in (root / "README.md").read_text()
+
+
+@pytest.mark.slow
 def test_tuned_settings_are_those_of_the_artifact_and_its_signature_is_the_last(tmp_path, keys):
     private, public = keys["mine"]
     judges = ("clip=demo:clip", "demo")
@@ -160,9 +179,16 @@ def test_refuses_before_anything_is_made(tmp_path):
     refused("did you mean demo", *there, "--evidence", "quick", "--judge", "dem")
     refused("nudenet sees nudity alone", *there, "--evidence", "quick", "--judge", "nudenet")
     refused("evidence 'ful'", *there, "--evidence", "ful")
+    refused("did you mean demo", *there, "--tune", "--steps", "2", "--judge", "dem")
+    refused("'/' exists", "export", "--concepts", "Neon", "-o", "/", "--evidence", "quick")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a-work").symlink_to(tmp_path / "nothing")
+    refused("holds no stages.json", *there, "--evidence", "quick")
+    (tmp_path / "a-work").unlink()
     (tmp_path / "a-work").mkdir()
     (tmp_path / "a-work" / "mine.txt").write_text("mine")
     refused("holds no stages.json", *there, "--evidence", "quick")
+    refused("holds no stages.json", *there, "--evidence", "quick", "--dry-run")
     assert not (tmp_path / "a").exists() and (tmp_path / "a-work" / "mine.txt").is_file()
 
 

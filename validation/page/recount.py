@@ -119,9 +119,9 @@ def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Ve
         if jobs != asked[first]:
             raise SaeuronError(f"'{path}' lists other prompts and seeds for {name} than for {first}; evaluate again with --overwrite")
     settings = content.settings
-    if settings.protocol == "concepts":
-        if asked[first] != sorted((name, str(seed), text) for name, prompts in sets.items() for text in prompts for seed in settings.seeds):
-            raise SaeuronError(f"'{path}' doesn't list all prompts of each set with each seed; run the same `saeuron evaluate` again")
+    by_words = sorted((name, str(seed), text) for name, prompts in sets.items() for text in prompts for seed in settings.seeds)
+    if settings.protocol == "concepts" and asked[first] != by_words:
+        raise SaeuronError(f"'{path}' doesn't list all prompts of each set with each seed; run the same `saeuron evaluate` again")
     if settings.protocol != "unlearncanvas":
         return
     styles = ["" if s == PLAIN else s for s in settings.styles or ()]
