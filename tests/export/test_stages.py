@@ -214,3 +214,27 @@ def test_the_same_verbs_in_python(tmp_path):
     assert page.html == tmp_path / "a-report" / "report.html" and page.html.is_file() and page.content["verdict"]["state"] == "proven"
     with pytest.raises(SaeuronError, match="no artifact"):
         saeuron.attack(tmp_path)
+
+
+def test_verbs_in_python_leave_what_is_there(demo_artifact, tmp_path):
+    """They refuse what their commands refuse, before anything is made."""
+    import saeuron
+
+    root, mine, folder = demo_artifact.path, tmp_path / "mine.json", tmp_path / "folder"
+    mine.write_text('{"mine": 1}')
+    folder.mkdir()
+    few = saeuron.AttackSettings(attacks="seeds", search_seeds=1, report_seeds=1, steps=1)
+    for place, said in (
+        (mine, "exists"),
+        (folder, "is a folder"),
+        (root / "attack.json", "lies inside the artifact"),
+        (mine / "x", "is a file"),
+    ):
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.attack(root, place, few)
+    for place, said in ((mine, "is a file"), (mine / "x", "is a file"), (root / "e", "lies inside the artifact")):
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.evaluate(root, place, saeuron.EvaluationSettings(seeds=1, objects="House", styles="Neon"))
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.tune(Settings(concepts="Neon"), place, saeuron.TuneSettings(budget=700))
+    assert mine.read_text() == '{"mine": 1}' and not list(folder.iterdir()) and not (root / "attack.json").exists()
