@@ -163,6 +163,8 @@ def read_attack(path: Path, record: Manifest, manifest_sha256: str) -> Attack:
     seeds = read_as(Seeds, content.settings, f"{path}, 'settings'")
     _check_edit(path, content.edit_sha256, record)
     for concept, entry in content.concepts.items():
+        if concept not in record.concepts:
+            raise SaeuronError(f"'{path}' is of {concept}, which this artifact doesn't remove")
         check_rows(path, concept, entry.rows, seeds)
     return Attack(content, _of_this(content, record, manifest_sha256))
 
