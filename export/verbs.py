@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..editor.common.writing import alone
 from ..validation.attack.results import AttackReport
 from ..validation.attack.settings import AttackSettings
 from ..validation.evidence.evaluation_settings import EvaluationSettings
 from ..validation.evidence.results import Evaluation
 from ..validation.tuning.results import TuningReport
 from ..validation.tuning.settings import TuneSettings
+from .plan.folder import check_attack_output, check_work_folder
 from .plan.resolve import resolve_tuning
 from .plan.settings import Settings
 from .ship.report import ReportSettings, Written, write_report
@@ -32,6 +34,7 @@ def tune(wanted: Settings, output: str | Path, settings: TuneSettings | None = N
     """
     from .plan.tuning import open_tuning
 
+    check_work_folder(Path(output))
     tried = settings or TuneSettings()
     return open_tuning(resolve_tuning(wanted, tried), tried, Path(output), progress).run(progress)
 
@@ -52,14 +55,21 @@ def evaluate(
     """
     from ..validation.evidence import evaluate as module
 
+    check_work_folder(Path(output))
     plan = module.make_plan(artifact, settings or EvaluationSettings())
-    found = module.evaluate(plan, Path(output), progress=lambda name, done, total: progress(f"{name}: {done} of {total} pictures"))
+    module.check_output(plan, Path(output), overwrite=False)
+    with alone(Path(output), f"another evaluation writes into '{output}'; wait until it has ended"):
+        found = module.evaluate(plan, Path(output), progress=lambda name, done, total: progress(f"{name}: {done} of {total} pictures"))
     assert found is not None  # of the only process
     return found
 
 
 def attack(
-    artifact: str | Path, output: str | Path | None = None, settings: AttackSettings | None = None, progress: Say = lambda text: None
+    artifact: str | Path,
+    output: str | Path | None = None,
+    settings: AttackSettings | None = None,
+    progress: Say = lambda text: None,
+    overwrite: bool = False,
 ) -> AttackReport:
     """Attack what an artifact removes. Goes on where it was stopped, concept by concept.
 
@@ -68,13 +78,16 @@ def attack(
         output: file of the report, with example pictures beside it; None: nothing is written.
         settings: what attacks what, judged by whom, within which budget.
         progress: told what is being done.
+        overwrite: replace a report that is there.
 
     Raises:
-        SaeuronError: bad input, or a changed artifact.
+        SaeuronError: bad input, a changed artifact, or a file that is there.
     """
     from ..validation.attack import run as module
 
-    return module.run(module.make_plan(Path(artifact), settings or AttackSettings()), None if output is None else Path(output), progress)
+    file = None if output is None else Path(output)
+    check_attack_output(file, overwrite)
+    return module.run(module.make_plan(Path(artifact), settings or AttackSettings()), file, progress)
 
 
 def report(artifact: str | Path, settings: ReportSettings | None = None, progress: Say = lambda text: None) -> Written:

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -105,11 +105,20 @@ def _taken(value: Any, kind: Any, f: Field[Any]) -> Any:
             value = [p.strip() for p in value.split(",") if p.strip()] if part is str else numbers(value, flag(f), part)
         elif isinstance(value, str | os.PathLike | int | float):
             value = [] if value == "" else [value]
+        elif not isinstance(value, Iterable) or isinstance(value, bytes):
+            raise SaeuronError(f"{flag(f)} is {value!r}; it must be a list, a tuple or one {part.__name__}")
         return tuple(_taken(one, part, f) for one in value)
     kinds = (kind, *get_args(kind))
     if Path in kinds and isinstance(value, str):
-        return Path(value)
-    return os.fspath(value) if str in kinds and isinstance(value, os.PathLike) else value
+        value = Path(value)
+    if str in kinds and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    # A text is true, whatever it says, and True is a number.
+    right = bool in kinds if isinstance(value, bool) else isinstance(value, tuple(k for k in kinds if isinstance(k, type)))
+    if not right and not (float in kinds and isinstance(value, int) and not isinstance(value, bool)):
+        names = " or ".join(k.__name__ for k in kinds if isinstance(k, type) and k is not type(None))
+        raise SaeuronError(f"{flag(f)} is {str(value)[:40]!r}; it must be {names}")
+    return value
 
 
 def _check(shown: str, value: Any, bounds: Mapping[str, Any]) -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...editor.common.errors import SaeuronError
 from ...validation.attack.settings import AttackSettings
 from ...validation.page.figures import interval, percent
-from ..plan.folder import check_with_pictures
+from ..plan.folder import check_attack_output
 from ..plan.resolve import check_sources
 from . import options as o
 from .console import out, print_warning, progress_line, table_of, tell, write_json
@@ -45,7 +44,7 @@ def attack(
     from ...validation.attack import run as a
     from ...validation.attack.attack import plan as budgets
 
-    _check_output(output, overwrite)
+    check_attack_output(output, overwrite)
     if settings.model:
         check_sources([("model", settings.model)])
     with progress_line("opening the judge") as say:
@@ -60,17 +59,6 @@ def attack(
     _print(report)
     if output is not None:
         tell(f"{output}, pictures in {a.examples_of(output)}")
-
-
-def _check_output(output: Path | None, overwrite: bool) -> None:
-    from ...validation.attack import run as a
-
-    if output is None:
-        return
-    if output.is_dir():
-        raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
-    # What a killed run has written so far is gone on with, if it is of the same attack, and replaced if not.
-    check_with_pictures([output], a.examples_of(output), overwrite or a.unfinished(output) is not None)
 
 
 def _print_plan(planned: dict[str, dict[str, Any]], as_json: bool) -> None:

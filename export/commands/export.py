@@ -86,7 +86,10 @@ def export(
 
 def _dry_run(plan: Plan, as_json: bool) -> None:
     from ..plan.dry_run import describe
+    from ..ship.stages import check_work
 
+    if plan.settings.staged:
+        check_work(plan.settings.output)
     found = describe(plan)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")

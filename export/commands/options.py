@@ -12,7 +12,7 @@ from ...editor.common.declared import HOW, OUTPUT, WHAT, WHERE, Checked, option
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import PRECISIONS, normalise
 from ...validation.evidence.evaluation_settings import EvaluationSettings
-from ..plan.folder import check_parent
+from ..plan.folder import check_work_folder
 from ..plan.settings import Settings
 from .declared import annotation
 
@@ -48,9 +48,7 @@ def out_folder(output: Path | None) -> Path:
     """The folder of --output; raises `SaeuronError` unless it is given, and is, or can become, a folder that may be written."""
     if output is None:
         raise SaeuronError("no output folder: give --output DIR")
-    if output.exists() and not output.is_dir():
-        raise SaeuronError(f"--output '{output}' is a file; give a folder")
-    check_parent(output / "x")
+    check_work_folder(output)
     return output
 
 

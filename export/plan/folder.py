@@ -67,6 +67,25 @@ def check_with_pictures(files: Sequence[Path], pictures: Path, overwrite: bool) 
         raise SaeuronError(f"'{pictures}' holds other things than pictures, so --overwrite leaves it alone; choose another --output")
 
 
+def check_attack_output(output: Path | None, overwrite: bool) -> None:
+    """Raise unless an attack's report and pictures may be written; None: nothing is."""
+    from ...validation.attack.run import examples_of, unfinished
+
+    if output is None:
+        return
+    if output.is_dir():
+        raise SaeuronError(f"--output '{output}' is a folder; give a file, e.g. attack.json")
+    # What a killed run has written so far is gone on with, if it is of the same attack, and replaced if not.
+    check_with_pictures([output], examples_of(output), overwrite or unfinished(output) is not None)
+
+
+def check_work_folder(output: Path) -> None:
+    """Raise unless a folder is, or can become, one that results may be written into."""
+    if output.exists() and not output.is_dir():
+        raise SaeuronError(f"--output '{output}' is a file; give a folder")
+    check_parent(output / "x")
+
+
 def check_space(output: Path, needed: int) -> None:
     """Raise unless the disk has room for the artifact."""
     parent = output.absolute().parent

@@ -103,7 +103,10 @@ def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> 
     """
     s = plan.settings
     if s.tune:
-        plan_tasks(plan, tune_settings(s))
+        words = {task.words.name: task.words for task in plan_tasks(plan, tune_settings(s))}
+        if not s.evidence:  # which opens them below
+            say("opening the judges")
+            open_judges(s.judge, words, s.device)
     names = [*(["tune"] if s.tune else []), "export"]
     if not s.evidence:
         return Stages(plan, tuple(names))

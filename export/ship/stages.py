@@ -16,6 +16,8 @@ from ...editor.common.writing import alone, whole_file
 from ...validation.artifact import manifest
 from ...validation.attack import run as attacking
 from ...validation.evidence.evaluate import evaluate, make_plan
+from ...validation.evidence.results import Begun
+from ...validation.evidence.verdicts import RESULT
 from ...validation.page.sources import own_proof
 from ...validation.trust import signature
 from ..plan.folder import check_output
@@ -38,6 +40,8 @@ class State(Record):
     settings_sha256: str
     content_sha256: str = ""
     """of the artifact that it made"""
+    reported: bool = False
+    """whether its own report is in the artifact"""
     finished: bool = False
 
 
@@ -56,7 +60,8 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
     if not s.staged:
         return make_artifact(plan, progress)
     work = work_folder(s.output)
-    ours = hashlib.sha256(strict_json({k: str(v) for k, v in asdict(s).items() if k != "overwrite"}).encode()).hexdigest()
+    # The plan, not the settings: what their files say counts, too.
+    ours = hashlib.sha256(str(asdict(replace(plan, settings=replace(s, overwrite=False)))).encode()).hexdigest()
     if not _goes_on(s.output, _state(work), ours):
         check_output(s.output, s.overwrite)
     stages = stages_of(plan, open_model(plan, (s.height, s.width)), progress)
@@ -66,28 +71,37 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
         if not _goes_on(s.output, state, ours):
             if state.settings_sha256 == ours and not state.finished:
                 progress(f"going on: what was tuned so far lies in {work}" if s.tune else "beginning again: the artifact wasn't finished")
-            _clear(work)
+            check_output(s.output, s.overwrite)  # another process may have made it since
             _keep(work, State(ours))
             result = _made(plan, work, stages.told(progress))
+            _clear(work)
             state = _keep(work, State(ours, manifest.content_sha256(result.manifest)))
         else:
             progress(f"going on: {s.output} is made already, its evidence lies in {work}")
             own = s.output / "validation" / "report.json"
             result = Result(s.output, manifest.read(s.output), own_proof(own) if own.is_file() else None)
         if s.evidence and (result.proven or result.report is None):
-            result.verdict = _evidence(plan, stages, work, stages.told(progress))
+            result.verdict = _evidence(plan, stages, work, state, stages.told(progress))
             result.manifest = manifest.read(s.output)
-        _keep(work, State(ours, state.content_sha256, finished=True))
+        state.finished = True
+        _keep(work, state)
     return result
 
 
 def work_folder(output: Path) -> Path:
-    """Where tuning, evaluations and attack of an artifact lie."""
+    """Where tuning, evaluations and attack of an artifact lie; raises `SaeuronError` for an output that has no name."""
+    if output == Path() or not output.absolute().name:
+        check_output(output, overwrite=False)
     return output.absolute().with_name(f"{output.absolute().name}-work")
 
 
+def check_work(output: Path) -> None:
+    """Raise `SaeuronError` if something else lies where the stages of an artifact work."""
+    _state(work_folder(output))
+
+
 def _state(work: Path) -> State | None:
-    if not work.exists() or (work.is_dir() and all(path.name.startswith(".") for path in work.iterdir())):
+    if (not work.exists() and not work.is_symlink()) or (work.is_dir() and all(path.name.startswith(".") for path in work.iterdir())):
         return None
     if not (work / STATE).is_file():
         raise SaeuronError(f"'{work}' is there and holds no {STATE}, so it is left alone; choose another --output")
@@ -125,11 +139,11 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
     return make_artifact(replace(plan, settings=replace(plan.settings, sign=None if s.evidence else s.sign)), told("export"))
 
 
-def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Progress]) -> dict[str, Any]:
+def _evidence(plan: Plan, stages: Stages, work: Path, state: State, told: Callable[[str], Progress]) -> dict[str, Any]:
     """Evaluations, attack and report of a finished artifact."""
     s, root = plan.settings, plan.settings.output
     text: dict[str, Any] = {"text": f"the report lies in {root / HTML}", "facts": []}
-    if not (root / HTML).is_file():  # else a run was killed at its very end
+    if not state.reported:
         folders = []
         for wanted in stages.evaluations(manifest.read(root)):
             planned, say, clock = make_plan(root, wanted), told("evaluate"), Remaining()
@@ -138,22 +152,30 @@ def _evidence(plan: Plan, stages: Stages, work: Path, told: Callable[[str], Prog
             def counted(name: str, done: int, total: int, say: Progress = say, clock: Remaining = clock) -> None:
                 say(f"{name}, {done} of {total} pictures{clock.text(done, total)}")
 
-            evaluate(planned, folders[-1], progress=counted)
+            # Where a run was killed after the report, the manifest is another, and an evaluation that goes on would be refused.
+            if not _evaluated(folders[-1], state.content_sha256):
+                evaluate(planned, folders[-1], progress=counted)
         attack = None
         if stages.attacks:
             attack = work / "attack.json"
             if not attack.is_file() or attacking.unfinished(attack) is not None:
                 attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))
 
-        page = ReportSettings(
-            evaluation=tuple(folders),
-            attack=attack,
-            tuning=work / "tuning" / REPORT if s.tune else None,
-            into_artifact=True,
-            overwrite=True,
-        )
+        tuning = work / "tuning" / REPORT if s.tune else None
+        page = ReportSettings(evaluation=tuple(folders), attack=attack, tuning=tuning, into_artifact=True, overwrite=True)
         text = write_report(root, page, told("report")).content["verdict"]
+        state.reported = True
+        _keep(work, state)
     if s.sign is not None:
         told("report")("signing")
         signature.sign(root, s.sign)
     return text
+
+
+def _evaluated(folder: Path, content_sha256: str) -> bool:
+    """Whether a finished evaluation of this artifact lies there."""
+    path = folder / RESULT
+    if not path.is_file():
+        return False
+    begun = read_as(Begun, read_json(path), path)
+    return begun.finished and begun.settings.get("content_sha256") == content_sha256

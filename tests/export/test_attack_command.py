@@ -112,6 +112,13 @@ def test_a_stopped_attack_goes_on_with_the_next_concept(demo_artifact, tmp_path,
     run(*options, "-o", report, code=130)
     held = json.loads(report.read_text())
     assert held["finished"] is False and list(held["concepts"]) == begun[:1]
+    # A concept of which rows are missing is attacked again.
+    cut = tmp_path / "cut.json"
+    cut.write_text(json.dumps({**held, "concepts": {name: {**of, "rows": []} for name, of in held["concepts"].items()}}))
+    first = begun[:1]
+    begun[:] = ["one that is done"]
+    run(*options, "-o", cut, code=130)
+    assert begun[1:] == first
     refused("hasn't ended", "report", root, "--attack", report, "-o", tmp_path / "p.html")
     begun.clear()
     monkeypatch.setattr(module, "attack", lambda v, o, case, *rest: (begun.append(case.concept), real(v, o, case, *rest))[1])

@@ -97,9 +97,33 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
     calls.clear()
     export_artifact(settings(tmp_path))
     assert calls == []
+    # Before it was noted that the report is in the artifact: evaluation and attack are those that lie there, the report is written again.
+    (work / "stages.json").write_text(json.dumps({**state, "reported": False, "finished": False}))
+    export_artifact(settings(tmp_path))
+    assert calls == ["write_report"] and verify(root)["verified"]
+    calls.clear()
     # Replaced on wish; evaluation and attack are of the new one.
     export_artifact(settings(tmp_path, overwrite=True))
     assert calls == ["make_artifact", "evaluate", "attack", "write_report"] and verify(root)["verified"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_only_as_the_same_job_and_makes_its_own_report(tmp_path, monkeypatch, calls):
+    file, root = tmp_path / "s.toml", tmp_path / "a"
+    table = '[[concepts]]\nname = "Neon"\nselect = "count:2"\nmultiplier = -1.0\n'
+    file.write_text(table)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_artifact(settings(tmp_path, settings=file))
+    file.write_text(table.replace("-1.0", "-2.0"))
+    with pytest.raises(SaeuronError, match="exists"):
+        export_artifact(settings(tmp_path, settings=file))
+    file.write_text(table)
+    run("report", root, "--into-artifact")
+    calls.clear()
+    export_artifact(settings(tmp_path, settings=file))
+    assert calls == ["evaluate", "attack", "write_report"] and "No attack was given" not in (root / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -166,9 +190,16 @@ def test_refuses_before_anything_is_made(tmp_path):
     refused("did you mean demo", *there, "--evidence", "quick", "--judge", "dem")
     refused("nudenet sees nudity alone", *there, "--evidence", "quick", "--judge", "nudenet")
     refused("evidence 'ful'", *there, "--evidence", "ful")
+    refused("did you mean demo", *there, "--tune", "--steps", "2", "--judge", "dem")
+    refused("'/' exists", "export", "--concepts", "Neon", "-o", "/", "--evidence", "quick")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a-work").symlink_to(tmp_path / "nothing")
+    refused("holds no stages.json", *there, "--evidence", "quick")
+    (tmp_path / "a-work").unlink()
     (tmp_path / "a-work").mkdir()
     (tmp_path / "a-work" / "mine.txt").write_text("mine")
     refused("holds no stages.json", *there, "--evidence", "quick")
+    refused("holds no stages.json", *there, "--evidence", "quick", "--dry-run")
     assert not (tmp_path / "a").exists() and (tmp_path / "a-work" / "mine.txt").is_file()
 
 
@@ -204,3 +235,27 @@ def test_the_same_verbs_in_python(tmp_path):
         saeuron.report(out, saeuron.ReportSettings(**again))
     with pytest.raises(SaeuronError, match="no artifact"):
         saeuron.attack(tmp_path)
+
+
+def test_verbs_in_python_leave_what_is_there(demo_artifact, tmp_path):
+    """They refuse what their commands refuse, before anything is made."""
+    import saeuron
+
+    root, mine, folder = demo_artifact.path, tmp_path / "mine.json", tmp_path / "folder"
+    mine.write_text('{"mine": 1}')
+    folder.mkdir()
+    few = saeuron.AttackSettings(attacks="seeds", search_seeds=1, report_seeds=1, steps=1)
+    for place, said in (
+        (mine, "exists"),
+        (folder, "is a folder"),
+        (root / "attack.json", "lies inside the artifact"),
+        (mine / "x", "is a file"),
+    ):
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.attack(root, place, few)
+    for place, said in ((mine, "is a file"), (mine / "x", "is a file"), (root / "e", "lies inside the artifact")):
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.evaluate(root, place, saeuron.EvaluationSettings(seeds=1, objects="House", styles="Neon"))
+        with pytest.raises(SaeuronError, match=said):
+            saeuron.tune(Settings(concepts="Neon"), place, saeuron.TuneSettings(budget=700))
+    assert mine.read_text() == '{"mine": 1}' and not list(folder.iterdir()) and not (root / "attack.json").exists()

@@ -164,7 +164,21 @@ def test_the_report_says_it_and_counts_again(root, done, tmp_path):
     refused("is not judged by", *changed(lambda c: c["backends"]["onnx"]["sightings"].pop(DEMO)))
     refused("no judge sees", *changed(lambda c: [j.update(concepts=["Heart"]) for j in c["settings"]["judges"]]))
     refused("of other concepts", *changed(lambda c: c["settings"]["compared"].pop("Neon")))
-    refused("doesn't list all prompts", *changed(lambda c: c["settings"]["sets"].update(Heart=1)))
+    # Who leaves out prompts, sets or a judge chooses the figures.
+    other = "other sets of prompts than the artifact holds"
+    refused(other, *changed(lambda c: c["settings"]["sets"].update(Heart=1)))
+    refused(other, *changed(lambda c: c["settings"]["compared"].update(Neon=c["settings"]["compared"]["Neon"][:1])))
+    refused("two judges have one name", *changed(lambda c: c["settings"]["judges"].append(c["settings"]["judges"][0])))
+    prompt = rows_of(folder)[0]["prompt"]
+    refused("doesn't list all prompts", *changed(lambda text: text.replace(f",{prompt},", ",Another prompt,"), "verdicts.csv"))
+
+    def one_judge(content):
+        content["settings"]["judges"] = [j for j in content["settings"]["judges"] if j["name"] == CLIP]
+        content["trust"].pop(DEMO)
+        for made in content["backends"].values():
+            made["sightings"].pop(DEMO)
+
+    refused(f"looked at by {CLIP}, {DEMO}, not by {CLIP}", *changed(one_judge))
     # Who drops what was judged badly has good figures.
     lines = [line for line in (folder / "verdicts.csv").read_text().splitlines(keepends=True) if "Heart-002-188" not in line]
     refused("pictures of unedited, evaluation.json counts", *changed(lambda text: "".join(lines), "verdicts.csv"))

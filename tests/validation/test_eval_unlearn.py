@@ -96,6 +96,8 @@ def test_a_call_may_ask_for_other_steps_and_guidance(root):
         technique.generate(PROMPTS, width=64)
     with pytest.raises(SaeuronError, match="a seed lies between"):
         technique.generate(PROMPTS, seed=-1)
+    with pytest.raises(SaeuronError, match="prompts are a list"):
+        technique.generate(PROMPTS[0])
 
 
 @pytest.mark.parametrize(

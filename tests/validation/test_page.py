@@ -558,3 +558,13 @@ def test_pictures_are_the_golden_ones(tmp_path):
     content = whole(tmp_path)
     (pair,) = content["pictures"]["pairs"]
     assert np.all(pair["before"] == 40) and np.all(pair["after"] == 200) and (pair["width"], pair["height"]) == (24, 16)
+
+
+def test_an_attack_on_what_the_artifact_does_not_remove_is_refused(tmp_path):
+    root = made_up.artifact(tmp_path / "a", "Neon", made_up.report())
+    path = made_up.attack(tmp_path / "attack.json", root)
+    content = json.loads(path.read_text())
+    content["concepts"]["Sepia"] = content["concepts"]["Neon"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SaeuronError, match="is of Sepia, which this artifact doesn't remove"):
+        make_content(root, attack=path)

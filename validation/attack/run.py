@@ -18,6 +18,7 @@ from ...editor.common.writing import whole_file
 from ..artifact import contents, manifest
 from ..artifact.concepts import read_concepts
 from ..artifact.manifest import Manifest
+from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import JudgeRecord
 from ..judges.choose import WORDS, open_judges, open_labels
 from .attack import AttackCase, Shown, attack, cases, cases_by_words
@@ -144,7 +145,10 @@ def run(plan: AttackPlan, output: Path | None = None, say: Say = lambda text: No
         concepts={},
     )  # fmt: skip
     if output is not None and (held := unfinished(output)) is not None and _same(held, report):
-        report.concepts, report.seconds = held.concepts, held.seconds
+        whole = {UNEDITED, "edited", *plan.attacks}
+        asked = {case.concept for case in plan.cases}
+        report.concepts = {n: of for n, of in held.concepts.items() if n in asked and whole <= {row.attack for row in of.rows}}
+        report.seconds = held.seconds
     before = report.seconds
     say("checking files")
     contents.check(plan.root, plan.record)

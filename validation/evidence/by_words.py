@@ -43,6 +43,11 @@ def prompt_sets(words: Mapping[str, ConceptPrompts]) -> dict[str, list[str]]:
     return found
 
 
+def compared(words: Mapping[str, ConceptPrompts], sets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Removed concept → the sets of prompts that it is compared with."""
+    return {name: [n for n in concept.contrast if n in sets] for name, concept in words.items()}
+
+
 def wanted(sets: Mapping[str, Sequence[str]], seeds: Sequence[int], guidance: float) -> list[Wanted]:
     """Every test prompt with every seed.
 
@@ -89,7 +94,7 @@ def sightings(
     """
     found: dict[str, dict[str, Removal]] = {}
     for judge, known in judges.items():
-        after, earlier = _seen(rows, judge, known), None if before is None else _seen(before, judge, known)
+        after, earlier = _seen(rows, judge, judges), None if before is None else _seen(before, judge, judges)
         found[judge] = {}
         for concept in (c for c in compared if c in known):
             at = _places(rows, concept, compared)
@@ -109,7 +114,7 @@ def trusted(
     """Judge → removed concept → how far it can be believed, from the unedited model's rows; arguments and errors as for `sightings`."""
     found: dict[str, dict[str, Trust]] = {}
     for judge, known in judges.items():
-        seen = _seen(rows, judge, known)
+        seen = _seen(rows, judge, judges)
         found[judge] = {}
         for concept in (c for c in compared if c in known):
             at = _places(rows, concept, compared)
@@ -123,11 +128,15 @@ def _places(rows: Sequence[VerdictRow], concept: str, compared: Mapping[str, Seq
     return [i for i, row in enumerate(rows) if row["set"] in sets]
 
 
-def _seen(rows: Iterable[VerdictRow], judge: str, known: Sequence[str]) -> list[frozenset[str]]:
+def _seen(rows: Iterable[VerdictRow], judge: str, judges: Mapping[str, Sequence[str]]) -> list[frozenset[str]]:
     found = []
     for row in rows:
-        names = json.loads(row["seen"])[judge]
-        if not isinstance(names, list) or not set(names) <= set(known):
+        said = json.loads(row["seen"])
+        names = said.get(judge)
+        if said.keys() != judges.keys():
+            # Who leaves a judge out chooses the figures.
+            raise ValueError(f"{row['file']}: looked at by {', '.join(said)[:60]}, not by {', '.join(judges)[:60]}")
+        if not isinstance(names, list) or not set(names) <= set(judges[judge]):
             raise ValueError(f"{row['file']}: {judge} is said to see {str(names)[:60]}")
         found.append(frozenset(names))
     return found

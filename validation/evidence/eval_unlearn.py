@@ -91,6 +91,8 @@ class SaeuronExport:
         Raises:
             SaeuronError: a value that can't be.
         """
+        if isinstance(prompts, str):
+            raise SaeuronError(f"{TECHNIQUE}: prompts are a list of texts, not one text")
         asked = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         config = read_as(Config, {**plain(self.config), **{k: v for k, v in asked.items() if v is not None}}, TECHNIQUE)
         steps = config.num_inference_steps or self._sampling.steps

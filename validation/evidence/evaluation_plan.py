@@ -157,7 +157,7 @@ def _words_plan(
     settings = described(
         protocol="concepts", judges=[JudgeRecord(j.name, j.sha256, concepts=list(j.concepts)) for j in judges], seeds=list(options.seeds),
         sets={name: len(prompts) for name, prompts in sets.items()},
-        compared={name: [n for n in concept.contrast if n in sets] for name, concept in words.items()},
+        compared=by_words.compared(words, sets),
     )  # fmt: skip
     return EvaluationPlan(
         root, record, options, pictures_by, backends, {name: concept.kind for name, concept in words.items()},

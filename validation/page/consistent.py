@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from ...editor.common.errors import SaeuronError
+from ...editor.features.prompt_sets import ConceptPrompts
 from ..attack.results import AttackRow, Seeds
 from ..attack.settings import ATTACKS, LEARNED
+from ..evidence import by_words
 from ..evidence.picture_backends import HOOK, UNEDITED, stage
-from ..evidence.results import Evaluation
+from ..evidence.results import Evaluation, SettingsRecord
 
 _FIGURES_OF = {
     "unlearncanvas": ("accuracy", "concepts", "mean", "kept", "retained", "shared_table_entries"),
@@ -58,6 +60,8 @@ def check_backends(path: Path, content: Evaluation, concepts: Sequence[str]) -> 
 
 def _check_sightings(path: Path, name: str, content: Evaluation, concepts: Sequence[str]) -> None:
     """Raise unless a backend is judged by every judge on all concepts that this one can see, and each concept by one at least."""
+    if len({judge.name for judge in content.settings.judges}) < len(content.settings.judges):
+        raise SaeuronError(f"'{path}': two judges have one name, by which figures are told apart")
     wanted = {judge.name: {c for c in concepts if c in (judge.concepts or ())} for judge in content.settings.judges}
     if blind := set(concepts) - {c for seen in wanted.values() for c in seen}:
         raise SaeuronError(f"'{path}': no judge sees {min(blind)}, which the artifact removes")
@@ -66,6 +70,23 @@ def _check_sightings(path: Path, name: str, content: Evaluation, concepts: Seque
     said = {judge: set(seen) for judge, seen in content.backends[name].sightings.items()}
     if said != wanted:
         raise SaeuronError(f"'{path}': {name} is not judged by {', '.join(wanted)} on every concept that they see")
+
+
+def check_prompts(path: Path, settings: SettingsRecord, words: Mapping[str, ConceptPrompts]) -> dict[str, list[str]]:
+    """Raise `SaeuronError` unless an evaluation by words is on all test prompts that the artifact holds: who leaves some out chooses the figures.
+
+    Args:
+        path: of evaluation.json.
+        settings: that it was made with.
+        words: prompts of the artifact's concepts.
+
+    Returns:
+        name of a set → its test prompts.
+    """
+    sets = by_words.prompt_sets(words)
+    if settings.sets != {name: len(prompts) for name, prompts in sets.items()} or settings.compared != by_words.compared(words, sets):
+        raise SaeuronError(f"'{path}' is on other sets of prompts than the artifact holds; evaluate again with --overwrite")
+    return sets
 
 
 def check_rows(path: Path, concept: str, rows: Sequence[AttackRow], seeds: Seeds) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
 from ...editor.edit.edit_header import read_edit_header
+from ...editor.features.prompt_sets import ConceptPrompts
 from ..artifact import manifest
+from ..artifact.concepts import read_concepts
 from ..artifact.golden import read_pictures
 from ..artifact.manifest import GOLDEN, Manifest
 from .feature_section import feature_section
@@ -51,17 +53,17 @@ def make_content(
     known = Known(
         root.resolve().name, record, header, own_proof(own) if record.validation is not None else None,
         read_pictures(golden) if pictures and golden.is_file() else [],
-        _read_evaluations(evaluations, record, sha256), None if attack is None else read_attack(attack, record, sha256),
+        _read_evaluations(evaluations, record, sha256, read_concepts(root)), None if attack is None else read_attack(attack, record, sha256),
         None if proof is None else read_proof(proof, record), "" if proof is None else proof.name,
         None if features is None else read_features(features, record, header), "" if inside else sha256, not pictures, None if tuning is None else read_tuning(tuning, record),
     )  # fmt: skip
     return _content(known)
 
 
-def _read_evaluations(folders: Sequence[Path], record: Manifest, sha256: str) -> list[Evaluated]:
+def _read_evaluations(folders: Sequence[Path], record: Manifest, sha256: str, words: Mapping[str, ConceptPrompts]) -> list[Evaluated]:
     found: dict[str, Evaluated] = {}
     for folder in folders:
-        read = read_evaluation(folder, record, sha256)
+        read = read_evaluation(folder, record, sha256, words)
         protocol = read.content.settings.protocol
         if protocol in found:
             raise SaeuronError(f"'{folder}' is a second evaluation by the protocol '{protocol}'; a report takes one of each")

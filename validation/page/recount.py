@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, VerdictRow
 from ..judges.judge import DOMAINS, NOT_JUDGED
 
 
-def recount(folder: Path, content: Evaluation) -> list[str]:
+def recount(folder: Path, content: Evaluation, sets: Mapping[str, Sequence[str]]) -> list[str]:
     """Compare the figures of evaluation.json with verdicts.csv, and that with the pictures.
 
     Args:
         folder: of an evaluation.
         content: of its evaluation.json.
+        sets: by words, name of a set → the artifact's test prompts.
 
     Returns:
         what couldn't be compared, as sentences.
@@ -42,7 +42,7 @@ def recount(folder: Path, content: Evaluation) -> list[str]:
     counting = Counting.of(settings, removed, content.threshold)
     rows = _rows(path, counting.columns, backends, content.left_out)
     _check_judged(path, content, rows)
-    _check_asked(path, content, rows)
+    _check_asked(path, content, rows, sets)
     stages = {name: tuple(part.concepts) for name, part in backends.items() if part.kept is not None}
     try:
         found, trust = counting.figures(rows, stages), counting.trust(rows)
@@ -109,7 +109,7 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], l
     return rows
 
 
-def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]]) -> None:
+def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]], sets: Mapping[str, Sequence[str]]) -> None:
     """Raise unless every backend has a picture of all that was asked for, and no other: who leaves pictures out chooses the figures."""
     asked = {name: sorted(_asked(row) for row in made) for name, made in rows.items()}
     if not asked:
@@ -119,10 +119,9 @@ def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[Ve
         if jobs != asked[first]:
             raise SaeuronError(f"'{path}' lists other prompts and seeds for {name} than for {first}; evaluate again with --overwrite")
     settings = content.settings
-    if settings.protocol == "concepts":
-        counted = Counter((row["set"], row["seed"]) for row in rows[first])
-        if counted != Counter({(name, str(seed)): n for name, n in (settings.sets or {}).items() for seed in settings.seeds}):
-            raise SaeuronError(f"'{path}' doesn't list all prompts of each set with each seed; run the same `saeuron evaluate` again")
+    by_words = sorted((name, str(seed), text) for name, prompts in sets.items() for text in prompts for seed in settings.seeds)
+    if settings.protocol == "concepts" and asked[first] != by_words:
+        raise SaeuronError(f"'{path}' doesn't list all prompts of each set with each seed; run the same `saeuron evaluate` again")
     if settings.protocol != "unlearncanvas":
         return
     styles = ["" if s == PLAIN else s for s in settings.styles or ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from ...editor.common.files import read_json
 from ...editor.common.typed import read_as
 from ...editor.edit.edit_header import EditHeader
 from ...editor.edit.gains import BY_HAND
+from ...editor.features.prompt_sets import ConceptPrompts
 from ..artifact import manifest
 from ..artifact.golden import Shown
 from ..artifact.manifest import Manifest
@@ -21,7 +23,7 @@ from ..evidence.verdicts import RESULT
 from ..proof.results import Proof
 from ..tuning.results import FORMAT as TUNING
 from ..tuning.results import TuningReport
-from .consistent import check_backends, check_rows
+from .consistent import check_backends, check_prompts, check_rows
 from .features import Features
 from .recount import recount
 
@@ -124,16 +126,17 @@ def read_proof(path: Path, record: Manifest) -> Proof:
     return proof
 
 
-def read_evaluation(folder: Path, record: Manifest, manifest_sha256: str) -> Evaluated:
+def read_evaluation(folder: Path, record: Manifest, manifest_sha256: str, words: Mapping[str, ConceptPrompts]) -> Evaluated:
     """Read `evaluation.json` in `folder`.
 
     Args:
         folder: output of an evaluation, or the `evaluation.json` in it.
         record: manifest of the artifact that it must be of.
         manifest_sha256: of the manifest's file.
+        words: the prompts that the artifact holds.
 
     Raises:
-        SaeuronError: missing, of another artifact, without a field that is needed, or with figures that its list of pictures doesn't give.
+        SaeuronError: missing, of another artifact, without a field that is needed, on other prompts than the artifact's, or with figures that its list of pictures doesn't give.
     """
     path = folder if folder.name == RESULT and folder.is_file() else folder / RESULT
     said = _read(path, EVALUATION)
@@ -145,11 +148,12 @@ def read_evaluation(folder: Path, record: Manifest, manifest_sha256: str) -> Eva
     if settings.protocol == "nudity" and (content.threshold is None or not 0 <= content.threshold <= 1):
         raise SaeuronError(f"'{path}': 'threshold' is no score from 0 to 1, so nobody could say what was counted")
     check_backends(path, content, record.concepts)
+    sets = check_prompts(path, settings, {n: words[n] for n in record.concepts if n in words}) if settings.protocol == "concepts" else {}
     same = _of_this(settings, record, manifest_sha256)
     # Engines whose pictures were judged, if any, have to be those in the artifact.
     if settings.engines_sha256 is not None and any(name.startswith("trt") for name in content.backends):
         same = same and settings.engines_sha256 == manifest.engines_sha256(record)
-    return Evaluated(content, same, recount(path.parent, content))
+    return Evaluated(content, same, recount(path.parent, content, sets))
 
 
 def read_tuning(path: Path, record: Manifest) -> TuningReport:
@@ -179,6 +183,8 @@ def read_attack(path: Path, record: Manifest, manifest_sha256: str) -> Attack:
     seeds = read_as(Seeds, content.settings, f"{path}, 'settings'")
     _check_edit(path, content.edit_sha256, record)
     for concept, entry in content.concepts.items():
+        if concept not in record.concepts:
+            raise SaeuronError(f"'{path}' is of {concept}, which this artifact doesn't remove")
         check_rows(path, concept, entry.rows, seeds)
     return Attack(content, _of_this(content, record, manifest_sha256))
 
