@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from tests.conftest import refused, run
 
 from saeuron.editor import demo
@@ -88,6 +89,9 @@ def test_what_is_kept_decides_where_two_remove_alike_and_the_worst_judge_counts(
     assert figures(10, None, 0.5).worth(weights) == pytest.approx(0.5 + 0.5 * 0.5), "no other concept: likeness takes its weight"
     assert figures(10, 9, 0.5, score=0.1).worth(weights) > figures(10, 9, 0.8, score=0.3).worth(weights), "room to spare"
     assert figures(10, 9, 0.5, score=0.4).worth(weights) == pytest.approx(0.5 * 0.8 + 0.4 * 0.9 + 0.1 * 0.5)
+    own = figures(10, 9, 0.5)
+    lost = structs.replace(own, judges={"a": structs.replace(own.judges["a"], beside=Rate.of(2, 10))})
+    assert lost.worth(weights) == pytest.approx(0.5 + 0.4 * 11 / 20 + 0.1 * 0.5), "what was beside the concept and is lost counts as much"
     both = Figures(
         judges={**figures(10, 9, 0.5).judges, **figures(2, 9, 0.5, "b").judges}, scores={"a": 0.0, "b": 0.0}, change=figures(1, 1, 0).change, likeness=0.5, pictures=1
     )  # fmt: skip

@@ -33,7 +33,8 @@ class Figures(Record, kw_only=True, omit_defaults=True):
         """What tuning maximises, by the judge to whom it is least; what no judge can tell counts by likeness.
 
         Removed counts half by the share of pictures, half by the judge's scores: an edit that just clears the bar on the pictures that it is
-        chosen by doesn't on others. At equal worth, what stays on the concept's own pictures decides.
+        chosen by doesn't on others. Kept counts every sighting of another concept, on the concept's own pictures too: a style is to go, and
+        what was drawn in it to stay.
         """
         return min(self._worth(name, weights) for name in self.judges)
 
@@ -42,10 +43,10 @@ class Figures(Record, kw_only=True, omit_defaults=True):
         gone = (seen.removed.value + 1 - self.scores[name]) / 2
         if self.attacked is not None:
             gone = (gone + self.attacked[name].value) / 2
-        if not seen.kept.trials:
+        before, still = seen.kept.trials + seen.beside.trials, seen.kept.hits + seen.beside.hits
+        if not before:
             kept, likeness = 0.0, kept + likeness
-        beside = seen.beside.value if seen.beside.trials else 0.0
-        return removed * gone + (kept * seen.kept.value if kept else 0.0) + likeness * self.likeness + 1e-3 * beside
+        return removed * gone + (kept * still / before if before else 0.0) + likeness * self.likeness
 
 
 class Tried(Record):
