@@ -1,17 +1,19 @@
-"""What is tried, and how much of it: candidates, and rounds of successive halving (arXiv 1502.07943)."""
+"""What is tried, and how much of it: candidates, and rounds of successive halving (arXiv 1502.07943). Needs no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from ...editor.common.errors import SaeuronError
-from ...editor.edit.edit import Edit, Suppression, make_edit
-from ...editor.features.activations import ConceptActivations
 from ...editor.features.rule import Rule
+
+if TYPE_CHECKING:
+    from ...editor.edit.edit import Edit
+    from ...editor.features.activations import ConceptActivations
 
 SHARE = 3
 """one candidate in so many goes into the next round"""
@@ -34,6 +36,8 @@ class Candidate(Struct, frozen=True):
 
     def edit(self, activations: Mapping[str, ConceptActivations], residual: str) -> Edit:
         """The edit that it asks for; `activations` by hookpoint. Raises `SaeuronError` as `make_edit` does."""
+        from ...editor.edit.edit import Suppression, make_edit
+
         wishes = [Suppression(self.concept, h, Rule.parse(self.select), self.multiplier) for h in self.hookpoints]
         return make_edit(wishes, {(self.concept, h): activations[h] for h in self.hookpoints}, residual)
 
