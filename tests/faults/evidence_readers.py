@@ -13,6 +13,8 @@ from PIL import Image
 
 from saeuron.editor.common.files import file_sha256
 from saeuron.editor.common.typed import plain
+from saeuron.editor.features.prompt_sets import ConceptPrompts, ContrastPrompts
+from saeuron.validation.artifact.concepts import write_concepts
 from saeuron.validation.evidence import by_words
 from saeuron.validation.evidence.counting import Counting
 from saeuron.validation.evidence.intervals import Rate
@@ -71,7 +73,9 @@ def _evidence(folder: Path) -> None:
 
 
 def _by_words(folder: Path, other: dict[str, Any]) -> None:
-    """An evaluation by words, of the same artifact and backends."""
+    """An evaluation by words, of the same artifact and backends, on the prompts that the artifact holds."""
+    words = ConceptPrompts("A", "style", ["A"], ["A here"], {"B": ContrastPrompts(["B"], ["B here"], True)})
+    write_concepts(folder.parent, {"A": words})
     judge, compared = {"name": "CLIP x", "sha256": "1", "concepts": ["A", "B"]}, {"A": ["B"]}
     rows: dict[str, list[dict[str, str]]] = {}
     for backend in other["backends"]:
