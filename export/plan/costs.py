@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...editor.common.files import read_json
 from ...editor.common.typed import Number, Record, Whole
-from ...editor.denoisers.families import family_of, sizes_in
+from ...editor.denoisers.families import sizes_in
 from ...validation.attack.attack import plan as attack_budgets
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from .progress import duration
 from .settings import Plan
 from .stages import QUICK_SEEDS, Stages, tune_settings
 from .tuning import plan_tasks
@@ -41,14 +41,8 @@ class Cost(Record, kw_only=True):
         parts = [f"{self.pictures:,} pictures" if self.pictures else "", f"about {self.forwards:,} forwards" if self.forwards else ""]
         parts += [f"{self.bytes / 2**20:,.0f} MiB" if self.bytes > 2**20 else ""]
         if self.seconds is not None and self.forwards:
-            parts.append(f"about {_told(self.seconds)}")
+            parts.append(f"about {duration(self.seconds)}")
         return f"{self.stage}: {', '.join(filter(None, parts)) or 'nothing is drawn'}"
-
-
-def _told(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def costs_of(stages: Stages, folder: Path | None, to_collect: Sequence[Mapping[str, Any]]) -> list[Cost]:
@@ -104,9 +98,9 @@ def seconds_a_forward(folder: Path, plan: Plan) -> float:
     """Time of one forward on one latent, measured on a denoiser of the model's config with zeros for weights, two latents at a time."""
     import torch
 
-    denoiser = family_of(read_json(folder / "model_index.json")).denoiser
-    with torch.device("meta"):
-        network = denoiser.network_class.from_config(denoiser.network_class.load_config(folder / denoiser.component))
+    from .open import empty_network
+
+    denoiser, network = empty_network(folder)
     network = network.to_empty(device=plan.settings.device).eval()
     sides = sizes_in(folder).latents(plan.settings.height, plan.settings.width)
     shapes = denoiser.shapes(network.config, 2, sides, _TEXT)

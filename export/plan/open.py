@@ -11,6 +11,7 @@ import torch
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
+from ...editor.denoisers.denoiser import Denoiser
 from ...editor.denoisers.families import Family, family_of
 from ...editor.edit.edit import Edit
 from ...editor.sae.sae import SparseAutoencoder, check_width
@@ -70,6 +71,13 @@ def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
     return {name: width for name, (_, width) in tokens_of(folder, hookpoints).items()}
 
 
+def empty_network(folder: Path) -> tuple[Denoiser, Any]:
+    """A pipeline's denoiser: what is known of its kind, and the network of its config on torch's meta device (no weights, no memory)."""
+    denoiser = family_of(read_json(folder / "model_index.json")).denoiser
+    with torch.device("meta"):
+        return denoiser, denoiser.network_class.from_config(denoiser.network_class.load_config(folder / denoiser.component))
+
+
 def tokens_of(folder: Path, hookpoints: list[str], height: int | None = None, width: int | None = None) -> dict[str, tuple[int, int]]:
     """Tokens and channels at each hookpoint, from a forward of an empty denoiser on torch's meta device (no weights, no memory).
 
@@ -82,9 +90,7 @@ def tokens_of(folder: Path, hookpoints: list[str], height: int | None = None, wi
     Raises:
         SaeuronError: a hookpoint that isn't there, never runs, or gives no tokens.
     """
-    denoiser = family_of(read_json(folder / "model_index.json")).denoiser
-    with torch.device("meta"):
-        network = denoiser.network_class.from_config(denoiser.network_class.load_config(folder / denoiser.component))
+    denoiser, network = empty_network(folder)
     found: dict[str, tuple[int, int]] = {}
 
     def look(name: str, output: Any) -> None:

@@ -19,6 +19,11 @@ class Remaining:
         if not self._before < done < total:
             return ""
         seconds = (time.monotonic() - self._start) * (total - done) / (done - self._before)
-        if seconds < 90:
-            return f", {seconds:.0f} s left"
-        return f", {seconds / 60:.0f} min left" if seconds < 5400 else f", {seconds / 3600:.1f} h left"
+        return f", {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

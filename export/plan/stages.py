@@ -21,7 +21,7 @@ from ...validation.judges.judge import LabelJudge
 from ...validation.tuning.settings import TuneSettings
 from .concepts import prompts_on_record
 from .settings import Plan, Settings
-from .tuning import plan_tasks
+from .tuning import judged_words, plan_tasks
 
 Say = Callable[[str], None]
 EVALUATED = ("unlearncanvas", "concepts")
@@ -46,11 +46,6 @@ class Stages:
     """why nothing is attacked"""
 
     @property
-    def attacks(self) -> bool:
-        """Whether concepts are attacked."""
-        return bool(self.cases)
-
-    @property
     def quick(self) -> bool:
         """Whether little evidence is asked for."""
         return self.plan.settings.evidence == "quick"
@@ -64,11 +59,13 @@ class Stages:
 
         return of
 
-    def evaluations(self, record: Manifest) -> list[EvaluationSettings]:
-        """Of the finished artifact: quick with one backend, else with all that run here."""
+    def evaluations(self, record: Manifest, say: Say) -> list[EvaluationSettings]:
+        """Of the finished artifact: quick with one backend, else with all that run here; `say` is told which don't, as the report will say too."""
         names = [name for name in ("checkpoint", "onnx", "trt", "trt-rtx") if name in record.formats]
         root, device = self.plan.settings.output, self.plan.settings.device
-        backends = tuple(names[:1]) if self.quick else tuple(n for n in names if _runs(PictureBackends(root, record, device=device), n))
+        backends = (
+            tuple(names[:1]) if self.quick else tuple(n for n in names if _runs(PictureBackends(root, record, device=device), n, say))
+        )
         common = EvaluationSettings(backends=backends, model=self.plan.model, device=device)
         if self.quick:
             common = replace(common, seeds=QUICK_SEEDS)
@@ -115,7 +112,7 @@ def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> 
     say("opening the judges")
     labels = [text for text in s.judge if text.partition("=")[0] in LABELS]
     sets = [s.judge, *([(labels[0],)] if s.evidence == "full" and labels and len(s.judge) > 1 else [])]
-    pictures = [_pictures(judges, labels, s, wanted) for judges in sets]
+    pictures = [_pictures(judges, labels, plan) for judges in sets]
     names.append("evaluate")
     kind = "StableDiffusionPipeline" if folder is None else read_json(folder / "model_index.json").get("_class_name")
     judge, found, left_out = "", [], f"only StableDiffusionPipeline can be attacked, not {kind}"
@@ -125,16 +122,14 @@ def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> 
     return Stages(plan, (*names, "report"), tuple(sets), sum(pictures), judge, tuple(found), left_out)
 
 
-def _pictures(judges: Sequence[str], labels: Sequence[str], s: Settings, wanted: dict[str, ConceptPrompts]) -> int:
+def _pictures(judges: Sequence[str], labels: Sequence[str], plan: Plan) -> int:
     """Pictures of an evaluation by one backend with one seed, once it is known that its judges see what is removed."""
     if len(judges) == 1 and judges[0] in labels:
         judge = open_labels(judges[0])
-        cases(judge, s.concepts, ())
+        cases(judge, plan.settings.concepts, ())
         return len(judge.objects) * (len(judge.styles) + 1)
-    for name in s.concepts:
-        if name not in wanted:
-            raise SaeuronError(f"concept '{name}' has no prompts to be judged on: give it a preset (--preset-file), or --kind")
-    open_judges(judges, wanted, s.device)
+    wanted = judged_words(plan)
+    open_judges(judges, wanted, plan.settings.device)
     return sum(map(len, by_words.prompt_sets(wanted).values()))
 
 
@@ -150,9 +145,10 @@ def _attacked(s: Settings, wanted: dict[str, ConceptPrompts]) -> tuple[str, list
     )
 
 
-def _runs(backends: PictureBackends, name: str) -> bool:
+def _runs(backends: PictureBackends, name: str, say: Say) -> bool:
     try:
         backends.check([name])
-    except SaeuronError:
+    except SaeuronError as error:
+        say(f"{name} is left out: {error}")
         return False
     return True

@@ -91,7 +91,9 @@ def plan_tasks(plan: Plan, settings: TuneSettings) -> list[Task]:
     Raises:
         SaeuronError: a concept without prompts, or too small a budget.
     """
-    return [make_task(words, _candidates(name, plan, settings), settings, _before(name, plan)) for name, words in _words(plan).items()]
+    return [
+        make_task(words, _candidates(name, plan, settings), settings, _before(name, plan)) for name, words in judged_words(plan).items()
+    ]
 
 
 def open_tuning(plan: Plan, settings: TuneSettings, output: Path, say: Say = lambda text: None) -> Tuning:
@@ -130,7 +132,8 @@ def open_tuning(plan: Plan, settings: TuneSettings, output: Path, say: Say = lam
     return Tuning(sources, bench, tasks, attacks, scorers, output)
 
 
-def _words(plan: Plan) -> dict[str, ConceptPrompts]:
+def judged_words(plan: Plan) -> dict[str, ConceptPrompts]:
+    """Concept → the prompts that it is judged on; raises `SaeuronError` for one that has none."""
     for name in plan.settings.concepts:
         if name not in plan.concepts:
             raise SaeuronError(f"concept '{name}' has no prompts to be judged on: give it a preset (--preset-file), or --kind")

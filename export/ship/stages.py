@@ -145,7 +145,7 @@ def _evidence(plan: Plan, stages: Stages, work: Path, state: State, told: Callab
     text: dict[str, Any] = {"text": f"the report lies in {root / HTML}", "facts": []}
     if not state.reported:
         folders = []
-        for wanted in stages.evaluations(manifest.read(root)):
+        for wanted in stages.evaluations(manifest.read(root), told("evaluate")):
             planned, say, clock = make_plan(root, wanted), told("evaluate"), Remaining()
             folders.append(work / planned.protocol)
 
@@ -156,7 +156,7 @@ def _evidence(plan: Plan, stages: Stages, work: Path, state: State, told: Callab
             if not _evaluated(folders[-1], state.content_sha256):
                 evaluate(planned, folders[-1], progress=counted)
         attack = None
-        if stages.attacks:
+        if stages.cases:
             attack = work / "attack.json"
             if not attack.is_file() or attacking.unfinished(attack) is not None:
                 attacking.run(attacking.make_plan(root, stages.attack_settings), attack, told("attack"))

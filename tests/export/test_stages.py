@@ -180,6 +180,21 @@ def test_the_dry_run_counts_what_the_stages_draw(tmp_path):
     assert "stage      tune: " in run(*options).stdout and not (tmp_path / "b").exists() and not (tmp_path / "b-work").exists()
 
 
+def test_a_backend_that_does_not_run_here_is_left_out_aloud(tmp_path, monkeypatch):
+    plan = resolve(settings(tmp_path, evidence="full", formats=("checkpoint", "onnx")))
+    stages, told = stages_of(plan, None), []
+
+    def check(self, names):
+        if names == ["onnx"]:
+            raise SaeuronError("there is no ONNX Runtime for this")
+
+    monkeypatch.setattr(
+        "saeuron.export.plan.stages.PictureBackends", type("Backends", (), {"__init__": lambda self, *a, **k: None, "check": check})
+    )
+    (found,) = stages.evaluations(type("Record", (), {"formats": ["checkpoint", "onnx"]})(), told.append)
+    assert found.backends == ("checkpoint",) and told == ["onnx is left out: there is no ONNX Runtime for this"]
+
+
 def test_refuses_before_anything_is_made(tmp_path):
     there = ["export", "--concepts", "Neon", "-o", tmp_path / "a"]
     refused("--tune chooses what --select says", *there, "--tune", "--select", "count:2")

@@ -1,6 +1,5 @@
 """Evaluation on a concept's own test prompts, by judges that are told its words: against plain counting, and with what a forger would change."""
 
-import csv
 import json
 import shutil
 from collections import Counter
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.conftest import refused, run
+from tests.validation.test_evaluate import rows_of
 
 from saeuron.editor import demo
 from saeuron.validation.artifact.concepts import read_concepts
@@ -23,11 +23,6 @@ CLIP, DEMO = "CLIP demo:clip", "demo"
 @pytest.fixture(scope="module")
 def root(demo_artifact):
     return demo_artifact.path
-
-
-def rows_of(folder):
-    with (folder / "verdicts.csv").open(newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 @pytest.fixture(scope="module")
