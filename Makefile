@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= demo-artifact
 
-.PHONY: demo test test-all test-clients test-bare lint clean
+.PHONY: demo test test-all test-clients test-bare test-comfyui lint clean
 
 $(BIN)/saeuron-export: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; give PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -48,6 +48,10 @@ test-clients: $(BIN)/saeuron-export
 
 test-bare: $(BIN)/saeuron-export
 	bash tests/clients/run_bare.sh $(BIN)
+
+# Needs COMFYUI_DIR=/a/checkout, else one line says that it was skipped; CONTRIBUTING.md says how to get one.
+test-comfyui: $(VENV)/.test
+	$(BIN)/python -m pytest -rs -s tests/comfyui
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info $(OUT) $(OUT)-before-after.png

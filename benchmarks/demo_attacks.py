@@ -18,16 +18,18 @@ import torch
 from benchmarks.demo.render import OBJECTS, STYLES
 from rich.console import Console
 
-from saeuron.editor.common.typed import plain
+from saeuron.editor.common.typed import plain, read_as
 from saeuron.editor.denoisers.families import rebuilt
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.provenance import Setting
 from saeuron.editor.features.concepts import presets
 from saeuron.export.plan.open import Prepared
 from saeuron.export.plan.prepare import prepare
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
-from saeuron.validation.attack.attack import attack, cases
+from saeuron.validation.attack.attack import attack
+from saeuron.validation.attack.cases import cases
 from saeuron.validation.attack.settings import LEARNED, AttackSettings
 from saeuron.validation.attack.victims import Baked, Hooked, Victim, bare
 from saeuron.validation.evidence.intervals import Rate
@@ -38,7 +40,9 @@ _ROWS = ("unedited", "edited", "prefix", "embedding", "straight-through", "seeds
 
 def measure(name: str, options: argparse.Namespace, settings: AttackSettings, console: Console) -> dict[str, Any]:
     """One concept's rows, from the store if they are there."""
-    prepared = prepare(resolve(Settings(concepts=(name,), settings=options.settings, output=Path("unused"))))
+    prepared = prepare(
+        resolve(Settings(concepts=(name,), settings=options.settings, intervention=options.intervention, output=Path("unused")))
+    )
     budget = dataclasses.asdict(settings)
     what = [name, prepared.edit.sha256(), options.through, options.attacks, {k: v for k, v in budget.items() if k != "batch_size"}]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -71,12 +75,14 @@ def _victim(pipeline: Any, prepared: Prepared, through: str) -> Victim:
 def table(found: list[dict[str, Any]]) -> str:
     """A line a concept, sums of each domain and of all; successes of trials, then the 95 % interval."""
     rows = [r for r in _ROWS if any(r == row["attack"] for entry in found for row in entry["rows"])]
-    lines = [("concept", "select", "multiplier", "blocks", *rows, "CPU s"), ("---",) * (len(rows) + 5)]
+    lines = [("concept", "done", "multiplier", "blocks", *rows, "CPU s"), ("---",) * (len(rows) + 5)]
     for entry in found:
-        first = entry["concepts"][0]
+        settings = [read_as(Setting, c, "results") for c in entry["concepts"]]
+        how = ", ".join(dict.fromkeys(f"{c.intervention} {c.said}" for c in reversed(settings)))
+        strength = ", ".join(dict.fromkeys(f"{c.multiplier:g}" for c in settings if c.multiplier is not None))
         by = {row["attack"]: Rate.of(row["successes"], row["trials"]) for row in entry["rows"]}
         lines.append((
-            entry["concept"], first["select"], f"{first['multiplier']:g}", str(len(entry["concepts"])), *(_cell(by[r]) for r in rows), f"{entry['cpu_seconds']:.0f}",
+            entry["concept"], how, strength, str(sum(bool(c["hookpoint"]) for c in entry["concepts"])), *(_cell(by[r]) for r in rows), f"{entry['cpu_seconds']:.0f}",
         ))  # fmt: skip
     for what, members in (("styles", STYLES), ("objects", OBJECTS), ("all", (*STYLES, *OBJECTS))):
         part = [entry for entry in found if entry["concept"] in members]
@@ -100,9 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", default=",".join((*STYLES, *OBJECTS)), metavar="A,B", help="default: all presets of the demo")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of another edit, as saeuron-export takes them")
+    parser.add_argument("--intervention", metavar="KIND", help="attack this in the place of the preset's")
     parser.add_argument("--through", choices=("checkpoint", "hook"), default="checkpoint")
     parser.add_argument("--attacks", default=f"{','.join(LEARNED)},seeds", metavar="A,B")
     parser.add_argument("--embedding-iterations", type=int, default=own.embedding_iterations, metavar="N")
+    parser.add_argument("--restarts", type=int, default=own.restarts, metavar="N")
     parser.add_argument("--report-seeds", default=",".join(map(str, own.report_seeds)), metavar="A,B")
     parser.add_argument("--seed", type=int, default=own.seed, help="of beginnings and noise of the searches")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -112,7 +120,7 @@ def main() -> None:
     options.attacks = tuple(options.attacks.split(","))
     torch.set_num_threads(options.threads)
     settings = dataclasses.replace(
-        own, embedding_iterations=options.embedding_iterations, seed=options.seed, report_seeds=tuple(int(s) for s in options.report_seeds.split(",")),
+        own, embedding_iterations=options.embedding_iterations, restarts=options.restarts, seed=options.seed, report_seeds=tuple(int(s) for s in options.report_seeds.split(",")),
     )  # fmt: skip
     known = [n for n, c in presets().items() if c.model == "demo"]
     wanted = options.concepts.split(",")

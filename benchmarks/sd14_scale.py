@@ -309,7 +309,7 @@ def stage_pipeline(work: Path) -> dict[str, Any]:
     # Only what the runner of the graphs reads has a meaning here.
     said = {
         "format": manifest.FORMAT, "onnx": {"opset": onnx.OPSET, "seams": seams}, "formats": ["onnx"], "concepts": [], "residual": "keep", "gate": "exact", "precision": "fp32", "warnings": [], "settings": [], "saes": {},
-        "activations": [], "model": {"source": "random", "pipeline": "StableDiffusionPipeline", "unet_sha256": "", "safety_checker": False},
+        "activations": [], "model": {"source": "random", "pipeline": "StableDiffusionPipeline", "network_sha256": "", "safety_checker": False},
         "edit": {"sha256": "", "tensors_sha256": ""}, "sampling": {"steps": 50, "guidance": 7.5, "height": None, "width": None},
     }  # fmt: skip
     contents.write(output, read_as(manifest.Manifest, said, output))

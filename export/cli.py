@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -12,12 +12,14 @@ from .commands.attack import attack
 from .commands.bench import bench
 from .commands.build import build
 from .commands.collect import collect
+from .commands.compare import compare
 from .commands.concepts import concepts, new
 from .commands.console import INTERRUPTED, Version, interrupted, print_error
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.features import features
 from .commands.generate import generate
+from .commands.harden import harden
 from .commands.once import OnceCommand, OnceGroup
 from .commands.publish import publish
 from .commands.report import report as report_command
@@ -30,9 +32,6 @@ from .commands.try_ import try_
 from .commands.tune import tune
 from .commands.validate import validate
 from .commands.verify import verify
-
-if TYPE_CHECKING:
-    pass
 
 # Newer typer carries its own copy of click, so click's base class is reached by way of a public name.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -53,8 +52,8 @@ _concepts.callback(invoke_without_command=True)(concepts)
 _concepts.command("new", cls=OnceCommand)(new)
 app.add_typer(_concepts, name="concepts")
 for _name, _command in {
-    "collect": collect, "train": train, "select": select, "tune": tune, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "report": report_command, "generate": generate, "try": try_, "bench": bench,
+    "collect": collect, "train": train, "select": select, "tune": tune, "harden": harden, "steer": steer, "features": features,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "compare": compare, "report": report_command, "generate": generate, "try": try_, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
     app.command(_name, cls=OnceCommand)(_command)

@@ -35,6 +35,15 @@ def _enter(name: str) -> None:
         if end.code == INTERRUPTED:
             _leave()
         raise
+    finally:
+        _part()
+
+
+def _part() -> None:
+    """Processes that `torchrun` started leave their group in order: a thread of it that outlives Python's end aborts the process (exit code -6)."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _check_folder() -> None:

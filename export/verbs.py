@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..editor.common.writing import alone
 from ..validation.attack.results import AttackReport
 from ..validation.attack.settings import AttackSettings
+from ..validation.compare.results import Comparison
+from ..validation.compare.settings import CompareSettings
 from ..validation.evidence.evaluation_settings import EvaluationSettings
 from ..validation.evidence.results import Evaluation
 from ..validation.tuning.results import TuningReport
@@ -88,6 +90,32 @@ def attack(
     file = None if output is None else Path(output)
     check_attack_output(file, overwrite)
     return module.run(module.make_plan(Path(artifact), settings or AttackSettings()), file, progress)
+
+
+def compare(
+    models: Sequence[str],
+    output: str | Path,
+    settings: CompareSettings | None = None,
+    progress: Say = lambda text: None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Set artifacts and other edited models side by side. Goes on where it was stopped.
+
+    Args:
+        models: artifacts, pipelines (folder or Hub id) and files of UNet weights; each perhaps `NAME=MODEL`.
+        output: folder of compare.json, .md and .html, and of each model's evaluation and attack.
+        settings: concepts, prompts, seeds, judges and attacks.
+        progress: told what is being done.
+        overwrite: begin anew.
+
+    Raises:
+        SaeuronError: bad input, models that can't be compared, a folder of another comparison.
+    """
+    from ..validation.compare import run as module
+    from ..validation.compare.plan import make_plan
+
+    check_work_folder(Path(output))
+    return module.compare(make_plan(models, settings or CompareSettings()), Path(output), overwrite, progress)
 
 
 def report(artifact: str | Path, settings: ReportSettings | None = None, progress: Say = lambda text: None) -> Written:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +34,9 @@ from saeuron.export.ship.artifact import Result
 
 HOOKPOINT = "up_blocks.0.attentions.1"
 WIDTH = 32
+
+# What a test left to be collected may wait for threads that a fork doesn't have: an ONNX Runtime session does, for ever.
+os.register_at_fork(after_in_child=gc.freeze)
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
@@ -84,6 +90,27 @@ def edit_of(activations: ConceptActivations, *wishes: tuple[str, str, float], ho
     return make_edit(made, {(w.concept, hookpoint): activations for w in made}, residual)
 
 
+def block_output(network: Any, x: torch.Tensor, t: Any, c: torch.Tensor) -> torch.Tensor:
+    """What the block at `HOOKPOINT` gives in a forward, `[B, d, H, W]`."""
+    got: list[torch.Tensor] = []
+    handle = network.get_submodule(HOOKPOINT).register_forward_hook(lambda m, a, o: got.append(o[0] if isinstance(o, tuple) else o))
+    network(x, t, c)
+    handle.remove()
+    return got[0]
+
+
+def with_open_gates(unet: Any, baked: Any, edit: Edit, saes: Any, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Outputs of hook and baked network with straight-through gates, and the gradients by the text's states of their squares' sums."""
+    from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
+
+    context = c.clone().requires_grad_()
+    with StraightThroughHook(unet, edit, saes):
+        hooked = unet(x, 500, context).sample
+    with open_gates(baked):
+        shipped = baked(x, 500, context).sample
+    return hooked, shipped, *(torch.autograd.grad(out.square().sum(), context)[0] for out in (hooked, shipped))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the cache of whoever runs it."""
@@ -124,7 +151,7 @@ def check_plan(result: Result, settings: Settings) -> None:
 
     planned = describe(replace(settings, output=result.path.with_name("planned")))["files"]
     written = {p.relative_to(result.path).as_posix() for p in result.path.rglob("*") if p.is_file()}
-    assert set(planned) == {re.sub(r"saeuron_unet_[0-9a-f]+\.py", "saeuron_unet_<hash>.py", name) for name in written}
+    assert set(planned) == {re.sub(r"saeuron_edit_[0-9a-f]+\.py", "saeuron_edit_<hash>.py", name) for name in written}
     assert len(planned) == len(set(planned))
 
 
@@ -156,8 +183,7 @@ def put(options: Sequence[Any], *given: Any) -> list[Any]:
 
 
 def guard(model: Path, folder: Path) -> None:
-    """The pipeline of `model` with a tiny random safety checker and its feature extractor."""
-    from diffusers import StableDiffusionPipeline
+    """The pipeline of `model` with a tiny random safety checker and its feature extractor; `folder` may be `model`."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -165,8 +191,15 @@ def guard(model: Path, folder: Path) -> None:
         text_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 10},
         vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}, projection_dim=8,
     )  # fmt: skip
-    parts = {"safety_checker": StableDiffusionSafetyChecker(config), "feature_extractor": CLIPImageProcessor(crop_size=32, size=32)}
-    StableDiffusionPipeline(**{**StableDiffusionPipeline.from_pretrained(model).components, **parts}).save_pretrained(folder)
+    # Files are copied: saved anew they would be another model's, by their digests.
+    if folder != model:
+        shutil.copytree(model, folder)
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    CLIPImageProcessor(crop_size=32, size=32).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +234,32 @@ def tiny(tmp_path_factory):
     make_sae().save(root / "sae" / f"unet.{HOOKPOINT}")
     make_activations().save(root / "activations.safetensors")
     return {"model": root / "model", "sae": root / "sae", "activations": root / "activations.safetensors"}
+
+
+PLACE = "up_blocks.1.attentions.1"
+"""of the demo"""
+
+
+@pytest.fixture(scope="session")
+def without_sunset():
+    """The demo without the style Sunset, to attack: original, victims (checkpoint-like, hooked and unedited), judge, case."""
+    from saeuron.editor import demo
+    from saeuron.editor.denoisers.families import rebuilt
+    from saeuron.editor.denoisers.pipelines import load_pipeline
+    from saeuron.editor.edit.bake import bake
+    from saeuron.validation.attack.cases import cases
+    from saeuron.validation.attack.victims import Baked, Hooked, bare
+    from saeuron.validation.judges.choose import open_labels
+
+    original, saes = bare(load_pipeline("demo")), {PLACE: SparseAutoencoder.load(demo.SAES, PLACE)}
+    activations = ConceptActivations.load(demo.resolve(f"demo:style-{PLACE}.safetensors"))
+    edit, judge = edit_of(activations, ("Sunset", "count:2", -1.0), hookpoint=PLACE), open_labels("demo")
+    victims = {
+        "checkpoint": Baked(rebuilt(original, unet=bake(original.unet, edit, saes)), edit),
+        "hook": Hooked(original, edit, saes),
+        "unedited": Baked(original, Edit({})),
+    }
+    return original, victims, judge, cases(judge, ["Sunset"], ["Sunset"])[0]
 
 
 XL_HOOKPOINT = "up_blocks.0.attentions.0"
@@ -291,10 +350,10 @@ def xl_artifact(tiny_xl, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory):
-    """The main job on the embedded demo: one style and one object, checkpoint and ONNX, fully proven."""
+    """The main job on the embedded demo, by features of its SAEs: one style and one object, checkpoint and ONNX, fully proven."""
     from saeuron.export.ship.stages import export_artifact
 
-    return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path)))
+    return made_once(tmp_path_factory, "demo", lambda path: export_artifact(Settings(("Neon", "House"), path, intervention="multiply")))
 
 
 def demo_as_onnx(folder: Path, scaled: bool = True) -> Path:

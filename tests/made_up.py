@@ -60,7 +60,7 @@ def backend(worst: Any = 2e-6, passed: bool = True, conclusive: bool = True, run
     forwards += [{**forwards[0], "kind": "between", "timestep": 624.0, "ratio": worst}]
     tokens = {
         "passed": True, "bar": 1e-4, "worst": 1e-6, "where": "", "share": 1.0, "tokens": 50, "fired": 9, "decisions": 100, "close": 0, "turned": 0, "wrong": 0,
-        "tied": 0, "features": 3, "features_fired": 2, "features_measured": 1, "furthest": 0.01,
+        "tied": 0, "rounding": 0, "features": 3, "features_fired": 2, "features_measured": 1, "furthest": 0.01,
     }  # fmt: skip
     made: dict[str, Any] = {
         "seam": {"passed": True, "golden_tokens": tokens, "own_tokens": None, "turned": 0, "decisions": 100},
@@ -90,7 +90,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
         (root / folder).mkdir(parents=True)
     (root / "unet" / "model.onnx").write_bytes(b"no graph")
     header = {
-        "format": "saeuron-edit-1", "residual": "keep", "latents": json.dumps({POINT: 256}), "chosen": json.dumps({POINT: {name: [[3, 7], [3, 9]]}}),
+        "format": "saeuron-edit-4", "residual": "keep", "latents": json.dumps({POINT: 256}), "chosen": json.dumps({POINT: {name: [[3, 7], [3, 9]]}}),
         "provenance": "{}",
     }  # fmt: skip
     save_file({"x": np.zeros(1, np.float32)}, root / "edit" / "edit.safetensors", metadata=header)
@@ -106,7 +106,7 @@ def artifact(root: Path, name: str = "Neon", proof: dict[str, Any] | None = None
     record = {
         "created": "2030-01-01", "versions": {"numpy": "2"}, "formats": ["onnx"], "concepts": [name], "residual": "keep", "gate": "exact", "precision": "fp32",
         "warnings": ["no safety checker"], "settings": [{"name": name, "hookpoint": POINT, "select": "count:2", "multiplier": -0.3, "status": "tuned"}],
-        "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "a" * 64, "safety_checker": False},
+        "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "network_sha256": "a" * 64, "safety_checker": False},
         "saes": {POINT: {"source": "demo:saes", "sha256": "b" * 64, "latents": 256, "k": 8}}, "activations": [],
         "edit": {"sha256": "c" * 64, "tensors_sha256": "d" * 64, "hookpoints": {POINT: {"features": 3, "timesteps": 2}}},
         "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {}}, "validation": summary, **changes,
@@ -171,7 +171,7 @@ def evaluation(folder: Path, root: Path, **changes: Any) -> Path:
         return {"runtime": "r", "device": "cpu", "loop": "lean", "concepts": dict.fromkeys(record.concepts, figures), "mean": {}}
 
     content = {
-        "format": "saeuron-evaluation-1", "finished": True,
+        "format": "saeuron-evaluation-2", "finished": True,
         "settings": {
             "artifact": root.name, "manifest_sha256": file_sha256(root / manifest.NAME), "edit_sha256": record.edit.sha256,
             "content_sha256": manifest.content_sha256(record), "concepts": record.concepts,

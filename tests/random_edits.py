@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from saeuron.editor import demo
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
+from saeuron.editor.edit.how import How
+from saeuron.editor.edit.project import token_parts
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
@@ -40,8 +42,13 @@ class Wanted:
     """in words"""
 
 
-def make(seed: int) -> Wanted:
-    """A pipeline of random sizes with random weights; the SAEs' activations are measured on the model, so that the edit fires."""
+def make(seed: int, kind: str = "features") -> Wanted:
+    """A pipeline of random sizes with random weights; the SAEs' activations are measured on the model, so that the edit fires.
+
+    Args:
+        seed: of everything.
+        kind: what is edited: `features` of SAEs, features with gains `by token`, or `directions` (project or probe, norm free or kept).
+    """
     pick = np.random.default_rng(seed)
     torch.manual_seed(seed)
     low, high = [(32, 64), (16, 32), (32, 48)][pick.integers(3)]
@@ -64,6 +71,8 @@ def make(seed: int) -> Wanted:
         network.eval().requires_grad_(False)
     steps, residual = int(pick.integers(3, 6)), ["keep", "keep", "upstream", "drop"][pick.integers(4)]
     gate = "threshold" if residual == "keep" and pick.random() < 0.4 else "exact"
+    if kind != "features":
+        residual, gate = "keep" if kind == "directions" else residual, "exact"
     multiplier = -float(pick.choice([0.5, 1, 5, 20]))
     rule = ["count:3", "count:20", "percentile:99", "percentile:90"][pick.integers(4)]
     points = ["up_blocks.0.attentions.1", "up_blocks.1.attentions.0"][: 1 + int(pick.random() < 0.4)]
@@ -71,16 +80,29 @@ def make(seed: int) -> Wanted:
     for point in points:
         width = unet.get_submodule(point).config.in_channels if hasattr(unet.get_submodule(point), "config") else None
         width = width or (high if point.startswith("up_blocks.0") else low)
-        saes[point] = _sae(pick, width)
+        saes[point] = token_parts(width) if kind == "directions" else _sae(pick, width, top=kind == "by token")
         activations["A", point] = _measured(pipeline, saes[point], point, steps)
-    edit = make_edit([Suppression("A", p, Rule.parse(rule), multiplier) for p in points], activations, residual)
+    guidance, intervention = float(pick.choice([1.0, 3.0, 7.5])), str(pick.choice(["multiply", "multiply", "zero", "clamp"]))
+    how = How()
+    if kind == "by token":
+        intervention, how = "multiply", How(gain="token")
+    if kind == "directions":
+        intervention = str(pick.choice(["project", "probe"]))
+        how = How(norm=str(pick.choice(["free", "kept"]))) if intervention == "project" else how
+        for (concept, point), held in activations.items():
+            spread = torch.randn(1, held.latents // 2, held.latents // 2, generator=torch.Generator().manual_seed(seed))
+            within = spread @ spread.mT / spread.shape[-1] if intervention == "probe" else None
+            activations[concept, point] = replace(held if intervention == "probe" else held.pair("A", "B"), within=within)
+    edit = make_edit([Suppression("A", p, Rule.parse(rule), multiplier, intervention, how) for p in points], activations, residual)
+    saes = edit.saes(saes)
     kinds = "/".join(f"{s.config.num_latents} {s.config.activation}{'' if s.config.k is None else s.config.k}{' unit norm' if s.config.input_unit_norm else ''}{' delta' if s.config.reads == 'delta' else ''}" for s in saes.values())  # fmt: skip
-    said = f"{low}/{high}, {kinds}, {rule}, {multiplier:g}, {residual}, {gate}, {steps} steps"
-    return Wanted(pipeline, edit, saes, gate, steps, float(pick.choice([1.0, 3.0, 7.5])), said)
+    done = f"{multiplier:g}" if intervention == "multiply" else intervention if kind == "features" else f"{intervention} {multiplier:g}"
+    said = f"{low}/{high}, {kinds}, {rule}, {', '.join(filter(None, (done, str(how))))}, {residual}, {gate}, {steps} steps"
+    return Wanted(pipeline, edit, saes, gate, steps, guidance, said)
 
 
-def _sae(pick: np.random.Generator, width: int) -> SparseAutoencoder:
-    n, jump = int(pick.choice([128, 512, 1024])), pick.random() < 0.2
+def _sae(pick: np.random.Generator, width: int, top: bool) -> SparseAutoencoder:
+    n, jump = int(pick.choice([128, 512, 1024])), pick.random() < 0.2 and not top
     generator = torch.Generator().manual_seed(int(pick.integers(1 << 30)))
     rows = torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1)
     tensors = {
@@ -140,13 +162,22 @@ def edit_in_float64(wanted: Wanted, point: str, timestep: float, output: np.ndar
         fires = z[:, features] > part.gate_thresholds[row].double().numpy()
     else:
         fires = member[:, features] & (z[:, features] > bars)
-    change = ((gains - 1) * fires * z[:, features]) @ w["W_dec"][features] * scale
+    offsets = part.offsets[row].double().numpy()
+    if part.how.gain == "token":
+        gains = gains * np.linalg.norm(z * member, axis=1, keepdims=True) / (np.linalg.norm(w["W_dec"][features], axis=1) + 1e-8)
+    change = (fires * ((gains - 1) * z[:, features] + offsets)) @ w["W_dec"][features] * scale
     if wanted.edit.residual == "keep":
         neutral = output.astype(np.float64)
     else:
         decoded = (z * member @ w["W_dec"] + w["b_dec"]) * scale + mean
         neutral = decoded + (output - x) + ((decoded - x) if wanted.edit.residual == "upstream" else 0.0)
-    return neutral + change, neutral, fires, member
+    made = neutral + change
+    if part.how.norm == "kept":
+        norms = np.linalg.norm(output.astype(np.float64), axis=1, keepdims=True) / np.maximum(
+            np.linalg.norm(made, axis=1, keepdims=True), 1e-30
+        )
+        made = np.where(fires.any(1, keepdims=True), made * norms, made)
+    return made, neutral, fires, member
 
 
 class Float64:
@@ -189,20 +220,21 @@ Tables = dict[str, np.ndarray]
 
 
 def _lose_a_feature(t: Tables, fired: np.ndarray) -> None:
-    t["gains"][:, int(np.where(fired > 0, fired, np.iinfo(np.int64).max).argmin())] = 1.0  # the one that fires least
+    lost = int(np.where(fired > 0, fired, np.iinfo(np.int64).max).argmin())  # the one that fires least
+    t["gains"][:, lost], t["offsets"][:, lost] = 1.0, 0.0
 
 
 def _halve(t: Tables, fired: np.ndarray) -> None:
-    t["gains"][:] = 1 + (t["gains"] - 1) / 2
+    t["gains"][:], t["offsets"][:] = 1 + (t["gains"] - 1) / 2, t["offsets"] / 2
 
 
 def _shift(t: Tables, fired: np.ndarray) -> None:
-    for name in ("gains", "thresholds"):
+    for name in ("gains", "offsets", "thresholds"):
         t[name][:] = np.roll(t[name], 1, axis=0)
 
 
 def _lose_all(t: Tables, fired: np.ndarray) -> None:
-    t["gains"][:] = 1.0
+    t["gains"][:], t["offsets"][:] = 1.0, 0.0
 
 
 def _other_features(t: Tables, fired: np.ndarray) -> None:
@@ -236,11 +268,16 @@ def spoiled(unet: Any, point: str, change: Callable[[Tables, np.ndarray], None],
 
 
 def spoil_graph(path: Path, target: Path, point: str, change: Callable[[Tables, np.ndarray], None], fired: np.ndarray) -> None:
-    """A copy of an exported UNet with changed tables at one hookpoint; only `gains` and `thresholds` keep their form in a graph."""
+    """A copy of an exported UNet with changed tables at one hookpoint; only `gains`, `offsets` and `thresholds` keep their form in a graph."""
     model = onnx.load(str(path))
     held = {w.name: w for w in model.graph.initializer}
     key = point.replace(".", "-")
-    found = {name: next((w for n, w in held.items() if f"ablations.{key}.{name}" in n), None) for name in ("gains", "thresholds")}
+    # Equal tables of two hookpoints are one in the graph, under either's name: both are then spoiled.
+    found = {
+        name: next((w for n, w in held.items() if f"ablations.{key}.{name}" in n), None)
+        or next((w for n, w in held.items() if n.endswith(f".{name}")), None)
+        for name in ("gains", "offsets", "thresholds")
+    }
     assert all(w is not None for w in found.values()), sorted(n for n in held if "ablations" in n)
     tables = {name: numpy_helper.to_array(w).copy() for name, w in found.items()}
     change(tables, fired)

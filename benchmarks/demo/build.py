@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +18,16 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from saeuron.editor.common.names import file_of
 from saeuron.editor.demo import GUIDANCE, ROOT, STEPS
 from saeuron.editor.denoisers.sampling_settings import Sampling
+from saeuron.editor.edit.project import token_parts
 from saeuron.editor.features.collect import collect
-from saeuron.editor.features.concepts import presets
+from saeuron.editor.features.concepts import shipped
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.editor.sae.train_settings import TrainSettings
 from saeuron.editor.sae.training import Trainer
+from saeuron.export.plan.becomes import PLAIN
 
 from . import train_pipeline as training
 from .render import dataset
@@ -80,9 +85,12 @@ def stage_round(work: Path) -> None:
     pipeline.vae.half()
     shutil.rmtree(work / "demo", ignore_errors=True)
     pipeline.save_pretrained(work / "demo" / "pipeline")
-    # transformers 5 saves a text encoder made from scratch without the prefix that version 4 looks for; it reads both.
-    path = work / "demo" / "pipeline" / "text_encoder" / "model.safetensors"
-    tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(path).items()}
+    prefix_clip(work / "demo" / "pipeline" / "text_encoder" / "model.safetensors")
+
+
+def prefix_clip(path: Path) -> None:
+    """transformers 5 saves a text encoder made from scratch without the prefix that version 4 looks for; it reads both."""
+    tensors = {k if k.startswith("text_") else f"text_model.{k}": v for k, v in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -92,23 +100,47 @@ def stage_saes(work: Path) -> None:
     settings = TrainSettings(
         k=16, tokens=2_457_600, batch=2048, rate=1e-3, decay_from=0.2, warmup=50, dead_after=300_000, pictures=320, passes=8, held_out=128
     )
+    make_saes(pipeline, HOOKPOINTS, settings, work / "saes", work / "demo" / "saes")
+
+
+def make_saes(pipeline: Any, hookpoints: Sequence[str], settings: TrainSettings, work: Path, folder: Path) -> None:
+    """Train them in `work`, and store them in 16 bits in `folder`."""
     prompts = [line for line in (ROOT / "prompts.txt").read_text().splitlines() if line]
-    shutil.rmtree(work / "saes", ignore_errors=True)
-    report = Trainer(pipeline, HOOKPOINTS, prompts, settings, Sampling(STEPS, GUIDANCE, batch_size=64), work / "saes").train()
+    shutil.rmtree(work, ignore_errors=True)
+    report = Trainer(pipeline, hookpoints, prompts, settings, Sampling(STEPS, GUIDANCE, batch_size=64), work).train()
     assert report is not None
-    for hookpoint in HOOKPOINTS:
+    for hookpoint in hookpoints:
         print(f"{hookpoint}: FVU {report['saes'][hookpoint]['fvu']:.4f} on held-out pictures", flush=True)
-        SparseAutoencoder.load(work / "saes", hookpoint).save(work / "demo" / "saes" / hookpoint, torch.float16)
+        SparseAutoencoder.load(work, hookpoint).save(folder / file_of(hookpoint), torch.float16)
 
 
 def stage_activations(work: Path) -> None:
-    """Collect concept activations, one file a domain and hookpoint, on the presets' prompts; none is the evaluation's."""
-    pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
-    saes = {hookpoint: SparseAutoencoder.load(work / "demo" / "saes", hookpoint) for hookpoint in HOOKPOINTS}
-    for domain, prompts in {c.domain: c.compared for c in presets().values() if c.model == "demo"}.items():
+    """Collect concept activations."""
+    make_activations(StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline"), "demo", HOOKPOINTS, work / "demo")
+
+
+def make_activations(pipeline: Any, model: str, hookpoints: Sequence[str], folder: Path) -> None:
+    """One file a domain and hookpoint, on the prompts of the model's presets; none is the evaluation's."""
+    saes = {hookpoint: SparseAutoencoder.load(folder / "saes", hookpoint) for hookpoint in hookpoints}
+    for domain, prompts in {c.domain: c.compared for c in shipped() if c.model == model}.items():
         found = collect(pipeline, saes, prompts, Sampling(STEPS, GUIDANCE, batch_size=18), {"domain": domain})
         for hookpoint, activations in (found or {}).items():
-            activations.save(work / "demo" / f"{domain}-{hookpoint}.safetensors", torch.float16)
+            activations.save(folder / f"{domain}-{file_of(hookpoint)}.safetensors", torch.float16)
+
+
+def stage_mean_tokens(work: Path) -> None:
+    """Collect the mean tokens of each domain's concepts, and of the objects without any style, one file a domain and hookpoint."""
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "demo" / "pipeline")
+    for domain, prompts in {c.domain: c.compared for c in shipped() if c.model == "demo"}.items():
+        sets = dict(prompts)
+        if domain == "style":
+            name, own = next(iter(prompts.items()))
+            sets[PLAIN] = tuple(text.replace(f" in {name} style", "") for text in own)
+        widths = {h: SparseAutoencoder.load(work / "demo" / "saes", h).config.d_in for h in HOOKPOINTS}
+        parts = {h: token_parts(width) for h, width in widths.items()}
+        found = collect(pipeline, parts, sets, Sampling(STEPS, GUIDANCE, batch_size=18), {"domain": domain})
+        for hookpoint, means in (found or {}).items():
+            means.save(work / "demo" / f"mean-{domain}-{hookpoint}.safetensors", torch.float16)
 
 
 def stage_install(work: Path) -> None:
@@ -122,21 +154,21 @@ def stage_install(work: Path) -> None:
 
 STAGES = {
     "render": stage_render, "autoencoder": stage_autoencoder, "unet": stage_unet, "classifier": stage_classifier, "clip": stage_clip, "round": stage_round,
-    "saes": stage_saes, "activations": stage_activations, "install": stage_install,
+    "saes": stage_saes, "activations": stage_activations, "mean_tokens": stage_mean_tokens, "install": stage_install,
 }  # fmt: skip
 
 
-def main() -> None:
-    """Run the stages named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(stages: Mapping[str, Callable[[Path], None]], doc: str | None) -> None:
+    """Run the stages that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages make")
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated, default: all, in order")
+    parser.add_argument("--stages", default=",".join(stages), help="comma-separated, default: all, in order")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for name in options.stages.split(","):
         print(f"== {name}", flush=True)
-        STAGES[name](options.work)
+        stages[name](options.work)
 
 
 if __name__ == "__main__":
-    main()
+    run(STAGES, __doc__)

@@ -217,11 +217,7 @@ def train_unet(
             group["lr"] = rate
         pick = torch.randint(len(latents), (batch_size,))
         clean = latents[pick]
-        o, s = objects[pick].clone(), styles[pick].clone()
-        o[torch.rand(batch_size) < 0.05] = any_object
-        s[torch.rand(batch_size) < 0.05] = any_style
-        rows = _prompt_row(torch.randint(len(TEMPLATES), (batch_size,)), o, s)
-        rows[torch.rand(batch_size) < 0.1] = nothing
+        rows = drawn_prompts(objects[pick], styles[pick], any_object, any_style, nothing)
         unique, inverse = rows.unique(return_inverse=True)
         context = text_encoder(ids[unique])[0][inverse]
         # Low-discrepancy timesteps: one draw in each of `batch_size` equal parts of the schedule.
@@ -260,6 +256,16 @@ def _prompt_table() -> tuple[list[str], int, int, int]:
     styles: list[str | None] = [*STYLES, None, "any"]
     names = [prompt(o, s, t) for t in TEMPLATES for o in objects for s in styles]
     return [*names, ""], len(OBJECTS), len(STYLES) + 1, len(names)
+
+
+def drawn_prompts(o: torch.Tensor, s: torch.Tensor, any_object: int, any_style: int, nothing: int) -> torch.Tensor:
+    """Rows of `_prompt_table` for pictures of these objects and styles `[B]`: by any template, at times without the object, the style or both."""
+    o, s = o.clone(), s.clone()
+    o[torch.rand(len(o)) < 0.05] = any_object
+    s[torch.rand(len(s)) < 0.05] = any_style
+    rows = _prompt_row(torch.randint(len(TEMPLATES), (len(o),)), o, s)
+    rows[torch.rand(len(rows)) < 0.1] = nothing
+    return rows
 
 
 def _prompt_row(template: torch.Tensor, o: torch.Tensor, s: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The embedded demo: a small Stable Diffusion pipeline that was really trained, its SAEs, activations and judges."""
+"""The embedded demo: two small pipelines that were really trained, a Stable Diffusion and an SD3, their SAEs, activations and judges."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 PIPELINE = ROOT / "pipeline"
+MODELS = {"demo": PIPELINE, "demo:dit": ROOT / "dit" / "pipeline"}
+"""name → folder of a diffusers pipeline; `demo:dit` is a transformer (SD3)"""
 SAES = ROOT / "saes"
 CLASSIFIER = ROOT / "classifier.safetensors"
 CLIP = ROOT / "clip"
@@ -15,5 +17,10 @@ GUIDANCE = 3.0
 
 
 def resolve(name: str) -> Path:
-    """`demo` → the pipeline's folder; `demo:saes` → a path inside the demo."""
-    return PIPELINE if name == "demo" else ROOT / name.removeprefix("demo:")
+    """One of `MODELS` → its folder; `demo:saes` → a path inside the demo."""
+    return MODELS.get(name) or ROOT / name.removeprefix("demo:")
+
+
+def path_of(name: str) -> str:
+    """`demo:…` as a path inside the package; anything else unchanged."""
+    return str(resolve(name)) if name.startswith("demo:") else name

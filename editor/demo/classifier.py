@@ -72,9 +72,10 @@ class DemoClassifier(nn.Module):
         return self.eval().features(torch.stack([_to_tensor(p) for p in pictures]))
 
     def save(self, path: Path) -> None:
-        """Write weights and labels to one safetensors file."""
+        """Write weights, as float16, and labels to one safetensors file."""
         labels = {"objects": json.dumps(self.objects), "styles": json.dumps(self.styles)}
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata=labels)
+        tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}
+        save_file(tensors, path, metadata=labels)
 
     @classmethod
     def load(cls, path: Path) -> DemoClassifier:

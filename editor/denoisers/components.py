@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ _WEIGHTS = re.compile(
 _INDEX = re.compile(r".*\.(?:safetensors|bin)\.index\.(?:(?P<variant>\w+)\.)?json")
 # Whole numbers that stand for weights mean nothing without their scales; what diffusers saves in them are positions, which it makes itself.
 _NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_ADAPTER = re.compile(r"base_layer|lora_|_lora|\.lora\.|hada_|lokr_|ip_adapter|to_[kv]_ip|^base_model\.")
+ADAPTER = re.compile(r"base_layer|lora_|_lora|\.lora\.|hada_|lokr_|ip_adapter|to_[kv]_ip|^base_model\.")
 
 
 def weight_files(folder: Path, variant: str | None = None) -> tuple[str | None, list[Path]]:
@@ -109,16 +110,16 @@ def refuse_odd(lacking: Iterable[str], surplus: Iterable[str], mismatched: Itera
     Libraries start a missing one at random and drop one without a place, with no more than a note.
     """
     lacking, surplus, mismatched = sorted(lacking), sorted(surplus), sorted(mismatched)
-    if adapter := [key for key in surplus if _ADAPTER.search(key)]:
+    if adapter := [key for key in surplus if ADAPTER.search(key)]:
         raise SaeuronError(
-            f"{what} hold an adapter (LoRA) that is not fused: {_some(adapter)}; fuse it first (pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(DIR)) and give that folder"
+            f"{what} hold an adapter (LoRA) that is not fused: {some(adapter)}; fuse it first (pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(DIR)) and give that folder"
         )
     said = [
         text
         for keys, text in (
-            (lacking, f"lack {_some(lacking)}"),
-            (surplus, f"hold {_some(surplus)}, for which the network has no place"),
-            (mismatched, f"have other shapes than the config says: {_some(mismatched)}"),
+            (lacking, f"lack {some(lacking)}"),
+            (surplus, f"hold {some(surplus)}, for which the network has no place"),
+            (mismatched, f"have other shapes than the config says: {some(mismatched)}"),
         )
         if keys
     ]
@@ -126,11 +127,14 @@ def refuse_odd(lacking: Iterable[str], surplus: Iterable[str], mismatched: Itera
         raise SaeuronError(f"{what} {'; they '.join(said)}; take the folder again from its source, or save the whole pipeline anew")
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
+    """The first three, and how many more there are."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None = None, device: str | None = None) -> Any:
+def open_network(
+    folder: Path, cls: Any, dtype: Any = None, variant: str | None = None, device: str | None = None, streams: bool = False
+) -> Any:  # fmt: skip
     """A network with all its weights.
 
     Args:
@@ -139,18 +143,34 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
         dtype: torch dtype; None: as the library has it.
         variant: of the weight files.
         device: `meta` reads no values, only names and shapes.
+        streams: leave the weights in their files if they are too large for memory, see `streamed`; then values are checked as they are read.
 
     Raises:
         SaeuronError: a weight too few or too many, of another shape or not finite; or the files can't be read.
     """
+    from torch import nn
+
+    from .streamed import empty, fits, is_large, stream
+
     used, files = weight_files(folder, variant)
+    if (streams or device == "meta") and is_large(files, dtype):
+        if hasattr(cls, "load_config") and not cls._keep_in_fp32_modules:
+            # diffusers would read and cast all values, for none to stay.
+            with empty(cls):
+                network = nn.Module.to(cls.from_config(cls.load_config(folder)), dtype).eval()
+            if stream(network, files) if streams else fits(network, files):
+                return network
+        # Also says what is missing or surplus.
+        if streams and stream(network := open_network(folder, cls, dtype, variant, "meta"), files):
+            return network
     options: dict[str, Any] = {"use_safetensors": files[0].suffix == ".safetensors"}
     if dtype is not None:
         options["torch_dtype"] = dtype
     if device is not None:
         options["device_map"] = {"": device}
+    building = empty(cls) if device == "meta" else contextlib.nullcontext()
     try:
-        with quiet_loading(), panics_as_errors():
+        with quiet_loading(), panics_as_errors(), building:
             network, info = cls.from_pretrained(
                 folder, variant=used, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
@@ -165,9 +185,9 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
         raise SaeuronError(f"'{folder}' can't be loaded by diffusers: {first_line(error)}{hint}") from None
     odd = {key for key, *_ in info["mismatched_keys"]}
     # A weight that an index promises and its file lacks is in no list, but stays without values.
-    empty = [] if device == "meta" else [key for key, value in network.state_dict().items() if value.is_meta and key not in odd]
+    valueless = [] if device == "meta" else [key for key, value in network.state_dict().items() if value.is_meta and key not in odd]
     shapes = [f"{key} {list(held)} instead of {list(wanted)}" for key, held, wanted in info["mismatched_keys"]]
-    refuse_odd({*info["missing_keys"], *empty}, info["unexpected_keys"], shapes, f"{folder}: the weights in {files[0].name}")
+    refuse_odd({*info["missing_keys"], *valueless}, info["unexpected_keys"], shapes, f"{folder}: the weights in {files[0].name}")
     for key, value in network.state_dict().items():
         if not value.is_meta and not value.isfinite().all():
             raise SaeuronError(
@@ -177,7 +197,8 @@ def open_network(folder: Path, cls: Any, dtype: Any = None, variant: str | None 
 
 
 def open_networks(
-    folder: Path, index: Mapping[str, Any], family: Family, dtype: Any = None, variant: str | None = None, device: str | None = None
-) -> dict[str, Any]:
+    folder: Path, index: Mapping[str, Any], family: Family, dtype: Any = None, variant: str | None = None, device: str | None = None,
+    streams: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Every network that the index names; arguments and errors as those of `open_network`."""
-    return {name: open_network(folder / name, family.class_of(name), dtype, variant, device) for name in named(index, family)}
+    return {name: open_network(folder / name, family.class_of(name), dtype, variant, device, streams) for name in named(index, family)}

@@ -12,7 +12,7 @@ from ..common.errors import SaeuronError, first_line, panics_as_errors
 from ..common.files import hub_folder, read_json, refuse_pointer
 from ..common.names import SENTINEL
 from ..common.quiet import quiet_loading
-from .components import check_files, named, open_networks, weight_files
+from .components import check_files, named, open_network, open_networks, weight_files
 from .families import FAMILIES, Family, family_of
 
 _NETWORKS = sorted({n for f in FAMILIES for n in (*f.networks, *f.optional)})
@@ -28,7 +28,7 @@ _HUB_FILES = [
 
 
 def locate(model: str, revision: str | None = None, fetch: bool = True) -> Path:
-    """Folder of a model: `demo`, a local folder, or a Hub id (fetched into huggingface_hub's cache; without `fetch` it must be there)."""
+    """Folder of a model: `demo`, `demo:dit`, a local folder, or a Hub id (fetched into huggingface_hub's cache; without `fetch` it must be there)."""
     if model == "demo" or model.startswith("demo:"):
         folder = demo.resolve(model)
         if not (folder / "model_index.json").is_file():
@@ -60,25 +60,25 @@ def check_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     kind = index.get("_class_name")
     known = [f.pipeline for f in FAMILIES]
     if kind not in known:
-        if not any(isinstance(index.get(f.denoiser.component), list) for f in FAMILIES):
-            raise SaeuronError(f"'{folder}' holds a {kind}, which has no UNet (SD3, FLUX and other transformer models can't be edited)")
         if index.get("requires_aesthetics_score"):
             raise SaeuronError(f"'{folder}' holds an SDXL refiner ({kind}); only base models can be edited")
         raise SaeuronError(
-            f"'{folder}' holds a {kind}; only text-to-image {' and '.join(known)} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited UNet afterwards"
+            f"'{folder}' holds a {kind}; only text-to-image {', '.join(known[:-1])} and {known[-1]} folders can be edited. img2img, inpainting and ControlNet pipelines of the same base model can be built from the edited network afterwards"
         )
     family = family_of(index)
     for text in family.text_encoders:
         entry = index.get(text.name)
         if not (isinstance(entry, list) and entry and entry[0]):
-            raise SaeuronError(f"'{folder}' has no {text.name}, as SDXL's refiner has none; only whole base models can be edited")
+            refiner = ", as SDXL's refiner has none" if kind == "StableDiffusionXLPipeline" else ""
+            raise SaeuronError(f"'{folder}' has no {text.name}{refiner}; only whole base models can be edited")
     for name in family.folders:
         if not (folder / name).is_dir():
             raise SaeuronError(f"'{folder}' is incomplete: its '{name}' folder is missing")
     denoiser = family.denoiser
     if (folder / denoiser.component / "config.json").is_file():
         config = read_json(folder / denoiser.component / "config.json")
-        if SENTINEL in map(str, config.values()) or "ablation" in config:
+        # The manifest of an artifact: one whose edit is in the weights alone has nothing else that shows it.
+        if SENTINEL in map(str, config.values()) or "ablation" in config or (folder / "saeuron.json").is_file():
             raise SaeuronError(f"the {denoiser.noun} in '{folder}' already carries an edit; start from the original model")
     try:
         networks = named(index, family)
@@ -172,14 +172,15 @@ def scheduler_in(folder: Path) -> Any:
         raise SaeuronError(f"'{folder}': its scheduler can't be opened: {first_line(error)}") from None
     if not known:
         raise SaeuronError(f"'{folder}': its scheduler is a {name[:60]}, which is none of diffusers'")
-    if not hasattr(cls, "scale_model_input"):
-        raise SaeuronError(
-            f"'{folder}': its scheduler is a {name}, which a {family.pipeline} can't run (flow matching is for other models)"
-        )
     read_json(folder / "scheduler" / "scheduler_config.json")
     try:
         with quiet_loading():
-            return family.mended(cls.from_pretrained(folder / "scheduler", local_files_only=True))
+            opened = cls.from_pretrained(folder / "scheduler", local_files_only=True)
+        family.denoiser.check_scheduler(opened)
+        with quiet_loading():
+            return family.mended(opened)
+    except SaeuronError as error:
+        raise SaeuronError(f"'{folder}': {error}") from None
     except Exception as error:  # each class checks its settings in its own way
         raise SaeuronError(f"'{folder}': its scheduler {name} can't be opened: {first_line(error)}") from None
 
@@ -192,8 +193,12 @@ def check_prompts(folder: Path, prompts: Mapping[str, Iterable[str]]) -> None:
         prompts: what they are of, e.g. `concept 'Neon'` → prompts.
     """
     index = read_json(folder / "model_index.json")
-    for name in dict.fromkeys(text.tokenizer for text in family_of(index).text_encoders):
+    for text_encoder in family_of(index).text_encoders:
+        if text_encoder.cuts:
+            continue
+        name = text_encoder.tokenizer
         tokenizer = _tokenizer_in(folder, index, name)
+        most = text_encoder.most(tokenizer) - text_encoder.kept
         for what, texts in prompts.items():
             listed = list(dict.fromkeys(texts))
             try:
@@ -202,10 +207,10 @@ def check_prompts(folder: Path, prompts: Mapping[str, Iterable[str]]) -> None:
             except Exception as error:  # of a text that is none
                 raise SaeuronError(f"{what}: the {name} of '{folder}' can't read the prompts: {first_line(error)}") from None
             for text, count in zip(listed, counts, strict=True):
-                if count > tokenizer.model_max_length:
+                if count > most:
                     shown = text if len(text) <= 120 else f"{text[:120]}…"
                     raise SaeuronError(
-                        f"{what}: the prompt '{shown}' has {count} tokens, of which the text encoder of '{folder}' reads {tokenizer.model_max_length} (both with start and end); say it in fewer words"
+                        f"{what}: the prompt '{shown}' has {count} tokens, of which the text encoder of '{folder}' reads {most} (both with start and end); say it in fewer words"
                     )
 
 
@@ -228,6 +233,8 @@ def _tokenizer_in(folder: Path, index: dict[str, Any], name: str) -> Any:
 
 def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, networks: dict[str, Any]) -> None:
     """Raise `SaeuronError` unless each tokenizer opens, and its text encoder knows every token and every place."""
+    import torch
+
     for text in family.text_encoders:
         where, config = folder / text.tokenizer, networks[text.name].config
         tokenizer = _tokenizer_in(folder, index, text.tokenizer)
@@ -235,17 +242,22 @@ def _check_tokenizers(folder: Path, index: dict[str, Any], family: Family, netwo
             raise SaeuronError(
                 f"'{folder}': the {text.tokenizer} has tokens up to number {last}, but {text.name} only knows {config.vocab_size}; after adding tokens, call {text.name}.resize_token_embeddings and save both"
             )
-        length = tokenizer.model_max_length
+        length = text.most(tokenizer)
         if type(length) not in (int, float) or length < _SHORTEST:
             raise SaeuronError(f"'{where}': 'model_max_length' is {length!r}; it must be a whole number of at least {_SHORTEST} tokens")
-        if length > config.max_position_embeddings:
+        # A T5's positions are relative.
+        if length > getattr(config, "max_position_embeddings", length):
             raise SaeuronError(
                 f"'{folder}': the {text.tokenizer} pads to {length:g} tokens, but {text.name} takes {config.max_position_embeddings}; set 'model_max_length' in {text.tokenizer}/tokenizer_config.json"
             )
         try:
             with quiet_loading(), panics_as_errors():
-                ids = tokenizer("a", padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-                text.encode(networks[text.name], ids.to("meta"))
+                given = {n: torch.from_numpy(v).to("meta") for n, v in text.tokenized(tokenizer, ["a"], length).items()}
+                if text.cls.startswith("T5"):
+                    given.pop(
+                        "attention_mask", None
+                    )  # it looks at a mask's values, of which there are none here; a Gemma looks for others without one
+                text.encode(networks[text.name], **given)
         except Exception as error:  # settings that only a call shows to be wrong
             raise SaeuronError(f"'{folder}': {text.tokenizer} and {text.name} can't encode a prompt: {first_line(error)}") from None
 
@@ -288,9 +300,38 @@ def load_pipeline(model: str, dtype: Any = None, device: str = "cpu", revision: 
     family = family_of(index)
     target = check_device(device)
     dtype = dtype or torch.float32
-    pipeline = _assembled(folder, family, open_networks(folder, index, family, dtype, variant), torch_dtype=dtype)
+    # A GPU holds weights that it needs at every step.
+    streams = family.denoiser.flows and target.type == "cpu"
+    pipeline = _assembled(folder, family, open_networks(folder, index, family, dtype, variant, streams=streams), torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(target)
+
+
+def load_network(folder: Path) -> Any:
+    """The denoiser alone of a pipeline's folder that was checked, in float32; errors as of `load_pipeline`."""
+    import torch
+
+    denoiser = family_of(read_json(folder / "model_index.json")).denoiser
+    return open_network(folder / denoiser.component, denoiser.network_class, torch.float32)
+
+
+def load_texts(folder: Path, variant: str | None = None, device: str = "cpu") -> Any:
+    """A pipeline of its text encoders and tokenizers alone, in float32.
+
+    Args:
+        folder: the pipeline's, checked.
+        variant: of the weight files.
+        device: torch device.
+
+    Raises:
+        SaeuronError: see `load_pipeline`.
+    """
+    import torch
+
+    family = family_of(read_json(folder / "model_index.json"))
+    others = dict.fromkeys((*family.networks, *family.optional))
+    texts = {t.name: open_network(folder / t.name, family.class_of(t.name), torch.float32, variant) for t in family.text_encoders}
+    return _assembled(folder, family, {**others, **texts}).to(check_device(device))
 
 
 def _assembled(folder: Path, family: Family, networks: dict[str, Any], **options: Any) -> Any:
@@ -314,14 +355,16 @@ def check_device(device: str) -> Any:
     return target
 
 
-def unet_sha256(unet: Any) -> str:
-    """Hash of a UNet's weights as they are stored (name, dtype, bytes)."""
+def network_sha256(network: Any) -> str:
+    """Hash of a network's weights as they are stored (name, dtype, bytes)."""
     import hashlib
 
     import torch
 
+    from .streamed import weights_of
+
     digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
+    for name, tensor in weights_of(network, sorted(network.state_dict().items())):
         digest.update(f"{name}:{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -81,13 +81,14 @@ def denoise(
         SaeuronError: pictures with values that are not finite, which would come out black: nobody may take that for a concept that is gone.
     """
     pipeline.set_progress_bar_config(disable=True)
-    factor = pipeline.vae_scale_factor
+    factor, family = pipeline.vae_scale_factor, family_of(pipeline)
+    denoiser = family.denoiser
     found = pipeline(
-        prompt=None if prompts is None else list(prompts), latents=latents.clone(), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
-        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type="pt" if output_type == "pil" else output_type, **options,
+        prompt=None if prompts is None else list(prompts), latents=denoiser.packed(latents.clone()), generator=step_generators(seeds, latents.shape[1:]) or None, num_inference_steps=steps,
+        guidance_scale=guidance, height=latents.shape[-2] * factor, width=latents.shape[-1] * factor, output_type="pt" if output_type == "pil" else output_type, **family.calling(pipeline), **options,
     ).images  # fmt: skip
     if output_type != "pil":
-        return found
+        return denoiser.unpacked(found, (latents.shape[-2], latents.shape[-1]))
     check_finite(found)
     return pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(found))
 
@@ -169,8 +170,8 @@ def observe(
 
     def keep(name: str, kind: str) -> Any:
         def hook(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            tokens = denoiser.tokens(output)
-            current[name] = (tokens - denoiser.input_tokens(args, kwargs) if kind == "delta" else tokens).detach()
+            tokens = denoiser.tokens(name, output)
+            current[name] = (tokens - denoiser.input_tokens(name, args, kwargs) if kind == "delta" else tokens).detach()
 
         return hook
 
@@ -199,6 +200,34 @@ def capture(network: torch.nn.Module, names: Sequence[str]) -> Iterator[list[Cap
     seen: list[Capture] = []
     with observe(network, dict.fromkeys(names, "output"), lambda timestep, tokens: seen.append(Capture(timestep, tokens))):
         yield seen
+
+
+class _Reached(Exception):
+    """Ends a forward early."""
+
+
+def tokens_up_to(network: torch.nn.Module, names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Tokens of hookpoints, side by side `[B, N]`, in a forward that ends behind the last of them: what their hooks made of them."""
+    denoiser = denoiser_of(network)
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            found[name] = denoiser.tokens(name, output).flatten(1)
+            if len(found) == len(names):
+                raise _Reached
+
+        return hook
+
+    handles = [denoiser.find_hookpoint(network, name).register_forward_hook(keep(name)) for name in names]
+    try:
+        denoiser.call(network, inputs)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat([found[name] for name in names], 1)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ class Sizes:
     """pixels a latent, along each side"""
     multiple: int
     """sides of pictures are multiples of this many pixels"""
+    most: int | None = None
+    """pixels of the longest side; None: any"""
 
     def latents(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Rows and columns of a picture's latents.
@@ -54,6 +56,8 @@ class Sizes:
         """Raise `SaeuronError` unless a picture can have this side."""
         if pixels < 1 or pixels % self.multiple:
             raise SaeuronError(f"{name} {pixels}: this model's pictures have sides that are multiples of {self.multiple} pixels")
+        if self.most is not None and pixels > self.most:
+            raise SaeuronError(f"{name} {pixels}: this model's pictures have sides of at most {self.most} pixels")
 
 
 def grid(tokens: int, height: int, width: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import SaeuronError
-from .denoiser import Axes, Denoiser
+from .denoiser import Axes, Denoiser, Text
 from .sizes import Sizes, multiple_of
 
 if TYPE_CHECKING:
@@ -33,15 +33,20 @@ class UNet(Denoiser):
 
     component = "unet"
     cls = "UNet2DConditionModel"
+    sentinel, renamed = "mid_block_type", "conv_in"
     noun = "UNet"
     blocks = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
     float32 = ("timestep",)
+    cross_attends = mapped = True
 
-    def tokens(self, output: Any) -> Tensor:
+    def tokens(self, name: str, output: Any) -> Tensor:
         """A map `[B, C, H, W]`, alone, first in a tuple or in an output object → `[B, H·W, C]`."""
         return _tokens(_map(output))
 
-    def with_tokens(self, output: Any, tokens: Tensor) -> Any:
+    def places(self, output: Any) -> np.ndarray:
+        return np.indices(_map(output).shape[-2:]).reshape(2, -1).T
+
+    def with_tokens(self, name: str, output: Any, tokens: Tensor) -> Any:
         made = tokens.transpose(1, 2).unflatten(-1, _map(output).shape[-2:])
         if isinstance(output, tuple):
             return (made, *output[1:])
@@ -50,8 +55,11 @@ class UNet(Denoiser):
         output.sample = made
         return output
 
-    def input_tokens(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    def input_tokens(self, name: str, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         return _tokens(args[0] if args else kwargs["hidden_states"])
+
+    def reads_text(self, weight: str) -> bool:
+        return weight.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
 
     def inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         import torch
@@ -70,10 +78,23 @@ class UNet(Denoiser):
         rest = {name: value for name, value in inputs.items() if name not in _ADDED}
         return network(**rest, added_cond_kwargs=added or None, return_dict=False)[0]
 
-    def noise_level(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def text(self, encoded: Mapping[str, Mapping[str, Tensor]]) -> Text:
+        return Text(encoded["text_encoder"]["last_hidden_state"]) if len(encoded) == 1 else super().text(encoded)
+
+    def learning(
+        self, network: Any, scheduler: Any, latents: Tensor, noise: Tensor, steps: Tensor, text: Text, guidance: float
+    ) -> tuple[Tensor, Tensor]:
+        """The noise, the velocity or the latents, as the model predicts."""
+        noised = scheduler.add_noise(latents, noise, steps)
+        wanted = scheduler.get_velocity(latents, noise, steps) if scheduler.config.prediction_type == "v_prediction" else noise
+        if scheduler.config.prediction_type == "sample":
+            wanted = latents
+        return self.call(network, {"sample": noised, "timestep": steps, "encoder_hidden_states": text.states}), wanted
+
+    def noise_level(self, inputs: Mapping[str, Any]) -> Any:
         return inputs["timestep"].reshape(-1)
 
-    def at_level(self, level: float) -> dict[str, np.ndarray]:
+    def at_level(self, level: float, rows: int) -> dict[str, np.ndarray]:
         return {"timestep": np.array(level, np.float32)}
 
     def rows(self, guided: bool) -> int:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..common.errors import SaeuronError
 from ..denoisers.families import denoiser_of
 from ..sae.sae import SparseAutoencoder, check_width
 from .edit import Edit
+from .replace import replaced
 
 
 class Decision(NamedTuple):
@@ -44,6 +46,8 @@ class Encoded(NamedTuple):
     thresholds: torch.Tensor
     """float32 `[B or 1, 1, U]`: the bar of each chosen latent besides `kth`"""
     gains: torch.Tensor
+    """float32 `[B or 1, 1, U]`; `[B, tokens, U]` where they go by the token"""
+    offsets: torch.Tensor
     """float32 `[B or 1, 1, U]`"""
     chosen: torch.Tensor
     """the chosen latents, `[B, tokens, U]`"""
@@ -57,6 +61,8 @@ class BlockOutput(NamedTuple):
     """before the edit"""
     before: torch.Tensor | None
     """the block's input, for an SAE that reads `delta`"""
+    places: np.ndarray | None = None
+    """int `[tokens, 2]`, row and column of each, where tokens are replaced"""
 
 
 class TokenEdit:
@@ -74,15 +80,7 @@ class TokenEdit:
         self, edit: Edit, saes: Mapping[str, SparseAutoencoder], dtype: torch.dtype, device: torch.device | str = "cpu", gate: str = "exact"
     ) -> None:  # fmt: skip
         self.edit, self.gate, self.dtype = edit, gate, dtype
-        self.saes: dict[str, SparseAutoencoder] = {}
-        for name, part in edit.hookpoints.items():
-            if name not in saes:
-                raise SaeuronError(f"the edit needs an SAE for hookpoint '{name}'; given: {', '.join(saes) or 'none'}")
-            if saes[name].config.num_latents != part.latents:
-                raise SaeuronError(
-                    f"hookpoint '{name}': the edit was made for {part.latents} latents, the SAE has {saes[name].config.num_latents}"
-                )
-            self.saes[name] = copy.deepcopy(saes[name]).to(device, dtype)
+        self.saes = {name: copy.deepcopy(sae).to(device, dtype) for name, sae in edit.saes(saes).items()}
 
     def reads_delta(self, name: str) -> bool:
         """Whether the SAE reads what the block adds to its input."""
@@ -101,7 +99,7 @@ class TokenEdit:
         row = part.rows(timestep.cpu())
         features = part.features.to(x.device)
         thresholds = part.thresholds[row][:, None].to(x.device)
-        gains = part.gains[row][:, None].to(x.device)
+        gains, offsets = (table[row][:, None].to(x.device) for table in (part.gains, part.offsets))
 
         latents = sae.latents(x)
         chosen, kth = latents[..., features], None
@@ -123,11 +121,14 @@ class TokenEdit:
                 kth = top.values[..., -1:]
                 fires = (chosen >= kth) & (chosen.float() > thresholds)
         picked = z[..., features].float() > bars
-        return Encoded(latents, z, kth, thresholds, gains, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
+        if part.how.gain == "token":  # SAEmnesia's: the norm of what the token keeps, for each unit of the feature's decoder row
+            gains = gains * (z.float().norm(dim=-1, keepdim=True) / (sae.W_dec[features].float().norm(dim=-1) + 1e-8))
+        return Encoded(latents, z, kth, thresholds, gains, offsets, chosen, Decision(fires.detach(), picked.detach(), members.detach()))
 
     def apply(
-        self, name: str, encoded: Encoded, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
+        self, name: str, encoded: Encoded, x: torch.Tensor, output: torch.Tensor, fires: torch.Tensor, dtype: torch.dtype,
+        places: np.ndarray | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The edited output.
 
         Args:
@@ -137,19 +138,29 @@ class TokenEdit:
             output: tokens of the block's output, same shape.
             fires: `[B, tokens, U]`, 0 or 1 or bool.
             dtype: to decode in; float32 or wider: in 16 bits the difference of two decodes would be mostly rounding.
+            places: int `[tokens, 2]`, row and column of each, where tokens are replaced.
 
         Returns:
             `[B, tokens, d]` in `dtype`.
         """
-        sae, features = self.saes[name], self.edit.hookpoints[name].features.to(x.device)
-        # z_i becomes gain · z_i; written as a change, so that a latent outside topk's pick changes by as much.
+        part = self.edit.hookpoints[name]
+        if part.how.replace_by:
+            assert places is not None
+            marks = (fires.to(dtype) * (1 - encoded.gains).to(dtype)).amax(-1)
+            return torch.stack([replaced(tokens, mark, places, part.how) for tokens, mark in zip(output.to(dtype), marks, strict=True)])
+        sae, features = self.saes[name], part.features.to(x.device)
+        # z_i becomes gain · z_i + offset; written as a change, so that a latent outside topk's pick changes by as much.
         z = encoded.active.to(dtype)
         edited = z.clone()
-        edited[..., features] += fires.to(dtype) * ((encoded.gains - 1).to(dtype) * encoded.chosen.to(dtype))
+        edited[..., features] += fires.to(dtype) * ((encoded.gains - 1).to(dtype) * encoded.chosen.to(dtype) + encoded.offsets.to(dtype))
         like, output = x.to(dtype), output.to(dtype)
         decoded, decoded_edited = sae.decode(z, like), sae.decode(edited, like)
         # What the SAE doesn't read: nothing, or the block's input where it reads what the block adds to it.
         rest = output - like
+        if part.how.norm == "kept":  # CASteer's: a token that was changed has its old norm again
+            changed = output + (decoded_edited - decoded)
+            kept = torch.nn.functional.normalize(changed, dim=-1) * output.norm(dim=-1, keepdim=True)
+            return torch.where((fires > 0).any(-1, keepdim=True), kept, changed)
         if self.edit.residual == "keep":
             return output + (decoded_edited - decoded)
         if self.edit.residual == "upstream":
@@ -186,19 +197,21 @@ class AblationHook:
         """one a forward: hookpoint → what its block gave"""
         self.timestep: torch.Tensor | None = None
         """noise level `[1]` or `[B]`, 0 to 1000, of the forward that runs; set it to edit tokens outside of one"""
-        self._handles: list[Any] = []
+        self._open = ExitStack()
 
     def __enter__(self) -> AblationHook:
-        self._handles = [self.network.register_forward_pre_hook(self._note_timestep, with_kwargs=True)]
-        for name in self.decisions:
-            block = self._denoiser.find_hookpoint(self.network, name)
-            self._handles.append(block.register_forward_hook(self._edit_output(name), with_kwargs=True))
+        with ExitStack() as stack:
+            if self.tokens.edit.weights:
+                stack.enter_context(self.tokens.edit.weights.in_place(self.network))
+            stack.callback(self.network.register_forward_pre_hook(self._note_timestep, with_kwargs=True).remove)
+            for name in self.decisions:
+                block = self._denoiser.find_hookpoint(self.network, name)
+                stack.callback(block.register_forward_hook(self._edit_output(name), with_kwargs=True).remove)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._open.close()
 
     def _note_timestep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.timestep = self._denoiser.noise_level(self._denoiser.inputs(args, kwargs))
@@ -207,22 +220,23 @@ class AblationHook:
 
     def _edit_output(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-            given = self._denoiser.tokens(output)
-            before = self._denoiser.input_tokens(args, kwargs) if self.tokens.reads_delta(name) else None
+            given = self._denoiser.tokens(name, output)
+            before = self._denoiser.input_tokens(name, args, kwargs) if self.tokens.reads_delta(name) else None
+            places = self._denoiser.places(output) if self.tokens.edit.hookpoints[name].how.replace_by else None
             if self.record_tokens:
-                self.seen[-1][name] = BlockOutput(given.detach(), None if before is None else before.detach())
-            tokens = self.edit_tokens(name, given if before is None else given - before, given)
-            return self._denoiser.with_tokens(output, tokens)
+                self.seen[-1][name] = BlockOutput(given.detach(), None if before is None else before.detach(), places)
+            tokens = self.edit_tokens(name, given if before is None else given - before, given, places)
+            return self._denoiser.with_tokens(name, output, tokens)
 
         return hook
 
-    def edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]` → edited output."""
+    def edit_tokens(self, name: str, x: torch.Tensor, output: torch.Tensor, places: np.ndarray | None = None) -> torch.Tensor:
+        """Tokens that the SAE reads and tokens of the block's output, both `[B, tokens, d]`, and places as `TokenEdit.apply` takes them → edited output."""
         assert self.timestep is not None
         encoded = self.tokens.decide(name, self.timestep, x)
         if self.record:
             self.decisions[name].append(encoded.decision)
-        return self.tokens.apply(name, encoded, x, output, self.fires(encoded), torch.float32).to(x.dtype)
+        return self.tokens.apply(name, encoded, x, output, self.fires(encoded), torch.float32, places).to(x.dtype)
 
     def fires(self, encoded: Encoded) -> torch.Tensor:
         """The decisions that are applied, `[B, tokens, U]`; a subclass may give them a gradient."""

@@ -36,7 +36,7 @@ def steer(
         SaeuronError: see `steering_edit`; or no SAE there.
     """
     if not isinstance(sae, SparseAutoencoder):
-        sae = SparseAutoencoder.load(demo.resolve(str(sae)) if str(sae).startswith("demo:") else sae, hookpoint)
+        sae = SparseAutoencoder.load(demo.path_of(str(sae)), hookpoint)
     return steering_edit({hookpoint: features}, {normalise(hookpoint): sae}, timesteps, residual, name, allow_amplify)
 
 
@@ -87,7 +87,14 @@ def steering_edit(
         concepts = {name: features} if name else {_name(f, hookpoint, len(gains) > 1): [f] for f in features}
         chosen = {concept: [list(own) if yes else [] for yes in inside] for concept, own in concepts.items()}
         parts[hookpoint] = HookpointEdit(
-            torch.tensor(features), grid.clone(), thresholds, torch.where(on, row, 1.0), thresholds.clone(), latents, chosen
+            torch.tensor(features),
+            grid.clone(),
+            thresholds,
+            torch.where(on, row, 1.0),
+            torch.zeros_like(thresholds),
+            thresholds.clone(),
+            latents,
+            chosen,
         )
         said += [Setting(concept, hookpoint, f"feature {f}", float(wanted[f]), BY_HAND) for concept, own in concepts.items() for f in own]
     used = {hookpoint: SaeUsed.of(saes[hookpoint]) for hookpoint in parts}
@@ -99,7 +106,7 @@ def _name(feature: int, hookpoint: str, several: bool) -> str:
 
 
 def _grid(timesteps: tuple[int, int] | None, train_timesteps: int) -> tuple[torch.Tensor, list[bool]]:
-    """Rows of the tables, int64 `[T]` descending, and which of them lie in the range.
+    """Rows of the tables, float32 `[T]` descending, and which of them lie in the range.
 
     The tables are constant inside the range and outside, so rows on both sides of each end are enough: the lookup takes the
     nearest row, and thereby keeps to the range with any scheduler and any number of steps.
@@ -117,4 +124,4 @@ def _grid(timesteps: tuple[int, int] | None, train_timesteps: int) -> tuple[torc
 
 
 def _descending(values: Iterable[int]) -> torch.Tensor:
-    return torch.tensor(sorted(set(values), reverse=True))
+    return torch.tensor(sorted(set(values), reverse=True), dtype=torch.float32)

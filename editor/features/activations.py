@@ -30,13 +30,16 @@ class ConceptActivations:
     means: torch.Tensor
     """float32 `[C, T, n]`, non-negative"""
     timesteps: torch.Tensor
-    """int64 `[T]`, descending"""
+    """float32 `[T]`, descending: noise levels, 0 to 1000"""
     kth: torch.Tensor | None = None
     """float32 `[T]`, mean k-th largest latent of a token; None where the file doesn't say"""
     provenance: dict[str, Any] = field(default_factory=dict)
     """hookpoint, domain, hashes of model and SAE, prompts, steps, guidance, seed, source file"""
+    within: torch.Tensor | None = None
+    """float32 `[S, d, d]`, of tokens: how they vary within a concept, at each of S equal parts of the timesteps; `probe` needs it"""
 
     def __post_init__(self) -> None:
+        self.timesteps = self.timesteps.float()
         c, t, n = self.means.shape
         where = self.provenance.get("file", "concept activations")
         if len(self.concepts) != c or len(self.prompts) != c or self.timesteps.shape != (t,):
@@ -58,17 +61,35 @@ class ConceptActivations:
             raise SaeuronError(f"{where}: timesteps must be strictly descending")
         if self.kth is not None and self.kth.shape != (t,):
             raise SaeuronError(f"{where}: 'kth' has shape {list(self.kth.shape)}, expected [{t}]")
+        if (w := self.within) is not None and (
+            w.ndim != 3 or 2 * w.shape[1] != n or w.shape[1] != w.shape[2] or not 0 < len(w) <= t or not bool(w.isfinite().all())
+        ):
+            raise SaeuronError(f"{where}: 'within' has shape {list(w.shape)}, expected finite [at most {t}, {n // 2}, {n // 2}]")
 
     @property
     def latents(self) -> int:
         """Number n of the SAE's latents."""
         return self.means.shape[-1]
 
+    def pair(self, concept: str, beside: str) -> ConceptActivations:
+        """Those of two of its concepts alone; raises `SaeuronError` where one is missing."""
+        for name in (concept, beside):
+            if name not in self.concepts:
+                raise SaeuronError(
+                    f"{self.provenance.get('file', 'concept activations')} holds nothing of '{name}', but of {', '.join(self.concepts)}"
+                )
+        rows = [self.concepts.index(name) for name in (concept, beside)]
+        return ConceptActivations(
+            [concept, beside], [self.prompts[r] for r in rows], self.means[rows], self.timesteps, self.kth, self.provenance, self.within
+        )
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write one safetensors file with its provenance in the header; `dtype` is that of the means on disk."""
         tensors = {"means": self.means.to(dtype).contiguous(), "timesteps": self.timesteps.contiguous()}
         if self.kth is not None:
             tensors["kth"] = self.kth.contiguous()
+        if self.within is not None:
+            tensors["within"] = self.within.contiguous()
         header = {
             "format": _FORMAT,
             "concepts": json.dumps(self.concepts),
@@ -83,7 +104,7 @@ class ConceptActivations:
 
         Args:
             path: the file.
-            timesteps: for released pickles, which carry none: T → int64 `[T]`, the timesteps of the model's own
+            timesteps: for released pickles, which carry none: T → float32 `[T]`, the timesteps of the model's own
                 scheduler with T DDIM steps.
 
         Raises:
@@ -114,10 +135,11 @@ class ConceptActivations:
         if not all(type(p) is int and p > 0 for p in prompts):
             raise SaeuronError(f"{path}: damaged header (prompt counts {prompts} are not all at least 1)")
         tensors = open_safetensors(path)
-        kth = tensors.get("kth")
+        kth, within = tensors.get("kth"), tensors.get("within")
         return cls(
-            [str(c) for c in concepts], [int(p) for p in prompts], tensors["means"].float(), tensors["timesteps"].long(),
+            [str(c) for c in concepts], [int(p) for p in prompts], tensors["means"].float(), tensors["timesteps"].float(),
             None if kth is None else kth.float(), {**provenance, "file": path.name, "file_sha256": file_sha256(path)},
+            None if within is None else within.float(),
         )  # fmt: skip
 
 
@@ -178,7 +200,12 @@ def _load_pickle(path: Path, timesteps: Callable[[int], torch.Tensor] | None) ->
         raise SaeuronError(f"{path} carries no timesteps; the model's scheduler is needed to know them")
     means = torch.stack([_mean_over_prompts(content[name]) for name in names])
     return ConceptActivations(
-        names, [content[n].shape[0] for n in names], means, timesteps(steps), None, {"file": path.name, "file_sha256": file_sha256(path)}
+        names,
+        [content[n].shape[0] for n in names],
+        means,
+        timesteps(steps),
+        None,
+        {"file": path.name, "file_sha256": file_sha256(path)},
     )
 
 
@@ -190,7 +217,7 @@ def _mean_over_prompts(values: torch.Tensor) -> torch.Tensor:
 
 
 def ddim_timesteps(scheduler_config: Mapping[str, Any], steps: int) -> torch.Tensor:
-    """The timesteps, descending int64 `[steps]`, of DDIM with a scheduler's config; `schedulers.ddim_of` gives a pipeline's."""
+    """The timesteps, descending float32 `[steps]`, of DDIM with a scheduler's config; `schedulers.ddim_of` gives a pipeline's."""
     from diffusers import DDIMScheduler
 
     # All that the config holds was really used; diffusers would take its defaults for what is named here.
@@ -200,4 +227,4 @@ def ddim_timesteps(scheduler_config: Mapping[str, Any], steps: int) -> torch.Ten
             f"activations have {steps} steps, but the model's scheduler was trained on {scheduler.config.num_train_timesteps}"
         )
     scheduler.set_timesteps(steps)
-    return scheduler.timesteps.long().cpu()
+    return scheduler.timesteps.float().cpu()

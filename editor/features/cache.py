@@ -37,10 +37,10 @@ def key(**content: Any) -> str:
 def model_sha256(folder: Path, pictures: bool = False, variant: str | None = None) -> str:
     """Hash of what a pipeline's activations depend on, or with `pictures` its pictures, which takes the autoencoder in.
 
-    UNet, text encoders, tokenizers and scheduler by their files; the scheduler's class too, which `model_index.json` chooses; and
+    Denoiser, text encoders, tokenizers and scheduler by their files; the scheduler's class too, which `model_index.json` chooses; and
     the variant of the weight files, where one is chosen.
     """
-    parts = ("unet", "text_encoder", "tokenizer", "scheduler", *(("vae",) if pictures else ()))
+    parts = ("unet", "transformer", "text_encoder", "tokenizer", "scheduler", *(("vae",) if pictures else ()))
     digest = hashlib.sha256(json.dumps(read_json(folder / "model_index.json").get("scheduler")).encode())
     if variant is not None:
         digest.update(f"variant {variant}\n".encode())

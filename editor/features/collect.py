@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..common.errors import SaeuronError
-from ..common.files import read_header, read_json
+from ..common.files import read_header
 from ..common.names import normalise
 from ..common.process import Process
 from ..common.writing import whole_file
-from ..denoisers.families import Family, family_of, network_of
+from ..denoisers.families import Family, family_in, family_of, network_of, sizes_of, telling_in
 from ..denoisers.pipelines import scheduler_in
 from ..denoisers.sampling import generate, observe, scheduler_of
 from ..denoisers.sampling_settings import Sampling
@@ -33,6 +33,10 @@ from .prompt_sets import check_sets
 METHOD = 2
 """of sampling, part of the names of stored work: until 1, DDIM clipped samples where the pipeline's own scheduler never does"""
 _SCALE = float(2**40)
+_FINE = float(2**10)
+"""tokens are rounded to so many parts of 1 before they are multiplied: sums of their products in float64 are then exact up to 2^33, in any order"""
+PARTS = 10
+"""parts of the timesteps that have a covariance of their own, at most"""
 # |sum| stays below 2^22 · 2^40; a mean latent of 1000 over four thousand prompts.
 _LARGEST = float(2**22)
 
@@ -55,12 +59,13 @@ class _Sums:
 
     done: list[int] = field(default_factory=list)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    """`<hookpoint>/sum` int64 `[T, n]`, `<hookpoint>/kth` int64 `[T]`, `timesteps` int64 `[T]`"""
+    """`<hookpoint>/sum` int64 `[T, n]`, `<hookpoint>/kth` int64 `[T]`, `timesteps` float32 `[T]`; `<hookpoint>/products` float64 `[S, d, d]`,
+    `<hookpoint>/count` int64: tokens at a timestep"""
 
 
 def collect(
     pipeline: Any, saes: Mapping[str, SparseAutoencoder], prompts: Mapping[str, Sequence[str]], sampling: Sampling = _DEFAULT,
-    provenance: Mapping[str, Any] | None = None, state: Path | None = None, process: Process = _ALONE,
+    provenance: Mapping[str, Any] | None = None, state: Path | None = None, process: Process = _ALONE, within: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, concept: None,
 ) -> dict[str, ConceptActivations] | None:  # fmt: skip
     """Average the latents of every concept at every hookpoint, in one pass of the pipeline over the prompts.
@@ -77,6 +82,7 @@ def collect(
             a folder of this very job (name it by a hash of model, SAEs, prompts and sampling). Remove it once the result is
             written: a kill in between then costs nothing.
         process: this process's share, for several under `torchrun` or `accelerate launch`; all need the same `state`.
+        within: also how tokens vary within a concept (`ConceptActivations.within`); the SAEs are `project.token_parts`.
         progress: told prompts done, prompts in all and the concept, by this process; finished ones are done at the first call.
 
     Returns:
@@ -101,11 +107,11 @@ def collect(
     total, done = before + sum(len(u.prompts) for u in mine), before
     kept: dict[int, _Sums] = {}
     with scheduler_of(pipeline, sampling.scheduler), torch.no_grad():
-        _check_timesteps(family_of(pipeline), pipeline.scheduler, sampling.steps)
+        _check_timesteps(family_of(pipeline), pipeline.scheduler, sampling, sizes_of(pipeline).latents(sampling.height, sampling.width))
         for position, unit in enumerate(mine):
             progress(done, total, names[unit.concept])
             sums = kept.setdefault(unit.concept, _resume(state, process.rank, unit.concept))
-            _add(sums, _run_unit(pipeline, saes, unit, sampling, names[unit.concept]))
+            _add(sums, _run_unit(pipeline, saes, unit, sampling, names[unit.concept], within))
             sums.done.append(unit.number)
             done += len(unit.prompts)
             if state is not None:
@@ -117,21 +123,26 @@ def collect(
     if process.rank:
         return None
     everything = _stored(state) if state is not None else list(kept.items())
-    return _merge(everything, units, names, prompts, saes, sampling, dict(provenance or {}))
+    return _merge(everything, units, names, prompts, saes, sampling, dict(provenance or {}), within)
 
 
 def check_sampling(folder: Path, sampling: Sampling) -> None:
     """Raise `SaeuronError` unless the pipeline in a folder can be sampled so; no network is opened."""
     scheduler = scheduler_in(folder)
     if sampling.scheduler == "ddim":
-        scheduler = family_of(read_json(folder / "model_index.json")).calibrating(scheduler)
-    check_loop(scheduler, sampling.steps)
+        scheduler = family_in(folder).calibrating(scheduler)
+    check_loop(scheduler, sampling.steps, telling_in(folder, scheduler, sampling.height, sampling.width))
 
 
-def _check_timesteps(family: Family, scheduler: Any, steps: int) -> None:
+def _check_timesteps(family: Family, scheduler: Any, sampling: Sampling, sides: tuple[int, int]) -> None:
     """Activations are stored by timestep, so no two steps may have the same."""
-    check_loop(scheduler, steps)
-    found = [round(t) for t in timesteps(scheduler, steps).tolist()]
+    told = family.telling(scheduler, sides)
+    check_loop(scheduler, sampling.steps, told)
+    found = timesteps(scheduler, sampling.steps, told).tolist()
+    if max(found) < scheduler.config.num_train_timesteps / 2 and sampling.steps > 1:
+        raise SaeuronError(
+            f"{type(scheduler).__name__} calls the {family.denoiser.noun} at timesteps up to {max(found):g}, so they are of other units than noise levels from 0 to 1000; give a copy of the pipeline another scheduler (in its folder 'scheduler' and in model_index.json)"
+        )
     if len(set(found)) < len(found):
         try:
             family.calibrating(scheduler)
@@ -139,7 +150,7 @@ def _check_timesteps(family: Family, scheduler: Any, steps: int) -> None:
         except SaeuronError:  # EDM's: ln σ / 4
             advice = "give a copy of the pipeline another scheduler (in its folder 'scheduler' and in model_index.json)"
         raise SaeuronError(
-            f"{type(scheduler).__name__} calls the UNet more than once at a timestep, rounded to whole numbers, and activations are stored by timestep; {advice}"
+            f"{type(scheduler).__name__} calls the {family.denoiser.noun} more than once at a timestep, and activations are stored by timestep; {advice}"
         )
 
 
@@ -152,12 +163,13 @@ def _units(prompts: Mapping[str, Sequence[str]], sampling: Sampling) -> list[_Un
 
 
 def _run_unit(
-    pipeline: Any, saes: Mapping[str, SparseAutoencoder], unit: _Unit, sampling: Sampling, concept: str
+    pipeline: Any, saes: Mapping[str, SparseAutoencoder], unit: _Unit, sampling: Sampling, concept: str, within: bool
 ) -> dict[str, torch.Tensor]:
-    """Latents averaged over tokens and summed over the unit's prompts, in fixed point."""
+    """Latents averaged over tokens and summed over the unit's prompts, in fixed point; of tokens also how many there are, and their products."""
     rows: dict[str, list[torch.Tensor]] = {}
     timesteps: list[float] = []
-    count = len(unit.prompts)
+    found: dict[str, torch.Tensor] = {}
+    count, parts = len(unit.prompts), min(PARTS, sampling.steps)
 
     def look(timestep: float, tokens: dict[str, torch.Tensor]) -> None:
         timesteps.append(timestep)
@@ -166,6 +178,9 @@ def _run_unit(
             # Averaged as float64 already: a mean of fp32 sums over thousands of tokens would lose the small ones.
             rows.setdefault(f"{name}/sum", []).append(_fixed(sae.active(latents).mean(1, dtype=torch.float64).sum(0), concept, name))
             kth = sae.kth(latents)
+            if within:
+                found[f"{name}/count"] = torch.tensor(tokens[name].shape[:2].numel())
+                _multiply(found, f"{name}/products", tokens[name], (len(timesteps) - 1) * parts // sampling.steps, parts)
             if kth is not None:
                 rows.setdefault(f"{name}/kth", []).append(_fixed(kth[..., 0].mean(1, dtype=torch.float64).sum(), concept, name))
 
@@ -174,8 +189,15 @@ def _run_unit(
             pipeline, unit.prompts, range(unit.seed, unit.seed + count), sampling.steps, sampling.guidance, sampling.height, sampling.width,
             "latent", count,
         )  # fmt: skip
-    found = {name: torch.stack(values) for name, values in rows.items()}
-    return {**found, "timesteps": torch.tensor([round(t) for t in timesteps])}
+    found |= {name: torch.stack(values) for name, values in rows.items()}
+    return {**found, "timesteps": torch.tensor(timesteps, dtype=torch.float32)}
+
+
+def _multiply(found: dict[str, torch.Tensor], name: str, tokens: torch.Tensor, part: int, parts: int) -> None:
+    """Add the products of tokens `[B, L, d]` to those of a part of the timesteps."""
+    x = (tokens.double() * _FINE).round().flatten(0, 1) / _FINE
+    sums = found.setdefault(name, torch.zeros(parts, x.shape[1], x.shape[1], dtype=torch.float64, device=x.device))
+    sums[part] += x.T @ x
 
 
 def _fixed(value: torch.Tensor, concept: str, hookpoint: str) -> torch.Tensor:
@@ -228,14 +250,15 @@ def _stored(state: Path | None) -> list[tuple[int, _Sums]]:
 
 def _merge(
     parts: Sequence[tuple[int, _Sums]], units: list[_Unit], names: list[str], prompts: Mapping[str, Sequence[str]],
-    saes: Mapping[str, SparseAutoencoder], sampling: Sampling, provenance: dict[str, Any],
+    saes: Mapping[str, SparseAutoencoder], sampling: Sampling, provenance: dict[str, Any], within: bool,
 ) -> dict[str, ConceptActivations]:  # fmt: skip
     done = [number for _, sums in parts for number in sums.done]
     if sorted(done) != [u.number for u in units]:
         raise SaeuronError("the state folder holds other work than this job's; remove it and start again")
-    totals = [_Sums() for _ in names]
+    totals, products = [_Sums() for _ in names], _Sums()
     for concept, sums in parts:
-        _add(totals[concept], {k: v.cpu() for k, v in sums.tensors.items()})
+        _add(totals[concept], {k: v.cpu() for k, v in sums.tensors.items() if not k.endswith("/products")})
+        _add(products, {k: v.cpu() for k, v in sums.tensors.items() if k.endswith("/products")})
     counts = torch.tensor([len(prompts[n]) for n in names], dtype=torch.float64)
     found = {}
     for hookpoint, sae in saes.items():
@@ -244,12 +267,23 @@ def _merge(
         kth = None
         if f"{hookpoint}/kth" in totals[0].tensors:
             kth = (torch.stack([t.tensors[f"{hookpoint}/kth"] for t in totals]).sum(0).double() / _SCALE / counts.sum()).float()
+        varied = _within(means, totals, products.tensors.pop(f"{hookpoint}/products"), hookpoint) if within else None
         record = {
             "hookpoint": hookpoint, "sae_sha256": sae.sha256(), "steps": sampling.steps, "guidance": sampling.guidance, "seed": sampling.seed,
             "batch_size": sampling.batch_size, "scheduler": sampling.scheduler, "height": sampling.height, "width": sampling.width,
             "prompts": {n: list(prompts[n]) for n in names},
         }  # fmt: skip
         found[hookpoint] = ConceptActivations(
-            list(names), [len(prompts[n]) for n in names], means, totals[0].tensors["timesteps"], kth, {**record, **provenance}
+            list(names), [len(prompts[n]) for n in names], means, totals[0].tensors["timesteps"], kth, {**record, **provenance}, varied
         )
     return found
+
+
+def _within(means: torch.Tensor, totals: Sequence[_Sums], products: torch.Tensor, hookpoint: str) -> torch.Tensor:
+    """Covariance of tokens around the mean of their concept and timestep, float32 `[S, d, d]`."""
+    positive, negative = means.double().chunk(2, -1)
+    tokens, counts = positive - negative, torch.stack([t.tensors[f"{hookpoint}/count"] for t in totals]).double()
+    part = torch.arange(tokens.shape[1]) * len(products) // tokens.shape[1]
+    for step in range(tokens.shape[1]):
+        products[part[step]] -= (tokens[:, step] * counts[:, None]).T @ tokens[:, step]
+    return (products / (counts.sum() * part.bincount().double())[:, None, None]).float()

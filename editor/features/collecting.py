@@ -11,12 +11,12 @@ from ..common.writing import alone, whole_file
 from ..denoisers.sampling_settings import Sampling
 from ..sae.sae import SparseAutoencoder
 from . import cache
-from .collect import METHOD, Process, clear, collect
+from .collect import METHOD, PARTS, Process, clear, collect
 
 Prompts = Mapping[str, tuple[str, ...]]
 
 
-def cached_file(model: str, hookpoint: str, sae: SparseAutoencoder, prompts: Prompts, sampling: Sampling) -> Path:
+def cached_file(model: str, hookpoint: str, sae: SparseAutoencoder, prompts: Prompts, sampling: Sampling, within: bool = False) -> Path:
     """Where the activations of these prompts belong, there or not.
 
     Args:
@@ -25,6 +25,7 @@ def cached_file(model: str, hookpoint: str, sae: SparseAutoencoder, prompts: Pro
         sae: its SAE.
         prompts: concept or contrast set → prompts, of one domain.
         sampling: how the pipeline is run.
+        within: see `collect`.
     """
     name = cache.key(
         model=model,
@@ -34,12 +35,13 @@ def cached_file(model: str, hookpoint: str, sae: SparseAutoencoder, prompts: Pro
         sampling=asdict(sampling),
         precision="fp32",
         method=METHOD,
+        **({"within": PARTS} if within else {}),
     )
     return cache.root() / "activations" / f"{name}.safetensors"
 
 
 def ensure(
-    pipeline: Callable[[], Any], model: str, saes: Mapping[str, SparseAutoencoder], prompts: Prompts, sampling: Sampling, domain: str,
+    pipeline: Callable[[], Any], model: str, saes: Mapping[str, SparseAutoencoder], prompts: Prompts, sampling: Sampling, domain: str, within: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, concept: None,
 ) -> dict[str, Path]:  # fmt: skip
     """Files of concept activations at every hookpoint, collected where they are missing.
@@ -51,9 +53,10 @@ def ensure(
         prompts: see `cached_file`.
         sampling: how the pipeline is run.
         domain: recorded in the file.
+        within: see `collect`.
         progress: see `collect`.
     """
-    files = {h: cached_file(model, h, sae, prompts, sampling) for h, sae in saes.items()}
+    files = {h: cached_file(model, h, sae, prompts, sampling, within) for h, sae in saes.items()}
     missing = {h: saes[h] for h, path in files.items() if not path.is_file()}
     if missing:
         state = cache.root() / "collecting" / cache.key(files=sorted(files[h].name for h in missing))
@@ -61,7 +64,7 @@ def ensure(
         with alone(state):
             if not all(files[h].is_file() for h in missing):
                 found = collect(
-                    pipeline(), missing, prompts, sampling, {"domain": domain, "model_sha256": model}, state, Process(), progress
+                    pipeline(), missing, prompts, sampling, {"domain": domain, "model_sha256": model}, state, Process(), within, progress
                 )
                 for hookpoint, activations in (found or {}).items():
                     put(activations, files[hookpoint])

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.errors import SaeuronError
 from ..common.files import read_toml
-from ..common.names import RESIDUALS
+from ..common.names import BY_SAE, GAINS, NOISIEST, NORMS, READ_BY, REPLACE_BY, RESIDUALS, WIDEST, Gain, Norm, ReplaceBy, interventions
 from ..common.suggest import unknown
 
 _FOLDER = Path(__file__).parent / "presets"
 STATUSES = ("tuned", "untuned")
 KINDS = ("object", "style", "person", "nudity", "text")
 """what a concept is; `text`: what a phrase says"""
+
+
+@dataclass(frozen=True)
+class OfFeatures:
+    """What a preset made for directions says of features of an SAE."""
+
+    hookpoint: str
+    multiplier: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,26 @@ class Concept:
     """gamma; negative suppresses"""
     activations: str = ""
     """concept-activations file; `demo:…` lies inside the package; empty: collected from the prompts"""
+    intervention: str = "multiply"
+    """parts of `names.INTERVENTIONS`, joined by +"""
+    becomes: str = ""
+    """with `weights`: what its words become, as --becomes; empty: found"""
+    replace_by: ReplaceBy = "nearest"
+    """with `replace`: what a token becomes"""
+    spread: int = 0
+    """with `replace`: places around one that fires which are replaced too"""
+    gain: Gain = "mean"
+    """with `multiply`: what the multiplier is multiplied by"""
+    norm: Norm = "free"
+    """with `project`: whether tokens keep theirs"""
+    start: int = NOISIEST
+    """timestep from which on blocks are edited; denoising goes down from it to 0"""
+    mean_tokens: str = ""
+    """with `project`: a file of mean tokens, of the concept and of what it is compared with; empty: collected"""
+    directions: str = ""
+    """with `probe`: a file of its rows, as `saeuron harden` writes them; empty: made of what is collected"""
+    features: OfFeatures | None = None
+    """where `multiplier` and `hookpoint` are those of directions: these are for features of an SAE, if they are asked for instead"""
     residual: str = "keep"
     status: str = "untuned"
     """`tuned` where UA, IRA and CRA were measured with these very settings"""
@@ -57,10 +85,26 @@ class Concept:
     contrast_sets: tuple[str, ...] = field(default=(), repr=False)
     """which names of `compared` are contrast sets; the others are concepts"""
 
+    def made_for(self, intervention: str | None) -> Concept:
+        """As it is for an intervention, or None for its own: a preset made for directions has another strength, and may have other blocks, for features of an SAE."""
+        if self.features is None or intervention is None or not set(BY_SAE) & set(interventions(intervention)):
+            return self
+        return replace(
+            self,
+            intervention="multiply",
+            hookpoint=self.features.hookpoint,
+            multiplier=self.features.multiplier,
+            features=None,
+            directions="",
+        )
+
 
 KEYS = tuple(f.name for f in fields(Concept) if f.name not in ("compared", "tested", "contrast_sets"))
 """what a table of a preset file may hold"""
 _NEEDED = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier")
+_WHOLE = {*_NEEDED, "activations", "mean_tokens"}
+"""what a table that holds all that is needed says of a concept, whatever the intervention"""
+_NAMES = {"residual": RESIDUALS, "replace_by": REPLACE_BY, "gain": GAINS, "norm": NORMS}
 
 
 def load_presets(path: Path) -> dict[str, Concept]:
@@ -77,6 +121,8 @@ def load_presets(path: Path) -> dict[str, Concept]:
     if not isinstance(defaults, dict) or not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in (tables, contrasts)):
         raise SaeuronError(f"{path}: expected a [defaults] table and [[concepts]] and [[contrast]] tables")
     concepts = [_concept({**defaults, **table}, path) for table in tables]
+    for concept, table in zip(concepts, tables, strict=True):
+        check_read({**dict.fromkeys(_NEEDED), **table}, interventions(concept.intervention), f"{path.name}: concept '{concept.name}'")
     sets = [contrast_set(table, path.name) for table in contrasts]
     compared: dict[str, dict[str, tuple[str, ...]]] = {}
     tested: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -134,8 +180,21 @@ def _concept(values: dict[str, Any], path: Path) -> Concept:
         check_type(key, value, where)
     if not values.get("activations") and not values.get("prompts"):
         raise SaeuronError(f"{where}: has neither activations nor prompts to collect them from")
+    features = of_features(values.get("features"))
     numbers: dict[str, float] = {k: float(values[k]) for k in ("multiplier", "guidance", "collect_guidance") if k in values}
-    return Concept(**{**values, **numbers, **{key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")}})
+    return Concept(
+        **{
+            **values,
+            **numbers,
+            "features": features,
+            **{key: expand(values.get(key, ()), values["name"]) for key in ("prompts", "test_prompts")},
+        }
+    )
+
+
+def of_features(value: Mapping[str, Any] | None) -> OfFeatures | None:
+    """A preset's `features`, which `check_type` took."""
+    return None if value is None else OfFeatures(value["hookpoint"], float(value["multiplier"]))
 
 
 class ContrastSet(NamedTuple):
@@ -166,26 +225,80 @@ def expand(prompts: Sequence[str], name: str) -> tuple[str, ...]:
 def check_type(key: str, value: Any, where: str) -> None:
     """Raise unless `value` can be a preset's `key`."""
     number: dict[str, Any] = dict.fromkeys(("multiplier", "guidance", "collect_guidance"), (int, float))
-    types: dict[str, Any] = {**number, "steps": int, "collect_steps": int, "prompts": list, "test_prompts": list}
+    types: dict[str, Any] = {
+        **number,
+        "steps": int,
+        "spread": int,
+        "start": int,
+        "collect_steps": int,
+        "prompts": list,
+        "test_prompts": list,
+        "features": dict,
+    }
     if (
         not isinstance(value, types.get(key, str))
         or isinstance(value, bool)
         or (types.get(key) is list and not all(isinstance(v, str) for v in value))
     ):
         raise SaeuronError(f"{where}: '{key}' = {value!r} has the wrong type ({type(value).__name__})")
+    if key == "features":
+        if set(value) != {"hookpoint", "multiplier"}:
+            raise SaeuronError(f"{where}: 'features' holds hookpoint and multiplier, nothing else")
+        for own, held in value.items():
+            check_type(own, held, f"{where}, features")
     if key == "status" and value not in STATUSES:
         raise SaeuronError(f"{where}: status is one of {', '.join(STATUSES)}")
     if key == "kind" and value not in KINDS:
         raise SaeuronError(f"{where}: {unknown('kind', value, KINDS)}")
-    if key == "residual" and value not in RESIDUALS:
-        raise SaeuronError(f"{where}: {unknown('residual', value, RESIDUALS)}")
-    if types.get(key) is int and value < 1:
+    if key == "intervention":
+        try:
+            interventions(value)
+        except SaeuronError as error:
+            raise SaeuronError(f"{where}: {error}") from None
+    if (names := _NAMES.get(key)) and value not in names:
+        raise SaeuronError(f"{where}: {unknown(key, value, names)}")
+    if key == "spread":
+        if not 0 <= value <= WIDEST:
+            raise SaeuronError(f"{where}: 'spread' is {value}; it must be 0 to {WIDEST}")
+    elif key == "start" and not 0 <= value <= NOISIEST:
+        raise SaeuronError(f"{where}: 'start' is {value}; it must be 0 to {NOISIEST}")
+    elif types.get(key) is int and key != "start" and value < 1:
         raise SaeuronError(f"{where}: '{key}' is {value}; it must be at least 1")
 
 
-def presets(files: Sequence[Path | str] = ()) -> dict[str, Concept]:
-    """All shipped presets and those of `files`, name → preset; a later file's name wins."""
+def unread(table: Mapping[str, Any], parts: Collection[str]) -> list[str]:
+    """Keys of a concept's table that none of the interventions reads.
+
+    A table that holds all that a preset needs says what is known of the concept, so that another intervention can be asked for: of it only what an
+    intervention alone is told counts. A residual of `keep` is everyone's.
+    """
+    known = _WHOLE if set(table) >= set(_NEEDED) - {"name"} else ()
+    idle = [key for key in table if key in READ_BY and key not in known and not set(READ_BY[key]) & set(parts)]
+    return [key for key in idle if table[key] not in ("", None) and (key, table[key]) != ("residual", "keep")]
+
+
+def check_read(table: Mapping[str, Any], parts: Collection[str], where: str) -> None:
+    """Raise `SaeuronError` for the first of `unread`, as the command line does for an option."""
+    for key in unread(table, parts):
+        raise SaeuronError(f"{where}: '{key}' is for {', '.join(READ_BY[key])}, and it is removed by {', '.join(parts)}; leave it out")
+
+
+def presets(files: Sequence[Path | str] = (), model: str | None = None) -> dict[str, Concept]:
+    """All shipped presets and those of `files`, name → preset; a later file's name wins.
+
+    Args:
+        files: of presets of one's own.
+        model: whose presets are meant where several shipped models have one of a name (`demo` and `demo:dit`); None, or one that has none of it: the first's.
+    """
     found: dict[str, Concept] = {}
-    for path in (*sorted(_FOLDER.glob("*.toml")), *(Path(f) for f in files)):
-        found |= load_presets(path)
+    for concept in shipped():
+        if concept.name not in found or concept.model == model:
+            found[concept.name] = concept
+    for path in files:
+        found |= load_presets(Path(path))
     return found
+
+
+def shipped() -> list[Concept]:
+    """All shipped presets, in the order of their files; a name may be there once a model."""
+    return [concept for path in sorted(_FOLDER.glob("*.toml")) for concept in load_presets(path).values()]

@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from .. import demo
 from ..common.errors import SaeuronError
 from ..common.files import read_toml
 from ..common.suggest import unknown
-from .concepts import KINDS, Concept, check_apart, presets
+from .concepts import KINDS, Concept, check_apart, presets, shipped
 
 LEAST = 12
 """everyday scenes that a concept has to be compared with, and again as many to judge with"""
@@ -91,17 +92,17 @@ def _shipped() -> dict[str, Concept]:
 
 
 def _base(kind: str, model: str | None) -> Concept:
-    """A preset of the model, for all that isn't the concept's own; of the demo's, with every block that one of its domain is edited at."""
-    if model != "demo":
+    """A preset of the model, for all that isn't the concept's own; of a demo's, with every block that one of its domain is edited at."""
+    if model not in demo.MODELS:
         return _sd14()
-    domain = [c for c in _shipped().values() if c.model == "demo" and c.domain == ("style" if kind == "style" else "object")]
+    domain = [c for c in shipped() if c.model == model and c.domain == ("style" if kind == "style" else "object")]
     return replace(domain[0], hookpoint=",".join(sorted({h for c in domain for h in c.hookpoint.split(",")})))
 
 
 def _sets(name: str, kind: str, instead: str | None, base: Concept) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Set → prompts to collect with, and to judge with: the concept's, the same without it, everyday scenes."""
     content = read_toml(_TEMPLATES, "templates")
-    on_demo = base.model == "demo"
+    on_demo = base.model in demo.MODELS
     templates = content["demo"]["style" if kind == "style" else "object"] if on_demo else content[kind]
     if instead is not None:
         check_word("--instead", instead)

@@ -58,8 +58,14 @@ class SparseAutoencoder(nn.Module):
         return x - self.b_dec if self.config.subtract_bias else x
 
     def latents(self, x: torch.Tensor) -> torch.Tensor:
-        """All latents before sparsification: `[..., d]` → `[..., n]`, non-negative."""
-        return F.relu(F.linear(self.encoded(x), self.W_enc, self.b_enc))
+        """All latents before sparsification: `[..., d]` → `[..., n]`, non-negative; float32 or wider for `jumprelu`.
+
+        Directions are read so too, and theirs is a small difference of large numbers: in 16 bits mostly rounding.
+        """
+        dtype = self.W_enc.dtype
+        if self.config.activation == "jumprelu":
+            dtype = torch.promote_types(dtype, torch.float32)
+        return F.relu(F.linear(self.encoded(x).to(dtype), self.W_enc.to(dtype), self.b_enc.to(dtype)))
 
     def top(self, latents: torch.Tensor) -> TopLatents:
         """The k largest latents of each token; `topk` only."""

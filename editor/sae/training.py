@@ -18,7 +18,7 @@ import torch
 
 from ..common.errors import SaeuronError
 from ..common.files import read_json, reading
-from ..common.names import normalise
+from ..common.names import folder_of, normalise
 from ..common.writing import put_back, whole_file, whole_folder
 from ..denoisers.families import family_of, network_of
 from ..denoisers.sampling_settings import Sampling
@@ -75,6 +75,7 @@ class Trainer:
         self.hookpoints = [normalise(h) for h in hookpoints]
         for name in self.hookpoints:
             family_of(pipeline).denoiser.find_hookpoint(network_of(pipeline), name)
+        self._component = family_of(pipeline).denoiser.component
         share = Share(self.accelerator.process_index, self.accelerator.num_processes, self._gather)
         self.stream = ActivationStream(
             pipeline, dict.fromkeys(self.hookpoints, "output"), prompts, sampling, settings.pictures, cache, share, identity
@@ -253,9 +254,10 @@ class Trainer:
         report: dict[str, Any] = {**self._record, "steps": self.step, "tokens": self.step * self.settings.batch, "saes": {}}
         for name in self.hookpoints:
             sae = self._sae(name).cpu().eval().requires_grad_(False)
-            folder = self.output / f"unet.{name}"
-            sae.save(folder, batch_topk=self.settings.batch_topk)
+            folder = folder_of(name, self._component)
+            sae.save(self.output / folder, batch_topk=self.settings.batch_topk)
             report["saes"][name] = {
+                "folder": folder,
                 "sha256": sae.sha256(),
                 "silent": int(self._dead[name].dead.sum()),
                 **quality(sae, held.tokens[name], held),

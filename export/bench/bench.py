@@ -77,11 +77,14 @@ def bench(
     look = observe(unet, dict.fromkeys(tokens, "output"), lambda timestep, seen: tokens.update(seen))
     rows: list[Row] = []
     with torch.no_grad(), temporary() as folder:
-        with look, AblationHook(unet, edit, saes, record=True) as hook:
+        with look, AblationHook(unet, edit, saes, record=True, record_tokens=True) as hook:
             denoiser_of(unet).call(unet, part.inputs)
         fired = torch.cat([d.fires.float().flatten() for found in hook.decisions.values() for d in found]).mean()
-        gates = GATES if edit.residual == "keep" else ("exact",)  # the only one that decodes what the other residuals need
-        edits = {gate: Edits(bake(unet, edit, saes, gate).ablations) for gate in gates}
+        by_token = any(part.how.gain == "token" for part in edit.hookpoints.values())
+        gates = GATES if edit.residual == "keep" and not by_token else ("exact",)  # the only one that knows every latent
+        places = {name: block.places for name, block in hook.seen[0].items()}
+        given = [None if p is None else torch.from_numpy(p[None]).float() for p in (places[name] for name in edit.hookpoints)]
+        edits = {gate: Edits(bake(unet, edit, saes, gate).ablations, given) for gate in gates}
         added = {gate: sum(t.nbytes for t in module.state_dict().values()) for gate, module in edits.items()}
         graphs = {}
         if set(backends) - {"torch"}:
@@ -94,7 +97,7 @@ def bench(
                 progress(f"{backend}: opening")
                 if backend == "torch":
                     stack.callback(unet.to, "cpu")
-                    calls = _in_torch(unet, edit, saes, edits, part.inputs, tokens, device)
+                    calls = _in_torch(unet, edit, saes, edits, part.inputs, tokens, places, device)
                 else:
                     calls = {name: opened(graph, backend, provider, stack) for name, graph in graphs.items()}
                 times = timed(calls, rounds, lambda text, by=backend: progress(f"{by}: {text}"))  # type: ignore[misc]
@@ -128,7 +131,8 @@ def timed(calls: Calls, rounds: int, say: Progress = lambda text: None) -> dict[
 
 
 def _in_torch(
-    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], edits: Mapping[str, Edits], inputs: Tensors, tokens: Tensors, device: str
+    unet: Any, edit: Edit, saes: Mapping[str, SparseAutoencoder], edits: Mapping[str, Edits], inputs: Tensors, tokens: Tensors,
+    places: Mapping[str, Any], device: str,
 ) -> Calls:  # fmt: skip
     """Calls that return when the device is done."""
     unet.to(device)
@@ -138,7 +142,7 @@ def _in_torch(
 
     def by_hook() -> None:
         for name, x in here.items():
-            hook.edit_tokens(name, x, x)
+            hook.edit_tokens(name, x, x, places[name])
 
     def finished(call: Callable[[], Any]) -> None:
         call()

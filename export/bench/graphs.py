@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ Graph = tuple[Path, dict[str, np.ndarray]]
 
 
 class Edits(torch.nn.Module):
-    """An edited UNet's `ablations`, side by side."""
+    """An edited UNet's `ablations`, side by side; of those that replace tokens with their places, float32 `[1, L, 2]`."""
 
-    def __init__(self, ablations: Any) -> None:
+    def __init__(self, ablations: Any, places: Sequence[torch.Tensor | None]) -> None:
         super().__init__()
         self.inner = ablations
+        for number, held in enumerate(places):
+            self.register_buffer(f"places{number}", held, persistent=False)
 
     def forward(self, timestep: torch.Tensor, *tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Edit tokens `[B, L, D]` of each hookpoint, in the edit's order; `timestep` is a float32 scalar."""
-        return tuple(module(x, timestep.reshape(1)) for module, x in zip(self.inner.values(), tokens, strict=True))
+        edits = enumerate(zip(self.inner.values(), tokens, strict=True))
+        return tuple(module(x, timestep.reshape(1), places=getattr(self, f"places{i}")) for i, (module, x) in edits)
 
 
 def export_edit(edits: Edits, arguments: tuple[torch.Tensor, ...], folder: Path) -> Graph:

@@ -84,7 +84,7 @@ def bench(
         say(f"loading {plan.model}")
         pipeline = load_pipeline(plan.model, dtype_of(timing.precision), variant=wanted.variant)
         network, sides = network_of(pipeline), sizes_of(pipeline).latents(wanted.height, wanted.width)
-        tokens = ready.family.text_encoders[0].tokens(pipeline)
+        tokens = ready.family.text_tokens(pipeline)
         found = measure(network, ready.edit, ready.saes, timing.backend, sides, tokens, timing.rounds, wanted.device, executor, say)
         found["model"] = plan.model
     if as_json:

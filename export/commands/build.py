@@ -31,7 +31,7 @@ def build(
 
     Example: `saeuron build without-neon --target rtx:sm86,sm89`, then on the GPU `saeuron validate without-neon --backend trt-rtx`
     """
-    from ..formats.tensorrt import axes_of, check_precision, ready
+    from ..formats.tensorrt import axes_of, check_precision, check_scheme, ready
     from ..plan.folder import check_space
     from ..ship.add_engines import add_engines, check_free
 
@@ -43,8 +43,10 @@ def build(
         raise SaeuronError(
             f"'{artifact}' has no ONNX graphs to build from (formats: {', '.join(record.formats)}); export it with --format trt"
         )
+    scheme = record.quantised.scheme if record.quantised else ""
     check_precision(wanted.targets, record.precision)
-    found = ready(wanted)
+    check_scheme(wanted.targets, scheme)
+    found = ready(wanted, scheme)
     check_free(artifact, [one.folder for one in found], overwrite)
     sizes = axes_of(artifact, record, wanted.shapes)
     weights = sum(entry.bytes for name, entry in record.files.items() if name.split("/")[0] in sizes and "/model.onnx" in name)
@@ -79,5 +81,7 @@ def print_engines(artifact: Path, record: Manifest, only: list[str] | None = Non
         parts = entry.components
         for part, made in parts.items():
             peak = "" if made.peak_bytes is None else f", peak {made.peak_bytes / 1e9:.2f} GB"
-            tell(f"engine     {name}/{part}: {made.bytes / 2**20:,.1f} MiB, {made.seconds:.0f} s{peak}, {made.precision}")
+            weights = made.types.get("weight in 8 bits", {})
+            narrow = "".join(f", {count} weights in {kind}" for kind, count in weights.items())
+            tell(f"engine     {name}/{part}: {made.bytes / 2**20:,.1f} MiB, {made.seconds:.0f} s{peak}, {made.precision}{narrow}")
         tell(f"{artifact / engines.FOLDER / name}: {entry.status}; prove it there: saeuron validate {artifact} --backend {entry.backend}")

@@ -52,5 +52,5 @@ def sources_of(given: Sequence[str], hookpoints: Sequence[str], model: str) -> d
 
 def sampling_of(sampling: Sampling, model: str, steps: int | None, guidance: float | None) -> Sampling:
     """With steps and guidance as asked for, else the model's usual ones."""
-    usual = (demo.STEPS, demo.GUIDANCE) if model == "demo" else (STEPS, GUIDANCE)
+    usual = (demo.STEPS, demo.GUIDANCE) if model in demo.MODELS else (STEPS, GUIDANCE)
     return replace(sampling, steps=usual[0] if steps is None else steps, guidance=usual[1] if guidance is None else guidance)

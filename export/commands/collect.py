@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import at_hookpoint
+from ...editor.common.names import at_hookpoint, file_of
 from ...editor.common.suggest import unknown
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.features.concepts import KINDS
+from ...editor.features.named import ConceptWords, known_concepts
 from ...editor.features.prompt_sets import check_sets, own_prompts
-from ..plan.concepts import known_concepts
 from ..plan.folder import check_files
 from ..plan.resolve import check_sources
 from ..plan.settings import Settings
@@ -88,7 +88,7 @@ def _sets(wanted: Settings, files: list[str]) -> tuple[dict[str, tuple[str, ...]
         if wanted.kind or wanted.instead:
             raise SaeuronError("--kind and --instead make prompts, and --prompts gives them; leave one out")
         return own_prompts(files), {}
-    known = known_concepts(wanted)
+    known = known_concepts(wanted.concepts, ConceptWords(wanted.kind, wanted.instead), wanted.model, wanted.preset_files)
     chosen = []
     for name in wanted.concepts:
         if name not in known:
@@ -133,7 +133,7 @@ def _files(output: Path | None, hookpoints: list[str], overwrite: bool) -> dict[
     single = output.suffix == ".safetensors"
     if single and len(hookpoints) > 1:
         raise SaeuronError(f"--output '{output}' is one file, but there are {len(hookpoints)} hookpoints; give a folder")
-    files = {h: output if single else output / f"{h}.safetensors" for h in hookpoints}
+    files = {h: output if single else output / f"{file_of(h)}.safetensors" for h in hookpoints}
     if not single:
         if output.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".json"):
             raise SaeuronError(f"--output '{output}': activations are written as .safetensors; give such a file, or a folder")
@@ -197,7 +197,7 @@ def _run(
     record = {"domain": domain, "model": model, "model_sha256": identity, "precision": precision}
     busy = f"another process is collecting the same into '{first}'; wait until it has ended"
     with alone(state, busy) if process.rank == 0 else contextlib.nullcontext():
-        found = run(pipeline, opened, sets, sampling, record, state, process, progress)
+        found = run(pipeline, opened, sets, sampling, record, state, process, progress=progress)
         for hookpoint, activations in (found or {}).items():
             put(activations, files[hookpoint])
         if process.rank == 0:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import BY_SAE
 from ..plan.settings import Settings
 from . import options as o
 from .console import clean, escaped, out, table_of, tell
@@ -35,10 +36,25 @@ def concepts(
     from dataclasses import asdict
 
     from ...editor.common.suggest import unknown
-    from ...editor.features.concepts import presets
+    from ...editor.features.concepts import load_presets, shipped
 
-    keys = ("name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status")
-    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in presets(preset_file or ()).values()]
+    keys = (
+        "name",
+        "model",
+        "domain",
+        "sae",
+        "hookpoint",
+        "intervention",
+        "select",
+        "multiplier",
+        "directions",
+        "features",
+        "residual",
+        "status",
+    )
+    own = {name: concept for file in preset_file or () for name, concept in load_presets(Path(file)).items()}
+    listed = [*(c for c in shipped() if c.name not in own), *own.values()]
+    rows = [{k: v for k, v in asdict(c).items() if k in keys} for c in listed]
     for key, wanted in (("model", model), ("domain", domain)):
         if wanted is not None:
             known = dict.fromkeys(row[key] for row in rows if row[key])
@@ -69,8 +85,8 @@ def new(
     Example: `saeuron concepts new "Grumpy Cat" --kind object --instead "a cat" --output grumpy.toml`
     """
     from ...editor.features.concepts import KINDS, presets
+    from ...editor.features.named import has_preset, made
     from ..plan.concept_tables import write_preset
-    from ..plan.concepts import has_preset, made
     from ..plan.folder import check_files
 
     if kind is None:
@@ -95,7 +111,8 @@ def _print_presets(group: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = table_of("name", "domain", "select", "multiplier", "status", left=("name", "domain", "select", "status"))
+    table = table_of("name", "domain", "by", "multiplier", "status", left=("name", "domain", "by", "status"))
     for row in rows:
-        table.add_row(row["name"], row["domain"], row["select"], f"{row['multiplier']:g}", row["status"])
+        by = row["select"] if set(BY_SAE) & set(row["intervention"].split("+")) else row["intervention"]
+        table.add_row(row["name"], row["domain"], by, f"{row['multiplier']:g}", row["status"])
     out.print(table)

@@ -126,7 +126,7 @@ def table_of(*columns: str, left: tuple[str, ...]) -> Table:
     """An empty table; columns are to the right but for those to the `left`."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        made.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name == "backend")
+        made.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name in ("backend", "model"))
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +12,19 @@ import typer
 
 from ...editor.common.errors import SaeuronError
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.evidence.picture_backends import UNEDITED
+from ...validation.evidence.pipeline_subject import PipelineSettings
 from ...validation.evidence.sightings import BALANCED
+from ...validation.evidence.smears import CALIBRATION, calibrating
 from ...validation.evidence.unlearning import FIGURES
 from ...validation.page.figures import mean_cell, percent, rate_text
 from ...validation.page.measured import SEEN, trust_lines
+from ...validation.page.smeared import SMEARED, smear_lines, smear_rows
 from ..plan.folder import check_parent
 from . import options as o
 from .console import err, escaped, out, print_warning, progress_line, resumable, table_of, tell, write_json
 from .declared import command
+from .subjects import Artifact, pipeline_lines, subject_of
 
 if TYPE_CHECKING:
     from ...editor.common.process import Process
@@ -29,34 +35,40 @@ if TYPE_CHECKING:
 @command
 @resumable
 def evaluate(
-    artifact: o.Artifact,
     settings: EvaluationSettings,
+    other: PipelineSettings,
+    artifact: Artifact = None,
     compare: Annotated[bool, typer.Option("--compare", help="Exit code 1 unless every picture gets the verdict that it gets with the first backend.", rich_help_panel=o.WHAT)] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="evaluation.json, verdicts.csv and the pictures. Default: ARTIFACT-evaluation.", rich_help_panel=o.OUTPUT)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="evaluation.json, verdicts.csv and the pictures. Default: NAME-evaluation, beside the model.", rich_help_panel=o.OUTPUT)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where an evaluation is.", rich_help_panel=o.OUTPUT)] = False,
     dry_run: o.DryRun = False,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip
-    """Measure what an artifact removes and keeps: UA, IRA and CRA by UnlearnCanvas's protocol, beside the unedited model.
+    """Measure what an artifact, or any edited pipeline, removes and keeps: UA, IRA and CRA by UnlearnCanvas's protocol, beside the unedited model.
 
     Every object in every style and plain, with every seed; 95 % intervals (Wilson) take pictures as trials. On prompts of your own: NudeNet's
     detections, or CLIP score and FID. Killed, the same command goes on; another backend can be added to the same folder. Several processes
     share the pictures: `torchrun --nproc_per_node 2 -m saeuron evaluate …`
 
-    Example: `saeuron evaluate without-neon --backend hook,checkpoint,onnx --seeds 188 --compare`
+    Example: `saeuron evaluate without-neon --backend hook,checkpoint,onnx --seeds 188 --compare`; of an eraser's result: `saeuron evaluate
+    --pipeline esd-neon --concepts Neon --model demo`
 
     Exit code 0: done; 1: done, and --compare found another verdict; 2: can't be done.
     """
     from ...validation.evidence.evaluate import check_output, make_plan
 
-    plan = make_plan(artifact, settings)
+    original = settings.before or "unedited" in settings.backends
+    subject = subject_of(artifact, other, settings.model, original)
+    if artifact is not None and other.concepts:
+        raise SaeuronError("--concepts goes with --pipeline or --unet; an artifact says itself what it removes, so leave it out")
+    plan = make_plan(subject, settings)
     if compare and plan.protocol == "utility":
         raise SaeuronError("--compare is about verdicts, and scores are none; leave it out: differences are printed and stored anyway")
     compared = [n for n in plan.names if n != "unedited" and "[" not in n]
     if compare and len(compared) < 2:
         raise SaeuronError("--compare needs two backends or more, e.g. --backend hook,checkpoint,onnx")
     # By its own name, also where the artifact is given as '.'.
-    folder = output if output is not None else artifact.resolve().with_name(f"{artifact.resolve().name}-evaluation")
+    folder = output if output is not None else subject.path.resolve().with_name(f"{subject.name}-evaluation")
     o.out_folder(folder)
     check_parent(folder)
     check_output(plan, folder, overwrite)
@@ -69,7 +81,7 @@ def evaluate(
         from ...validation.evidence.evaluate import evaluate as run
         from ..plan.progress import Remaining
 
-        clocks = {name: Remaining() for name in plan.names}
+        clocks: dict[str, Remaining] = defaultdict(Remaining)
 
         def progress(name: str, done: int, total: int) -> None:
             if process.rank == 0:
@@ -118,13 +130,16 @@ def _dry_run(plan: EvaluationPlan, folder: Path, as_json: bool) -> None:
     count, steps = len(plan.wanted), plan.settings.steps
     forwards = sum((2 if w.guidance > 1 else 1) * steps for w in plan.wanted)
     left = sum(count - n for n in done.values())
+    calibrated = 0 if UNEDITED not in plan.names or (folder / CALIBRATION).is_file() else calibrating(count)
     said = {
         "output": str(folder), "settings": plan.settings, "backends": {n: {"pictures": count, "done": done[n]} for n in plan.names},
-        "pictures_left": left, "unet_rows_left": round(forwards * left / count),
+        "pictures_left": left, "calibrating": calibrated, "unet_rows_left": round(forwards * left / count),
     }  # fmt: skip
     if as_json:
         write_json(said)
         return
+    if calibrated:
+        tell(f"calibration: {calibrated} pictures of the unedited model with other seeds, on top")
     for name in plan.names:
         tell(f"{name}: {count} pictures" + (f", {done[name]} done" if done[name] else ""))
     tell(
@@ -137,7 +152,10 @@ def _print(found: Evaluation) -> None:
     s = found.settings
     looked = ", ".join(j.name for j in s.judges) or "none"
     tell(f"{s.artifact}: {', '.join(s.concepts)} removed; judge {looked}; {s.steps} steps, guidance {s.guidance:g}")
+    for said in pipeline_lines(s.pipeline):
+        tell(said)
     {"concepts": _print_sightings, "nudity": _print_nudity, "utility": _print_utility}.get(s.protocol, _print_rates)(found)
+    _print_smears(found)
     for line in (*found.distances, *found.comparison):
         tell(str(line))
     for name in found.left_out:
@@ -145,6 +163,18 @@ def _print(found: Evaluation) -> None:
     for name, b in found.backends.items():
         ran = f"; {b.made} pictures made in {b.seconds:.0f} s" if b.made else ""
         tell(f"{name}: {b.runtime}, {b.device}, loop of {b.loop}{ran}")
+
+
+def _print_smears(found: Evaluation) -> None:
+    rows = smear_rows(found)
+    if rows:
+        table = table_of("pictures by", "sign", *SMEARED, left=("pictures by", "sign"))
+        for row in rows:
+            cells = (f"{c['text']}\n{c['interval']}".strip() for c in row["cells"])
+            table.add_row(escaped(row["backend"]), escaped(row["sign"]), *cells)
+        out.print(table)
+    for line in smear_lines(found):
+        tell(line)
 
 
 def _print_rates(found: Evaluation) -> None:

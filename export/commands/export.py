@@ -46,14 +46,16 @@ def export(
         signature.check_private_key(wanted.sign)
     to_fetch(plan)
     if plan.settings.engines:
-        ready(plan.settings.engines)
+        ready(plan.settings.engines, plan.settings.quantize)
     if dry_run:
         _dry_run(plan, as_json)
         return
+    from ...validation.page.verdict import reach
     from ...validation.proof import report
 
     with progress_line("starting") as progress:
-        from ..ship.stages import export_artifact, work_folder
+        from ..plan.stage_state import work_folder
+        from ..ship.stages import export_artifact
 
         make = resumable(export_artifact) if wanted.staged else export_artifact
         result = make(plan, progress)
@@ -66,9 +68,12 @@ def export(
     else:
         if result.report:
             out.print(report.table(result.report))
+        quantised = result.manifest.quantised
         verdict = (
-            "proven equal to the dynamic hook"
-            if result.proven
+            f"proven: {quantised.verdict}{reach(result.report)}"
+            if result.report and result.proven and quantised
+            else f"proven equal to the dynamic hook{reach(result.report)}"
+            if result.report and result.proven
             else "NOT VALIDATED (--no-validate)"
             if result.report is None
             else "NOT PROVEN"
@@ -86,10 +91,7 @@ def export(
 
 def _dry_run(plan: Plan, as_json: bool) -> None:
     from ..plan.dry_run import describe
-    from ..ship.stages import check_work
 
-    if plan.settings.staged:
-        check_work(plan.settings.output)
     found = describe(plan)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +103,7 @@ def features(
 
 
 def _texts(prompts: str | None) -> tuple[str, ...]:
-    from ..plan.resolve import path_of
+    from ...editor.demo import path_of
 
     if prompts is None:
         return ()
@@ -126,7 +126,7 @@ def _plan(wanted: Settings) -> tuple[Plan, tuple[str, ...]]:
     """What presets and options say, and the prompts of the concepts' domains (so that others can be seen not to answer)."""
     from ..plan.resolve import resolve, to_fetch
 
-    plan = resolve(wanted)
+    plan = resolve(replace(wanted, intervention="multiply"))  # whatever else a preset does: what is shown are features of its SAE
     to_fetch(plan)
     texts = [text for c in plan.concepts.values() for own in c.compared.values() for text in own]
     return plan, tuple(dict.fromkeys(texts))

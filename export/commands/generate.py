@@ -64,7 +64,7 @@ class _Wanted(Checked):
     width: int | None = like(Sampling, "width", most=8192)
     """Picture width. Default: that of the proof, else the model's."""
     scheduler: str | None = option(None, "KIND", HOW)
-    """ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two."""
+    """ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two or DPM-Solver++. SD3, FLUX and Sana have their own alone."""
     backend: str | None = option(None, "NAME", HOW)
     """What runs the networks: onnx, trt or trt-rtx. Default: engines that fit this GPU, else onnx."""
     device: str | None = option(None, "NAME", HOW)
@@ -153,14 +153,15 @@ def generate(
             return noise[part] if noise is not None else pipeline.initial_latents([p.seed for p in pictures[part]], height, width)
 
         # What can't be is told before the first step, which may take minutes.
-        pipeline.scheduler.set_timesteps(steps)
-        shape = latents_of(slice(1)).shape
-        pipeline.check_latents(noise if noise is not None else latents_of(slice(1)))
+        first_one = noise if noise is not None else latents_of(slice(1))
+        shape = first_one.shape
+        pipeline.check_latents(first_one)
+        pipeline.scheduler.set_timesteps(steps, (shape[2], shape[3]))
         _warn(pipeline, texts, negative, guidance)
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
-            "backend": way.backend, "target": way.target, "provider": networks.provider or None, "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
+            "backend": way.backend, "target": way.target, "provider": networks.provider or None, "quantised": record.quantised.scheme if record.quantised else None, "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
         }  # fmt: skip
         with _all_or_none([p.file for p in pictures]) as partial:
             for begin in range(0, len(pictures), wanted.batch_size):
@@ -187,8 +188,8 @@ def _warn(pipeline: LeanPipeline, texts: list[str], negative: str | None, guidan
     for text in dict.fromkeys([*texts, *([negative] if negative else [])]):
         if lost := pipeline.truncated(text):
             print_warning(f"the last {lost} tokens of '{text[:40]}…' are beyond what the text encoder reads")
-    if negative is not None and guidance <= 1:
-        print_warning(f"--negative does nothing at guidance {guidance:g}")
+    if negative is not None and not pipeline.guided(guidance):
+        print_warning(f"--negative does nothing with this model at guidance {guidance:g}")
 
 
 def _read_latents(path: Path) -> np.ndarray:

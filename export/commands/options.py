@@ -25,7 +25,7 @@ Target = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Of engines, a folder below tensorrt/. Default: what fits this GPU.", rich_help_panel=HOW),
 ]
-Model = Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, or demo.", rich_help_panel=WHERE)]
+Model = Annotated[str | None, typer.Option(metavar="DIR|ID", help="Diffusers folder, Hub id, demo, or demo:dit.", rich_help_panel=WHERE)]
 StoredResults = Annotated[
     Path | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,9 +38,9 @@ def select(
 
     if output is not None:
         check_files([output], wanted.overwrite)
-    plan = resolve(wanted)
+    plan = resolve(replace(wanted, intervention="multiply"))  # whatever else a preset does: what is shown are features of its SAE
     to_fetch(plan)
-    with progress_line("opening SAE and activations") as say:
+    with progress_line("opening what the edit is made of") as say:
         from ..plan.prepare import open_sources
 
         sources = open_sources(plan, say)
@@ -112,7 +113,15 @@ def _write(output: Path, sources: Sources) -> None:
     tables = []
     for concept in dict.fromkeys(w.concept for w in sources.wishes):
         wishes = [w for w in sources.wishes if w.concept == concept]
-        tables.append(settings_table(sources.plan, wishes, str(wishes[0].rule), wishes[0].multiplier, wishes[0].status))
+        tables.append(
+            settings_table(
+                sources.plan,
+                wishes[0].concept,
+                wishes,
+                wishes[0].status,
+                {"select": str(wishes[0].rule), "multiplier": wishes[0].multiplier, "intervention": "multiply"},
+            )
+        )
     write_tables(
         output, tables, "By saeuron select. Read by: saeuron-export --settings FILE --output DIR", contrast=contrast_tables(sources.plan)
     )

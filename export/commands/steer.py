@@ -32,7 +32,7 @@ def steer(
     timesteps: Annotated[str | None, typer.Option(metavar="FROM-TO", help="Only at these, both included, e.g. 999-500. Default: always.", rich_help_panel=o.WHAT)] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the features are called together. Default: each `feature N`.", rich_help_panel=o.WHAT)] = None,
     model: o.Model = None,
-    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated.", rich_help_panel=o.WHERE)] = None,
+    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Block, e.g. up_blocks.1.attentions.1 or transformer_blocks.12; several comma-separated.", rich_help_panel=o.WHERE)] = None,
     sae: Annotated[list[str] | None, typer.Option(metavar="DIR|ID", help="SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable.", rich_help_panel=o.WHERE)] = None,
     preview: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Prompt for a picture before and after; repeatable. Also the prompts of a later proof.", rich_help_panel=o.HOW)] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps, also of a later proof. Default: 50 (demo: 20).", rich_help_panel=o.HOW)] = None,
@@ -58,6 +58,7 @@ def steer(
     sampling = sampling_of(sampling, model, steps, guidance)
     files = _files(output, bool(preview), wanted.overwrite)
     with progress_line("opening SAE") as say:
+        from ...editor.denoisers.families import telling_in
         from ...editor.denoisers.pipelines import open_folder, scheduler_in
         from ...editor.denoisers.schedulers import check_loop
         from ...editor.denoisers.schedulers import timesteps as timesteps_of
@@ -68,7 +69,8 @@ def steer(
 
         folder = open_folder(model, None, wanted.variant, (sampling.height, sampling.width) if preview else None)
         scheduler = scheduler_in(folder)
-        check_loop(scheduler, sampling.steps)
+        told = telling_in(folder, scheduler, sampling.height, sampling.width)
+        check_loop(scheduler, sampling.steps, told)
         saes = open_saes(folder, sources)
         trained = int(scheduler.config.num_train_timesteps)
         edit = steering_edit(gains, saes, bounds, residual, name, wanted.allow_amplify, trained)
@@ -83,7 +85,7 @@ def steer(
     found: dict[str, Any] = {
         "edit": str(files[0]), "sha256": edit.sha256(), "residual": residual, "timesteps": bounds and list(bounds), "features": plain(edit.provenance.concepts),
     }  # fmt: skip
-    if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, sampling.steps).tolist()):
+    if bounds and not any(bounds[1] <= t <= bounds[0] for t in timesteps_of(scheduler, sampling.steps, told).tolist()):
         print_warning(
             f"none of {sampling.steps} {type(scheduler).__name__.removesuffix('Scheduler')} steps lies at timesteps {bounds[0]}-{bounds[1]}, so the edit does nothing there"
         )

@@ -22,7 +22,7 @@ from .declared import command
 def train(
     model: o.Model = None,
     variant: o.Variant = None,
-    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="UNet block, e.g. up_blocks.1.attentions.1; several comma-separated, an SAE each.", rich_help_panel=o.WHERE)] = None,
+    hookpoint: Annotated[str | None, typer.Option(metavar="NAME", help="Block, e.g. up_blocks.1.attentions.1 or transformer_blocks.12; several comma-separated, an SAE each.", rich_help_panel=o.WHERE)] = None,
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Text file, one prompt a line; demo's own: demo:prompts.txt.", rich_help_panel=o.WHERE)] = None,
     *,
     sampling: TrainSampling,
@@ -43,7 +43,7 @@ def train(
     Example, a minute on the demo: `saeuron train --model demo --hookpoint up_blocks.1.attentions.1 --prompts demo:prompts.txt
     --sampling-steps 20 --guidance 3 --tokens 400000 --output my-sae`
     """
-    from ..plan.resolve import path_of
+    from ...editor.demo import path_of
 
     for value, name in ((model, "model"), (hookpoint, "hookpoint"), (prompts, "prompts"), (output, "output")):
         if not value:
@@ -193,7 +193,7 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
 def _print(report: dict[str, Any], output: Path) -> None:
     for name, found in report["saes"].items():
         tell(
-            f"{output / f'unet.{name}'}: FVU {found['fvu']:.4f}, explained variance {found['explained_variance']:.4f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%} on held-out pictures"
+            f"{output / found['folder']}: FVU {found['fvu']:.4f}, explained variance {found['explained_variance']:.4f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%} on held-out pictures"
         )
         rows = found["by_timestep"]
         for row in (rows[0], rows[len(rows) // 2], rows[-1]):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @resumable
 def tune(
     wanted: Annotated[
-        Settings, only("concepts", "kind", "instead", "preset_files", "settings", "activations", "model", "variant", "sae", "residual", "steps", "guidance", "device")
+        Settings, only("concepts", "kind", "instead", "preset_files", "settings", "activations", "model", "variant", "sae", "becomes", "start", "residual", "steps", "guidance", "device")
     ],
     settings: Annotated[
         TuneSettings,
         only(
-            "judge", "judge_anyway", "budget", "attack", "tune_seeds", "report_seeds", "weights", "clip", "fid", "batch_size", "select", "multiplier", "hookpoint"
+            "judge", "judge_anyway", "budget", "attack", "tune_seeds", "report_seeds", "shares", "clip", "fid", "batch_size", "select", "multiplier", "hookpoint", "intervention", "replace_by", "spread", "gain", "norm"
         ),
     ],
     output: o.StoredResults = None,
@@ -35,7 +35,7 @@ def tune(
 ) -> None:  # fmt: skip
     """Choose each concept's settings: removed under a judge, at the least change elsewhere.
 
-    Candidates (rule × multiplier × hookpoints) are drawn through the dynamic hook and compared by successive halving: all of them on a few
+    Candidates (intervention × rule × multiplier × hookpoints) are drawn through the dynamic hook and compared by successive halving: all of them on a few
     pictures, the better third on more, and so on. The judges are measured on the unedited model's pictures first. The chosen candidate is
     measured on test prompts and seeds that nothing was chosen by. Results are stored: killed, the same command goes on, and the same command
     started several times shares the work. OUTPUT/settings.toml is read by `saeuron-export --settings`.
@@ -52,7 +52,7 @@ def tune(
 
         _plan(plan_tasks(plan, settings), as_json)
         return
-    with progress_line("opening SAE and activations") as say:
+    with progress_line("opening what the edit is made of") as say:
         from ..plan.tuning import open_tuning
 
         report = open_tuning(plan, settings, output, say).run(say)
@@ -95,6 +95,8 @@ def _print(report: TuningReport) -> None:
             tell(
                 f"{name}: {judge} tells {percent(t.balanced)} of the unedited model's pictures apart ({percent(t.low)} to {percent(t.high)})"
             )
+        for judge, rate in found.report.nothing_seen.items():
+            tell(f"{name}: nothing seen by {judge} on {rate_text(rate, ', 95 % interval ')}; the unedited model: 1 %")
         if found.clip_before is not None and found.clip_after is not None:
             tell(f"{name}: CLIP score elsewhere {found.clip_before.mean:.2f} before, {found.clip_after.mean:.2f} after")
         if found.fid is not None:

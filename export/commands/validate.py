@@ -83,6 +83,8 @@ def validate(
         if "onnx" in proof.backends:
             tell(f"ONNX Runtime ran on {proof.backends['onnx'].provider}")
         verdict = "NOT PROVEN" if not proof.passed else "proven, as far as it could be checked here" if left_out else "proven"
+        if proof.passed and record.quantised is not None:
+            verdict += f": {record.quantised.verdict}"
         tell(f"{artifact}: {verdict}")
     report_failures(proof)
     if not proof.passed:

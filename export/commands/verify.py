@@ -49,6 +49,8 @@ def verify(
         verdict = f"verified ({found['files']} files and the manifest{signed})" if found["verified"] else "NOT VERIFIED"
         place = f" in {found_at.folder}" if found_at.hub_id else ""
         tell(f"{found_at.name}: {verdict}{place}")
+        if found["quantised"]:
+            tell(f"on record: {found['quantised']}")
     for line in found["failures"]:
         err.print(f"[red]not verified:[/] {escaped(line)}", highlight=False, soft_wrap=True)
     if not found["verified"]:

@@ -42,12 +42,12 @@ def build(job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
 
     Args:
         job: `backend`, `sms`, `graph` (path of the ONNX), `engine` (path to write), `axes` (name of an axis → [min, opt, max]),
-            `precision` (of the graph; None: not checked), `options` (`optimization_level`, `hardware_compatible`, `version_compatible`),
+            `precision` (of the graph; None: not checked), `weights` (how many it has in 8 bits at least; 0: none), `options` (`optimization_level`, `hardware_compatible`, `version_compatible`),
             `timing_cache` (path or None).
         say: told phases.
 
     Returns:
-        `shapes` (input → [min, opt, max] shapes), `types` (element types of convolutions and matrix products, counted), `bytes`,
+        `shapes` (input → [min, opt, max] shapes), `types` (element types of convolutions, matrix products and weights in 8 bits, counted), `bytes`,
         `seconds`, `peak_bytes` (None where the system doesn't tell).
 
     Raises:
@@ -60,7 +60,7 @@ def build(job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     network, parser = _parse(trt, builder, logger, Path(job["graph"]))
     shapes = _shapes(network, job["axes"])
     _check_volumes(network, shapes)
-    types = _check_types(trt, network, job["precision"])
+    types = _check_types(trt, network, job["precision"]) | _check_weights(trt, network, job.get("weights", 0))
     config = builder.create_builder_config()
     _set_shapes(builder, network, config, shapes)
     _configure(trt, config, job, say)
@@ -136,9 +136,9 @@ def _check_volumes(network: Any, shapes: dict[str, list[list[int]]]) -> None:
 
 
 def _check_types(trt: Any, network: Any, precision: str | None) -> dict[str, dict[str, int]]:
-    """Convolutions must all have the type that was asked for, matrix products where there is no convolution.
+    """All convolutions, and most matrix products, must have the type that was asked for.
 
-    Types stand in the graph, the builder can't change them. A UNet's edit decodes in float32 at any precision.
+    Types stand in the graph, the builder can't change them. An edit decodes in float32 at any precision, and a T5 in float16 keeps one product of nine in it.
     """
     kinds = {trt.LayerType.CONVOLUTION: "convolution", trt.LayerType.MATRIX_MULTIPLY: "matrix product"}
     found: dict[str, dict[str, int]] = {}
@@ -149,10 +149,27 @@ def _check_types(trt: Any, network: Any, precision: str | None) -> dict[str, dic
         kind, dtype = kinds[layer.type], layer.get_output(0).dtype.name
         counts = found.setdefault(kind, {})
         counts[dtype] = counts.get(dtype, 0) + 1
-    for dtype in found.get("convolution") or found.get("matrix product", {}):
-        if precision is not None and dtype != _TYPES[precision]:
-            raise SaeuronError(f"it computes in {dtype}, not in {precision} as asked")
+    for kind, counts in found.items():
+        for dtype, count in counts.items():
+            others = dtype != "FLOAT" or kind == "convolution" or 2 * count >= sum(counts.values())
+            if precision is not None and dtype != _TYPES[precision] and others:
+                raise SaeuronError(f"it computes in {dtype}, not in {precision} as asked")
     return found
+
+
+def _check_weights(trt: Any, network: Any, least: int) -> dict[str, dict[str, int]]:
+    """Count the weights in 8 bits: as many as the graph's record says, or none. Whether an engine keeps them so only a GPU can tell."""
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    constants = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.CONSTANT}
+    counts: dict[str, int] = {}
+    for layer in layers:
+        if layer.type == trt.LayerType.DEQUANTIZE and layer.get_input(0).name in constants:
+            dtype = layer.get_input(0).dtype.name
+            counts[dtype] = counts.get(dtype, 0) + 1
+    found = sum(counts.values())
+    if found < least or (found and not least):
+        raise SaeuronError(f"the parsed graph has {found} weights in 8 bits, on record are {least or 'none'}")
+    return {"weight in 8 bits": counts} if counts else {}
 
 
 def _set_shapes(builder: Any, network: Any, config: Any, shapes: dict[str, list[list[int]]]) -> None:

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +20,25 @@ from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from ...editor.common.errors import SaeuronError
+from ...editor.denoisers.autoencoders import Autoencoder
 from ...editor.denoisers.denoiser import Denoiser
 from ...editor.denoisers.families import TextEncoder, denoiser_of, family_of, network_of
 from ...editor.denoisers.sampling import vae_dtype
 from ...validation.artifact.manifest import seam_tensor
+from .stored import turn_weights, unread
+from .tracing import traceable
 
 OPSET = 20
 # protobuf stops at 2 GiB; below this bound one plain file is the most portable form.
 _INLINE_LIMIT = 1 << 30
-_PARTS = {"seam_input": "input", "seam_before": "before", "seam_output": "output", "gate": "fires", "members": "members"}
+_PARTS = {
+    "seam_input": "input",
+    "seam_before": "before",
+    "seam_output": "output",
+    "gate": "fires",
+    "members": "members",
+    "seam_places": "places",
+}
 """module of an edit → which of its tensors that is"""
 _LATENTS = {0: "batch_size", 2: "latent_height", 3: "latent_width"}
 
@@ -66,17 +76,17 @@ class _TextEncoder(nn.Module):
         super().__init__()
         self.text, self.network = text, network
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self.text.encode(self.network, input_ids).values())
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        return tuple(self.text.encode(self.network, input_ids, attention_mask).values())
 
 
 class _VaeEncoder(nn.Module):
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, kind: Autoencoder, vae: Any) -> None:
         super().__init__()
-        self.vae = vae
+        self.kind, self.vae = kind, vae
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        return self.vae.encode(sample).latent_dist.parameters
+        return self.kind.encode(self.vae, sample)
 
 
 class _VaeDecoder(nn.Module):
@@ -94,20 +104,23 @@ def components(pipeline: Any) -> list[Component]:
     The timestep is a float32 scalar whatever the precision: an integer one is silently wrong with schedulers that step
     between integers (Euler). An autoencoder that the pipeline runs in float32 beside a float16 UNet gets float32 graphs.
     """
-    texts = family_of(pipeline).text_encoders
+    family = family_of(pipeline)
     return [
-        *(_text_component(text, getattr(pipeline, text.name), text.tokens(pipeline)) for text in texts),
-        *_vae_components(nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
-        denoiser_component(network_of(pipeline), texts[0].tokens(pipeline)),
+        *(_text_component(text, getattr(pipeline, text.name), text.tokens(pipeline)) for text in family.text_encoders),
+        *_vae_components(family.vae, nn.Module.to(pipeline.vae, vae_dtype(pipeline)), pipeline.vae_scale_factor),
+        denoiser_component(network_of(pipeline), family.text_tokens(pipeline)),
     ]
 
 
 def _text_component(text: TextEncoder, network: Any, tokens: int) -> Component:
-    outputs = {name: {0: "batch_size"} for name in text.names(network.config.num_hidden_layers)}
-    ids = torch.randint(0, 100, (2, tokens), dtype=torch.int64)
-    return Component(
-        text.name, _TextEncoder(text, _shortened(network, tokens)), {"input_ids": ids}, {"input_ids": {0: "batch_size"}}, outputs
-    )
+    axes = {0: "batch_size"} | ({1: "sequence_length"} if text.masked else {})
+    inputs = {
+        "input_ids": torch.randint(0, 100, (2, tokens), dtype=torch.int64),
+        "attention_mask": torch.ones(2, tokens, dtype=torch.int64),
+    }
+    inputs = {name: inputs[name] for name in text.inputs}
+    outputs = dict.fromkeys(text.names(network.config.num_hidden_layers), axes)
+    return Component(text.name, _TextEncoder(text, _shortened(network, tokens)), inputs, dict.fromkeys(inputs, axes), outputs)
 
 
 def _shortened(network: Any, tokens: int) -> Any:
@@ -123,14 +136,14 @@ def _shortened(network: Any, tokens: int) -> Any:
     return network
 
 
-def _vae_components(vae: Any, factor: int) -> list[Component]:
+def _vae_components(kind: Autoencoder, vae: Any, factor: int) -> list[Component]:
     size = 8  # latent pixels: the axes are dynamic, a small example keeps tracing quick
     picture = {0: "batch_size", 2: "height", 3: "width"}
     latent = torch.randn(2, vae.config.latent_channels, size, size, dtype=vae.dtype)
     sample = torch.randn(2, vae.config.in_channels, size * factor, size * factor, dtype=vae.dtype)
     return [
         Component("vae_decoder", _VaeDecoder(vae), {"latent_sample": latent}, {"latent_sample": _LATENTS}, {"sample": picture}),
-        Component("vae_encoder", _VaeEncoder(vae), {"sample": sample}, {"sample": picture}, {"latent_parameters": _LATENTS}),
+        Component("vae_encoder", _VaeEncoder(kind, vae), {"sample": sample}, {"sample": picture}, {kind.encoded: _LATENTS}),
     ]
 
 
@@ -139,11 +152,13 @@ def denoiser_component(network: Any, tokens: int, sides: tuple[int, int] | None 
     denoiser, dtype = denoiser_of(network), next(network.parameters()).dtype
     # At least 2 × 2 at the deepest level: an axis of length 1 would be traced as fixed.
     sides = sides or (max(8, 2 * denoiser.unit(network.config)),) * 2
-    level = {name: torch.from_numpy(value) for name, value in denoiser.at_level(500.5).items()}
+    level = {name: torch.from_numpy(value) for name, value in denoiser.at_level(500.5, 2).items()}
     inputs = {
-        name: level[name] if name in level else torch.randn(shape, dtype=torch.float32 if name in denoiser.float32 else dtype)
+        name: level[name] if name in level
+        else torch.ones(shape, dtype=torch.int64) if name in denoiser.whole
+        else torch.randn(shape, dtype=torch.float32 if name in denoiser.float32 else dtype)
         for name, shape in denoiser.shapes(network.config, 2, sides, tokens).items()
-    }
+    }  # fmt: skip
     dynamic, outputs = (
         {name: {i: a for i, a in enumerate(axes) if isinstance(a, str)} for name, axes in tensors.items()}
         for tensors in denoiser.axes(network.config)
@@ -179,7 +194,7 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     """
     module, (given, shapes) = component.module.eval(), component.arguments()
     try:
-        with _quiet():
+        with _quiet(), traceable(module), unread(module) as stored:
             program = torch.onnx.export(
                 module, kwargs=given, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
                 input_names=list(component.inputs), output_names=list(component.outputs), optimize=False, verbose=False,
@@ -190,19 +205,22 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
     assert program is not None
     model = program.model
     weights = list(model.graph.initializers.values())
+    for value in weights:
+        if value.name in stored:
+            value.const_value = stored[value.name]
     seams = _name_seams(model.graph, component.module)
     _optimise(model)
     names = _close_seams(model.graph, seams)
     if isinstance(component.module, _Network):
-        _one_batch(model.graph)
+        # A noise level may be one for all rows.
+        level = component.module.denoiser.at_level(0.0, 1)
+        _one_batch(model.graph, [name for name, axes in component.dynamic.items() if axes.get(0) == "batch_size" and name not in level])
     _name_axes(model.graph, component)
     _strip_metadata(model)
 
     folder = root / component.folder
     folder.mkdir(parents=True, exist_ok=True)
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = "model.onnx_data" if size > _INLINE_LIMIT else None
-    ir.save(model, folder / "model.onnx", external_data=external)
+    save_graph(model, folder)
     # onnxscript's rules hold the last graph they looked at; without this, its weights would stay in memory.
     for value in (*weights, *model.graph.initializers.values()):
         value.const_value = None
@@ -210,6 +228,17 @@ def write(component: Component, root: Path) -> dict[str, dict[str, str]]:
         # optimum wants a config beside every graph; the other networks' comes with the checkpoint.
         component.module.vae.save_config(folder)
     return names
+
+
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write `model.onnx`, and its weights beside it as `model.onnx_data` where they are large."""
+    held = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    large = sum(value.const_value.nbytes for value in held if value.const_value is not None) > _INLINE_LIMIT
+    for value in () if large else held:
+        # What lies in another graph's file would stay there, and be referred to.
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    ir.save(model, folder / "model.onnx", external_data="model.onnx_data" if large else None)
 
 
 @torch.no_grad()
@@ -224,16 +253,18 @@ def write_plain(module: nn.Module, arguments: tuple[torch.Tensor, ...], path: Pa
 def _optimise(model: ir.Model) -> None:
     """What the exporter's own `optimize` does, with those of its pattern rules that these graphs have a use for.
 
-    One of the rules it would also try, `slice_split_rule`, never applies to a UNet and takes a quarter of the whole export.
+    One of the rules it would also try, `slice_split_rule`, never applies to a UNet and takes a quarter of the whole export. Another, `add_0_rule`,
+    takes anything up to 1e-8 for nothing: of a linear attention's divisor it would drop the 1e-15 that keeps it from 0 / 0.
     """
     used = (
-        rules.div_by_1_rule, rules.mul_by_1_rule, rules.add_0_rule, rules.collapse_slice_rule, rules.collapse_slice2_rule,
+        rules.div_by_1_rule, rules.mul_by_1_rule, rules.collapse_slice_rule, rules.collapse_slice2_rule,
         rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule, rules.transpose_transpose_rule, rules.reshape_reshape_rule,
         rules.unsqueeze_unsqueeze_rule, rules.squeeze_reshape_1d_rule, rules.fuse_pad_into_conv_rule,
     )  # fmt: skip
     passes.InlinePass()(model)
+    turn_weights(model.graph)
     for _ in range(2):
-        fold_constants(model, onnx_shape_inference=True)
+        fold_constants(model, onnx_shape_inference=True, should_fold=_foldable)
         rewrite(model, used)
     for step in (
         passes.IdentityEliminationPass(), passes.RemoveUnusedNodesPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -242,12 +273,18 @@ def _optimise(model: ir.Model) -> None:
         step(model)
 
 
-def _one_batch(graph: ir.Graph) -> None:
+def _foldable(node: ir.Node) -> bool | None:
+    """No for T5's table of relative positions, None else: of few tokens it would be folded, and nothing could show that it is the original's."""
+    table = "relative_attention_bias.weight"
+    return False if any(value is not None and (value.name or "").endswith(table) for value in node.inputs) else None
+
+
+def _one_batch(graph: ir.Graph, names: Sequence[str]) -> None:
     """Make the graph stop where its inputs differ in batch: ONNX broadcasts a batch of 1, which gives another picture in silence.
 
     Each input is reshaped to the batch of the first, all other axes kept (0). After `_optimise`, which takes the batches for equal.
     """
-    sample, *others = (v for v in graph.inputs if v.shape)
+    sample, *others = (v for v in graph.inputs if v.name in names)
     batch = ir.node("Shape", [sample], attributes={"start": 0, "end": 1})
     batch.outputs[0].name = "batch"
     added = [batch]

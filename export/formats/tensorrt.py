@@ -29,6 +29,8 @@ from ...editor.denoisers.families import Family, family_of, sizes_in
 from ...validation.artifact import engines, graphs
 from ...validation.artifact.engines import Target, gpu, module_name, tensorrt_module
 from ...validation.artifact.manifest import Engines, Manifest, SamplingRecord
+from ...validation.backends.lean.conditions import added_tokens
+from ...validation.backends.lean.tokenizer import tokenizer_for
 
 Progress = Callable[[str], None]
 Range = tuple[int, int, int]
@@ -101,11 +103,15 @@ class EngineSettings(Checked):
                 )
 
 
-def ready(settings: EngineSettings) -> tuple[Target, ...]:
+def ready(settings: EngineSettings, scheme: str = "") -> tuple[Target, ...]:
     """The targets with everything known: for `local`, this GPU's architecture.
 
+    Args:
+        settings: what is asked for.
+        scheme: of the graph that they are built from; empty: it is in floats.
+
     Raises:
-        SaeuronError: a library that isn't installed; `local` without a GPU.
+        SaeuronError: a library that isn't installed; `local` without a GPU; a target that can't compute in the scheme.
     """
     found = []
     for wanted in settings.targets:
@@ -120,6 +126,7 @@ def ready(settings: EngineSettings) -> tuple[Target, ...]:
             target = Target("trt", (device.sm,))
         tensorrt_module(target.backend)
         found.append(target)
+    check_scheme(found, scheme)
     return tuple(found)
 
 
@@ -130,6 +137,20 @@ def check_precision(targets: Iterable[Target], precision: str) -> None:
             if precision not in engines.PRECISIONS.get(sm, (precision,)):
                 able = " and ".join(engines.PRECISIONS[sm])
                 raise SaeuronError(f"{sm} computes in {able} only, not in {precision}; export an artifact with --precision {able} for it")
+
+
+def check_scheme(targets: Iterable[Target], scheme: str) -> None:
+    """Raise `SaeuronError` where an architecture can't compute in a scheme of 8 bits; empty: none is asked for."""
+    least = engines.SCHEMES.get(scheme, 0)
+    for target in targets:
+        # Without names an RTX engine is for all of them from sm80 on; a GPU of this machine is known once the library has said it.
+        sms = target.sms or (("sm80",) if target.backend == "trt-rtx" else ())
+        for sm in sms:
+            if engines.number(sm) < least:
+                which = "rtx:" + ",".join(name for name in engines.RTX_SMS if engines.number(name) >= least)
+                raise SaeuronError(
+                    f"target '{target}': {scheme} needs sm{least} or later, not {sm}; name others, e.g. --target {which}, or take --quantize w8"
+                )
 
 
 def components(family: Family) -> list[str]:
@@ -152,30 +173,30 @@ def axes(root: Path, sampling: SamplingRecord, shapes: Shapes, component: str) -
     family = family_of(read_json(root / "model_index.json"))
     sizes = sizes_in(root)
     factor = sizes.factor
-    found: dict[str, Range] = {}
     own = sizes.latents(sampling.height, sampling.width)
+    sides = []
     for name, side, given in (("height", own[0], shapes.height), ("width", own[1], shapes.width)):
         pixels = given or (side * factor,) * 3
         for value in pixels:
             sizes.check_side(value, f"--shapes: {name}")
-        low, middle, high = (value // factor for value in pixels)
-        found[f"latent_{name}"] = (low, middle, high)
+        sides.append([value // factor for value in pixels])
     # Guidance may run the denoiser on both halves at once.
     times = family.denoiser.rows(sampling.guidance > 1) if component == family.denoiser.component else 1
-    low, middle, high = (times * n for n in shapes.batch)
-    found["batch_size"] = (low, middle, high)
     # The pictures themselves are the least that has to fit; the builder looks at every tensor.
-    pictures = shapes.batch[2] * 3 * found["latent_height"][2] * found["latent_width"][2] * factor**2
+    pictures = shapes.batch[2] * 3 * sides[0][2] * sides[1][2] * factor**2
     if pictures > _LARGEST_VOLUME:
         raise SaeuronError(
             f"too large for TensorRT: the pictures would hold {pictures:,} values, 2^31 - 1 are possible; ask for smaller --shapes"
         )
-    path = root / family.text_encoders[0].tokenizer / "tokenizer_config.json"
-    tokens = read_json(path).get("model_max_length")
-    if not isinstance(tokens, int):
-        raise SaeuronError(f"{path}: 'model_max_length' is {tokens!r}; it must be a whole number")
-    found["sequence_length"] = (tokens, tokens, tokens)
-    return found
+    text = family.text_encoder(component)
+    tokens = text.tokens_in(root) if text else sum(t.tokens_in(root) for t in family.text_encoders if t.name in family.sequence)
+    # An instruction stands before prompts, and not before negative ones.
+    longest = tokens + (added_tokens(tokenizer_for(root, text), family.instruction) if text else 0)
+    sizes_of_text = (tokens, longest, longest)
+    low, middle, high = (
+        family.denoiser.lengths(times * n, (h, w), length) for n, h, w, length in zip(shapes.batch, *sides, sizes_of_text, strict=True)
+    )
+    return {name: (low[name], middle[name], high[name]) for name in low}
 
 
 def check_shapes(root: Path, sampling: SamplingRecord, shapes: Shapes) -> None:
@@ -281,6 +302,7 @@ def _build_target(
         job = {
             "backend": target.backend, "sms": list(target.sms), "graph": str(graph), "engine": str(place / f"{name}.engine"),
             "axes": axes(root, record.sampling, settings.shapes, name), "precision": _PRECISIONS[first], "options": options,
+            "weights": len({layer.digest for layer in record.quantised.layers.values()}) if record.quantised and name == family.denoiser.component else 0,
             # tensorrt_rtx compiles for the GPU when it opens an engine, so it has no timings to keep.
             "timing_cache": str(place / "timing.cache") if target.backend == "trt" else None,
         }  # fmt: skip

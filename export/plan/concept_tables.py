@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import BY_DIRECTION, NOISIEST, file_of, interventions
 from ...editor.common.writing import whole_file
-from ...editor.features.concepts import KEYS, Concept, presets
+from ...editor.edit.how import told
+from ...editor.features.concepts import KEYS, Concept, presets, unread
 
 if TYPE_CHECKING:
     from ...validation.tuning.candidates import Candidate
@@ -44,7 +46,9 @@ def write_tables(
 def write_preset(path: Path, concept: Concept) -> None:
     """Write a concept that was made from words as a preset file, which gives the same concept; whole or not at all."""
     prompts = {"prompts": concept.prompts, "test_prompts": concept.test_prompts}
-    table = {key: getattr(concept, key) for key in KEYS if key not in prompts}
+    table = {key: getattr(concept, key) for key in KEYS if key not in prompts and (key != "start" or concept.start < NOISIEST)}
+    for key in unread(table, interventions(concept.intervention)):
+        del table[key]
     contrast = [
         {"name": n, "domain": concept.domain, "prompts": concept.compared[n], "test_prompts": concept.tested[n]}
         for n in concept.contrast_sets
@@ -63,30 +67,39 @@ def contrast_tables(plan: Plan) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def settings_table(plan: Plan, wishes: Sequence[Wish], select: str, multiplier: float, status: str) -> dict[str, Any]:
+def settings_table(plan: Plan, concept: str, wishes: Sequence[Wish], status: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The table of a concept under a setting.
 
     Args:
         plan: whose concept it is.
-        wishes: of the concept, one a hookpoint, with the files of their activations.
-        select: the rule.
-        multiplier: the strength.
+        concept: its name.
+        wishes: of the concept, one a hookpoint, with the files of their activations; none where weights alone are edited.
         status: `tuned` or `untuned`.
+        values: rule, multiplier, intervention and what it becomes, under their keys.
 
     Raises:
         SaeuronError: as `one_for_all`.
     """
-    first = wishes[0]
-    known = plan.concepts.get(first.concept)
+    known = plan.concepts.get(concept)
+    done = interventions(values.get("intervention", "multiply"))
     more = ("kind", "collect_steps", "collect_guidance", "test_prompts")
-    where = one_for_all(
-        first.concept, {w.hookpoint: w.activations for w in wishes}, plan.saes, all(w.collecting is not None for w in wishes)
-    )
-    return {
-        "name": first.concept, "model": plan.model, "domain": first.domain, **where, "select": select, "multiplier": multiplier, "residual": plan.residual,
-        "status": status, "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(first.concept, ()),
+    if wishes and wishes[0].intervention in BY_DIRECTION:
+        where = {
+            "hookpoint": ",".join(w.hookpoint for w in wishes),
+            **{key: getattr(known, key) for key in ("sae", "activations", "mean_tokens")},
+            "directions": known.directions if known and wishes[0].rows else "",
+        }
+    elif wishes:
+        where = one_for_all(concept, {w.hookpoint: w.activations for w in wishes}, plan.saes, all(w.collecting is not None for w in wishes))
+    else:  # a whole preset names them
+        where = {key: getattr(known, key) for key in ("sae", "hookpoint", "activations")}
+    table = {
+        "name": concept, "model": plan.model, "domain": known.domain if known else wishes[0].domain, **where, **values, "residual": plan.residual,
+        "status": status, "steps": plan.steps, "guidance": plan.guidance, "prompts": plan.prompts.get(concept, ()),
         **({key: getattr(known, key) for key in more} if known else {}),
     }  # fmt: skip
+    idle = unread(table, done)  # e.g. what a concept would become by another candidate
+    return {key: value for key, value in table.items() if key not in idle}
 
 
 def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str], collected: bool = False) -> dict[str, str]:
@@ -101,7 +114,7 @@ def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str],
     Raises:
         SaeuronError: the files differ in more than the hookpoint's name, or the SAEs come from several sources; a table names one.
     """
-    patterns = {path.replace(h, "{hookpoint}") if len(files) > 1 else path for h, path in files.items()}
+    patterns = {path.replace(file_of(h), "{hookpoint}") if len(files) > 1 else path for h, path in files.items()}
     if len(patterns) > 1 and collected:
         patterns = {""}
     if len(patterns) > 1:
@@ -116,19 +129,26 @@ def one_for_all(concept: str, files: Mapping[str, str], saes: Mapping[str, str],
     return {"sae": sources.pop(), "hookpoint": ",".join(files), "activations": patterns.pop()}
 
 
-def candidate_table(sources: Sources, chosen: Candidate, status: str) -> dict[str, Any]:
-    """The table of a setting that was tried and measured; `status` as in a preset.
+def candidate_table(sources: Sources, chosen: Candidate, status: str, becomes: str = "") -> dict[str, Any]:
+    """The table of a setting that was tried and measured; `status` and `becomes` as in a preset.
 
     Raises:
         SaeuronError: as `one_for_all`.
     """
     by_place = {(w.concept, w.hookpoint): w for w in sources.wishes}
     wishes = [by_place[chosen.concept, h] for h in chosen.hookpoints]
-    return settings_table(sources.plan, wishes, chosen.select, chosen.multiplier, status)
+    known = sources.plan.concepts[chosen.concept]
+    by_sae: dict[str, Any] = {"select": chosen.select or known.select, "multiplier": chosen.multiplier if wishes else known.multiplier}
+    by_sae |= {key: getattr(chosen.how, key) for key in told(chosen.at_blocks)}
+    if chosen.start < NOISIEST:
+        by_sae["start"] = chosen.start
+    return settings_table(sources.plan, chosen.concept, wishes, status, {**by_sae, "intervention": chosen.intervention, "becomes": becomes})
 
 
 def _toml(value: Any) -> str:
-    """JSON's strings, numbers and lists are TOML's; of several list items each gets a line."""
+    """JSON's strings, numbers and lists are TOML's; of several list items each gets a line, and a table stands in one."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(held)}" for key, held in value.items()) + " }"
     if isinstance(value, list | tuple) and len(value) > 1:
         return "[\n" + "".join(f"    {_toml(v)},\n" for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)

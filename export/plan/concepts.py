@@ -7,72 +7,34 @@ from dataclasses import replace
 from typing import Any
 
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import BY_DIRECTION
 from ...editor.common.suggest import unknown
-from ...editor.features.concepts import KINDS, Concept, ContrastSet, check_apart, expand, presets
+from ...editor.features.concepts import KINDS, Concept, ContrastSet, check_apart, expand, of_features, presets
+from ...editor.features.named import by_concept
 from ...editor.features.prompt_sets import ConceptPrompts, prompts_of
-from ...editor.features.words import concept_of
-from .settings import Plan, Settings
+from .settings import Plan
 
 DEFAULT_SELECT = "percentile:99.999"
 DEFAULT_MULTIPLIER = -1.0
+STRONGEST = 1e6
+"""largest multiplier that is taken; what is far beyond a model's own numbers overflows"""
+BEGINS = {"project": -4.0, "probe": -20.0, "token": -1.0}
+"""scale of multipliers → where one begins if a preset is made for another scale; of features' means there is none but the preset's"""
 
 
-def known_concepts(settings: Settings) -> dict[str, Concept]:
-    """Presets, and the concepts that `--kind` makes from their words.
-
-    Raises:
-        SaeuronError: a preset file that can't be read; `--kind` or `--instead` of a concept that has a preset, or isn't asked for; words that can't be meant.
-    """
-    known = presets(settings.preset_files)
-    names = list(dict.fromkeys(settings.concepts))
-    if not all(name.strip() for name in names):
-        raise SaeuronError("--concepts: a name is empty")
-    kinds, instead = _said("--kind", settings.kind, names, known), _said("--instead", settings.instead, names, known)
-    for name in instead:
-        if name not in kinds:
-            raise SaeuronError(f"--instead: of what kind is '{name}'? Give --kind too ({', '.join(KINDS)})")
-    for name, kind in kinds.items():
-        known[name] = made(name, kind, instead.get(name), settings.model)
-    return known
+def scale_of(intervention: str, gain: str) -> str:
+    """What a multiplier is of: `project`, `probe`, or `multiply`'s gain; empty: nothing."""
+    parts = intervention.split("+")
+    return next((part for part in BY_DIRECTION if part in parts), gain if "multiply" in parts else "")
 
 
-def made(name: str, kind: str, instead: str | None, model: str | None, sae: str | None = None, hookpoint: str | None = None) -> Concept:
-    """A concept from its words, as options give them; see `concept_of`."""
-    if kind not in KINDS:
-        raise SaeuronError(unknown("--kind", kind, KINDS))
-    return concept_of(name, kind, instead, model=model, sae=sae, hookpoint=hookpoint)
-
-
-def _said(option: str, texts: Sequence[str], names: Sequence[str], known: Mapping[str, Concept]) -> dict[str, str]:
-    """Concept without a preset → what an option says of it, by its name or of all."""
-    by_name: dict[str, str] = {}
-    of_all: list[str] = []
-    for text in texts:
-        # The longest, since a name may hold a `=` itself.
-        name = max((n for n in names if text.startswith(f"{n}=")), key=len, default=None)
-        if name in by_name:
-            raise SaeuronError(f"{option} is given twice for '{name}'")
-        if name in known:
-            raise SaeuronError(f"{option}: {has_preset(str(name))}")
-        if name is not None:
-            by_name[name] = text[len(name) + 1 :]
-        elif "=" in text:
-            raise SaeuronError(f"{option} '{text}': no concept '{text.partition('=')[0]}' is asked for (--concepts: {', '.join(names)})")
-        else:
-            of_all.append(text)
-    if len(of_all) > 1:
-        raise SaeuronError(f"{option} is given {len(of_all)} times for all concepts; say for which, as NAME=…")
-    if not of_all:
-        return by_name
-    without = [name for name in names if name not in known]
-    if not without:
-        raise SaeuronError(f"{option}: {has_preset(names[0])}")
-    return {**dict.fromkeys(without, of_all[0]), **by_name}
-
-
-def has_preset(name: str) -> str:
-    """Why a concept isn't made from its words."""
-    return f"'{name}' has a preset, which says what it is; leave --kind and --instead out, or give the concept another name"
+def becomes_of(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Concept → what --becomes says of it, by its name or of all; raises `SaeuronError` where that isn't clear."""
+    found = by_concept("--becomes", texts, names)
+    for name, said in found.items():
+        if not said.strip():
+            raise SaeuronError(f"--becomes: nothing is said of '{name}'; for the empty prompt say 'empty'")
+    return found
 
 
 def with_overrides(
@@ -82,7 +44,7 @@ def with_overrides(
 
     Args:
         name: of the concept.
-        known: `known_concepts`.
+        known: `named.known_concepts`.
         override: the concept's table in the settings file.
         explicit: whether activations are named; a concept then needs no preset, and None is returned where there is none.
         sets: contrast sets of the settings file; what a concept without a preset is compared with.
@@ -90,7 +52,9 @@ def with_overrides(
     Raises:
         SaeuronError: no preset, or prompts to choose by and to judge with that meet.
     """
-    override = {k: expand(v, name) if k in ("prompts", "test_prompts") else v for k, v in override.items()}
+    override = {
+        k: expand(v, name) if k in ("prompts", "test_prompts") else of_features(v) if k == "features" else v for k, v in override.items()
+    }
     if name in known:
         preset = replace(known[name], **override)
         if "prompts" in override:
@@ -129,6 +93,9 @@ def prompts_by_use(plan: Plan) -> dict[str, list[str]]:
         sets = ({concept.name: concept.prompts}, {concept.name: concept.test_prompts}, concept.compared, concept.tested)
         for name, prompts in (pair for held in sets for pair in held.items()):
             found.setdefault(f"concept '{concept.name}'" + (f", '{name}'" if name != concept.name else ""), []).extend(prompts)
+    for wish in (*plan.weights, *(w.pairs for w in plan.wishes if w.pairs)):
+        becomes = found.setdefault(f"what concept '{wish.concept}' becomes", [])
+        becomes += (other for pairs in wish.choices.values() for _, other in pairs)
     return found
 
 
@@ -136,6 +103,6 @@ def prompts_on_record(plan: Plan) -> dict[str, ConceptPrompts]:
     """Name → prompts, for `edit/concepts.json`; of an edit file's concepts, those that have a preset. What has no prompts is left out."""
     found = plan.concepts
     if plan.edit is not None:
-        known = presets(plan.settings.preset_files)
+        known = presets(plan.settings.preset_files, plan.model)
         found = {name: known[name] for name in plan.edit.concepts if name in known}
     return {name: prompts_of(concept) for name, concept in found.items() if concept.prompts}

@@ -11,6 +11,7 @@ from ...editor.common.typed import Number, Record, Whole
 from ...editor.denoisers.families import sizes_in
 from ...validation.attack.attack import plan as attack_budgets
 from ...validation.evidence.evaluation_settings import EvaluationSettings
+from ...validation.evidence.smears import calibrating
 from .progress import duration
 from .settings import Plan
 from .stages import QUICK_SEEDS, Stages, tune_settings
@@ -22,6 +23,10 @@ _PNG = 0.7
 """share of a picture's bytes that its PNG takes, about"""
 _GRADIENT = 3
 """forwards that one with a gradient takes, about"""
+
+
+AFTER = ("evaluate", "attack", "report")
+"""stages of an artifact that is made"""
 
 
 class Cost(Record, kw_only=True):
@@ -73,7 +78,8 @@ def costs_of(stages: Stages, folder: Path | None, to_collect: Sequence[Mapping[s
     found.append(Cost(stage="export", forwards=_proof(plan)))
     if "evaluate" in stages.names:
         backends = 2 if stages.quick else 1 + sum(name != "trt" for name in s.formats)
-        drawn = stages.pictures * backends * len(QUICK_SEEDS if stages.quick else EvaluationSettings.seeds)
+        seeds = len(QUICK_SEEDS if stages.quick else EvaluationSettings.seeds)
+        drawn = stages.pictures * backends * seeds + calibrating(stages.pictures * seeds)
         found.append(Cost(stage="evaluate", pictures=drawn, forwards=drawn * a_picture, bytes=int(drawn * size)))
     if stages.cases:
         rows = [

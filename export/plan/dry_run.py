@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...editor.common.typed import plain
+from ...editor.common.typed import plain, read_as
 from ...editor.denoisers.families import FAMILIES
+from ...editor.edit.provenance import Setting
 from ...validation.artifact.concepts import NAME as CONCEPTS
 from ..formats.tensorrt import components, ready
+from . import stage_state
+from .becomes import collecting_of
 from .concepts import prompts_on_record
 from .folder import check_output
 from .resolve import resolve, to_fetch
@@ -32,14 +35,20 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
     """
     plan = wanted if isinstance(wanted, Plan) else resolve(wanted)
     settings = plan.settings
-    check_output(settings.output, settings.overwrite)
+    made = settings.staged and stage_state.is_made(plan)
+    if not settings.staged:
+        check_output(settings.output, settings.overwrite)
+    if settings.quantize:
+        from .removal import check_removal  # opens judges, which need more than the plan alone does
+
+        check_removal(plan)
     found: dict[str, Any] = {
-        "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision,
-        "concepts": [{"name": w.concept, "hookpoint": w.hookpoint, "select": str(w.rule), "multiplier": w.multiplier, "status": w.status} for w in plan.wishes] or _of_edit(plan),
+        "output": str(settings.output), "model": plan.model, "saes": plan.saes, "residual": plan.residual, "gate": settings.gate, "precision": settings.precision, "quantised": settings.quantize or None,
+        "concepts": [plain(s) for s in (*(w.setting() for w in plan.weights), *(w.setting for w in plan.wishes))] or _of_edit(plan),
         "files": _files(plan, None),
     }  # fmt: skip
     if settings.engines:
-        found["targets"] = [str(t) for t in ready(settings.engines)]
+        found["targets"] = [str(t) for t in ready(settings.engines, settings.quantize)]
     remote = to_fetch(plan)
     # What lies here decides how much is known: without the model and its SAEs no hash of the activations, without those no features.
     waiting = _to_collect(plan, bool(remote))
@@ -54,7 +63,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
     if remote:
         found["to_fetch"] = remote
     if not remote and not waiting:
-        from .estimate import estimate  # needs torch, which the plan alone doesn't
+        from .estimate import estimate, memory  # need torch, which the plan alone doesn't
         from .prepare import prepare
 
         prepared = prepare(plan)
@@ -62,8 +71,7 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
         found["concepts"] = plain(prepared.edit.provenance.concepts)
         found["files"] = _files(plan, prepared)
         found["bytes"] = sizes
-        # Pipeline, its edited twin's SAE and the graph being written lie in memory together.
-        found["memory_bytes"] = int(2.2 * max(sizes.values())) + 2**30
+        found["memory_bytes"] = memory(prepared)
         found["warnings"] = prepared.warnings
         found["features"] = {
             name: {c: {"per_step": [len(row) for row in rows], "distinct": sorted({f for row in rows for f in row})} for c, rows in part.chosen.items()}
@@ -71,14 +79,16 @@ def describe(wanted: Settings | Plan) -> dict[str, Any]:
         }  # fmt: skip
     of_stages: list[str] = []
     if settings.staged:
-        from .costs import costs_of
+        from .costs import AFTER, costs_of
         from .stages import stages_of
 
         folder = None if remote else open_model(plan, (settings.height, settings.width))
         stages = stages_of(plan, folder)
-        costs = costs_of(stages, folder, waiting)
+        costs = [cost for cost in costs_of(stages, folder, waiting) if not made or cost.stage in AFTER]
         found["stages"], found["attack_left_out"] = [plain(cost) for cost in costs], stages.left_out
-        of_stages = [f"stage      {cost}" for cost in costs] + ([f"           no attack: {stages.left_out}"] if stages.left_out else [])
+        found["made"] = made
+        of_stages = [f"made       {settings.output} is made already; what comes after it goes on"] if made else []
+        of_stages += [f"stage      {cost}" for cost in costs] + ([f"           no attack: {stages.left_out}"] if stages.left_out else [])
     found["lines"] = _lines(found, of_stages)
     return found
 
@@ -95,17 +105,22 @@ def _of_edit(plan: Plan) -> list[dict[str, Any]]:
 
 def _to_collect(plan: Plan, remote: bool) -> list[dict[str, Any]]:
     """Domains whose activations aren't there yet."""
-    if not any(w.collecting for w in plan.wishes):
+    if not any(w.collecting or w.pairs for w in plan.wishes):
         return []
     if remote:
-        named = {w.collecting.domain: (w.collecting, w.hookpoint) for w in plan.wishes if w.collecting}
+        # Which of several things project compares with isn't known before the model is here: one stands for it.
+        asked = [
+            (w.collecting or collecting_of(plan, w, next(iter(w.pairs.choices)) if w.pairs else ""), w.hookpoint)
+            for w in plan.wishes
+            if w.collecting or w.pairs
+        ]
+        named = {collecting.domain: (collecting, hookpoint) for collecting, hookpoint in asked}
         waiting = [(c, [hookpoint]) for c, hookpoint in named.values()]
     else:
-        from .open import open_saes
-        from .prepare import open_model, uncollected
+        from .prepare import open_model, saes_of, uncollected
 
         folder = open_model(plan, (plan.settings.height, plan.settings.width))
-        waiting = uncollected(plan, folder, open_saes(folder, plan.saes))
+        waiting = uncollected(plan, folder, saes_of(plan, folder))
     return [
         {
             "domain": c.domain,
@@ -126,7 +141,10 @@ def _files(plan: Plan, prepared: Prepared | None) -> list[str]:
     if prompts_on_record(plan):
         files.append(CONCEPTS)
     if "checkpoint" in s.formats:
-        files += ["unet/saeuron_unet_<hash>.py", *(f"{name}/{file}" for name, file in weights.items())]
+        files += [
+            *([f"{family.denoiser.component}/saeuron_edit_<hash>.py"] if plan.wishes or (plan.edit and plan.edit.latents) else []),
+            *(f"{name}/{file}" for name, file in weights.items()),
+        ]
     if "onnx" in s.formats:
         files += ["vae_decoder/config.json", "vae_encoder/config.json", *(f"{name}/model.onnx" for name in family.graphs)]
     if s.engines:
@@ -160,13 +178,18 @@ def _files_of_model(s: Settings, prepared: Prepared) -> list[str]:
 
 
 def _lines(plan: dict[str, Any], of_stages: Sequence[str]) -> list[str]:
-    lines = [f"model      {plan['model']}", f"edit       residual {plan['residual']}, gate {plan['gate']}, precision {plan['precision']}"]
+    lines = [
+        f"model      {plan['model']}",
+        f"edit       residual {plan['residual']}, gate {plan['gate']}, precision {plan['precision']}{', quantised as ' + plan['quantised'] if plan['quantised'] else ''}",
+    ]
     for c in plan["concepts"]:
-        strength = "" if c["multiplier"] is None else f", multiplier {c['multiplier']:g}"
-        lines.append(f"concept    {c['name']} at {c['hookpoint']}, {c['select']}{strength} ({c['status']})")
+        setting = read_as(Setting, c, "dry run")
+        strength = "" if setting.multiplier is None else f", multiplier {setting.multiplier:g}"
+        how = f"{setting.intervention}: {setting.said}{strength} ({setting.status})"
+        lines.append(f"concept    {setting.name} at {setting.hookpoint or 'cross-attention'}, {how}")
     if "features" in plan:
         # Concepts come in the order in which they were named.
-        pairs = dict.fromkeys((c["name"], c["hookpoint"]) for c in plan["concepts"])
+        pairs = dict.fromkeys((c["name"], c["hookpoint"]) for c in plan["concepts"] if c["hookpoint"] and c["select"])
         lines += [_feature_line(name, hookpoint, plan["features"][hookpoint][name]) for name, hookpoint in pairs]
     for c in plan.get("to_collect", []):
         sets = ", ".join(f"{n} {k}" for n, k in list(c["sets"].items())[:6]) + (" …" if len(c["sets"]) > 6 else "")

@@ -8,6 +8,7 @@ import torch
 
 from ...editor.common.files import read_header, read_json
 from ...editor.denoisers.components import weight_files
+from ...editor.denoisers.streamed import LARGE
 from .open import Prepared
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -20,11 +21,23 @@ def estimate(prepared: Prepared) -> dict[str, int]:
     numbers = sum(_numbers(prepared.model_folder / name, s.variant) for name in prepared.family.networks)
     network = (numbers + _edit_numbers(prepared)) * _BYTES[s.precision]
     found = dict.fromkeys(s.formats, network)
+    if s.quantize:  # which lies beside the graph in floats for a while
+        found["quantised"] = graph_bytes(prepared)[prepared.family.denoiser.component]
     if s.engines:
         found["trt"] = network * len(s.engines.targets)
     if prepared.has_checker and "checkpoint" in s.formats:
         found["safety_checker"] = sum(p.stat().st_size for p in weight_files(prepared.model_folder / "safety_checker", s.variant)[1])
     return found
+
+
+def memory(prepared: Prepared) -> int:
+    """Bytes of memory that an export takes, about."""
+    graphs = graph_bytes(prepared)
+    if prepared.family.denoiser.flows and prepared.plan.settings.device == "cpu" and max(graphs.values()) > LARGE:
+        # Networks that are too large stay in their files, and what is left was measured (docs/transformers.md).
+        return int(2.2 * sum(size for size in graphs.values() if size <= LARGE)) + (6 << 30)
+    # Pipeline, its edited twin's SAE and the graph being written lie in memory together.
+    return int(2.2 * max(estimate(prepared).values())) + 2**30
 
 
 def graph_bytes(prepared: Prepared) -> dict[str, int]:
@@ -39,6 +52,8 @@ def graph_bytes(prepared: Prepared) -> dict[str, int]:
     }
     width = _BYTES[prepared.plan.settings.precision]
     found = {name: number * width for name, number in numbers.items()}
+    if prepared.plan.settings.quantize:  # a byte a weight; few of them and the edit stay in floats
+        found[denoiser] = _numbers(folder / denoiser, variant) + _edit_numbers(prepared) * width
     if (
         prepared.family.upcasts_vae
         and prepared.plan.settings.precision == "fp16"

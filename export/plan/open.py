@@ -11,11 +11,14 @@ import torch
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
+from ...editor.common.names import DIRECTIONS
+from ...editor.demo import path_of
 from ...editor.denoisers.denoiser import Denoiser
-from ...editor.denoisers.families import Family, family_of
+from ...editor.denoisers.families import Family, family_in, family_of
+from ...editor.denoisers.streamed import empty
 from ...editor.edit.edit import Edit
+from ...editor.edit.project import token_parts
 from ...editor.sae.sae import SparseAutoencoder, check_width
-from .resolve import path_of
 from .settings import Plan
 
 
@@ -40,13 +43,16 @@ def open_saes(folder: Path, sources: Mapping[str, str]) -> dict[str, SparseAutoe
 
     Args:
         folder: the pipeline's.
-        sources: hookpoint → SAE folder or Hub id.
+        sources: hookpoint → SAE folder or Hub id; `names.DIRECTIONS` gives what mean tokens are collected by.
 
     Raises:
         SaeuronError: a hookpoint that isn't in the denoiser, an SAE that can't be opened or reads another number of channels.
     """
-    widths = _channels(folder, list(sources))
-    saes = {hookpoint: SparseAutoencoder.load(path_of(source), hookpoint) for hookpoint, source in sources.items()}
+    widths = _channels(folder, list(sources)) if sources else {}
+    saes = {
+        hookpoint: token_parts(widths[hookpoint]) if source == DIRECTIONS else SparseAutoencoder.load(path_of(source), hookpoint)
+        for hookpoint, source in sources.items()
+    }
     for hookpoint, sae in saes.items():
         check_width(sae, widths[hookpoint], hookpoint)
     return saes
@@ -74,7 +80,7 @@ def _channels(folder: Path, hookpoints: list[str]) -> dict[str, int]:
 def empty_network(folder: Path) -> tuple[Denoiser, Any]:
     """A pipeline's denoiser: what is known of its kind, and the network of its config on torch's meta device (no weights, no memory)."""
     denoiser = family_of(read_json(folder / "model_index.json")).denoiser
-    with torch.device("meta"):
+    with empty(denoiser.network_class):
         return denoiser, denoiser.network_class.from_config(denoiser.network_class.load_config(folder / denoiser.component))
 
 
@@ -95,15 +101,14 @@ def tokens_of(folder: Path, hookpoints: list[str], height: int | None = None, wi
 
     def look(name: str, output: Any) -> None:
         try:
-            _, tokens, width = denoiser.tokens(output).shape
+            _, tokens, width = denoiser.tokens(name, output).shape
         except SaeuronError as error:
             raise SaeuronError(f"hookpoint '{name}': {error}") from None
         found[name] = tokens, width
 
     for name in hookpoints:
         denoiser.find_hookpoint(network, name).register_forward_hook(lambda m, a, out, name=name: look(name, out))
-    # The autoencoder's class has a default of its own.
-    sizes = denoiser.sizes(network.config, {"block_out_channels": [64], **read_json(folder / "vae" / "config.json")})
+    sizes = denoiser.sizes(network.config, family_in(folder).vae.completed(read_json(folder / "vae" / "config.json")))
     if sizes.own is None and height is None:
         rows = columns = 2 * denoiser.unit(network.config)  # for whoever asks for the channels alone
     else:

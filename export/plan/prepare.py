@@ -12,23 +12,31 @@ import torch
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ...editor.common.suggest import unknown
-from ...editor.denoisers.families import family_of, network_of, sizes_in
+from ...editor.demo import path_of
+from ...editor.denoisers.denoiser import Denoiser
+from ...editor.denoisers.families import family_of, network_of, sizes_in, telling_in
 from ...editor.denoisers.pipelines import check_folder, check_prompts, load_pipeline, locate, open_folder, scheduler_in
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.denoisers.schedulers import check_loop, check_reach
 from ...editor.edit.bake import check_gate, refuse_edited
-from ...editor.edit.edit import Suppression, make_edit
+from ...editor.edit.edit import Edit, Suppression, make_edit
+from ...editor.edit.how import check_gain_by_token
+from ...editor.edit.probe import ConceptRows
 from ...editor.edit.provenance import ActivationsUsed, Provenance, SaeUsed, SamplingUsed, Setting
+from ...editor.edit.weights import WeightEdit
 from ...editor.features.activations import ConceptActivations, ddim_timesteps
 from ...editor.features.cache import model_sha256
 from ...editor.features.collecting import cached_file, ensure
 from ...editor.sae.sae import SparseAutoencoder
 from ...validation.artifact.manifest import SamplingRecord
 from ..formats import tensorrt
+from .becomes import paired, solve
 from .concepts import prompts_by_use
+from .edit_file import check_short
 from .open import Prepared, in_turns, open_saes, safety_checker
 from .progress import Remaining
-from .resolve import path_of, public_name
+from .resolve import public_name
+from .rows import check_rows_model, open_rows, unserved, with_source
 from .settings import Collecting, Plan, Wish
 
 
@@ -41,13 +49,21 @@ class Sources:
     model_folder: Path
     saes: dict[str, SparseAutoencoder]
     wishes: list[Wish]
-    """those of the plan whose concept is in their activations"""
+    """those of the plan whose concept is in their activations, or in a file of rows"""
     activations: dict[tuple[str, str], ConceptActivations]
     """(hookpoint, file) → activations"""
+    rows: dict[tuple[str, str], ConceptRows]
+    """(concept, hookpoint) → rows that were there"""
+
+    @property
+    def by_place(self) -> dict[tuple[str, str], ConceptActivations]:
+        """(Concept, hookpoint) → the activations that it is chosen by; what has its rows has none."""
+        return {(w.concept, w.hookpoint): self.of(w) for w in self.wishes if not w.rows}
 
     def of(self, wish: Wish) -> ConceptActivations:
         """The activations that a wish is chosen by."""
-        return self.activations[wish.hookpoint, wish.activations]
+        held = self.activations[wish.hookpoint, wish.activations]
+        return held.pair(wish.concept, wish.beside) if wish.beside else held
 
 
 def open_sources(
@@ -64,28 +80,59 @@ def open_sources(
         SaeuronError: anything missing, damaged or inconsistent.
     """
     folder = open_model(plan, size)
+    plan = paired(plan, folder)
     family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
-    saes = open_saes(folder, plan.saes)
+    saes = saes_of(plan, folder)
+    for line in unserved(plan):
+        progress(line)
+    told = telling_in(folder, scheduler, plan.settings.height, plan.settings.width)
+    rows = open_rows(plan.wishes, {h: sae.config.d_in for h, sae in saes.items()})
+    for (concept, hookpoint), known in rows.items():
+        check_reach(scheduler, plan.steps, known.timesteps, f"those of the directions of '{concept}' at '{hookpoint}'", True, told)
     plan = _with_activations(plan, folder, saes, progress)
     wishes, activations = _open_activations(plan, saes, lambda steps: ddim_timesteps(family.calibrating(scheduler).config, steps))
     for (hookpoint, _), held in activations.items():
-        check_reach(scheduler, plan.steps, held.timesteps, f"those of the activations at '{hookpoint}'", ends=True)
-    return Sources(plan, folder, saes, wishes, activations)
+        check_reach(scheduler, plan.steps, held.timesteps, f"those of the activations at '{hookpoint}'", True, told)
+    return Sources(plan, folder, saes, wishes, activations, rows)
+
+
+def saes_of(plan: Plan, folder: Path) -> dict[str, SparseAutoencoder]:
+    """The plan's SAEs by hookpoint, opened; raises `SaeuronError` as `open_saes`, and for one by which a wish can't be done."""
+    saes = open_saes(folder, plan.saes)
+    for wish in plan.wishes:
+        check_gain_by_token(wish.how, plan.settings.gate, wish.hookpoint, saes[wish.hookpoint].config.k)
+    return saes
 
 
 def open_model(plan: Plan, size: tuple[int | None, int | None] | None = None) -> Path:
     """The model's folder, once its parts fit together and its schedulers can take the steps that are asked for.
 
     Raises:
-        SaeuronError: see `pipelines.open_folder`, `schedulers.check_loop` and `pipelines.check_prompts`.
+        SaeuronError: see `pipelines.open_folder`, `schedulers.check_loop` and `pipelines.check_prompts`; rows of another model.
     """
     folder = open_folder(plan.model, None, plan.settings.variant, size)
     family, scheduler = family_of(read_json(folder / "model_index.json")), scheduler_in(folder)
-    check_loop(scheduler, plan.steps)
+    _check_interventions(plan, family.denoiser)
+    told = telling_in(folder, scheduler, plan.settings.height, plan.settings.width)
+    check_loop(scheduler, plan.steps, told)
     for collecting, _ in _domains(plan):
-        check_loop(family.calibrating(scheduler), collecting.steps)
+        check_loop(family.calibrating(scheduler), collecting.steps, told)
     check_prompts(folder, prompts_by_use(plan))
+    check_rows_model(plan, folder)
     return folder
+
+
+def _check_interventions(plan: Plan, denoiser: Denoiser) -> None:
+    """Raise `SaeuronError` for what a network of this kind has nothing for."""
+    if plan.weights and not denoiser.cross_attends:
+        raise SaeuronError(
+            f"concept '{plan.weights[0].concept}': intervention weights edits cross-attention that reads a text encoder's states as they are, and a {denoiser.noun} of this kind has none; take another --intervention, e.g. probe"
+        )
+    for wish in plan.wishes:
+        if wish.how.replace_by and not denoiser.mapped:
+            raise SaeuronError(
+                f"concept '{wish.concept}': tokens of a {denoiser.noun} have no places in a map, so none can be replaced by another; take another --intervention"
+            )
 
 
 def check_engine_shapes(plan: Plan) -> None:
@@ -99,8 +146,8 @@ def check_engine_shapes(plan: Plan) -> None:
         )
 
 
-def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Prepared:
-    """Open model configs, SAEs and activations, and choose the features.
+def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None, sources: Sources | None = None) -> Prepared:
+    """Open model configs, SAEs and activations, unless they are open, and choose the features.
 
     Raises:
         SaeuronError: anything missing, damaged or inconsistent.
@@ -109,42 +156,78 @@ def prepare(plan: Plan, progress: Callable[[str], None] = lambda text: None) -> 
         from .edit_file import prepare_edit
 
         return prepare_edit(plan)
-    sources = open_sources(plan, progress, (plan.settings.height, plan.settings.width))
+    sources = sources or open_sources(plan, progress, (plan.settings.height, plan.settings.width))
     plan, folder, saes, wishes, activations = sources.plan, sources.model_folder, sources.saes, sources.wishes, sources.activations
     has_checker, warnings = safety_checker(folder, plan.settings.formats)
-    suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier) for w in wishes]
+    suppressions = [Suppression(w.concept, w.hookpoint, w.rule, w.multiplier, w.intervention, w.how, w.start) for w in wishes]
     edit = make_edit(
         suppressions,
-        {(w.concept, w.hookpoint): activations[w.hookpoint, w.activations] for w in wishes},
+        sources.by_place,
         plan.residual,
         plan.settings.allow_amplify,
+        weights=_weights(plan, folder, progress),
+        given=sources.rows,
     )
     check_gate(plan.settings.gate, edit)
+    if plan.settings.validate and plan.settings.proof != "full":
+        check_short(
+            edit,
+            (scheduler := scheduler_in(folder)),
+            plan.steps,
+            "this edit",
+            telling_in(folder, scheduler, plan.settings.height, plan.settings.width),
+            plan.settings.proof,
+        )
+    saes = edit.saes(saes)
     prompts = _prompts(plan, wishes, activations)
     # Enough to export the file again (--edit).
     edit.provenance = Provenance(
-        concepts=[Setting(w.concept, w.hookpoint, str(w.rule), w.multiplier, w.status) for w in wishes],
+        concepts=_settings(sources, edit),
         saes={h: SaeUsed.of(sae, public_name(plan.saes[h])) for h, sae in saes.items()},
         activations=[
             ActivationsUsed(h, a.concepts, a.provenance.get("file"), a.provenance.get("file_sha256")) for (h, _), a in activations.items()
         ],
         prompts=prompts, sampling=SamplingUsed(plan.steps, plan.guidance),
     )  # fmt: skip
-    if any(w.status == "untuned" for w in wishes):
-        names = ", ".join(dict.fromkeys(w.concept for w in wishes if w.status == "untuned"))
+    if any(w.intervention == "probe" for w in wishes):  # so that its rows can serve elsewhere (key directions)
+        edit.provenance.model_sha256 = model_sha256(folder, variant=plan.settings.variant)
+    warnings += unserved(plan)
+    status = [(w.concept, w.status) for w in wishes] + [(w.concept, w.status) for w in plan.weights]
+    if names := ", ".join(dict.fromkeys(name for name, said in status if said == "untuned")):
         warnings.append(f"untuned settings for {names}: no measurement that can be believed shows that they remove it")
     if plan.residual == "upstream":
         warnings.append("residual 'upstream' reproduces the released hook, which also changes pictures without the concept")
     return Prepared(plan, folder, family_of(read_json(folder / "model_index.json")), has_checker, edit, saes, prompts, warnings)
 
 
+def _settings(sources: Sources, edit: Edit) -> list[Setting]:
+    """What is on record of each concept, part by part."""
+    plan, becomes = sources.plan, edit.weights.becomes if edit.weights else {}
+    at_blocks = [with_source(w.setting, w, sources.rows) for w in sources.wishes]
+    found = [*(w.setting(becomes[w.concept]) for w in plan.weights), *at_blocks]
+    order = list(dict.fromkeys(plan.settings.concepts))
+    return sorted(found, key=lambda setting: order.index(setting.name))
+
+
+def _weights(plan: Plan, folder: Path, progress: Callable[[str], None]) -> WeightEdit | None:
+    if not plan.weights:
+        return None
+    progress("solving for the weights that read text")
+    return solve(plan.weights, folder, plan.settings.variant, plan.settings.device)
+
+
 def uncollected(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoencoder]) -> list[tuple[Collecting, list[str]]]:
     """Domains whose activations would have to be collected first, with their hookpoints."""
+    plan = paired(plan, folder)
     model = model_sha256(folder, variant=plan.settings.variant) if any(w.collecting for w in plan.wishes) else ""
     return [
         (c, missing)
         for c, hookpoints in _domains(plan)
-        if (missing := [h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c, folder, plan)).is_file()])
+        if (
+            missing := [
+                h for h in hookpoints if not cached_file(model, h, saes[h], c.prompts, _sampling(c, folder, plan), c.within).is_file()
+            ]
+        )
     ]
 
 
@@ -199,6 +282,7 @@ def _with_activations(plan: Plan, folder: Path, saes: Mapping[str, SparseAutoenc
             collecting.prompts,
             _sampling(collecting, folder, plan),
             collecting.domain,
+            collecting.within,
             say,
         )
         wishes = [replace(w, activations=str(files[w.hookpoint])) if w.collecting == collecting else w for w in wishes]
@@ -213,6 +297,9 @@ def _open_activations(
     opened: dict[tuple[str, str], ConceptActivations] = {}
     kept: list[Wish] = []
     for wish in plan.wishes:
+        if wish.rows:
+            kept.append(wish)
+            continue
         key = wish.hookpoint, wish.activations
         if key not in opened:
             opened[key] = ConceptActivations.load(path_of(wish.activations), ddim)
@@ -227,7 +314,7 @@ def _open_activations(
         if not any(w.concept == name for w in kept):
             everything = list(dict.fromkeys(c for a in opened.values() for c in a.concepts))
             raise SaeuronError(unknown("concept", name, everything, "in the activations"))
-    used = {(w.hookpoint, w.activations) for w in kept}
+    used = {(w.hookpoint, w.activations) for w in kept if not w.rows}
     return kept, {k: a for k, a in opened.items() if k in used}
 
 
@@ -251,8 +338,8 @@ def _prompts(plan: Plan, wishes: list[Wish], activations: dict[tuple[str, str], 
     """Prompts of the concepts, taking turns, so that the first ones show every concept."""
     if plan.settings.proof_prompts:
         return list(plan.settings.proof_prompts)
-    lists = []
+    lists = [list(plan.prompts[w.concept]) for w in plan.weights]
     for wish in wishes:
-        collected = activations[wish.hookpoint, wish.activations].provenance.get("prompts", {})
+        collected = {} if wish.rows else activations[wish.hookpoint, wish.activations].provenance.get("prompts", {})
         lists.append(list(plan.prompts.get(wish.concept, ())) or list(collected.get(wish.concept, ())) or [f"An image of {wish.concept}."])
     return in_turns(lists)

@@ -8,23 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...editor import demo
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import check_hub_id, read_toml
-from ...editor.common.names import at_hookpoint, normalise
+from ...editor.common.names import AT_BLOCKS, BY_DIRECTION, BY_SAE, DIRECTIONS, READ_BY, at_hookpoint, file_of, interventions, normalise
 from ...editor.common.suggest import unknown
+from ...editor.demo import MODELS, path_of
 from ...editor.edit.edit_header import EditHeader, read_edit_header
-from ...editor.edit.gains import LARGEST
+from ...editor.edit.how import TOLD, How, check_blocks, check_gain_by_token
 from ...editor.edit.provenance import SamplingUsed
-from ...editor.features.concepts import KEYS, Concept, ContrastSet, check_type, contrast_set, presets
+from ...editor.features.concepts import KEYS, Concept, ContrastSet, check_read, check_type, contrast_set, presets
+from ...editor.features.named import ConceptWords, known_concepts
 from ...editor.features.rule import Rule
 from ...validation.tuning.settings import TuneSettings
-from .concepts import DEFAULT_MULTIPLIER, DEFAULT_SELECT, known_concepts, with_overrides
-from .settings import Collecting, Plan, Settings, Wish
+from .becomes import probed, together, weight_wish
+from .checks import check_choices, check_used, said_in
+from .concepts import BEGINS, DEFAULT_MULTIPLIER, DEFAULT_SELECT, STRONGEST, becomes_of, scale_of, with_overrides
+from .rows import rows_files
+from .settings import Collecting, Plan, Settings, WeightWish, Wish
+
+PAIRED = {*READ_BY["becomes"]}
+"""interventions that need, for each of a concept's prompts, one about something else"""
 
 
-def resolve(settings: Settings) -> Plan:
+def resolve(settings: Settings, apart: bool = False, anew: bool = False) -> Plan:
     """Complete the settings.
+
+    Args:
+        settings: as the user gave them.
+        apart: whether each concept gets an edit of its own.
+        anew: whether rows of `probe` are made anew where a file holds them, as hardening does.
 
     Raises:
         SaeuronError: an unknown name or value, a missing or contradictory setting.
@@ -32,28 +44,63 @@ def resolve(settings: Settings) -> Plan:
     settings = _completed(settings)
     if settings.edit is not None:
         return _resolve_edit(settings, settings.edit)
+    given = settings
     settings, overrides, sets = _with_file(settings)
-    _check_choices(settings)
-    known = known_concepts(settings)
+    check_choices(settings)
+    known = known_concepts(settings.concepts, ConceptWords(settings.kind, settings.instead), settings.model, settings.preset_files)
+    known = {n: c.made_for(settings.intervention or overrides.get(n, {}).get("intervention")) for n, c in known.items()}
     explicit = [at_hookpoint(a) for a in settings.activations]
     wishes: list[Wish] = []
+    weights: list[WeightWish] = []
     chosen: dict[str, Concept] = {}
-    for name in dict.fromkeys(settings.concepts):
+    names = tuple(dict.fromkeys(settings.concepts))
+    becomes = becomes_of(settings.becomes, names)
+    used: list[str] = []
+    for name in names:
         preset = with_overrides(name, known, overrides.get(name, {}), bool(explicit), sets)
-        if preset:
-            chosen[name] = preset
+        parts = interventions(settings.intervention if settings.intervention is not None else preset.intervention if preset else "multiply")
         # A file that says how well its settings did (of tuning) is what the command's options are compared with.
         measured = preset if "status" in overrides.get(name, {}) else known.get(name)
-        wishes += _wishes(name, preset, measured, settings, explicit)
+        own = preset
+        used += parts
+        elsewhere = settings.hookpoint is not None or {"hookpoint", "directions"} & set(overrides.get(name, {})) == {"hookpoint"}
+        if preset:
+            # A key may be for what the file says or for what the command says instead.
+            either = tuple(dict.fromkeys((*parts, *interventions(preset.intervention))))
+            check_read(overrides.get(name, {}), either, f"settings file '{settings.settings}', concept '{name}'")
+            preset = replace(preset, directions="") if anew else preset
+            said = becomes.get(name, preset.becomes) if PAIRED & set(parts) else ""
+            preset = replace(preset, intervention="+".join(parts), becomes=said)
+            preset = replace(preset, **{k: v for k, v in _said(settings, preset).items() if set(READ_BY[k]) & set(parts)})
+            chosen[name] = preset
+        if name in becomes and not PAIRED & set(parts):
+            raise SaeuronError(
+                f"--becomes is for interventions weights and project, and '{name}' is removed by {'+'.join(parts)}; add --intervention weights or project"
+            )
+        of_sae = _wishes(name, preset, measured, settings, explicit, next((p for p in parts if p in AT_BLOCKS), ""), own, elsewhere)
+        wishes += [wish for wish in of_sae if wish.intervention]
+        if "weights" in parts:
+            if preset is None:
+                raise SaeuronError(f"concept '{name}': intervention weights needs its prompts: give it a preset (--preset-file), or --kind")
+            weights.append(weight_wish(preset, of_sae[0].status))
+    check_used(said_in(given), dict.fromkeys(used))
+    apart = apart or settings.tune
+    if not apart:
+        together(weights)
     model = settings.model or _common("model", chosen, "base models", "export them separately")
     if model is None:
         raise SaeuronError("no base model known (some models have no Hub id): give --model DIR|HUB_ID|demo")
-    residual = settings.residual or _common("residual", chosen, "residual modes", "give --residual") or "keep"
+    by_sae = {name: concept for name, concept in chosen.items() if set(BY_SAE) & set(interventions(concept.intervention))}
+    residual = settings.residual or _common("residual", by_sae, "residual modes", "give --residual") or "keep"
     if residual != "keep" and settings.gate != "exact":
         raise SaeuronError(f"--gate {settings.gate} works with --residual keep only, not '{residual}'")
     steps = settings.steps or _common("steps", chosen, "step counts", "give --steps") or 50
     guidance = settings.guidance if settings.guidance is not None else _common("guidance", chosen, "guidance scales", "give --guidance")
     saes = _saes(settings, wishes, chosen)
+    for held in [[w for w in wishes if w.concept == name] for name in names] if apart else [wishes]:
+        check_blocks([(w.hookpoint, w.intervention, w.how) for w in held], residual)
+    for wish in wishes:
+        check_gain_by_token(wish.how, settings.gate)
     return Plan(
         settings,
         model,
@@ -64,6 +111,8 @@ def resolve(settings: Settings) -> Plan:
         7.5 if guidance is None else guidance,
         {n: c.prompts for n, c in chosen.items()},
         concepts=chosen,
+        weights=tuple(weights),
+        apart=apart,
     )
 
 
@@ -74,7 +123,17 @@ def resolve_tuning(wanted: Settings, settings: TuneSettings) -> Plan:
         SaeuronError: as `resolve`.
     """
     names = [normalise(h.strip()) for text in settings.hookpoint for h in text.split(",")]
-    return resolve(replace(wanted, hookpoint=",".join(dict.fromkeys(names)) or None) if names else wanted)
+    parts = dict.fromkeys(part for text in settings.intervention for part in interventions(text))
+    if len(several := {"an SAE's" if part in BY_SAE else part: 0 for part in parts if part in AT_BLOCKS}) > 1:
+        raise SaeuronError(f"--intervention: {' and '.join(several)} are made from other activations; tune them one after the other")
+    # Of what an SAE does one stands for all: the candidates have their own.
+    kinds = "+".join(dict.fromkeys("multiply" if part in BY_SAE else part for part in parts))
+    plan = resolve(
+        replace(wanted, hookpoint=",".join(dict.fromkeys(names)) or wanted.hookpoint, intervention=kinds or wanted.intervention), apart=True
+    )
+    said = {f"--{key.replace('_', '-')}": getattr(settings, key) != getattr(TuneSettings, key) for key in TOLD}
+    check_used(said, parts or dict.fromkeys(part for c in plan.concepts.values() for part in interventions(c.intervention)))
+    return plan
 
 
 def _completed(s: Settings) -> Settings:
@@ -91,14 +150,16 @@ def _completed(s: Settings) -> Settings:
 
 def _resolve_edit(s: Settings, path: Path) -> Plan:
     """A plan from an edit file: it says what is done where, and mostly with which model and SAEs."""
-    _check_choices(s)
+    check_choices(s)
     header = read_edit_header(path)
     if s.gate != "exact" and header.residual != "keep":
         raise SaeuronError(f"--gate {s.gate} works with residual keep only; '{path}' was made with '{header.residual}'")
+    for how in header.how.values():
+        check_gain_by_token(how, s.gate)
     model = s.model or header.model
     if model is None:
         raise SaeuronError(f"'{path}' names no base model that can be found: give --model DIR|HUB_ID|demo")
-    known = presets(s.preset_files)
+    known = presets(s.preset_files, model)
     prompts = {n: known[n].prompts for n in header.concepts if n in known and known[n].prompts}
     if not s.proof_prompts and not header.provenance.prompts and len(prompts) < len(header.concepts):
         raise SaeuronError(f"'{path}' holds no prompts: give --proof-prompt TEXT, one that shows each of {', '.join(header.concepts)}")
@@ -115,7 +176,9 @@ def _saes_of_edit(s: Settings, header: EditHeader, path: Path) -> dict[str, str]
     for hookpoint in given:
         if hookpoint is not None and hookpoint not in header.latents:
             raise SaeuronError(f"--sae {hookpoint}=…: '{path}' does nothing at this hookpoint (it acts at {', '.join(header.latents)})")
-    found = {h: given.get(h) or given.get(None) or header.sae(h) for h in header.latents}
+        if hookpoint in header.directions or (hookpoint is None and len(header.directions) == len(header.latents)):
+            raise SaeuronError(f"--sae: '{path}' needs no SAE{f' at {hookpoint}' if hookpoint else ''}; leave it out")
+    found = {h: DIRECTIONS if h in header.directions else given.get(h) or given.get(None) or header.sae(h) for h in header.latents}
     for hookpoint, source in found.items():
         if not source:
             raise SaeuronError(
@@ -133,7 +196,7 @@ def check_sources(named: Sequence[tuple[str, str]]) -> list[str]:
     Raises:
         SaeuronError: neither a folder here nor a Hub id.
     """
-    found = {name: what for what, name in named if name != "demo" and not os.path.exists(path_of(name))}
+    found = {name: what for what, name in named if name not in MODELS and not os.path.exists(path_of(name))}
     for name, what in found.items():
         check_hub_id(name, what)
     return list(found)
@@ -146,9 +209,9 @@ def to_fetch(plan: Plan) -> list[str]:
         SaeuronError: a file or folder that isn't there.
     """
     for wish in plan.wishes:
-        if wish.activations and not os.path.isfile(path_of(wish.activations)):
+        if wish.activations and not wish.pairs and not os.path.isfile(path_of(wish.activations)):
             raise SaeuronError(f"activations: '{wish.activations}' does not exist or is no file")
-    return check_sources([("model", plan.model), *(("SAE", source) for source in plan.saes.values())])
+    return check_sources([("model", plan.model), *(("SAE", source) for source in plan.saes.values() if source != DIRECTIONS)])
 
 
 def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]], list[ContrastSet]]:
@@ -185,67 +248,40 @@ def _with_file(settings: Settings) -> tuple[Settings, dict[str, dict[str, Any]],
     except SaeuronError as error:
         raise SaeuronError(f"settings file '{path}', [export]: {error}") from None
     named = {t["name"]: {k: v for k, v in t.items() if k != "name"} for t in tables}
+    if twice := [name for name in named if sum(t["name"] == name for t in tables) > 1]:
+        raise SaeuronError(f"settings file '{path}': two [[concepts]] tables are named '{twice[0]}'; keep one")
     sets = [contrast_set(table, f"settings file '{path}'") for table in contrast]
     return (replace(filled, concepts=tuple(named)) if not filled.concepts else filled), named, sets
 
 
-def _check_choices(s: Settings) -> None:
-    if s.edit is not None:
-        # The file holds them; a second answer could only contradict it.
-        said = {
-            "--concepts": s.concepts, "--activations": s.activations, "--select": s.select, "--multiplier": s.multiplier, "--hookpoint": s.hookpoint,
-            "--residual": s.residual, "--settings": s.settings, "--kind": s.kind, "--instead": s.instead,
-        }  # fmt: skip
-        for option, value in said.items():
-            if value is not None and value != ():
-                raise SaeuronError(f"--edit and {option} both say what is to be done; give one of them")
-    elif not s.concepts:
-        raise SaeuronError("no concept named: give --concepts A,B (saeuron concepts lists the presets), or --edit FILE")
-    _check_stages(s)
-    if s.precision == "bf16" and "onnx" in s.formats and not ("trt" in s.formats and not s.validate):
-        engines = ", or --no-validate, and prove the engines on their GPU" if "trt" in s.formats else ""
-        raise SaeuronError(
-            f"--precision bf16 can't be proven in ONNX Runtime (its CPU has no bf16 MatMul); use --format checkpoint, or fp16 or fp32{engines}"
-        )
-    if s.engines is None:
-        for value, option in (
-            (s.target, "--target"), (s.shapes, "--shapes"), (s.optimization_level is not None, "--optimization-level"),
-            (s.hardware_compatible, "--hardware-compatible"), (s.version_compatible, "--version-compatible"),
-        ):  # fmt: skip
-            if value:
-                raise SaeuronError(f"{option} is for engines; add --format trt")
-
-
-def _check_stages(s: Settings) -> None:
-    if s.tune:
-        said = {"--edit": s.edit, "--select": s.select, "--multiplier": s.multiplier}
-        for option, value in said.items():
-            if value is not None:
-                raise SaeuronError(
-                    f"--tune chooses what {option} says; give one of them (saeuron tune --select … --multiplier … tries what you name)"
-                )
-    if s.evidence and s.edit is not None:
-        raise SaeuronError(
-            "--evidence is by the concepts' prompts, and --edit has none; export first, then saeuron evaluate, attack and report"
-        )
-    for option, given in (
-        ("--judge", s.judge != Settings.judge and not s.staged),
-        ("--judge-anyway", s.judge_anyway and not s.tune),
-        ("--budget", s.budget != Settings.budget and not s.tune),
-    ):
-        if given:
-            raise SaeuronError(f"{option} is for --tune{' and --evidence' if option == '--judge' else ''}; add it, or leave {option} out")
-
-
-def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]]) -> list[Wish]:
+def _wishes(
+    name: str, preset: Concept | None, shipped: Concept | None, s: Settings, explicit: list[tuple[str | None, str]], at_blocks: str,
+    own: Concept | None, elsewhere: bool
+) -> list[Wish]:  # fmt: skip
+    """A wish a hookpoint; of a concept that no SAE removes, one that says whether its settings are the measured ones. `elsewhere`: other blocks may be asked for than
+    those of its rows."""
+    said = _said(s, preset)
     rule = Rule.parse(s.select or (preset.select if preset else DEFAULT_SELECT))
-    multiplier = s.multiplier if s.multiplier is not None else (preset.multiplier if preset else DEFAULT_MULTIPLIER)
-    _check_multiplier(name, multiplier, s.allow_amplify)
+    multiplier = s.multiplier if s.multiplier is not None else preset.multiplier if preset else DEFAULT_MULTIPLIER
+    scale = scale_of(at_blocks, said["gain"])
+    if s.multiplier is None and scale in BEGINS and not (own and scale == scale_of(own.intervention, own.gain)):
+        multiplier = BEGINS[scale]  # the preset's is of another scale
+    _check_multiplier(name, multiplier, s.allow_amplify, 1 if at_blocks in BY_DIRECTION else 0)
     sources = explicit or [(None, preset.activations if preset else "")]
-    found = []
-    for at, path, hookpoint in _places(sources, s, preset):
-        collecting = _collecting(name, preset) if not path else None
-        if not hookpoint:
+    found, places = [], list(_places(sources, s, preset))
+    served = rows_files(preset, [h for *_, h in places], elsewhere) if preset and at_blocks == "probe" else {}
+    for at, path, hookpoint in places:
+        collecting, pairs = None, None
+        if at_blocks in BY_DIRECTION:
+            if preset is None or explicit:
+                raise SaeuronError(
+                    f"concept '{name}': intervention {at_blocks} collects mean tokens by the concept's prompts; leave --activations out, and give it a preset or --kind"
+                )
+            pairs = weight_wish(preset, "untuned") if at_blocks == "project" else None
+            collecting = probed(preset) if at_blocks == "probe" and not served else None
+        elif at_blocks and not path:
+            collecting = _collecting(name, preset)
+        if at_blocks and not hookpoint:
             raise SaeuronError(f"concept '{name}': no hookpoint known; give --hookpoint NAME (SD 1.x: up_blocks.1.attentions.1)")
         # Only the shipped settings, whole, were measured.
         same = (
@@ -257,24 +293,38 @@ def _wishes(name: str, preset: Concept | None, shipped: Concept | None, s: Setti
             Wish(
                 name,
                 normalise(hookpoint),
-                _file_at(path, normalise(hookpoint)),
+                "" if at_blocks == "probe" else _file_at(preset.mean_tokens if pairs and preset else path, normalise(hookpoint)),
                 rule,
                 float(multiplier),
                 shipped.status if shipped and same else "untuned",
                 preset.domain if preset else "unknown",
                 collecting,
+                at_blocks,
+                pairs,
+                how=How.of(at_blocks, said),
+                start=said["start"],
+                rows=served.get(normalise(hookpoint), ""),
             )
         )
     return found
 
 
-def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool) -> None:
+def _said(s: Settings, preset: Concept | None) -> dict[str, Any]:
+    """What the command says of how and when blocks are edited, or the preset, or else what is usual."""
+    return {k: getattr(s, k) if getattr(s, k) is not None else getattr(preset or Concept, k) for k in (*TOLD, "start")}
+
+
+def _check_multiplier(concept: str, multiplier: float, allow_amplify: bool, most: float) -> None:
     """`make_edit` refuses amplifying too, but only after torch is imported and the files are open."""
-    if not abs(multiplier) < LARGEST:
-        raise SaeuronError(f"concept '{concept}': multiplier {multiplier:g} is no finite number; give a negative one, e.g. -1")
-    if multiplier > 0 and not allow_amplify:
+    if not abs(multiplier) <= STRONGEST:
         raise SaeuronError(
-            f"concept '{concept}': a positive multiplier ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
+            f"concept '{concept}': multiplier {multiplier:g} is no strength that a model bears; give a negative one, e.g. -1"
+        )
+    if most and abs(multiplier - 1) < 2**-24:
+        raise SaeuronError(f"concept '{concept}': multiplier 1 changes nothing; use a smaller one, e.g. {BEGINS['project']:g}")
+    if multiplier > most and not allow_amplify:
+        raise SaeuronError(
+            f"concept '{concept}': a {'positive multiplier' if not most else 'multiplier above 1'} ({multiplier:g}) strengthens the concept; use a negative one, or --allow-amplify if you mean it"
         )
 
 
@@ -290,7 +340,7 @@ def _file_at(path: str, hookpoint: str) -> str:
     # `os.path` says no to a name that no file can have; `Path.is_dir` raises.
     if path and os.path.isdir(path_of(path)):
         path = f"{path.rstrip('/')}/{{hookpoint}}.safetensors"
-    return path.replace("{hookpoint}", hookpoint)
+    return path.replace("{hookpoint}", file_of(hookpoint))
 
 
 def _collecting(name: str, preset: Concept | None) -> Collecting:
@@ -322,6 +372,12 @@ def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[s
     for wish in wishes:
         preset = chosen.get(wish.concept)
         source = given.get(wish.hookpoint) or given.get(None) or (preset.sae if preset else None)
+        if wish.intervention in BY_DIRECTION:
+            source = DIRECTIONS
+        if found.get(wish.hookpoint, source) != source and DIRECTIONS in (source, found[wish.hookpoint]):
+            raise SaeuronError(
+                f"hookpoint '{wish.hookpoint}': {' or '.join(BY_DIRECTION)} and an SAE can't act at one block; give all concepts one --intervention, or one of them another 'hookpoint' in a settings file, or export them apart"
+            )
         if not source:
             raise SaeuronError(f"hookpoint '{wish.hookpoint}': no SAE known; give --sae PATH|HUB_ID (or --sae {wish.hookpoint}=PATH)")
         found[wish.hookpoint] = source
@@ -336,11 +392,6 @@ def _saes(s: Settings, wishes: list[Wish], chosen: dict[str, Concept]) -> dict[s
 def public_name(source: str) -> str:
     """What a published file may say of a source: a Hub id or a demo name whole, of a local path only its last part."""
     return Path(source).name if os.path.exists(source) or source.startswith(("/", ".")) else source
-
-
-def path_of(name: str) -> str:
-    """`demo:…` as a path inside the package; anything else unchanged."""
-    return str(demo.resolve(name)) if name.startswith("demo:") else name
 
 
 FORMATS = ("checkpoint", "onnx", "trt")

@@ -11,7 +11,8 @@ from ...editor.common.files import read_json
 from ...editor.features.prompt_sets import ConceptPrompts
 from ...validation.artifact.manifest import Manifest
 from ...validation.attack import run as attacking
-from ...validation.attack.attack import AttackCase, cases, cases_by_words
+from ...validation.attack.attack import ATTACKED
+from ...validation.attack.cases import AttackCase, cases, cases_by_words
 from ...validation.attack.settings import AttackSettings
 from ...validation.evidence import by_words
 from ...validation.evidence.evaluation_settings import EvaluationSettings
@@ -115,8 +116,8 @@ def stages_of(plan: Plan, folder: Path | None, say: Say = lambda text: None) -> 
     pictures = [_pictures(judges, labels, plan) for judges in sets]
     names.append("evaluate")
     kind = "StableDiffusionPipeline" if folder is None else read_json(folder / "model_index.json").get("_class_name")
-    judge, found, left_out = "", [], f"only StableDiffusionPipeline can be attacked, not {kind}"
-    if kind == "StableDiffusionPipeline":
+    judge, found, left_out = "", [], f"only {', '.join(ATTACKED)} can be attacked, not {kind}"
+    if kind in ATTACKED:
         judge, found, left_out = *_attacked(s, wanted), ""
         names.append("attack")
     return Stages(plan, (*names, "report"), tuple(sets), sum(pictures), judge, tuple(found), left_out)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
-from ...editor.common.names import normalise
+from ...editor.common.names import AT_BLOCKS, normalise
 from ...editor.common.typed import strict_json
 from ...editor.common.writing import whole_file
 from ...editor.denoisers.families import network_of
 from ...editor.denoisers.pipelines import load_pipeline
 from ...editor.edit.bake import refuse_edited
+from ...editor.edit.how import How, told
 from ...editor.features.cache import model_sha256
 from ...editor.features.prompt_sets import ConceptPrompts, prompts_of
+from ...validation.attack.attack import check_kind
 from ...validation.attack.victims import bare
 from ...validation.evidence.results import JudgeRecord
 from ...validation.judges.choose import open_judges
@@ -26,6 +29,7 @@ from ...validation.tuning.candidates import Candidate, grid
 from ...validation.tuning.results import FORMAT, TuningReport
 from ...validation.tuning.settings import TuneSettings
 from ...validation.tuning.tune import Scorers, Task, believe, make_task, tune
+from .becomes import solve
 from .concept_tables import candidate_table, contrast_tables, write_tables
 from .prepare import Sources, open_model, open_sources
 from .progress import Remaining
@@ -72,7 +76,9 @@ class Tuning:
             found = tune(self.bench, task, trusted[name], self.attacks.get(name), self.scorers, told)
             report.concepts[name] = found
             # What a judge chose that can't be believed is not called tuned, nor what leaves the concept where it was.
-            tables.append(candidate_table(self.sources, found.chosen, "tuned" if believed and found.removes else "untuned"))
+            # What was found to lie nearest is left to the export, which knows what is removed beside it.
+            becomes = self.sources.plan.concepts[name].becomes
+            tables.append(candidate_table(self.sources, found.chosen, "tuned" if believed and found.removes else "untuned", becomes))
             report.seconds = time.monotonic() - began
             write_tables(
                 self.output / SETTINGS,
@@ -115,16 +121,16 @@ def open_tuning(plan: Plan, settings: TuneSettings, output: Path, say: Say = lam
     scorers = Scorers.of(settings, device)
     if settings.attack:
         kind = read_json(open_model(plan) / "model_index.json").get("_class_name")
-        if kind != "StableDiffusionPipeline":
-            raise SaeuronError(f"--attack: only StableDiffusionPipeline can be attacked, not {kind}")
+        check_kind(str(kind))
     sources = open_sources(plan, say)
     say(f"loading {plan.model}")
     pipeline = load_pipeline(plan.model, None, device, variant=variant)
     refuse_edited(network_of(pipeline))
     bench = Bench(
-        bare(pipeline), sources.saes, {(w.concept, w.hookpoint): sources.of(w) for w in sources.wishes}, judges,
+        bare(pipeline), sources.saes, sources.by_place, judges,
         replace(settings, steps=plan.steps, guidance=plan.guidance, residual=plan.residual), output / "results",
         model_sha256(sources.model_folder, pictures=True, variant=variant),
+        {w.concept: solve([w], sources.model_folder, variant, device) for w in plan.weights}, sources.rows,
     )  # fmt: skip
     for candidate in (c for task in tasks for c in task.candidates):
         bench.edit(candidate)
@@ -145,12 +151,29 @@ def _candidates(concept: str, plan: Plan, tried: TuneSettings) -> list[Candidate
     if not places:
         own = tuple(dict.fromkeys(w.hookpoint for w in plan.wishes if w.concept == concept))
         places = list(dict.fromkeys([*((h,) for h in own), own]))
-    return grid(concept, places, tried.select, tried.multiplier)
+    ways = {
+        part: [How(**dict(zip(keys, values, strict=True))) for values in product(*(getattr(tried, key) for key in keys))]
+        for part in AT_BLOCKS
+        for keys in [told(part)]
+    }
+    known = plan.concepts[concept]
+    return grid(concept, places, tried.select, tried.multiplier, tried.intervention or (known.intervention,), ways, known.start)
 
 
 def _before(concept: str, plan: Plan) -> Candidate | None:
     """The plan's own setting of a concept, where its hookpoints share one and all of them are tried."""
-    wishes = [w for w in plan.wishes if w.concept == concept]
+    wishes, kind = [w for w in plan.wishes if w.concept == concept], plan.concepts[concept].intervention
+    if not wishes:
+        return Candidate(concept, intervention=kind)
+    setting = wishes[0].setting
     if len({(str(w.rule), w.multiplier) for w in wishes}) != 1 or plan.settings.hookpoint is not None:
         return None
-    return Candidate(concept, tuple(dict.fromkeys(w.hookpoint for w in wishes)), str(wishes[0].rule), wishes[0].multiplier)
+    return Candidate(
+        concept,
+        tuple(dict.fromkeys(w.hookpoint for w in wishes)),
+        setting.select,
+        setting.multiplier or 0.0,
+        kind,
+        setting.how,
+        setting.start,
+    )

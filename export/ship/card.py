@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...editor.common.names import BY_DIRECTION, BY_SAE
 from ...editor.edit.gains import BY_HAND
+from ...editor.edit.provenance import ways
 from ...validation.artifact.manifest import GOLDEN, Licence, Manifest, ProofSummary
+from ...validation.artifact.quantised import WORDS
 
 REPORT, REPORT_PICTURES = "validation/report.md", "report-pictures"
 """where `saeuron report --into-artifact` puts the Markdown, and the folder of its pictures beside it"""
@@ -24,10 +27,11 @@ def model_card(record: Manifest, report: str = "") -> str:
     """
     model = record.model
     settings = "\n".join(
-        f"| {w.name} | {w.hookpoint} | {w.select} | {'–' if w.multiplier is None else format(w.multiplier, 'g')} | {w.status} |"
+        f"| {w.name} | {w.intervention} | {w.hookpoint or 'cross-attention'} | {w.said} | {'–' if w.multiplier is None else format(w.multiplier, 'g')} | {w.status} |"
         for w in record.settings
     )
     title, what = _what(record)
+    decided = f"Residual: {record.residual}; gate: {record.gate}; p" if record.edit.hookpoints else "P"
     warnings = "\n".join(f"- {w}" for w in record.warnings) or "- none"
     return (
         _head(record)
@@ -35,29 +39,28 @@ def model_card(record: Manifest, report: str = "") -> str:
 
 # {model.pipeline} {title}
 {_unproven(record.validation)}
-{what} while the
-model denoises (SAeUron, arXiv 2501.18052). The edit is part of the UNet's graph and weights; no hook is needed.
+{what}. The edit is part of the network's graph and weights; no hook is needed.
 
-| concept | hookpoint | features | multiplier | settings |
-|---|---|---|---|---|
+| concept | intervention | where | what | multiplier | settings |
+|---|---|---|---|---|---|
 {settings}
 
-Residual: {record.residual}; gate: {record.gate}; precision: {record.precision}.
+{decided}recision: {record.precision}.
 
 ## Open it
 
-{_opening(record.formats, model.pipeline, _repo(record))}
+{_opening(record.formats, model.pipeline, _repo(record), bool(record.edit.hookpoints))}
 
 ## Proof
 
-{_proof(record.validation)}
+{_proof(record.validation, bool(record.edit.hookpoints))}{_quantised(record)}
 
 {_evidence(record)}
 
 ## Notes
 
 {warnings}
-- Equality with the dynamic hook says that the edit was shipped as designed. It does not say that nobody can get around
+- {"The proof" if record.quantised else "Equality with the dynamic hook"} says that the edit was shipped as designed. It does not say that nobody can get around
   the edit, nor how well it removes the concept.
 - Check it yourself: `pip install 'saeuron-export[export,cpu]'`, then `saeuron verify {_place(record)}` (files and edit; with `--public-key PEM` whose they are) and
   `saeuron validate {_validated(record)}` (does it what it should).
@@ -92,7 +95,9 @@ def _head(record: Manifest) -> str:
         lines += [f"{key}: {json.dumps(value)}" for key, value in _licence_fields(licence).items() if value]
     if hub_id(model.source):
         lines += [f"base_model: {json.dumps(model.source)}", "base_model_relation: finetune"]
-    tags = ["saeuron", "feature-steering" if _by_hand(record) else "concept-removal", "sparse-autoencoder", "text-to-image"]
+    tags = ["saeuron", "feature-steering" if _by_hand(record) else "concept-removal"]
+    tags += ["sparse-autoencoder"] if _by_sae(record) else []
+    tags.append("text-to-image")
     kinds = {"onnx": "onnx", "trt": "tensorrt", "trt-rtx": "tensorrt"}
     tags += dict.fromkeys(kinds[name] for name in record.formats if name in kinds)
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
@@ -111,8 +116,9 @@ def hub_id(source: str) -> bool:
 def _licence(record: Manifest) -> str:
     licence = record.license
     if not licence:
-        return "An edited model stays under the licences of its base model and its SAE; the base model's was not found."
-    return f"Licence: `{licence.id}` ({licence.source}). The SAE's licence applies too."
+        both = "licences of its base model and its SAE; the base model's" if _by_sae(record) else "licence of its base model, which"
+        return f"An edited model stays under the {both} was not found."
+    return f"Licence: `{licence.id}` ({licence.source})." + (" The SAE's licence applies too." if _by_sae(record) else "")
 
 
 def _repo(record: Manifest) -> str | None:
@@ -134,10 +140,37 @@ def _has_golden(record: Manifest) -> bool:
     return not record.files or GOLDEN in record.files
 
 
+def _quantised(record: Manifest) -> str:
+    """What was quantised, and what that leaves of the proof; empty where nothing was."""
+    q = record.quantised
+    if q is None:
+        return ""
+    made = f"The network's graph is quantised (**{q.scheme}**: {WORDS[q.scheme]}): {len(q.layers)} layers, listed in `saeuron.json`. The edit and everything else are in {record.precision}."
+    proven = record.validation is not None and record.validation.passed
+    drift = (
+        ""
+        if q.drift is None
+        else f" Quantising alone moves the network's output by {100 * q.drift:.2g} % of what the edit does, so the network is not the hook's; its edit is."
+    )
+    lines = [f"- {one}" for one in q.removal or ()]
+    judged = (
+        "How well the concepts stay away was **not judged** after quantising."
+        if not q.removal
+        else "Pictures that ask for a concept, after and before quantising:"
+    )
+    verdict = f" Proven: {q.verdict}." if proven else ""
+    return "\n".join(["", "", f"{made}{verdict}{drift}", "", judged, *(["", *lines] if lines else [])])
+
+
 def _unproven(summary: ProofSummary | None) -> str:
     if summary is not None and summary.passed:
         return ""
     return "\n> **Unproven.** Nobody has shown that this model does what the edit says; see Proof below.\n"
+
+
+def _by_sae(record: Manifest) -> bool:
+    """Whether features of an SAE are in it."""
+    return any(w.intervention in BY_SAE for w in record.settings)
 
 
 def _by_hand(record: Manifest) -> bool:
@@ -148,27 +181,34 @@ def _what(record: Manifest) -> tuple[str, str]:
     """The end of the title, and the beginning of the sentence that says what was done."""
     source, names = record.model.source, ", ".join(dict.fromkeys(w.name for w in record.settings))
     if not _by_hand(record):
-        return f"without {names}", f"Removed from `{source}`: **{names}**, by suppressing features of a sparse autoencoder"
+        return f"without {names}", f"Removed from `{source}`: {ways(record.settings, '**')}"
     said = ", ".join(f"{w.name} ({w.select} × {w.multiplier:g})" for w in record.settings)
-    return f"steered: {names}", f"Steered in `{source}`: **{said}**. Each feature of a sparse autoencoder is multiplied where it is active"
+    return (
+        f"steered: {names}",
+        f"Steered in `{source}`: **{said}**. Each feature of a sparse autoencoder is multiplied where it is active (arXiv 2501.18052)",
+    )
 
 
 def _evidence(record: Manifest) -> str:
     summary = record.validation
+    held = ["the matrix that the weights were multiplied by"] if record.edit.weights else []
+    held += ["directions and their tables"] if any(s.intervention in BY_DIRECTION for s in record.settings) else []
+    held += ["chosen features and their tables"] if _by_sae(record) else []
+    what = "; ".join(held)
     if _has_golden(record):
         edit = (
-            "`edit/` holds the edit itself (chosen features and their tables) and golden vectors: inputs with the outputs of the dynamic hook "
+            f"`edit/` holds the edit itself ({what}) and golden vectors: inputs with the outputs of the dynamic hook "
             "and of the unedited model, so that anyone can compare again without the original model."
         )
     else:
         edit = (
-            "`edit/` holds the edit itself (chosen features and their tables). The golden vectors, which hold pictures of the unedited model, were "
+            f"`edit/` holds the edit itself ({what}). The golden vectors, which hold pictures of the unedited model, were "
             "left out, so `saeuron validate` needs the original model."
         )
     return edit if summary is None else f"{edit} `validation/report.json` holds every figure of the proof."
 
 
-def _opening(formats: Sequence[str], pipeline: str, repo: str | None) -> str:
+def _opening(formats: Sequence[str], pipeline: str, repo: str | None, own_class: bool) -> str:
     parts = []
     place = f'"{repo}", revision="COMMIT"' if repo else '"THIS_FOLDER"'
     if repo:
@@ -179,7 +219,7 @@ def _opening(formats: Sequence[str], pipeline: str, repo: str | None) -> str:
 
 ```python
 from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained({place}, trust_remote_code=True)   # runs unet/saeuron_unet_*.py
+pipeline = DiffusionPipeline.from_pretrained({place}{", trust_remote_code=True)   # runs saeuron_edit_*.py" if own_class else ")"}
 ```""")
     if "onnx" in formats:
         parts.append(f"""The ONNX graphs hold no safety checker, and optimum loads none from a folder.
@@ -196,7 +236,7 @@ was built; no GPU had run them then. Prove them on the device: `saeuron validate
     return "\n\n".join(parts)
 
 
-def _proof(summary: ProofSummary | None) -> str:
+def _proof(summary: ProofSummary | None, at_blocks: bool) -> str:
     if summary is None:
         return "**Not validated.** This artifact was written with `--no-validate`."
     verdict = "Passed" if summary.passed else "**FAILED**"
@@ -205,8 +245,17 @@ def _proof(summary: ProofSummary | None) -> str:
         "; ".join(f"{name}: {v if isinstance(v, str) else f'{100 * v:.2g} %'}" for name, v in shares.items())
         for shares in (summary.seam, summary.forwards)
     )
+    tokens = (
+        f"Largest distance of an edited token to the dynamic hook's on the same input, as a share of its change: {seams or 'not observable'}."
+        if at_blocks
+        else "The edit is in the weights alone, so there are no edited tokens to compare."
+    )
+    outputs = (
+        "edited blocks' tokens, behind which the network was left (its end and pictures were not compared)"
+        if summary.scope == "seam"
+        else "network's outputs"
+    )
     lines = [
-        f"{verdict} ({summary.scope}, {summary.precision}). Largest distance of an edited token to the dynamic hook's on the same input, as a "
-        f"share of its change: {seams or 'not observable'}. Distance of the UNet's outputs, as a share of what the edit does: {forwards}.{ran}"
+        f"{verdict} ({summary.scope}, {summary.precision}). {tokens} Distance of the {outputs}, as a share of what the edit does: {forwards}.{ran}"
     ]
     return "\n".join(lines + [f"- {line}" for line in summary.failures])

@@ -19,7 +19,7 @@ def of_model(folder: Path) -> Licence | None:
     """The licence that a model's folder tells of in its card; None if it tells none."""
     from huggingface_hub.repocard import metadata_load
 
-    if folder == demo.PIPELINE:
+    if folder in demo.MODELS.values():
         return Licence(id="apache-2.0", source="saeuron-export, whose demo it is")
     if not (folder / "README.md").is_file():
         return None

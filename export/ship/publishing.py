@@ -25,7 +25,7 @@ _KNOWN = re.compile(
     r"README\.md|model_index\.json|edit/(edit\.safetensors|concepts\.json)|validation/report\.(json|html|md)|tensorrt/[^/]+/[\w.-]+\.(engine|json)"
     r"|(?!edit/|validation/|tensorrt/)[a-z]\w*/(config|\w*_config|[\w.-]*\.index|tokenizer|vocab|special_tokens_map|added_tokens)\.json"
     r"|(?!edit/|validation/|tensorrt/)[a-z]\w*/(merges\.txt|model\.onnx(_data)?|(model|diffusion_pytorch_model)[\w.-]*\.safetensors)"
-    r"|unet/saeuron_unet_[0-9a-f]+\.py",
+    r"|(unet|transformer)/saeuron_edit_[0-9a-f]+\.py",
     re.ASCII,
 )
 """what is published where golden vectors stay here"""

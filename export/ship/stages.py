@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
-from ...editor.common.typed import Record, read_as, strict_json
-from ...editor.common.writing import alone, whole_file
+from ...editor.common.typed import read_as
+from ...editor.common.writing import alone
 from ...validation.artifact import manifest
+from ...validation.artifact.manifest import Manifest
 from ...validation.attack import run as attacking
 from ...validation.evidence.evaluate import evaluate, make_plan
 from ...validation.evidence.results import Begun
 from ...validation.evidence.verdicts import RESULT
 from ...validation.page.sources import own_proof
 from ...validation.trust import signature
-from ..plan.folder import check_output
+from ..plan import stage_state
 from ..plan.prepare import open_model
 from ..plan.progress import Remaining
 from ..plan.resolve import resolve
 from ..plan.settings import Plan, Settings
+from ..plan.stage_state import State
 from ..plan.stages import EVALUATED, Stages, stages_of, tune_settings
 from ..plan.tuning import REPORT, SETTINGS, open_tuning
 from .artifact import Progress, Result, make_artifact
 from .into_artifact import HTML
 from .report import ReportSettings, write_report
-
-STATE = "stages.json"
-
-
-class State(Record):
-    """How far a run has come; `stages.json` in its work folder."""
-
-    settings_sha256: str
-    content_sha256: str = ""
-    """of the artifact that it made"""
-    reported: bool = False
-    """whether its own report is in the artifact"""
-    finished: bool = False
 
 
 def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: None) -> Result:
@@ -59,23 +46,25 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
     s = plan.settings
     if not s.staged:
         return make_artifact(plan, progress)
-    work = work_folder(s.output)
-    # The plan, not the settings: what their files say counts, too.
-    ours = hashlib.sha256(str(asdict(replace(plan, settings=replace(s, overwrite=False)))).encode()).hexdigest()
-    if not _goes_on(s.output, _state(work), ours):
-        check_output(s.output, s.overwrite)
+    work = stage_state.work_folder(s.output)
+    stage_state.is_made(plan)
     stages = stages_of(plan, open_model(plan, (s.height, s.width)), progress)
     work.mkdir(parents=True, exist_ok=True)
     with alone(work, f"another process works in '{work}'; wait until it has ended"):
-        state = _state(work) or State("")
-        if not _goes_on(s.output, state, ours):
+        # Once more: another process may have made it since.
+        made, state, ours = stage_state.is_made(plan), stage_state.read(s.output) or State(""), stage_state.digest(plan)
+        if not made:
             if state.settings_sha256 == ours and not state.finished:
                 progress(f"going on: what was tuned so far lies in {work}" if s.tune else "beginning again: the artifact wasn't finished")
-            check_output(s.output, s.overwrite)  # another process may have made it since
-            _keep(work, State(ours))
-            result = _made(plan, work, stages.told(progress))
             _clear(work)
-            state = _keep(work, State(ours, manifest.content_sha256(result.manifest)))
+            state = State(ours)
+            state.keep(work)
+
+            def finished(record: Manifest) -> None:
+                state.content_sha256 = manifest.content_sha256(record)
+                state.keep(work)
+
+            result = _made(plan, work, stages.told(progress), finished)
         else:
             progress(f"going on: {s.output} is made already, its evidence lies in {work}")
             own = s.output / "validation" / "report.json"
@@ -84,41 +73,8 @@ def export_artifact(wanted: Settings | Plan, progress: Progress = lambda text: N
             result.verdict = _evidence(plan, stages, work, state, stages.told(progress))
             result.manifest = manifest.read(s.output)
         state.finished = True
-        _keep(work, state)
+        state.keep(work)
     return result
-
-
-def work_folder(output: Path) -> Path:
-    """Where tuning, evaluations and attack of an artifact lie; raises `SaeuronError` for an output that has no name."""
-    if output == Path() or not output.absolute().name:
-        check_output(output, overwrite=False)
-    return output.absolute().with_name(f"{output.absolute().name}-work")
-
-
-def check_work(output: Path) -> None:
-    """Raise `SaeuronError` if something else lies where the stages of an artifact work."""
-    _state(work_folder(output))
-
-
-def _state(work: Path) -> State | None:
-    if (not work.exists() and not work.is_symlink()) or (work.is_dir() and all(path.name.startswith(".") for path in work.iterdir())):
-        return None
-    if not (work / STATE).is_file():
-        raise SaeuronError(f"'{work}' is there and holds no {STATE}, so it is left alone; choose another --output")
-    return read_as(State, read_json(work / STATE), work / STATE)
-
-
-def _keep(work: Path, state: State) -> State:
-    with whole_file(work / STATE) as file:
-        file.write_text(strict_json(state) + "\n", encoding="utf-8")
-    return state
-
-
-def _goes_on(output: Path, state: State | None, settings_sha256: str) -> bool:
-    """Whether the artifact is this very job's, and only what comes after it is left."""
-    if state is None or state.finished or state.settings_sha256 != settings_sha256 or not (output / manifest.NAME).is_file():
-        return False
-    return manifest.content_sha256(manifest.read(output)) == state.content_sha256
 
 
 def _clear(work: Path) -> None:
@@ -128,7 +84,7 @@ def _clear(work: Path) -> None:
     (work / "attack.json").unlink(missing_ok=True)
 
 
-def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
+def _made(plan: Plan, work: Path, told: Callable[[str], Progress], finished: Callable[[Manifest], None]) -> Result:
     """The artifact, by settings that are tuned first where that is wished for; signed once nothing will be added."""
     s = plan.settings
     if s.tune:
@@ -136,7 +92,7 @@ def _made(plan: Plan, work: Path, told: Callable[[str], Progress]) -> Result:
         # The file holds all that was said of the concepts.
         file = work / "tuning" / SETTINGS
         plan = resolve(replace(s, settings=file, kind=(), instead=(), activations=(), sae=(), hookpoint=None, model=None))
-    return make_artifact(replace(plan, settings=replace(plan.settings, sign=None if s.evidence else s.sign)), told("export"))
+    return make_artifact(replace(plan, settings=replace(plan.settings, sign=None if s.evidence else s.sign)), told("export"), finished)
 
 
 def _evidence(plan: Plan, stages: Stages, work: Path, state: State, told: Callable[[str], Progress]) -> dict[str, Any]:
@@ -165,7 +121,7 @@ def _evidence(plan: Plan, stages: Stages, work: Path, state: State, told: Callab
         page = ReportSettings(evaluation=tuple(folders), attack=attack, tuning=tuning, into_artifact=True, overwrite=True)
         text = write_report(root, page, told("report")).content["verdict"]
         state.reported = True
-        _keep(work, state)
+        state.keep(work)
     if s.sign is not None:
         told("report")("signing")
         signature.sign(root, s.sign)

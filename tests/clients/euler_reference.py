@@ -32,7 +32,7 @@ def unedited(unet: Any, golden: Golden) -> Any:
     """
     config = {name: value for name, value in unet.config.items() if name not in ("ablation", "_class_name")}
     weights = {name: value for name, value in unet.state_dict().items() if not name.startswith(("ablations.", "conv_in."))}
-    plain = UNet2DConditionModel.from_config({**config, "mid_block_type": unet.config["ablation"]["mid_block_type"]}).to(unet.dtype).eval()
+    plain = UNet2DConditionModel.from_config({**config, "mid_block_type": unet.config["ablation"]["stock"]}).to(unet.dtype).eval()
     plain.load_state_dict({name.removeprefix("edited_"): value for name, value in weights.items()})
     unet = plain
     case = max(golden.cases, key=lambda c: distance(c.hook, c.unedited))

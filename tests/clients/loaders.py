@@ -36,7 +36,7 @@ CASES = 3
 CONTROL = "control: the unedited model"
 SLOW = ("torch.compile (inductor)",)
 """left out by --quick: builds machine code for minutes"""
-EDIT_TENSORS = ("encoder_weight", "encoder_bias", "pre_bias", "decoder_weight", "features", "timesteps", "thresholds", "gains")
+EDIT_TENSORS = ("encoder_weight", "encoder_bias", "pre_bias", "decoder_weight", "features", "timesteps", "thresholds", "gains", "offsets")
 
 
 class Attempt(NamedTuple):
@@ -139,7 +139,7 @@ def stock_config(root: Path) -> dict[str, Any]:
     """What the base model's config was."""
     config = json.loads((root / "unet" / "config.json").read_text())
     ablation = config.pop("ablation")
-    return config | {"mid_block_type": ablation["mid_block_type"], "_class_name": "UNet2DConditionModel"}
+    return config | {"mid_block_type": ablation["stock"], "_class_name": "UNet2DConditionModel"}
 
 
 def stock_tensors(root: Path) -> dict[str, torch.Tensor]:
@@ -329,7 +329,7 @@ refuses("own pipeline class without trust_remote_code", "trust_remote_code=True"
 refuses("AutoPipelineForText2Image without trust_remote_code", "trust_remote_code=True")(
     lambda root: pipeline(root, AutoPipelineForText2Image, trust_remote_code=False)
 )
-refuses('AutoModel, subfolder="unet"', "saeuron_unet_")(lambda root: AutoModel.from_pretrained(str(root), subfolder="unet"))
+refuses('AutoModel, subfolder="unet"', "saeuron_edit_")(lambda root: AutoModel.from_pretrained(str(root), subfolder="unet"))
 refuses('AutoModel, subfolder="unet", trust_remote_code', "custom code")(
     lambda root: AutoModel.from_pretrained(str(root), subfolder="unet", trust_remote_code=True)
 )
@@ -341,16 +341,16 @@ for _options in (
     {"device_map": "auto"}, {"use_safetensors": True}, {"output_loading_info": True},
 ):  # fmt: skip
     _shown = ", ".join(f"{k}={v}" for k, v in _options.items())
-    refuses(f'UNet2DConditionModel, subfolder="unet"{_shown and ", "}{_shown}', "SaeuronAblatedMidBlock")(
+    refuses(f'UNet2DConditionModel, subfolder="unet"{_shown and ", "}{_shown}', "SaeuronAblated")(
         lambda root, options=_options: UNet2DConditionModel.from_pretrained(root, subfolder="unet", **options)
     )
-refuses("UNet2DConditionModel.from_config", "SaeuronAblatedMidBlock")(
+refuses("UNet2DConditionModel.from_config", "SaeuronAblated")(
     lambda root: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(root, subfolder="unet"))
 )
-refuses("pipeline given the stock class for its UNet", "SaeuronAblatedMidBlock")(
+refuses("pipeline given the stock class for its UNet", "SaeuronAblated")(
     lambda root: pipeline(root, unet=UNet2DConditionModel.from_pretrained(root, subfolder="unet"))
 )
-refuses("ControlNetModel.from_unet", "SaeuronAblatedMidBlock")(lambda root: diffusers.ControlNetModel.from_unet(pipeline(root).unet))
+refuses("ControlNetModel.from_unet", "SaeuronAblated")(lambda root: diffusers.ControlNetModel.from_unet(pipeline(root).unet))
 refuses("copy of the input convolution, as UNetMotionModel makes it", "copy of its blocks would lose")(
     lambda root: pipeline(root).unet.conv_in.state_dict()
 )
@@ -368,12 +368,12 @@ def config_of_stock(root: Path) -> None:
     (root / "unet" / "config.json").write_text(json.dumps(stock_config(root)))
 
 
-@altered("model_index.json rewritten to the stock class", "SaeuronAblatedMidBlock")
+@altered("model_index.json rewritten to the stock class", "SaeuronAblated")
 def _(root: Path) -> None:
     index_of_stock(root)
 
 
-@refuses("model_index.json rewritten to the stock class, no trust_remote_code", "SaeuronAblatedMidBlock")
+@refuses("model_index.json rewritten to the stock class, no trust_remote_code", "SaeuronAblated")
 def _(root: Path) -> Any:
     index_of_stock(root)
     return pipeline(root, trust_remote_code=False)
@@ -382,7 +382,7 @@ def _(root: Path) -> Any:
 @altered("sentinel rewritten to the stock mid block", "mid_block_type.*altered")
 def _(root: Path) -> None:
     with rewritten(root / "unet" / "config.json") as config:
-        config["mid_block_type"] = config["ablation"]["mid_block_type"]
+        config["mid_block_type"] = config["ablation"]["stock"]
 
 
 @altered("config without its ablation entry", "edit is missing")
@@ -409,12 +409,12 @@ def code_of(root: Path) -> Path:
     return found
 
 
-@altered("the .py file removed", "saeuron_unet_")
+@altered("the .py file removed", "saeuron_edit_")
 def _(root: Path) -> None:
     code_of(root).unlink()
 
 
-@altered("the .py file swapped for one that holds the stock class under our name", "SaeuronAblatedMidBlock")
+@altered("the .py file swapped for one that holds the stock class under our name", "SaeuronAblated")
 def _(root: Path) -> None:
     code_of(root).write_text(f"from diffusers import UNet2DConditionModel\n\n\nclass {CLASS}(UNet2DConditionModel):\n    pass\n")
 
@@ -428,7 +428,8 @@ def _(root: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor | None], str]] = {
     "removed": (lambda t: None, "missing keys.*{}"),
-    "zeroed": (torch.zeros_like, "do not match their recorded hash"),
+    # `multiply` leaves the offsets at zero.
+    "zeroed": (lambda t: torch.zeros_like(t) if bool(t.any()) else torch.ones_like(t), "do not match their recorded hash"),
     "NaN": (lambda t: t * float("nan"), "{}.*not loaded"),
     "truncated": (lambda t: t[:-1].clone(), "{}.*altered or truncated"),
 }
@@ -456,7 +457,7 @@ def _(root: Path) -> None:
 @altered("all tables truncated and the config told so", "do not match their recorded hash")
 def _(root: Path) -> None:
     with tensors_of(root) as tensors:
-        for key in [k for k in tensors if k.endswith((".timesteps", ".thresholds", ".gains"))]:
+        for key in [k for k in tensors if k.endswith((".timesteps", ".thresholds", ".gains", ".offsets"))]:
             tensors[key] = tensors[key][:1].clone()
     with rewritten(root / "unet" / "config.json") as config:
         for shape in config["ablation"]["hookpoints"].values():
@@ -603,7 +604,7 @@ def attempt(artifact: Path, name: str) -> Answer:
     if name == CONTROL:
         return control(artifact, golden)
     wanted = ATTEMPTS[name]
-    for module in [m for m in sys.modules if "saeuron_unet_" in m]:
+    for module in [m for m in sys.modules if "saeuron_edit_" in m]:
         del sys.modules[module]  # code that an earlier attempt trusted must not help this one
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "artifact"

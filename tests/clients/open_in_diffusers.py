@@ -20,7 +20,7 @@ def main(artifact: Path) -> int:
     report = Report(f"diffusers {diffusers.__version__} (transformers {transformers.__version__})", golden.precision)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(artifact, trust_remote_code=True, torch_dtype=DTYPES[golden.precision])
     compare_golden_loops(report, pipeline, golden)
-    report.line("saeuron" not in sys.modules, "the UNet's code came from the artifact; saeuron was not imported")
+    report.line("saeuron" not in sys.modules, "the network's code came from the artifact; saeuron was not imported")
     return report.exit_code()
 
 

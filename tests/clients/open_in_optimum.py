@@ -1,6 +1,6 @@
 """Opens an artifact in optimum, unchanged, and runs its golden loops and an Euler loop.
 
-Usage: open_in_optimum.py ARTIFACT EULER.npz, the latter written by `euler_reference.py`.
+Usage: open_in_optimum.py ARTIFACT [EULER.npz], the latter written by `euler_reference.py` for an artifact with a UNet.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from golden_reader import Report, read_golden
 from loops import EULER_STEPS, compare_golden_loops, final_latents, use_euler
 
 
-def main(artifact: Path, euler: Path) -> int:
+def main(artifact: Path, euler: Path | None) -> int:
     """Exit code: 0 if every loop matches."""
     golden = read_golden(artifact)
     report = Report("optimum", golden.precision)
     kind = "ORT" + json.loads((artifact / "model_index.json").read_text())["_class_name"]
     pipeline = getattr(optimum.onnxruntime, kind).from_pretrained(artifact)
     compare_golden_loops(report, pipeline, golden)
+    if euler is None:
+        return report.exit_code()
 
     use_euler(pipeline)
     reference = np.load(euler)
@@ -39,4 +41,4 @@ def main(artifact: Path, euler: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None))

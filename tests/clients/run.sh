@@ -43,7 +43,7 @@ export PYTHONWARNINGS=ignore DIFFUSERS_VERBOSITY=error TRANSFORMERS_VERBOSITY=er
 
 artifact=${ARTIFACT:-$work/artifact}
 if [ -z "${ARTIFACT:-}" ]; then
-  "$bin/saeuron-export" --concepts Neon,House --format checkpoint,onnx --output "$artifact"
+  "$bin/saeuron-export" --concepts Neon,House --intervention multiply --format checkpoint,onnx --output "$artifact"
 fi
 
 failed=0
@@ -64,6 +64,11 @@ if "$bin/python" "$here/euler_reference.py" "$artifact" "$work/euler.npz"; then
   "$optimum" "$here/open_in_optimum.py" "$artifact" "$work/euler.npz" || failed=1
 else
   failed=1
+fi
+if [ -z "${ARTIFACT:-}" ]; then # the embedded SD3 as well, where networks are transformers and there is a third text encoder
+  "$bin/saeuron-export" --model demo:dit --concepts Neon --format checkpoint,onnx --output "$work/transformer"
+  for python in "$bin/python" "$optimum"; do "$python" "$here/open_in_diffusers.py" "$work/transformer" || failed=1; done
+  "$optimum" "$here/open_in_optimum.py" "$work/transformer" || failed=1
 fi
 "$eval_unlearn" "$here/run_eval_unlearn.py" "$artifact" || failed=1
 if [ "$failed" = 0 ]; then echo "every client runs the edit"; else echo "a client FAILED" >&2; fi

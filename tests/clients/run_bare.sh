@@ -24,7 +24,7 @@ done
 
 artifact=${ARTIFACT:-$work/artifact}
 if [ -z "${ARTIFACT:-}" ]; then
-  "$bin/saeuron-export" --concepts Neon,House --format checkpoint,onnx --output "$artifact"
+  "$bin/saeuron-export" --concepts Neon,House --intervention multiply --format checkpoint,onnx --output "$artifact"
 fi
 prompt="An image of Car in Sunset style."
 "$bare/bin/saeuron" validate "$artifact" --backend onnx

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import modeling_utils
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
-from saeuron.editor.edit import ablated_unet
-from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit import feature_ablation
+from saeuron.editor.edit.ablated_kinds import AblatedUNet2DConditionModel
 from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.feature_ablation import AblationIntegrityError
+from saeuron.editor.edit.shipped import SHIPPED
 
 CHILD = """
 import sys, torch
@@ -50,7 +51,7 @@ def test_a_pickle_opens_in_a_process_without_saeuron(edited, tmp_path, monkeypat
     assert done.returncode == 0, done.stderr[-2000:]
     module = done.stdout.strip().splitlines()[-1]
     assert module == AblatedUNet2DConditionModel.__module__
-    assert (tmp_path / "saved" / f"{module}.py").read_bytes() == Path(ablated_unet.__file__).read_bytes()
+    assert (tmp_path / "saved" / f"{module}.py").read_bytes() == SHIPPED
     assert torch.equal(AblatedUNet2DConditionModel.from_pretrained(tmp_path / "saved")(x, 501.0, c).sample, y)
 
 
@@ -67,12 +68,12 @@ def test_a_second_copy_of_the_file_has_the_same_classes(tmp_path):
     import importlib.util
 
     path = tmp_path / "another.py"
-    path.write_bytes(open(ablated_unet.__file__, "rb").read())  # noqa: SIM115
+    path.write_bytes(SHIPPED)
     spec = importlib.util.spec_from_file_location("another", path)
     sys.modules["another"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     del sys.modules["another"]
-    assert module.AblatedUNet2DConditionModel is AblatedUNet2DConditionModel and module.FeatureAblation is ablated_unet.FeatureAblation
+    assert module.AblatedUNet2DConditionModel is AblatedUNet2DConditionModel and module.FeatureAblation is feature_ablation.FeatureAblation
 
 
 def test_the_class_is_uploaded_with_the_weights(edited, tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_another_default_dtype(edited, tmp_path, dtype):
 
 def test_a_replaced_forward_is_named(edited):
     edited.forward = UNet2DConditionModel.forward.__get__(edited)
-    with pytest.raises(AblationIntegrityError, match="'unet.forward' was replaced"):
+    with pytest.raises(AblationIntegrityError, match="'forward' was replaced"):
         edited(*inputs()[:1], 501, inputs()[1])
 
 
@@ -144,7 +145,7 @@ def test_an_edit_that_does_not_run_once_is_an_error(edited, how):
         block._forward_hooks.clear()
     else:
         block.register_forward_hook(edited.ablations[HOOKPOINT.replace(".", "-")].on_output, with_kwargs=True)
-    with pytest.raises(AblationIntegrityError, match="a block of this UNet was replaced"):
+    with pytest.raises(AblationIntegrityError, match="an edited block was replaced"):
         edited(x, 501.0, c)
 
 

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from tests.conftest import HOOKPOINT, make_sae
+from tests.conftest import HOOKPOINT, WIDTH, make_sae
 
 from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.denoisers.sampling import capture, generate
 from saeuron.editor.denoisers.sampling_settings import Sampling
-from saeuron.editor.features.activations import ddim_timesteps
+from saeuron.editor.edit.project import token_parts
+from saeuron.editor.features.activations import ConceptActivations, ddim_timesteps
 from saeuron.editor.features.collect import Process, collect
 from saeuron.editor.sae.sae import SparseAutoencoder
 
@@ -138,3 +139,16 @@ def test_non_finite_latents_are_refused_by_name(pipeline):
     sae.b_enc[3] = float("nan")
     with pytest.raises(SaeuronError, match=f"'a' at '{HOOKPOINT}' are not finite"):
         collect(pipeline, {HOOKPOINT: sae}, PROMPTS, SHORT)
+
+
+def test_the_file_keeps_how_tokens_vary_whoever_added_it_up(pipeline, tmp_path):
+    parts = {HOOKPOINT: token_parts(WIDTH)}
+    sampling = Sampling(3, 3.0, batch_size=2)
+    found = collect(pipeline, parts, PROMPTS, sampling, within=True)[HOOKPOINT]
+    state = tmp_path / "state"
+    assert collect(pipeline, parts, PROMPTS, sampling, state=state, process=Process(1, 2), within=True) is None
+    shared = collect(pipeline, parts, PROMPTS, sampling, state=state, within=True)[HOOKPOINT]
+    assert torch.equal(shared.within, found.within)
+    found.save(tmp_path / "a.safetensors")
+    assert torch.equal(ConceptActivations.load(tmp_path / "a.safetensors").within, found.within)
+    assert collect(pipeline, parts, PROMPTS, sampling)[HOOKPOINT].within is None

@@ -54,13 +54,13 @@ class OfMadeUp(Denoiser):
     component, cls, noun, blocks, float32 = "transformer", "MadeUp", "transformer", r"blocks\.\d+", ("sigma",)
     network_class = MadeUp
 
-    def tokens(self, output):
+    def tokens(self, name, output):
         return output[1]
 
-    def with_tokens(self, output, tokens):
+    def with_tokens(self, name, output, tokens):
         return output[0], tokens
 
-    def input_tokens(self, args, kwargs):
+    def input_tokens(self, name, args, kwargs):
         return args[1]
 
     def inputs(self, args, kwargs):
@@ -72,7 +72,7 @@ class OfMadeUp(Denoiser):
     def noise_level(self, inputs):
         return 1000 * inputs["sigma"].reshape(-1)
 
-    def at_level(self, level):
+    def at_level(self, level, rows):
         raise NotImplementedError
 
     def rows(self, guided):
@@ -160,7 +160,10 @@ def test_a_block_that_is_not_there_is_named_with_the_kinds_own_blocks(made_up):
 
 
 def test_a_network_of_no_known_kind_is_refused():
-    with pytest.raises(SaeuronError, match="Linear can't be edited; only UNet2DConditionModel can"):
+    with pytest.raises(
+        SaeuronError,
+        match="Linear can't be edited; only UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel, SanaTransformer2DModel and PixArtTransformer2DModel can",
+    ):
         denoiser_of(nn.Linear(1, 1))
 
 
@@ -177,14 +180,14 @@ def test_prompted_rows_of_a_unet_are_the_last():
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: (m, "more"), lambda m: SimpleNamespace(sample=m)])
 def test_a_unets_maps_as_tokens_and_back(wrap):
     denoiser, feature_map = UNet(), torch.randn(2, 3, 4, 5)
-    tokens = denoiser.tokens(wrap(feature_map))
+    tokens = denoiser.tokens("up", wrap(feature_map))
     assert tokens.shape == (2, 20, 3) and torch.equal(tokens[1, 7], feature_map[1, :, 1, 2])
-    output = denoiser.with_tokens(wrap(feature_map), tokens + 1)
+    output = denoiser.with_tokens("up", wrap(feature_map), tokens + 1)
     found = output if torch.is_tensor(output) else output[0] if isinstance(output, tuple) else output.sample
     assert torch.equal(found, feature_map + 1) and (not isinstance(output, tuple) or output[1] == "more")
-    assert torch.equal(denoiser.input_tokens((), {"hidden_states": feature_map}), tokens)
+    assert torch.equal(denoiser.input_tokens("up", (), {"hidden_states": feature_map}), tokens)
     with pytest.raises(SaeuronError, match="does not give a feature map"):
-        denoiser.tokens(wrap(torch.randn(2, 20, 3)))
+        denoiser.tokens("up", wrap(torch.randn(2, 20, 3)))
 
 
 @pytest.mark.parametrize("timestep", [501, 501.25, torch.tensor(501), torch.tensor([501.5]), torch.tensor([501, 101])])

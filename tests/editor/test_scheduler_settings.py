@@ -126,7 +126,7 @@ def test_timesteps_in_other_units_are_refused(steps):
         diffusers.EulerDiscreteScheduler(**BETAS, timestep_type="continuous", prediction_type="v_prediction"),
     )
     for scheduler in others:
-        with pytest.raises(SaeuronError, match="calls the UNet at timesteps"):
+        with pytest.raises(SaeuronError, match="calls the network at timesteps"):
             check_reach(scheduler, steps, calibrated, "X", ends=True)
         with pytest.raises(SaeuronError, match="DDIM can't sample in the place of"):
             FAMILIES[0].calibrating(scheduler)

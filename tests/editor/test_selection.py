@@ -67,6 +67,29 @@ def naive_edit(activations, wishes, n):
     return table
 
 
+def test_what_is_done_to_a_feature_and_which_of_two_wins():
+    activations = make_activations(latents=64, steps=4)
+    mean = activations.means.mean(0)
+
+    def part_of(*wishes):
+        made = [Suppression(c, HOOKPOINT, Rule.parse(rule), gamma, how) for c, rule, gamma, how in wishes]
+        return make_edit(made, {(c, HOOKPOINT): activations for c in activations.concepts}).hookpoints[HOOKPOINT]
+
+    zero, clamp = part_of(("A", "count:9", -1.0, "zero")), part_of(("A", "count:9", -1.0, "clamp"))
+    on = zero.thresholds.isfinite()
+    assert bool((zero.gains[on] == 0).all()) and not bool(zero.offsets.any()) and torch.equal(zero.thresholds, clamp.thresholds)
+    assert bool((clamp.gains[on] == 0).all()) and torch.equal(clamp.offsets[on], mean[:, clamp.features][on])
+    for part in (zero, clamp):
+        assert bool((part.gains[~on] == 1).all()) and not bool(part.offsets[~on].any())
+    # Every latent is chosen by both: negative beats nought, and that beats the bar.
+    for weaker, stronger in (("clamp", "zero"), ("zero", "multiply"), ("clamp", "multiply")):
+        both = part_of(("A", "count:64", -2.0, weaker), ("B", "count:64", -2.0, stronger))
+        alone = part_of(("B", "count:64", -2.0, stronger))
+        for t, row in enumerate(alone.chosen["B"]):
+            here, there = torch.isin(both.features, torch.tensor(row)), torch.isin(alone.features, torch.tensor(row))
+            assert torch.equal(both.gains[t][here], alone.gains[t][there]) and torch.equal(both.offsets[t][here], alone.offsets[t][there])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

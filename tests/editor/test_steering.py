@@ -138,7 +138,7 @@ def test_refuses_what_cannot_be_meant(message, options):
         ("another type", {"gains": torch.zeros(2, 1, dtype=torch.float64)}),
         ("differ in shape", {"gains": torch.zeros(3, 1)}),
         ("no ascending latents", {"features": torch.tensor([256])}),
-        ("not descending", {"timesteps": torch.tensor([0, 999])}),
+        ("not descending", {"timesteps": torch.tensor([0.0, 999.0])}),
         ("not finite", {"gains": torch.full((2, 1), float("inf"))}),
         ("another number of steps", {"chosen": {"feature 3": [[3]]}}),
     ],

@@ -9,7 +9,7 @@ from saeuron.editor.features.concepts import KINDS, presets
 from saeuron.editor.features.words import concept_of
 
 NAMES = {"object": "Grumpy Cat", "style": "van Gogh", "person": "Ada Lovelace", "text": "blood and gore"}
-MODELS = (None, "demo")
+MODELS = (None, "demo", "demo:dit")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -112,8 +112,8 @@ def test_the_models_text_encoder_reads_the_prompts(model):
     for kind, name in NAMES.items():
         made = concept_of(name if model is None else "Pine", kind, model=model)
         texts = [t for sets in (made.compared, made.tested) for held in sets.values() for t in held]
-        if model == "demo":
-            check_prompts(demo.PIPELINE, {name: texts})
+        if model in demo.MODELS:
+            check_prompts(demo.MODELS[model], {name: texts})
         else:
             assert max(len(t.split()) for t in texts) < 30
 

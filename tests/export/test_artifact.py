@@ -127,13 +127,16 @@ def test_dry_run_writes_nothing_and_tells_the_plan(tiny, tmp_path):
 
 
 def test_dry_run_lists_features_in_the_order_of_the_names(tmp_path):
-    found = runner.invoke(app, ["export", "--dry-run", "--concepts", "Tiles,House,Chalkboard", "--output", str(tmp_path / "out")])
+    found = runner.invoke(
+        app,
+        ["export", "--dry-run", "--concepts", "Tiles,House,Chalkboard", "--intervention", "multiply", "--output", str(tmp_path / "out")],
+    )
     lines = [line.split() for line in found.stdout.splitlines()]
     shown = [(line[1], line[3].rstrip(":")) for line in lines if line[0] == "features"]
     known = presets()
-    assert shown == [(name, h) for name in ("Tiles", "House", "Chalkboard") for h in known[name].hookpoint.split(",")]
+    assert shown == [(name, h) for name in ("Tiles", "House", "Chalkboard") for h in known[name].features.hookpoint.split(",")]
     count = known["House"].select.removeprefix("count:")
-    assert f"House at {known['House'].hookpoint.split(',')[0]}: {count} a step" in found.stdout
+    assert f"House at {known['House'].features.hookpoint.split(',')[0]}: {count} a step" in found.stdout
 
 
 def test_dry_run_without_a_network(tmp_path, tiny):
@@ -146,7 +149,11 @@ def test_dry_run_without_a_network(tmp_path, tiny):
 def test_concepts_lists_presets():
     result = runner.invoke(app, ["concepts", "--json"])
     rows = json.loads(result.stdout)
-    assert len(rows) >= 16 and set(rows[0]) == {"name", "model", "domain", "sae", "hookpoint", "select", "multiplier", "residual", "status"}
+    assert len(rows) >= 16 and set(rows[0]) == {
+        "name", "model", "domain", "sae", "hookpoint", "intervention", "select", "multiplier", "directions", "features", "residual", "status"
+    }  # fmt: skip
+    neon = next(row for row in rows if row["name"] == "Neon")
+    assert neon["features"] == {"hookpoint": neon["hookpoint"], "multiplier": -0.3} and neon["directions"].startswith("demo:directions/")
 
 
 def test_the_safety_checker_is_kept(tiny, tmp_path):

@@ -82,6 +82,43 @@ def test_refusals(demo_artifact, tmp_path):
     refused("reads 24", "attack", root, *QUICK[:2], "--tokens", 60, "--attacks", "prefix", "--report-seeds", 2)
 
 
+def test_a_published_attack_is_planned_and_refused(demo_artifact, tmp_path):
+    root = demo_artifact.path
+    planned = json.loads(run("attack", root, "--dry-run", "--json", "--protocol", "ours,cce,leak", "--share", 0.01).stdout)
+    rows = planned["concepts"]["Neon"]
+    assert list(rows)[-3:] == ["seeds", "cce", "leak"] and rows["cce"]["gradients"] == 50 * 16 and rows["leak"]["gradients"] == 0
+    alone = json.loads(run("attack", root, "--dry-run", "--json", "--protocol", "p4d").stdout)
+    assert list(alone["concepts"]["Neon"]) == ["unedited", "edited", "p4d"]
+    refused("did you mean p4d", "attack", root, "--protocol", "p4")
+    refused("prompts=FILE", "attack", root, "--protocol", "prompts")
+    refused("take --through checkpoint", "attack", root, "--protocol", "leak", "--through", "hook")
+    refused("are of --protocol ours", "attack", root, "--protocol", "cce", "--attacks", "prefix")
+    refused("--share is 0; it must be", "attack", root, "--protocol", "cce", "--share", 0)
+
+
+def test_a_published_attack_is_reported(demo_artifact, tmp_path):
+    """Written, read by the report, refused where a row was taken out; the list of prompts is on record by its hash."""
+    root, listed, report = demo_artifact.path, tmp_path / "list.txt", tmp_path / "attack.json"
+    listed.write_text("An image of Car in Neon style.\nAn image of Star in Neon style.\n")
+    names = f"leak,noise-start,prompts={listed}"
+    shown = run("attack", root, "--concepts", "Neon", "--protocol", names, "--steps", 4, "--report-seeds", 2, "-o", report).stdout
+    assert "whoever holds an artifact can take its edit out" in shown and "control-" in shown
+    found = json.loads(report.read_text())
+    rows = found["concepts"]["Neon"]["rows"]
+    assert [r["attack"] for r in rows][-2:] == ["control-prompts", "prompts"] and rows[-1]["found"] == {"cut": 0}
+    assert found["settings"]["protocol"] == ["leak", "noise-start", f"prompts=list.txt ({file_sha256(listed)})"]
+    assert str(tmp_path) not in report.read_text()
+    page = tmp_path / "page.html"
+    run("report", root, "--attack", report, "-o", page)
+    text = page.with_suffix(".md").read_text()
+    assert "noise-start-0.9" in text and "who changed weights (leak)" in text and "began from a picture of it" in text
+    assert "Published attacks that were not run on Neon: unlearndiffatk" in text
+    found["concepts"]["Neon"]["rows"] = [r for r in rows if r["attack"] != "control-prompts"]
+    cut = tmp_path / "cut.json"
+    cut.write_text(json.dumps(found))
+    refused("rows of prompts, but not control-prompts", "report", root, "--attack", cut, "-o", tmp_path / "other.html")
+
+
 def test_graphs_alone_can_be_attacked_through_the_hook_only(demo_artifact, tmp_path):
     root = tmp_path / "graphs"
     shutil.copytree(demo_artifact.path, root)

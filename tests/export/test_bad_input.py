@@ -206,8 +206,9 @@ def test_incomplete_model(job, tiny, tmp_path, spoil, message):
 @pytest.mark.parametrize(
     "kind",
     [
-        "StableDiffusion3Pipeline",
-        "FluxPipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "FluxInpaintPipeline",
+        "CogView4Pipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionControlNetPipeline",
@@ -217,7 +218,7 @@ def test_incomplete_model(job, tiny, tmp_path, spoil, message):
 def test_other_pipelines(job, tiny, tmp_path, kind):
     folder = spoiled(tiny["model"], tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": kind}
-    if "3" in kind or "Flux" in kind:
+    if not kind.startswith(("StableDiffusionI", "StableDiffusionC", "StableDiffusionX")):
         del index["unet"]
     (folder / "model_index.json").write_text(json.dumps(index))
     refused(job, kind, **{"--model": folder})
@@ -255,14 +256,14 @@ def test_presets_of_two_models_are_refused(monkeypatch):
     from dataclasses import replace
 
     from saeuron.editor.common.errors import SaeuronError
+    from saeuron.editor.features import named
     from saeuron.editor.features.concepts import presets
-    from saeuron.export.plan import concepts
     from saeuron.export.plan import resolve as module
     from saeuron.export.plan.settings import Settings
 
     known = presets()
     name = next(iter(known))
-    known["Other"] = replace(known[name], name="Other", model="someone/else")
-    monkeypatch.setattr(concepts, "presets", lambda *_: known)
+    known["Other"] = replace(known[name], name="Other", model="someone/else", directions="")
+    monkeypatch.setattr(named, "presets", lambda *_: known)
     with pytest.raises(SaeuronError, match="different base models"):
-        module.resolve(Settings((name, "Other"), output="x"))
+        module.resolve(Settings((name, "Other"), output="x", intervention="multiply"))

@@ -10,6 +10,7 @@ from tests.conftest import HOOKPOINT, edit_of, make_activations, make_sae, make_
 from tests.validation.stand_in import StandInCuda, StandInTensorRT
 
 from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.how import How
 from saeuron.export.bench import graphs as bench_graphs
 from saeuron.export.bench.bench import HOOK, UNEDITED, bench, timed
 from saeuron.validation.artifact import engines
@@ -44,10 +45,12 @@ def test_torch_and_onnx(parts):
     assert found["tokens"] == {HOOKPOINT: [2, 16, 32]}
 
 
-def test_only_exact_where_the_residual_needs_every_latent(parts):
+def test_only_exact_where_the_residual_or_the_gain_needs_every_latent(parts):
     unet, edit, saes = parts
-    found = measure((unet, replace(edit, residual="upstream"), saes), "torch")
-    assert [r["variant"] for r in found["rows"]] == [UNEDITED, HOOK, "exact"]
+    by_token = {h: replace(part, how=How(gain="token")) for h, part in edit.hookpoints.items()}
+    for other in (replace(edit, residual="upstream"), replace(edit, hookpoints=by_token)):
+        found = measure((unet, other, saes), "torch")
+        assert [r["variant"] for r in found["rows"]] == [UNEDITED, HOOK, "exact"]
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -56,7 +59,9 @@ def test_the_graph_of_the_edit_alone_is_the_edit(parts, gate, tmp_path):
     unet, edit, saes = parts
     edited = bake(unet, edit, saes, gate)
     tokens = {HOOKPOINT: torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(1))}
-    path, feed = bench_graphs.export_edit(bench_graphs.Edits(edited.ablations), (torch.tensor(501.0), *tokens.values()), tmp_path / gate)
+    path, feed = bench_graphs.export_edit(
+        bench_graphs.Edits(edited.ablations, [None]), (torch.tensor(501.0), *tokens.values()), tmp_path / gate
+    )
     (found,) = run_session(open_session(path), dict(feed)).values()
     wanted = next(iter(edited.ablations.values()))(tokens[HOOKPOINT], torch.tensor([501.0]))
     assert not torch.equal(wanted, tokens[HOOKPOINT])

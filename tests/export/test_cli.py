@@ -41,7 +41,7 @@ def command(*arguments, entry="main"):
         (["--concepts", "Neon", "--output", "OUT", "--select", "best"], "expected percentile:P or count:N"),
         (["--concepts", "Neon", "--output", "OUT", "--multiplier", "3"], "--allow-amplify"),
         (["--concepts", "Neon", "--output", "OUT", "--model", "./nowhere"], "no folder './nowhere'"),
-        (["--concepts", "Neon", "--output", "OUT", "--activations", "nowhere.safetensors"], "does not exist"),
+        (["--concepts", "Neon", "--output", "OUT", "--intervention", "multiply", "--activations", "nowhere.safetensors"], "does not exist"),
         (["--concepts", "Neon"], "no output folder"),
         (["--concept", "Neon"], "error: no such option '--concept'; did you mean '--concepts'?\n"),
         (["-x"], "error: no such option '-x'; see "),
@@ -191,7 +191,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(tmp_path):
 def test_help_is_readable_at_80_columns():
     result = runner.invoke(cli.app, ["export", "--help"], env={"COLUMNS": "80"})
     assert result.exit_code == 0 and "…" not in result.stdout
-    assert "up_blocks.1.attentions.1" in result.stdout and "unet." in result.stdout
+    assert "up_blocks.1.attentions.1" in result.stdout and "transformer_blocks.12" in result.stdout
     assert all(panel in result.stdout for panel in ("─ What ─", "─ Where ─", "─ How ─", "─ Proof ─", "─ Output ─"))
 
 
@@ -203,14 +203,14 @@ def test_concepts_fit_80_columns(monkeypatch):
     known = concepts.presets()
     long = replace(
         known["Neon"], name="Abstractionism", hookpoint="up_blocks.1.attentions.1", model="CompVis/stable-diffusion-v1-4", sae="bcywinski/SAeUron_coco", domain="unlearncanvas-object",
-        select="percentile:99.999", multiplier=-12.5, status="untuned",
+        select="percentile:99.999", multiplier=-12.5, status="untuned", intervention="multiply",
     )  # fmt: skip
-    monkeypatch.setattr(concepts, "presets", lambda *_: {**known, long.name: long})
+    monkeypatch.setattr(concepts, "shipped", lambda: [*known.values(), long])
     result = runner.invoke(cli.app, ["concepts"], env={"COLUMNS": "80"})
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     neon = known["Neon"]
-    assert any(line.split() == ["Neon", "style", neon.select, f"{neon.multiplier:g}", "tuned"] for line in lines)
+    assert any(line.split() == ["Neon", "style", "weights+probe", f"{neon.multiplier:g}", "tuned"] for line in lines)
     assert f"demo at {neon.hookpoint.replace(',', ', ')}" in lines
     assert any(line.split() == ["Abstractionism", "unlearncanvas-object", "percentile:99.999", "-12.5", "untuned"] for line in lines)
     assert "CompVis/stable-diffusion-v1-4 at up_blocks.1.attentions.1" in lines and "SAE bcywinski/SAeUron_coco, residual keep" in lines

@@ -34,7 +34,7 @@ def test_collect_writes_a_file_that_export_reads(collecting, tiny, tmp_path):
     held = ConceptActivations.load(tmp_path / "a.safetensors")
     assert held.concepts == ["Neon", "plain"] and held.prompts == [3, 2] and held.provenance["sae_sha256"] == make_sae().sha256()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "p.toml"], "no unfinished work is left"
-    run("export", "--concepts", "Neon", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tmp_path / "a.safetensors",
+    run("export", "--concepts", "Neon", "--intervention", "multiply", "--model", tiny["model"], "--sae", tiny["sae"], "--activations", tmp_path / "a.safetensors",
         "--hookpoint", HOOKPOINT, "--select", "count:20", "--multiplier", "-3", "--steps", 2, "--proof", "short", "--format", "checkpoint",
         "--output", tmp_path / "out")  # fmt: skip
 
@@ -91,10 +91,10 @@ def test_collect_refuses_what_cannot_be_meant(collecting, tiny, tmp_path):
 def test_select_shows_features_and_writes_settings_that_export_reads(tmp_path):
     found = json.loads(run("select", "--concepts", "Neon,House,Boat", "--output", tmp_path / "s.toml", "--json").stdout)
     known = presets()
-    places = known["Neon"].hookpoint.split(",")
+    places = known["Neon"].features.hookpoint.split(",")
     entries = {e["concept"]: e for e in found["concepts"]}
     assert [(e["concept"], e["hookpoint"]) for e in found["concepts"]] == [
-        (c, h) for c in ("Neon", "House", "Boat") for h in known[c].hookpoint.split(",")
+        (c, h) for c in ("Neon", "House", "Boat") for h in known[c].features.hookpoint.split(",")
     ]
     assert len(places) == 2
     for entry in found["concepts"]:
@@ -103,10 +103,13 @@ def test_select_shows_features_and_writes_settings_that_export_reads(tmp_path):
     assert len(entries["House"]["compared_with"]) == 7 and "House" not in entries["House"]["compared_with"]
     tables = {t["name"]: t for t in tomllib.loads((tmp_path / "s.toml").read_text())["concepts"]}
     assert tables["Neon"]["select"] == known["Neon"].select and tables["House"]["status"] == "tuned"
-    assert tables["Neon"]["hookpoint"] == known["Neon"].hookpoint and tables["Neon"]["activations"] == "demo:style-{hookpoint}.safetensors"
+    assert (
+        tables["Neon"]["hookpoint"] == known["Neon"].features.hookpoint
+        and tables["Neon"]["activations"] == "demo:style-{hookpoint}.safetensors"
+    )
     plans = [
         json.loads(run("export", *options, "--output", tmp_path / "x", "--dry-run", "--json").stdout)
-        for options in (["--concepts", "Neon,House,Boat"], ["--settings", tmp_path / "s.toml"])
+        for options in (["--concepts", "Neon,House,Boat", "--intervention", "multiply"], ["--settings", tmp_path / "s.toml"])
     ]
     assert plans[0]["features"] == plans[1]["features"]
     assert {c["status"] for c in plans[1]["concepts"]} == {"tuned"}

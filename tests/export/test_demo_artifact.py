@@ -36,7 +36,7 @@ def test_both_backends_are_proven(demo_artifact):
 
 
 def test_the_dry_run_names_every_file(demo_artifact):
-    check_plan(demo_artifact, Settings(("Neon", "House"), demo_artifact.path))
+    check_plan(demo_artifact, Settings(("Neon", "House"), demo_artifact.path, intervention="multiply"))
 
 
 def test_every_file_is_on_record(demo_artifact):

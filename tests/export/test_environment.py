@@ -128,7 +128,7 @@ def test_what_is_missing_is_called_missing(tmp_path, monkeypatch):
         ("there is no folder 'models/nothere'", *job, "--model", "models/nothere"),
         ("'./link' is a link to 'gone', which isn't there", *job, "--model", "./link"),
         ("no folder './nothere' here", *job, "--model", "./nothere"),
-        ("there is no folder 'models/nothere'", *job, "--sae", "models/nothere"),
+        ("there is no folder 'models/nothere'", *job, "--intervention", "multiply", "--sae", "models/nothere"),
         (
             "prompts 'p.toml' does not exist",
             "collect",

@@ -19,8 +19,9 @@ from tests.conftest import HOOKPOINT, inputs, made_once
 
 import saeuron
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit.ablated_kinds import AblatedUNet2DConditionModel
 from saeuron.editor.edit.edit import Edit
+from saeuron.editor.edit.feature_ablation import AblationIntegrityError
 from saeuron.editor.edit.hook import AblationHook
 from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.export.plan.settings import Settings

@@ -28,7 +28,7 @@ def test_kind_makes_a_concept_of_every_name_without_a_preset():
     assert [w.collecting.prompts for w in found.wishes] == [c.compared for c in found.concepts.values()]
     assert {w.status for w in found.wishes} == {"untuned"}
     assert prompts_on_record(found)["Fog"] == prompts_of(concept_of("Fog", "object"))
-    mixed = plan("Neon,Fog,a=b", kind=["Fog=style", "a=b=text"], model="demo")
+    mixed = plan("Neon,Fog,a=b", kind=["Fog=style", "a=b=text"], model="demo", intervention="multiply")
     assert [c.kind for c in mixed.concepts.values()] == ["style", "style", "text"] and mixed.concepts["Neon"].status == "tuned"
     assert mixed.concepts["Fog"] == concept_of("Fog", "style", model="demo")
 

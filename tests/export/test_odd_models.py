@@ -73,7 +73,7 @@ def test_edm_timesteps_are_refused(tiny, folder, tmp_path):
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": ["diffusers", "EDMEulerScheduler"]}))
     for more in ((), ("--dry-run",)):
-        refused("EDMEulerScheduler calls the UNet at timesteps 1.0", *job(tiny, folder, tmp_path / "out", *more))
+        refused("EDMEulerScheduler calls the network at timesteps 1.0", *job(tiny, folder, tmp_path / "out", *more))
     (tmp_path / "p.txt").write_text("An image of House.\n")
     sets = ("--prompts", f"a={tmp_path / 'p.txt'}", "--prompts", f"b={tmp_path / 'p.txt'}")
     for more in ((), ("--dry-run",)):

@@ -11,11 +11,13 @@ from tests.validation.test_signature import keys  # noqa: F401
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.export.plan import costs
+from saeuron.export.plan.dry_run import describe
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
+from saeuron.export.plan.stage_state import work_folder
 from saeuron.export.plan.stages import stages_of
 from saeuron.export.ship import stages as module
-from saeuron.export.ship.stages import export_artifact, work_folder
+from saeuron.export.ship.stages import export_artifact
 from saeuron.validation.artifact import manifest
 from saeuron.validation.trust.verify import verify
 
@@ -91,6 +93,20 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
     assert seen["evaluate"] == ["evaluate", "attack", "write_report"] and "make_artifact" not in seen["write_report"]
     assert "attack" in seen["run"] and "attack" not in seen["write_report"]
 
+    # Killed as soon as the artifact has its name; the dry run knows.
+    shutil.rmtree(root)
+    shutil.rmtree(work)
+    with monkeypatch.context() as patched:
+        real = module.make_artifact
+        patched.setattr(module, "make_artifact", lambda *a, **k: (real(*a, **k), stop())[0])
+        with pytest.raises(KeyboardInterrupt):
+            export_artifact(settings(tmp_path))
+    planned = describe(settings(tmp_path))
+    assert planned["made"] and [stage["stage"] for stage in planned["stages"]] == ["evaluate", "attack", "report"]
+    calls.clear()
+    export_artifact(settings(tmp_path))
+    assert calls == ["evaluate", "attack", "write_report"]
+
     # Killed between report and the end.
     state = json.loads((work / "stages.json").read_text())
     (work / "stages.json").write_text(json.dumps({**state, "finished": False}))
@@ -110,7 +126,7 @@ def test_evidence_goes_into_the_artifact_and_a_stopped_run_goes_on(tmp_path, mon
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_only_as_the_same_job_and_makes_its_own_report(tmp_path, monkeypatch, calls):
     file, root = tmp_path / "s.toml", tmp_path / "a"
-    table = '[[concepts]]\nname = "Neon"\nselect = "count:2"\nmultiplier = -1.0\n'
+    table = '[[concepts]]\nname = "Neon"\nintervention = "multiply"\nselect = "count:2"\nmultiplier = -1.0\n'
     file.write_text(table)
     with monkeypatch.context() as patched:
         patched.setattr(module, "evaluate", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -130,7 +146,7 @@ def test_a_stopped_run_goes_on_only_as_the_same_job_and_makes_its_own_report(tmp
 def test_tuned_settings_are_those_of_the_artifact_and_its_signature_is_the_last(tmp_path, keys):
     private, public = keys["mine"]
     judges = ("clip=demo:clip", "demo")
-    wanted = settings(tmp_path, tune=True, judge=judges, budget=608, sign=private, steps=2)
+    wanted = settings(tmp_path, tune=True, judge=judges, budget=608, intervention="multiply", sign=private, steps=2)
     result = export_artifact(wanted)
     work = work_folder(wanted.output)
     report = json.loads((work / "tuning" / "report.json").read_text())
@@ -154,19 +170,19 @@ def test_a_failed_proof_gets_no_evidence(tmp_path, monkeypatch, calls):
     made = tmp_path / "made"
     run("export", "--concepts", "Neon", "--format", "checkpoint", "--no-validate", "--steps", 2, "-o", made)
     calls.clear()
-    monkeypatch.setattr(module, "make_artifact", lambda plan, told: module.Result(plan.settings.output, manifest.read(made), Failed()))
+    monkeypatch.setattr(module, "make_artifact", lambda plan, *told: module.Result(plan.settings.output, manifest.read(made), Failed()))
     result = export_artifact(settings(tmp_path))
     assert not result.proven and result.verdict is None and calls == []
 
 
 def test_the_dry_run_counts_what_the_stages_draw(tmp_path):
-    plan = resolve(settings(tmp_path, tune=True, budget=700, steps=20))
+    plan = resolve(settings(tmp_path, tune=True, budget=700, steps=20, intervention="multiply"))
     folder = module.open_model(plan, (None, None))
     stages = stages_of(plan, folder)
     assert stages.names == ("tune", "export", "evaluate", "attack", "report") and stages.attack_judge == "demo"
     found = {cost.stage: cost for cost in costs.costs_of(stages, folder, ())}
-    # 8 objects, 8 styles and plain, two seeds, before and after.
-    assert found["evaluate"].pictures == 8 * 9 * 2 * 2 and found["evaluate"].forwards == found["evaluate"].pictures * 40
+    # 8 objects, 8 styles and plain, two seeds, before and after; and what smears are calibrated by.
+    assert found["evaluate"].pictures == 8 * 9 * 2 * 2 + 128 and found["evaluate"].forwards == found["evaluate"].pictures * 40
     assert 608 < found["tune"].pictures < 700 + 1000 and found["attack"].pictures > 0
     assert all(cost.seconds > 0 for cost in found.values() if cost.forwards) and found["report"].forwards == 0
     waiting = [{"sets": {"A": 3, "B": 4}, "steps": 100, "guidance": 9.0}, {"sets": {"C": 2}, "steps": 10, "guidance": 1.0}]
@@ -225,7 +241,7 @@ def test_the_same_verbs_in_python(tmp_path):
 
     out, words = tmp_path / "a", {"steps": 2, "judge": ("demo",)}
     tuned = saeuron.tune(
-        Settings(concepts="Neon", steps=2), str(tmp_path / "tuned"),
+        Settings(concepts="Neon", steps=2, intervention="multiply"), str(tmp_path / "tuned"),
         saeuron.TuneSettings(judge="demo", budget=40, select=("count:2", "count:4"), multiplier=(-1.0,), hookpoint=("up_blocks.1.attentions.1",)),
     )  # fmt: skip
     assert tuned.settings.select == ("count:2", "count:4") and (tmp_path / "tuned" / "settings.toml").is_file()

@@ -21,6 +21,7 @@ from saeuron.export.formats.onnx import write as write_graph
 from saeuron.export.formats.tensorrt import EngineSettings, Shapes, axes, check_precision, write
 from saeuron.export.plan.resolve import resolve
 from saeuron.export.plan.settings import Settings
+from saeuron.export.ship.artifact import make_artifact
 from saeuron.validation.artifact import contents, engines, manifest
 from saeuron.validation.artifact.engines import Target
 
@@ -111,6 +112,34 @@ def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precis
     made = build(job, heard.append)
     assert set(made["types"]["convolution"]) == {types} and (tmp_path / "unet.engine").stat().st_size == made["bytes"] > 10_000
     assert heard, "the builder says how far it is"
+
+
+@pytest.mark.slow
+@rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("intervention", "told"),
+    [
+        ("probe", {}),
+        ("replace", {}),
+        ("replace", {"replace_by": "mean", "spread": 1}),
+        ("multiply", {"gain": "token"}),
+        ("project", {"norm": "kept"}),
+    ],
+)
+def test_every_intervention_becomes_an_engine(intervention, told, precision, tmp_path):
+    """Of the demo, for a GPU that isn't here: built, and never run."""
+    settings = Settings(
+        ("Star",), tmp_path / "out", intervention=intervention, **told, formats=("onnx",), precision=precision, validate=False, steps=4
+    )
+    root = make_artifact(resolve(settings)).path
+    assert not operators(root / "unet" / "model.onnx") - SUPPORTED
+    run("build", root, "--target", "rtx:sm89", "--optimization-level", 1)
+    entry = manifest.read(root).engines["rtx-sm89"]
+    contents.check(root, manifest.read(root))
+    assert entry.status == engines.NOT_RUN and entry.sms == ["sm89"] and entry.precision == precision
+    unet = entry.components["unet"]
+    assert set(unet.types["convolution"]) == {"FLOAT" if precision == "fp32" else "HALF"} and unet.bytes > 10_000
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_options_change_the_picture(root, tmp_path):
 
 def test_what_is_warned_of(root, tmp_path):
     result = run("generate", root, "--prompt", "word " * 40, "--negative", "x", "--guidance", 1, "--steps", 1, "-o", tmp_path / "a.png")
-    assert "tokens of 'word word" in result.stderr and "--negative does nothing at guidance 1" in result.stderr
+    assert "tokens of 'word word" in result.stderr and "--negative does nothing with this model at guidance 1" in result.stderr
 
 
 @pytest.mark.parametrize(

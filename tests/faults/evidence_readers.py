@@ -22,7 +22,7 @@ from saeuron.validation.evidence.intervals import Rate
 from . import mutations as m
 from .readers import _artifact, _put, reader
 
-_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
+_COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "sure", "tokens", "seen_object", "seen_style")
 
 
 def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[dict[str, str]]]:
@@ -34,7 +34,19 @@ def _list_of_pictures(folder: Path, backends: Sequence[str]) -> dict[str, list[d
             file = f"pictures/{backend}/{seed}.png"
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (2, 2)).save(folder / file)
-            values = (backend, "House", "A", seed, "a house", file, file_sha256(folder / file), "House", "A" if seed == "1" else "B")
+            values = (
+                backend,
+                "House",
+                "A",
+                seed,
+                "a house",
+                file,
+                file_sha256(folder / file),
+                "{}",
+                "",
+                "House",
+                "A" if seed == "1" else "B",
+            )
             rows[backend].append(dict(zip(_COLUMNS, values, strict=True)))
     lines = [_COLUMNS, *(row.values() for made in rows.values() for row in made)]
     _put(folder, "verdicts.csv", "".join(",".join(line) + "\n" for line in lines))
@@ -51,7 +63,7 @@ def _evidence(folder: Path) -> None:
     figures = Counting("unlearncanvas", {"A": "style"}, judge["judged"]).figures(rows, {})
     rate = plain(Rate.of(1, 2))
     evaluation = {
-        "format": "saeuron-evaluation-1", "finished": True,
+        "format": "saeuron-evaluation-2", "finished": True,
         "settings": {"artifact": "a", "manifest_sha256": sha, "edit_sha256": edit, "protocol": "unlearncanvas", "judges": [judge], "steps": 4, "guidance": 3.0, "seeds": [1, 2], "objects": ["House"], "styles": ["A"], "precision": "fp32"},
         "backends": {n: {**plain(figures[n]), "pictures": 2, "runtime": "r", "device": "cpu", "loop": "lean"} for n in rows},
         "distances": [{"name": "F", "backend": "onnx", "against": "unedited", "all": 1.0, "rest": None}],
@@ -85,7 +97,7 @@ def _by_words(folder: Path, other: dict[str, Any]) -> None:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (2, 2)).save(folder / file)
             seen = json.dumps({"CLIP x": [name]}), json.dumps({"CLIP x": {"A": 0.5}})
-            values = (backend, name, "1", f"{name} here", file, file_sha256(folder / file), *seen)
+            values = (backend, name, "1", f"{name} here", file, file_sha256(folder / file), '{"CLIP x": 0.5}', "", *seen)
             rows[backend].append(dict(zip(by_words.COLUMNS, values, strict=True)))
     with io.StringIO(newline="") as text:
         writer = csv.DictWriter(text, by_words.COLUMNS, lineterminator="\n")
@@ -141,13 +153,13 @@ def _evaluation_folder(folder: Path) -> None:
 
 
 @reader(
-    lambda f: _put(f, "work/stages.json", json.dumps({"settings_sha256": "0", "content_sha256": "1", "finished": False})),
-    {"work/stages.json": m.as_json},
+    lambda f: _put(f, "a-work/stages.json", json.dumps({"settings_sha256": "0", "content_sha256": "1", "finished": False})),
+    {"a-work/stages.json": m.as_json},
 )
 def _state_of_the_stages(folder: Path) -> None:
-    from saeuron.export.ship.stages import _goes_on, _state
+    from saeuron.export.plan import stage_state
 
-    _goes_on(folder / "a", _state(folder / "work"), "0")
+    stage_state.read(folder / "a")
 
 
 def _unfinished(folder: Path) -> None:

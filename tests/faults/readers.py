@@ -20,6 +20,7 @@ from saeuron.editor import demo
 from saeuron.editor.common.files import open_safetensors, read_header, read_json
 from saeuron.editor.denoisers.families import family_of
 from saeuron.editor.edit.edit import Edit, Suppression, make_edit
+from saeuron.editor.edit.weights import WeightEdit
 from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.rule import Rule
 from saeuron.editor.sae.formats.config import SaeConfig, SaeFile
@@ -62,7 +63,7 @@ def reader(prepare: Callable[[Path], None], files: dict[str, m.Mutation], share:
 
 def readers() -> list[Reader]:
     """All of them."""
-    from . import evidence_readers  # noqa: F401 - registers its own
+    from . import evidence_readers, transformer_readers  # noqa: F401 - they register their own
 
     return _READERS
 
@@ -99,7 +100,7 @@ def _edit() -> Edit:
         "model": "demo",
         "concepts": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}],
         "activations": [],
-        "unet_sha256": "0",
+        "network_sha256": "0",
     }
     return make_edit([wish], {("A", HOOKPOINT): _activations()}, provenance=record)
 
@@ -145,6 +146,22 @@ def _safetensors(folder: Path) -> None:
     read_header(folder / "x.safetensors")
     open_safetensors(folder / "x.safetensors", {"a": (2, 3)})
     open_safetensors(folder / "x.safetensors")
+
+
+def _some_weights(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2).half()}
+    save_file(weights, folder / "x.safetensors")
+    torch.save(weights, folder / "x.pt")
+
+
+@reader(_some_weights, {"x.safetensors": m.as_safetensors, "x.pt": m.as_torch_zip})
+def _weights_over_a_base(folder: Path) -> None:
+    from saeuron.editor.denoisers.weights_file import put_over
+
+    for name in ("x.safetensors", "x.pt"):
+        put_over(torch.nn.Linear(3, 2), folder / name, "a base")
 
 
 def _read_sae(folder: Path) -> None:
@@ -239,6 +256,7 @@ guidance = 3.0
 
 [[concepts]]
 name = "Neon"
+intervention = "multiply"
 select = "count:3"
 multiplier = -2.0
 status = "tuned"
@@ -341,7 +359,7 @@ def _artifact(folder: Path) -> None:
     report = {
         "passed": True, "scope": "full", "precision": "fp32", "failures": [], "not_checked": [], "record": {"passed": True, "failures": []},
         "backends": {"onnx": {"passed": True, "failures": [], "forwards": {"passed": True, "forwards": 1, "fired": 1, "silent": 0, "pooled": 0.001, "allowed": 0.01, "held": 1, "share": 1.0, "worst": 0.001, "rows": [{"kind": "step", "timestep": 1.0, "batch": 1, "height": 4, "width": 4, "effect": 1.0, "distance": 0.001, "ratio": 0.001, "drift": 0.0, "hook_drift": 0.0, "turned": 0}]},
-                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"passed": True, "where": "", "share": 1.0, "close": 0, "tied": 0, "worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2, "features_measured": 2, "furthest": 0.01}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
+                              "seam": {"passed": True, "own_tokens": None, "golden_tokens": {"passed": True, "where": "", "share": 1.0, "close": 0, "tied": 0, "rounding": 0, "worst": 0.001, "bar": 0.01, "tokens": 2, "decisions": 3, "fired": 1, "turned": 0, "wrong": 0, "features": 3, "features_fired": 2, "features_measured": 2, "furthest": 0.01}}, "components": {"passed": True, "relative": {"vae_decoder": 0.0}, "bar": 0.01},
                               "runs": {"passed": True, "loop": "lean", "rows": [{"prompts": ["a"], "steps": 4, "drift": 0.0, "hook_drift": 0.0, "allowed": 0.1, "decoder_psnr": 50.0, "psnr_unedited": 20.0, "conclusive": True, "latents": 0.001, "effect": 0.5, "psnr": "inf", "guidance": 3.0, "width": 32, "height": 32}]}}},
         "control": {"passed": True, "residual_alone": 0.0, "runs": 1, "seams": 1, "seams_caught": 1, "forwards": 1, "forwards_caught": 1, "runs_judged": 1, "runs_caught": 1}, "surroundings": {"passed": True, "failures": []},
     }  # fmt: skip
@@ -349,7 +367,7 @@ def _artifact(folder: Path) -> None:
     graphs = {name: {f"{name}/model.onnx": "0"} for name in ("unet",)}
     contents.write(folder, made_up.as_manifest({
         "concepts": ["A"], "settings": [{"name": "A", "hookpoint": HOOKPOINT, "select": "count:3", "multiplier": -2.0, "status": "untuned"}], "residual": "keep", "gate": "exact", "precision": "fp32",
-        "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "unet_sha256": "0", "safety_checker": False},
+        "formats": ["onnx", "trt-rtx"], "device": "cpu", "model": {"source": "demo", "pipeline": "StableDiffusionPipeline", "network_sha256": "0", "safety_checker": False},
         "saes": {HOOKPOINT: {"source": "demo", "sha256": "0", "latents": 64, "k": 4}}, "activations": [], "edit": {"sha256": edit.sha256(), "tensors_sha256": "1"},
         "sampling": {"steps": 4, "guidance": 3.0, "height": None, "width": None}, "onnx": {"opset": 20, "seams": {HOOKPOINT: {"input": "x", "output": "y", "fires": "z"}}}, "warnings": [], "versions": {},
         "validation": {"passed": True, "scope": "full", "precision": "fp32", "seam": {"onnx": 0.001}, "forwards": {"onnx": 0.001}, "failures": []},
@@ -376,9 +394,20 @@ def _manifest(folder: Path) -> None:
     contents.check(folder, record)
 
 
-@reader(lambda f: _edit().save(f / "e.safetensors"), {"e.safetensors": m.as_safetensors}, 2)
+def _of_all_kinds(folder: Path) -> None:
+    """With weights, and directions at another block."""
+    edit, other = _edit(), "down_blocks.0.attentions.0"
+    means = ConceptActivations(["A", "B"], [1, 1], torch.rand(2, 4, 2 * _WIDTH), torch.tensor([751, 501, 251, 1]))
+    directed = make_edit([Suppression("A", other, Rule.parse("count:1"), -2.0, "project")], {("A", other): means})
+    edit.hookpoints |= directed.hookpoints
+    edit.directions, edit.weights = directed.directions, WeightEdit(torch.eye(5), {"A": "B"}, ("C",))
+    edit.save(folder / "e.safetensors")
+
+
+@reader(_of_all_kinds, {"e.safetensors": m.as_safetensors}, 2)
 def _edit_file(folder: Path) -> None:
     from saeuron.editor.edit.edit_header import read_edit_header
+    from saeuron.validation.trust.tables import read_edit
 
     header = read_edit_header(folder / "e.safetensors")
     assert isinstance(header.concepts, list)
@@ -386,9 +415,35 @@ def _edit_file(folder: Path) -> None:
         header.sae(name)
     _ = header.model
     edit = Edit.load(folder / "e.safetensors")
+    assert edit.sha256() == read_edit(folder / "e.safetensors").sha256()
     edit.sha256(), edit.neutral(), edit.only(edit.concepts[:1]), edit.shared(edit.concepts[:1])
     for part in edit.hookpoints.values():
         part.rows(torch.tensor([1.0]))
+
+
+def _probed(folder: Path) -> None:
+    """Rows of probe, in an edit and alone."""
+    from saeuron.editor.edit.directions_file import load_directions, save_directions
+    from saeuron.editor.edit.provenance import Provenance, Setting
+
+    held = ConceptActivations(
+        ["A", "B"], [1, 1], torch.rand(2, 4, 2 * _WIDTH), torch.tensor([751, 501, 251, 1]), within=torch.eye(_WIDTH).repeat(2, 1, 1)
+    )
+    said = Provenance(concepts=[Setting("A", HOOKPOINT, "", -2.0, "untuned", "probe")], model_sha256="0" * 64)
+    edit = make_edit([Suppression("A", HOOKPOINT, Rule.parse("count:1"), -2.0, "probe")], {("A", HOOKPOINT): held}, provenance=said)
+    edit.save(folder / "e.safetensors")
+    save_directions(folder / "l.safetensors", "A", "0" * 64, load_directions(folder / "e.safetensors", "A"))
+
+
+@reader(_probed, {"e.safetensors": m.as_safetensors, "l.safetensors": m.as_safetensors}, 1)
+def _directions(folder: Path) -> None:
+    from saeuron.editor.edit.directions_file import load_directions
+
+    for name in ("e", "l"):
+        for held in load_directions(folder / f"{name}.safetensors", "A").values():
+            assert all(
+                rows.encoder.shape == rows.decoder.shape == (len(held.timesteps), _WIDTH) or rows.encoder.ndim == 2 for rows in held.rows
+            )
 
 
 @reader(lambda f: _golden(f / "g.safetensors"), {"g.safetensors": m.as_safetensors}, 2)

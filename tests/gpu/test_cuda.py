@@ -107,14 +107,42 @@ def artifact(tmp_path_factory):
     """The demo, exported and proven on the GPU."""
     root = tmp_path_factory.mktemp("gpu") / "artifact"
     formats = "checkpoint,onnx" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "checkpoint"
-    run("export", "--concepts", "Neon,House", "--format", formats, "--device", "cuda", "--proof", "short", "--output", root)
+    run(
+        "export",
+        "--concepts",
+        "Neon,House",
+        "--intervention",
+        "multiply",
+        "--format",
+        formats,
+        "--device",
+        "cuda",
+        "--proof",
+        "short",
+        "--output",
+        root,
+    )
     return root
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_sixteen_bits_are_proven_on_the_gpu(tmp_path, precision):
     root = tmp_path / "artifact"
-    run("export", "--concepts", "Neon", "--device", "cuda", "--precision", precision, "--format", "checkpoint", "--output", root)
+    run(
+        "export",
+        "--concepts",
+        "Neon",
+        "--intervention",
+        "multiply",
+        "--device",
+        "cuda",
+        "--precision",
+        precision,
+        "--format",
+        "checkpoint",
+        "--output",
+        root,
+    )
     report = json.loads((root / "validation" / "report.json").read_text())
     assert report["passed"] and report["control"]["passed"], report
 
@@ -132,7 +160,23 @@ def test_the_graphs_are_proven_by_the_cuda_provider(artifact):
 @needs_provider
 def test_half_precision_graphs_are_proven_by_the_cuda_provider(tmp_path):
     root = tmp_path / "artifact"
-    run("export", "--concepts", "Neon", "--precision", "fp16", "--format", "onnx", "--device", "cuda", "--proof", "short", "--output", root)
+    run(
+        "export",
+        "--concepts",
+        "Neon",
+        "--intervention",
+        "multiply",
+        "--precision",
+        "fp16",
+        "--format",
+        "onnx",
+        "--device",
+        "cuda",
+        "--proof",
+        "short",
+        "--output",
+        root,
+    )
     assert json.loads(run("validate", root, "--backend", "onnx", "--provider", "cuda", "--json").stdout)["passed"]
 
 

@@ -8,23 +8,16 @@ import pytest
 import torch
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
-from saeuron.editor import demo
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.denoisers.families import rebuilt
-from saeuron.editor.denoisers.pipelines import load_pipeline
 from saeuron.editor.edit.bake import bake
 from saeuron.editor.edit.hook import AblationHook
-from saeuron.editor.features.activations import ConceptActivations
 from saeuron.editor.features.prompt_sets import ConceptPrompts
-from saeuron.editor.sae.sae import SparseAutoencoder
 from saeuron.validation.attack import prompts, search
-from saeuron.validation.attack.attack import AttackCase, Attacker, attack, budget, cases, cases_by_words
+from saeuron.validation.attack.attack import Attacker, attack, budget
+from saeuron.validation.attack.cases import AttackCase, cases, cases_by_words
 from saeuron.validation.attack.settings import AttackSettings
 from saeuron.validation.attack.straight_through import StraightThroughHook, open_gates
-from saeuron.validation.attack.victims import Baked, Hooked, bare
-from saeuron.validation.judges.choose import open_labels
 
-PLACE = "up_blocks.1.attentions.1"
 TINY = AttackSettings(
     steps=3, tokens=2, iterations=3, embedding_iterations=3, restarts=1, batch=2, tune_seeds=(1,), report_seeds=(2,), search_seeds=2
 )
@@ -61,23 +54,8 @@ def test_hook_and_checkpoint_have_the_same_gradients(gate, activation):
     baked.check_edit()
 
 
-@pytest.fixture(scope="module")
-def parts():
-    """The demo, one style removed: original, checkpoint-like and hooked victims, judge, case."""
-    original = bare(load_pipeline("demo"))
-    activations = ConceptActivations.load(demo.resolve(f"demo:style-{PLACE}.safetensors"))
-    sae = SparseAutoencoder.load(demo.SAES, PLACE)
-    edit = edit_of(activations, ("Sunset", "count:2", -1.0), hookpoint=PLACE)
-    victims = {
-        "checkpoint": Baked(rebuilt(original, unet=bake(original.unet, edit, {PLACE: sae}))),
-        "hook": Hooked(original, edit, {PLACE: sae}),
-    }
-    judge = open_labels("demo")
-    return original, victims, judge, cases(judge, ["Sunset"], ["Sunset"])[0]
-
-
-def test_tuning_and_reporting_are_disjoint(parts):
-    _, _, judge, case = parts
+def test_tuning_and_reporting_are_disjoint(without_sunset):
+    _, _, judge, case = without_sunset
     assert case.tuning and case.reporting and not set(case.tuning) & set(case.reporting)
     (house,) = cases(judge, ["House"], ["House", "Sunset"])
     assert all("House" in t and "Sunset" not in t for t in [*house.tuning, *house.reporting])
@@ -87,16 +65,16 @@ def test_tuning_and_reporting_are_disjoint(parts):
         cases(judge, ["Sunest"], [])
 
 
-def test_a_learned_place_without_change_is_the_prompt(parts):
+def test_a_learned_place_without_change_is_the_prompt(without_sunset):
     """Templates put tokens where the tokenizer would: the concept's own embeddings give the pipeline's own context."""
-    original, _, _, case = parts
+    original, _, _, case = without_sunset
     text = case.reporting[0]
     wanted = original.encode_prompt(text, "cpu", 1, False)[0]
-    assert torch.equal(prompts.context(original, [prompts.with_prefix(original, text, 0)], None), wanted)
+    assert torch.equal(prompts.context(original, [prompts.with_prefix(original, text, 0)], None).states, wanted)
     own = prompts.words(original, "Sunset")
     vectors = prompts.embedding_table(original)[own]
     made = prompts.context(original, [prompts.with_name_learned(original, text, "Sunset", len(own))], vectors)
-    assert torch.allclose(made, wanted, atol=1e-6)
+    assert torch.allclose(made.states, wanted, atol=1e-6)
     with pytest.raises(SaeuronError, match="reads 24"):
         prompts.with_prefix(original, text, 40)
 
@@ -110,9 +88,9 @@ def test_a_learned_place_without_change_is_the_prompt(parts):
         ("evening", ["An image in Sunset style.", "An evening."], [False, False]),
     ],
 )
-def test_embeddings_are_learned_in_the_place_of_the_name_or_before_prompts_without_it(parts, concept, texts, first):
+def test_embeddings_are_learned_in_the_place_of_the_name_or_before_prompts_without_it(without_sunset, concept, texts, first):
     """Nudity's prompts say "nude", a sentence may begin with the name: neither stops an attack."""
-    original, victims, judge, _ = parts
+    original, victims, judge, _ = without_sunset
     run = Attacker(victims["hook"], original, AttackCase(concept, "style", texts[:1], texts[1:]), judge, TINY, print)
     run.check(("prefix", "embedding", "straight-through"), ())
     made = [run._template(original, "embedding", text) for text in texts]
@@ -124,8 +102,8 @@ def test_embeddings_are_learned_in_the_place_of_the_name_or_before_prompts_witho
         assert made == plain and not any("sunset" in original.tokenizer.decode(t.ids).lower() for t in made)
 
 
-def test_projection_lands_on_the_vocabulary(parts):
-    original, victims, _, case = parts
+def test_projection_lands_on_the_vocabulary(without_sunset):
+    original, victims, _, case = without_sunset
     table, allowed = prompts.embedding_table(original), prompts.vocabulary(original)
     assert not set(original.tokenizer.all_special_ids) & set(allowed.tolist())
     ids = torch.tensor([7, 300, 512])
@@ -134,14 +112,15 @@ def test_projection_lands_on_the_vocabulary(parts):
     latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     loss = search.DiffusionLoss(victims["checkpoint"].pipeline, search.Targets(latents, [template]), 4, 0)
     found = search.learn_prefix(loss, 3, 4, 2, 5.0, 0)
-    assert torch.equal(found.vectors, table[found.ids]) and set(found.ids) <= set(allowed.tolist())
-    free = search.learn_embedding(loss, table[ids], 6, 2, 3.0)
-    assert free.ids is None and free.loss < loss.fixed(table[ids]) and not torch.equal(free.vectors, table[ids])
+    (vectors,), (learned,) = found.vectors, found.ids
+    assert torch.equal(vectors, table[learned]) and set(learned) <= set(allowed.tolist())
+    free = search.learn_embedding(loss, [table[ids]], 6, 2, 3.0)
+    assert free.ids is None and free.loss < loss.fixed([table[ids]]) and not torch.equal(free.vectors[0], table[ids])
 
 
-def test_prompts_too_long_are_refused_before_anything_is_drawn(parts, monkeypatch):
-    original, victims, judge, case = parts
-    monkeypatch.setattr(Attacker, "_seen", None)
+def test_prompts_too_long_are_refused_before_anything_is_drawn(without_sunset, monkeypatch):
+    original, victims, judge, case = without_sunset
+    monkeypatch.setattr(Attacker, "seen", None)
     with pytest.raises(SaeuronError, match=r"the prompt 'a a.*' has 42 tokens, the text encoder reads 24; shorten it"):
         attack(victims["hook"], original, case, judge, TINY, ("paraphrases",), ["a " * 40])
     with pytest.raises(SaeuronError, match="take fewer --tokens"):
@@ -149,12 +128,12 @@ def test_prompts_too_long_are_refused_before_anything_is_drawn(parts, monkeypatc
 
 
 @pytest.mark.slow
-def test_hook_and_checkpoint_give_the_same_figures(parts):
-    original, victims, judge, case = parts
+def test_hook_and_checkpoint_give_the_same_figures(without_sunset):
+    original, victims, judge, case = without_sunset
     attacks = ("prefix", "embedding", "straight-through", "seeds", "paraphrases")
     rows = {}
-    for through, victim in victims.items():
-        rows[through], shown = attack(victim, original, case, judge, TINY, attacks, ["A {name} photo of House."])
+    for through in ("checkpoint", "hook"):
+        rows[through], shown = attack(victims[through], original, case, judge, TINY, attacks, ["A {name} photo of House."])
         assert {one.row for one in shown} == {r.attack for r in rows[through]}
     assert [r.attack for r in rows["hook"]] == [
         "unedited", "edited", "prefix", "embedding", "straight-through", "seeds", "unedited-paraphrases", "paraphrases",
@@ -168,8 +147,8 @@ def test_hook_and_checkpoint_give_the_same_figures(parts):
 
 
 @pytest.mark.slow
-def test_seeds_are_tried_again_alike(parts):
-    original, victims, judge, case = parts
+def test_seeds_are_tried_again_alike(without_sunset):
+    original, victims, judge, case = without_sunset
     settings = replace(TINY, steps=8)
     first, second = (attack(victims["checkpoint"], original, case, judge, settings, ["seeds"])[0][-1] for _ in range(2))
     entry = first
@@ -180,8 +159,8 @@ def test_seeds_are_tried_again_alike(parts):
     assert entry.low <= entry.rate <= entry.high
 
 
-def test_the_demo_edit_works_before_an_attack(parts):
-    original, victims, judge, case = parts
+def test_the_demo_edit_works_before_an_attack(without_sunset):
+    original, victims, judge, case = without_sunset
     unedited, edited = attack(victims["checkpoint"], original, case, judge, replace(TINY, steps=20), [])[0]
     assert unedited.successes == unedited.trials and edited.successes < edited.trials / 2
 

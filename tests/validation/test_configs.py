@@ -7,7 +7,7 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 
 from saeuron.editor.denoisers.pipelines import load_pipeline
-from saeuron.editor.edit.ablated_unet import SENTINEL
+from saeuron.editor.edit.ablated_network import SENTINEL
 from saeuron.validation.trust.configs import compare_configs, configs_of
 
 
@@ -45,7 +45,7 @@ def configured(tiny, tmp_path):
         (lambda root: change(root / UNET, sample_size=64), f"{UNET}: 'sample_size' is 64, the original's is 8"),
         (lambda root: drop(root / UNET, "norm_num_groups"), f"{UNET}: 'norm_num_groups' is 32, the original's is 8"),
         (lambda root: change(root / UNET, mid_block_type="UNetMidBlock2D"), f"{UNET}: 'mid_block_type' is 'UNetMidBlock2D'"),
-        (lambda root: change(root / UNET, mid_block_type=SENTINEL, ablation={"mid_block_type": None}), f"{UNET}: 'mid_block_type' is None"),
+        (lambda root: change(root / UNET, mid_block_type=SENTINEL, ablation={"stock": None}), f"{UNET}: 'mid_block_type' is None"),
         (lambda root: change(root / VAE, use_quant_conv=False), f"{VAE}: 'use_quant_conv' is False, the original's is True"),
         (lambda root: change(root / VAE, scaling_factor=float("nan")), f"{VAE}: 'scaling_factor' is nan"),
     ],
@@ -65,7 +65,7 @@ def test_what_savers_write_otherwise_is_no_change(configured):
     drop(root / SCHEDULER, "thresholding")
     del reference["unet"]["dropout"], reference["vae"]["mid_block_add_attention"]
     middle = json.loads((root / UNET).read_text())["mid_block_type"]
-    change(root / UNET, mid_block_type=SENTINEL, ablation={"mid_block_type": middle}, torch_dtype="float16", _name_or_path="/x", mid_block_scale_factor=1.0)  # fmt: skip
+    change(root / UNET, mid_block_type=SENTINEL, ablation={"stock": middle}, torch_dtype="float16", _name_or_path="/x", mid_block_scale_factor=1.0)  # fmt: skip
     change(root / VAE, dtype="float16", shift_factor=float("nan"))
     reference["vae"]["shift_factor"] = float("nan")
     assert compare_configs(root, reference) == []

@@ -93,6 +93,44 @@ def test_any_number_of_rows_goes_through_an_engine_that_takes_some(count, low, m
     assert len(seen) == -(-count // (low + more))
 
 
+def test_what_is_the_same_for_all_rows_is_not_cut_into_parts():
+    """Positions of a FLUX's tokens have a first axis that is no batch."""
+    seen = []
+
+    class Placing:
+        shapes = {"x": [[2, 3], [2, 3], [2, 3]], "ids": [[5, 3]] * 3}
+
+        def __call__(self, inputs):
+            check_shape("x", inputs["x"].shape, self.shapes["x"])
+            check_shape("ids", inputs["ids"].shape, self.shapes["ids"])
+            seen.append(len(inputs["x"]))
+            return {"y": inputs["x"] + inputs["ids"].sum()}
+
+    x, ids = np.ones((3, 3), np.float32), np.ones((5, 3), np.float32)
+    assert np.array_equal(in_rows(Placing(), {"x": x, "ids": ids}, ["ids"])["y"], x + 15) and seen == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "products", "refused"),
+    [
+        ([], {"HALF": 8, "FLOAT": 1}, False), (["HALF"], {"HALF": 59, "FLOAT": 1}, False), ([], {"HALF": 4, "FLOAT": 4}, True), ([], {"FLOAT": 9}, True),
+        (["FLOAT"], {"HALF": 9}, True), (["HALF"], {"FLOAT": 9}, True), ([], {"HALF": 8, "BF16": 1}, True),
+    ],
+)  # fmt: skip
+def test_an_engine_computes_in_what_was_asked_for(convolutions, products, refused):
+    """A T5 and an edit keep single products in float32; a network that is half in it is another."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace as Made
+
+    from saeuron.export.formats.engine_worker import _check_types
+
+    kinds = [("conv", t) for t in convolutions] + [("product", t) for t, n in products.items() for _ in range(n)]
+    layers = [Made(type=kind, get_output=lambda i, t=t: Made(dtype=Made(name=t))) for kind, t in kinds]
+    trt = Made(LayerType=Made(CONVOLUTION="conv", MATRIX_MULTIPLY="product"))
+    with pytest.raises(SaeuronError, match="not in fp16 as asked") if refused else nullcontext():
+        _check_types(trt, Made(num_layers=len(layers), get_layer=layers.__getitem__), "fp16")
+
+
 def test_shapes_outside_are_refused():
     sizes = [[2, 4, 8, 8], [2, 4, 8, 8], [4, 4, 16, 8]]
     check_shape("x", (3, 4, 12, 8), sizes)
@@ -175,7 +213,7 @@ def test_engines_are_proven_like_any_backend(device):
 def test_an_engine_without_the_edit_is_not_proven(device):
     runner = device(break_outputs=lambda name, value: value * 0.9 if name == "out_sample" else value)
     report = prove(Golden.load(device.folder / "edit" / "golden.safetensors"), [runner])
-    assert not report.passed and any("UNet differs from the hook" in line for line in report.failures)
+    assert not report.passed and any("the network differs from the hook" in line for line in report.failures)
 
 
 def test_engines_that_fit_no_golden_input_prove_nothing(device):

@@ -24,7 +24,7 @@ def test_what_git_and_a_download_leave_is_passed_over(copy):
 
 
 @pytest.mark.parametrize(
-    "name", ["unet/pipeline.py", "unet/saeuron_unet_0123456789ab.py", "vae/diffusion_pytorch_model.bin", "text_encoder/x.pt", "scheduler/a.so", "a.ckpt", "unet/x.pkl"]
+    "name", ["unet/pipeline.py", "unet/saeuron_edit_0123456789ab.py", "vae/diffusion_pytorch_model.bin", "text_encoder/x.pt", "scheduler/a.so", "a.ckpt", "unet/x.pkl"]
 )  # fmt: skip
 def test_code_is_refused_even_on_record(copy, name):
     (copy / name).write_bytes(b"x")

@@ -110,6 +110,13 @@ def test_maps_of_several_hookpoints_are_added_on_the_finest_grid():
     assert found.features == {"X": [1, 1], "Y": [1, 1], ALL: [2, 1]} and found.timesteps == [950.0, 120.0]
 
 
+def test_tokens_of_the_text_have_no_place():
+    edit = made({"a": [1, 2], "a:text": [1]}, {"a": {"X": [[1], [2], []]}, "a:text": {"X": [[1], [1], [1]]}})
+    picture, text = np.ones((1, 4, 2), bool), np.ones((1, 77, 1), bool)
+    found = firing(edit, [Decided(950.0, {"a": picture, "a:text": text})], 32, 32)
+    assert np.array_equal(found.maps[ALL], np.ones((1, 2, 2))) and found.features[ALL] == [1]
+
+
 def test_the_row_is_the_modules():
     edit = edit_of(make_activations(steps=7), ("A", "count:5", -1.0))
     part = edit.hookpoints[HOOKPOINT]

@@ -30,10 +30,10 @@ def pictures():
 @pytest.mark.slow
 def test_sees_what_the_demo_judge_sees(folder, pictures):
     judge, demo = open_labels(f"onnx={folder}"), DemoJudge()
-    assert judge.classify(pictures) == demo.classify(pictures)
+    assert judge.classify(pictures)[:2] == demo.classify(pictures)[:2]
     assert (judge.objects, judge.styles, judge.judged) == (demo.objects, demo.styles, ("style", "object"))
     assert judge.prompt("Car", "Neon") == demo.prompt("Car", "Neon")
-    assert look(judge, [("House", None, 1)], pictures[:1]) == [Picture("House", None, *(v[0] for v in demo.classify(pictures[:1])))]
+    assert look(judge, [("House", None, 1)], pictures[:1]) == [Picture("House", None, *(v[0] for v in demo.classify(pictures[:1])[:2]))]
     assert demo.features(pictures).shape == (3, 384)
 
 
@@ -43,7 +43,7 @@ def test_normalises_and_resizes_as_told(folder, pictures, tmp_path):
     other = demo_as_onnx(tmp_path / "raw", scaled=False)
     (other / "preprocess.json").write_text(json.dumps({"size": [32, 32], "mean": 0.5, "std": [0.5, 0.5, 0.5]}))
     large = [p.resize((64, 64), Image.Resampling.NEAREST) for p in pictures]
-    assert open_labels(f"onnx={other}").classify(large) == open_labels(f"onnx={folder}").classify(pictures)
+    assert open_labels(f"onnx={other}").classify(large)[:2] == open_labels(f"onnx={folder}").classify(pictures)[:2]
 
 
 def test_one_graph_alone_judges_one_domain(folder, pictures, tmp_path):

@@ -46,12 +46,12 @@ def made(config, kind, reference):
     if not config.get("rescale_betas_zero_snr"):
         return lean
     theirs = reference.alphas_cumprod.numpy()
-    own = schedulers._alphas_cumprod(lean._c)
+    own = schedulers.alphas_cumprod(lean._c)
     if kind == "euler":
         own[-1] = 2**-24
     np.testing.assert_allclose(own, theirs, rtol=0, atol=2e-6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedulers, "_alphas_cumprod", lambda c: theirs.copy())
+        patch.setattr(schedulers, "alphas_cumprod", lambda c: theirs.copy())
         return make_scheduler(config, kind)
 
 

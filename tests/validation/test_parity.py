@@ -128,7 +128,7 @@ def test_an_unedited_unet_shows_no_seam_and_fails(case):
 def test_non_finite_values_fail_with_the_component_named(case):
     _, _, golden = case
     found = compare_forwards(golden, [np.full_like(c.hook, np.nan) for c in golden.cases])
-    assert not found.passed and "UNet output is not finite" in found.failures[0]
+    assert not found.passed and "the network's output is not finite" in found.failures[0]
 
     class Broken:
         def component(self, name, inputs):

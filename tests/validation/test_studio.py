@@ -49,7 +49,8 @@ def test_what_has_no_effect_is_said(demo_artifact):
         assert studio.warnings(WISH) == []
         (lost, nothing) = studio.warnings(Wish("House " * 40, "Car", 3, 5, 1.0))
         assert (
-            lost == "The last 18 tokens of the prompt are beyond what the text encoder reads." and "does nothing at guidance 1" in nothing
+            lost == "The last 18 tokens of the prompt are beyond what the text encoder reads."
+            and "does nothing with this model at guidance 1" in nothing
         )
 
 
@@ -107,10 +108,15 @@ def test_a_safety_checker_is_not_asked(demo_artifact, tmp_path):
 
 
 def test_engines_show_no_maps(monkeypatch):
-    assert "TensorRT engine hides" in opening._no_maps(Way("trt-rtx", "rtx40"))
-    assert opening._no_maps(Way("checkpoint")) == opening._no_maps(Way("onnx")) == ""
+    assert "TensorRT engine hides" in opening._no_maps(Way("trt-rtx", "rtx40"), ["a"])
+    assert opening._no_maps(Way("checkpoint"), ["a"]) == opening._no_maps(Way("onnx"), ["a", "a:text"]) == ""
     monkeypatch.setattr(opening, "missing", lambda names=(): list(names))
-    assert "onnx is not installed" in opening._no_maps(Way("onnx"))
+    assert "onnx is not installed" in opening._no_maps(Way("onnx"), ["a"])
+
+
+def test_an_edit_of_text_or_weights_alone_shows_no_maps():
+    for hookpoints in (["a:text", "b:text"], []):
+        assert "neither has a place in a picture" in opening._no_maps(Way("onnx"), hookpoints)
 
 
 @pytest.mark.parametrize(

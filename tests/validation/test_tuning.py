@@ -206,7 +206,7 @@ def test_attacks_on_candidates_are_stored_and_counted_on_other_prompts(parts, tm
 
 def test_likeness_is_none_where_everything_changed_and_nothing_can_be_told_apart(parts, tmp_path):
     bench, listed = bench_at(parts, tmp_path), [Job("Neon", "a", 1), Job("Sepia", "b", 1)]
-    before, after = (Looked({"demo": [[], []]}, {"demo": [0.0, 0.0]}, change) for change in ([0.0, 0.0], [0.2, 0.1]))
+    before, after = (Looked({"demo": [[], []]}, {"demo": [0.0, 0.0]}, {}, change) for change in ([0.0, 0.0], [0.2, 0.1]))
     bench._unlikes[(listed[1],)] = 0.0  # one picture elsewhere: there is no other to compare it with
     assert bench.figures_of("Neon", listed, before, after).likeness == 0
     assert bench.figures_of("Neon", listed, before, before).likeness == 1
@@ -234,7 +234,7 @@ def test_presets_have_prompts_to_tune_and_others_to_judge_by():
 @pytest.mark.slow
 def test_the_command_writes_what_an_export_reads_and_two_processes_share_it(tmp_path):
     options = [
-        "tune", "--concepts", "Stripes", "--select", "count:2", "--multiplier=-0.3,-0.01", "--hookpoint", PLACE, "--tune-seeds", "42", "--report-seeds", "188",
+        "tune", "--concepts", "Stripes", "--intervention", "multiply", "--select", "count:2", "--multiplier=-0.3,-0.01", "--hookpoint", PLACE, "--tune-seeds", "42", "--report-seeds", "188",
         "--budget", "48", "--steps", "8", "--output", str(tmp_path / "s"),
     ]  # fmt: skip
     planned = json.loads(run(*options, "--dry-run", "--json").stdout)["Stripes"]
@@ -263,10 +263,10 @@ def test_refuses_what_flatters_or_cannot_be_before_anything_is_drawn(tmp_path, m
     there = ["tune", "--concepts", "Neon", "--output", tmp_path / "s"]
     for message, options in (
         ("both for tuning and for the report", ("--tune-seeds", "42,188")), ("--multiplier is 1; it must be at most 0", ("--multiplier", "1")),
-        ("three shares", ("--weights", "1,1")), ("'dmo' is not known", ("--judge", "dmo")), ("judge unlearncanvas", ("--judge", "unlearncanvas=/nowhere")),
+        ("three shares", ("--shares", "1,1")), ("'dmo' is not known", ("--judge", "dmo")), ("judge unlearncanvas", ("--judge", "unlearncanvas=/nowhere")),
         ("judge clip: say where it lies", ("--judge", "clip")), ("is no score from 0 to 1", ("--judge", "nudenet=2")), ("is named twice", ("--judge", "demo", "--judge", "demo")),
-        ("is too small", ("--budget", "20")), ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("--tune-seeds is empty", ("--tune-seeds", "")),
-        ("give at least two", ("--attack", "embedding", "--tune-seeds", "1")), ("does not exist", ("--hookpoint", "up_blocks.9.attentions.1")),
+        ("is too small", ("--intervention", "multiply", "--budget", "20")), ("'42.9' is no whole number", ("--tune-seeds", "42.9")), ("--tune-seeds is empty", ("--tune-seeds", "")),
+        ("give at least two", ("--attack", "embedding", "--tune-seeds", "1")), ("does not exist", ("--intervention", "multiply", "--hookpoint", "up_blocks.9.attentions.1")), ("is not in this UNet", ("--hookpoint", "up_blocks.9.attentions.1")),
         ("--clip: no folder 'nowhere'", ("--clip", "nowhere")), ("is no file; give torch-fidelity's", ("--fid", tmp_path)),
     ):  # fmt: skip
         refused(message, *there, *options)

@@ -17,11 +17,20 @@ from tests.conftest import HOOKPOINT, made_once, make_sae, refused, run
 from tests.export.test_artifact import settings
 from tests.export.test_without_torch import bare
 
+from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.common.files import file_sha256
-from saeuron.editor.edit.ablated_unet import AblatedUNet2DConditionModel
+from saeuron.editor.common.typed import strict_json
+from saeuron.editor.edit.ablated_kinds import AblatedUNet2DConditionModel
 from saeuron.editor.edit.edit import Edit
+from saeuron.editor.features.concepts import presets
+from saeuron.editor.features.prompt_sets import prompts_of
 from saeuron.validation.artifact import manifest
+from saeuron.validation.artifact.concepts import NAME as CONCEPTS
+from saeuron.validation.artifact.concepts import ConceptsFile
+from saeuron.validation.artifact.golden import Golden
+from saeuron.validation.proof.validate import validate
 from saeuron.validation.trust import tables
+from saeuron.validation.trust.record import _check_concepts
 from saeuron.validation.trust.verify import EDIT, GOLDEN, verify
 
 
@@ -125,7 +134,7 @@ def stock_names(root):
 def stock_config(root):
     change(
         root / "unet" / "config.json",
-        lambda c: c.update(mid_block_type=c["ablation"]["mid_block_type"], _class_name="UNet2DConditionModel"),
+        lambda c: c.update(mid_block_type=c["ablation"]["stock"], _class_name="UNet2DConditionModel"),
     )
 
 
@@ -144,7 +153,7 @@ def test_measures_against_other_loaders_that_were_taken_out(copy, tamper, said):
 
 
 def test_the_sentinel_is_the_class_s():
-    from saeuron.editor.edit.ablated_unet import SENTINEL
+    from saeuron.editor.edit.ablated_network import SENTINEL
     from saeuron.validation.trust import shipped_class
 
     assert shipped_class.SENTINEL == SENTINEL
@@ -188,7 +197,7 @@ def weaken(root, name, edit):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("name", ["gains", "thresholds", "encoder_weight", "decoder_weight", "encoder_bias"])
+@pytest.mark.parametrize("name", ["gains", "offsets", "thresholds", "encoder_weight", "decoder_weight", "encoder_bias"])
 def test_a_weakened_edit_in_the_tensors(copy, name):
     """The manifest is made to fit: only the edit on record tells."""
     weaken(copy, name, lambda t: t.view(-1)[3].fill_(7))
@@ -258,6 +267,33 @@ def test_a_graph_that_goes_around_its_edit(copy, kept):
     )
 
 
+@pytest.mark.parametrize("form", ["tokens", "map"])
+def test_a_graph_that_reads_its_edit_and_makes_nothing_of_it(copy, form):
+    """`unedited + 0 · edited` depends on every table."""
+    import onnx
+
+    path = copy / "unet" / "model.onnx"
+    graph = (model := onnx.load(path)).graph
+    (parts,) = json.loads((copy / manifest.NAME).read_text())["onnx"]["seams"].values()
+    unedited, edited = parts["input"], parts["output"]
+    if form == "map":
+        maker = {name: node for node in graph.node for name in node.output}
+        while maker[unedited].op_type in ("Reshape", "Transpose"):
+            unedited = maker[unedited].input[0]
+        assert unedited != parts["input"]
+        while nxt := [n for n in graph.node if edited in n.input and n.op_type in ("Reshape", "Transpose")]:
+            edited = nxt[0].output[0]
+    place = next(i for i, n in enumerate(graph.node) if edited in n.output) + 1
+    for node in graph.node[place:]:
+        node.input[:] = ["undone" if name == edited else name for name in node.input]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "nought"))
+    graph.node.insert(place, onnx.helper.make_node("Mul", [edited, "nought"], ["none"]))
+    graph.node.insert(place + 1, onnx.helper.make_node("Add", [unedited, "none"], ["undone"]))
+    onnx.save(model, path)
+    rewrite(copy)
+    assert [line for line in failures(copy) if "around its edit" in line] and len(failures(copy)) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threshold", "jumprelu", "drop"])
 def test_every_kind_of_edit_is_proven_and_verifies(tiny, tmp_path, kind):
@@ -294,6 +330,32 @@ def test_another_edit_file(copy):
 def test_other_concepts_in_the_manifest(copy):
     rewrite(copy, concepts=["nudity"])
     assert any("nudity" in line for line in failures(copy))
+
+
+def test_a_concept_that_changes_nothing_has_not_shown_its_removal(whole):
+    """Its features fire, as a mutant's of multiplier 1 do, and the edit beside them is sound."""
+    edit, golden = Edit.load(whole / EDIT), Golden.load(whole / GOLDEN)
+    assert not _check_concepts(edit, golden)
+    lost = edit.concepts[0]
+    for part in edit.hookpoints.values():
+        for row, features in enumerate(part.chosen.get(lost, [])):
+            own = torch.isin(part.features, torch.tensor(features))
+            part.gains[row, own], part.offsets[row, own] = 1.0, 0.0
+    assert any(f"'{lost}'" in line and "changed nothing" in line for line in _check_concepts(edit, golden))
+
+
+def test_prompts_of_a_concept_that_is_not_removed(copy):
+    other = prompts_of(presets()["Car"])
+    (copy / CONCEPTS).write_text(strict_json(ConceptsFile("saeuron-concepts-1", {"Car": other})))
+    rewrite(copy)
+    assert any("prompts of 'Car'" in line for line in failures(copy))
+
+
+def test_validate_too_refuses_a_manifest_that_does_not_fit_its_own_hash(copy):
+    change(copy / "saeuron.json", lambda value: value.update(created="2020-01-01T00:00:00+00:00"))
+    assert any("own hash" in line for line in failures(copy))
+    with pytest.raises(SaeuronError, match="own hash"):
+        validate(copy)
 
 
 def test_without_golden_vectors(copy):

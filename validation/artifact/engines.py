@@ -25,6 +25,8 @@ RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """what tensorrt_rtx 1.7 builds for; sm75 only by name and not together with others (its engines would be slower there)"""
 PRECISIONS = {"sm75": ("fp16",)}
 """architectures that can't compute in every precision (TensorRT for RTX 1.7: "FP32 GEMM is not supported" on Turing, and it has no bf16)"""
+SCHEMES = {"fp8": 89, "w8": 80, "int8": 80}
+"""scheme of 8 bits → the first architecture that engines of it are built for (TensorRT for RTX 1.7: fp8 on sm86 fails late in the build)"""
 _LIBRARIES = {"trt": ("tensorrt", "gpu"), "trt-rtx": ("tensorrt_rtx", "rtx")}
 BACKENDS = tuple(_LIBRARIES)
 
@@ -163,9 +165,9 @@ def runs_on(engines: Engines, device: Gpu, version: str) -> str | None:
         return f"built with {engines.module} {engines.version}, here is {version}"
     sms, portable = engines.sms, engines.options.hardware_compatible
     if engines.backend == "trt-rtx":
-        fits = device.sm in sms if sms else _number(device.sm) >= 80
+        fits = device.sm in sms if sms else number(device.sm) >= 80
     else:
-        fits = device.sm in sms or (portable and _number(device.sm) >= 80)
+        fits = device.sm in sms or (portable and number(device.sm) >= 80)
     return None if fits else f"built for {', '.join(sms) or 'sm80 and later'}, this GPU ({device.name}) is {device.sm}"
 
 
@@ -177,7 +179,8 @@ def _compatible(engines: Engines, version: str) -> bool:
     return bool(engines.options.version_compatible) and made[0] == here[0] and here >= made
 
 
-def _number(sm: str) -> int:
+def number(sm: str) -> int:
+    """`sm89` → 89."""
     return int(sm.removeprefix("sm"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from msgspec import Struct
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -23,7 +24,7 @@ from .seam import Seam
 from .weights import Digest
 
 T = TypeVar("T")
-_FORMAT = "saeuron-golden-7"
+_FORMAT = "saeuron-golden-10"
 
 
 class Case(Record):
@@ -50,6 +51,8 @@ class Case(Record):
     """distance of the unedited output to itself under this precision's rounding; 0 in fp32"""
     hook_drift: Number = 0.0
     """distance of the hook's output to itself under this precision's rounding"""
+    quiet: np.ndarray | None = None
+    """the hook's weights without its edit at blocks, where it has both: what `neutral` is to an edit at blocks alone"""
 
     @property
     def sample(self) -> np.ndarray:
@@ -84,8 +87,9 @@ class Run(Record):
 class Notes(Record):
     """How the golden vectors were made."""
 
-    scope: Literal["full", "short"]
-    """short: a few forwards, and no free runs"""
+    scope: Literal["full", "short", "seam"]
+    """short: a few forwards, and no free runs; seam: up to the last edited block, and `hook`, `unedited`, `neutral` of a case are the tokens of all
+    hookpoints side by side `[B, N]`"""
     prompts: list[str]
     steps: Whole
     seed: Whole = 0
@@ -93,6 +97,9 @@ class Notes(Record):
     """decisions beside torch.topk's own pick: `decisions`, `differ`, `fired`, `fired_topk`"""
     configs: dict[str, dict[str, Any]] = {}
     """file → the original's config"""
+    edits_weights: bool = False
+    """whether the hook runs with other weights than the unedited model: then every forward shows the edit, and the seam's tokens are those of the hook
+    without them, since where they remove a concept no feature of it would fire"""
 
 
 class Golden(Record):
@@ -109,6 +116,11 @@ class Golden(Record):
     weights: dict[str, dict[str, Digest]]
     """component → tensor → digest of the original's, see `weights`"""
 
+    @property
+    def weights_alone(self) -> bool:
+        """Whether the edit is in the weights, and at no hookpoint."""
+        return self.notes.edits_weights and not any(case.fires for case in self.cases)
+
     def save(self, path: Path) -> None:
         """Write one safetensors file: all arrays as tensors, equal ones once, and the rest as JSON in its header, with a tensor's name for each array."""
         tensors: dict[str, np.ndarray] = {}
@@ -120,7 +132,7 @@ class Golden(Record):
                 if known == name:
                     tensors[name] = np.require(value, requirements="C")
                 return known
-            if isinstance(value, Record):
+            if isinstance(value, Struct):
                 value = {key: getattr(value, key) for key in value.__struct_fields__}
             if isinstance(value, dict):
                 return {key: packed(item, f"{name}/{key}".lstrip("/")) for key, item in value.items()}

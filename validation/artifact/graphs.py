@@ -48,21 +48,30 @@ def contract(root: Path, family: Family, precision: str) -> dict[str, tuple[Tens
     for text in family.text_encoders:
         layers = layers_of(root / text.name / "config.json")
         # Pooled outputs have no axis of tokens.
-        outputs: Tensors = {n: (kind, ("batch_size", None) if n in ("pooler_output", "text_embeds") else ("batch_size", None, None)) for n in text.names(layers)}  # fmt: skip
-        found[text.name] = {"input_ids": ("INT64", ("batch_size", None))}, outputs
+        outputs: Tensors = {n: (kind, ("batch_size", None) if n in ("pooler_output", "text_embeds") else ("batch_size", "sequence_length" if text.masked else None, None)) for n in text.names(layers)}  # fmt: skip
+        found[text.name] = dict.fromkeys(text.inputs, ("INT64", ("batch_size", "sequence_length" if text.masked else None))), outputs
     found["vae_decoder"] = {"latent_sample": (vae, _LATENTS)}, {"sample": (vae, _PICTURE)}
-    found["vae_encoder"] = {"sample": (vae, _PICTURE)}, {"latent_parameters": (vae, _LATENTS)}
+    found["vae_encoder"] = {"sample": (vae, _PICTURE)}, {family.vae.encoded: (vae, _LATENTS)}
     denoiser = family.denoiser
+    types = dict.fromkeys(denoiser.float32, "FLOAT") | dict.fromkeys(denoiser.whole, "INT64")
 
     def tensors(axes: Axes) -> Tensors:
-        return {
-            name: ("FLOAT" if name in denoiser.float32 else kind, tuple(a if isinstance(a, str) else None for a in each))
-            for name, each in axes.items()
-        }
+        return {name: (types.get(name, kind), tuple(a if isinstance(a, str) else None for a in each)) for name, each in axes.items()}
 
     inputs, given = denoiser.axes(read_json(root / denoiser.component / "config.json"))
     found[denoiser.component] = tensors(inputs), tensors(given)
     return found
+
+
+def reads(node: Any) -> dict[str, None]:
+    """Names of the tensors that a node of ONNX's own Python reads, in order: also inside its branches, but for what is made there."""
+    found = dict.fromkeys(node.input)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            wanted = dict.fromkeys(name for inner in graph.node for name in reads(inner)) | dict.fromkeys(o.name for o in graph.output)
+            own = {name for inner in graph.node for name in inner.output} | {v.name for v in (*graph.input, *graph.initializer)}
+            found |= {name: None for name in wanted if name not in own}
+    return {name: None for name in found if name}
 
 
 def check(root: Path, family: Family, precision: str) -> list[str]:

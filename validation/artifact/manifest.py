@@ -15,6 +15,7 @@ from ...editor.common.files import read_json
 from ...editor.common.names import Gate, Precision, Residual
 from ...editor.common.typed import Number, Record, Whole, is_plain, plain, read_as, strict_json
 from ...editor.edit.provenance import ActivationsUsed, SaeUsed, Setting, Steps
+from .quantised import Quantisation
 
 NAME = "saeuron.json"
 GOLDEN = "edit/golden.safetensors"
@@ -23,10 +24,12 @@ SIGNATURE = "model.sig"
 """at the top of an artifact, on no record: it covers the manifest too"""
 OWN_HASH = "manifest_sha256"
 BACKENDS = {
-    "checkpoint": "unet/diffusion_pytorch_model*.safetensors", "onnx": "unet/model.onnx", "trt": "tensorrt/local-*/unet.engine",
-    "trt-rtx": "tensorrt/rtx*/unet.engine",
+    "checkpoint": "{}/diffusion_pytorch_model*.safetensors", "onnx": "{}/model.onnx", "trt": "tensorrt/local-*/{}.engine",
+    "trt-rtx": "tensorrt/rtx*/{}.engine",
 }  # fmt: skip
-"""what an artifact may hold → the files that show it"""
+"""what an artifact may hold → the files that show it, where `{}` stands for the folder of the network that is edited"""
+DENOISERS = ("unet", "transformer")
+"""folders of the networks that may be edited; an artifact has one of them"""
 
 _ADDED = ("validation/", "tensorrt/")
 """folders that may be written into a finished artifact"""
@@ -53,7 +56,7 @@ class Model(Record):
 
     source: str
     pipeline: str
-    unet_sha256: str
+    network_sha256: str
     safety_checker: bool
     variant: str | None = None
 
@@ -65,14 +68,23 @@ class Tables(Record):
     timesteps: Whole
 
 
+class Changed(Record):
+    """Digests of a weight of the denoiser, as `weights.exact` takes them at the artifact's precision."""
+
+    before: str
+    after: str
+
+
 class EditHashes(Record):
     """Which edit it is."""
 
     sha256: str
     """of the edit's file"""
     tensors_sha256: str
-    """of its tensors in the checkpoint"""
+    """of its tensors in the checkpoint; empty for an edit in the weights alone"""
     hookpoints: dict[str, Tables] = {}
+    weights: dict[str, Changed] = {}
+    """name → of each weight that is edited; validation shows that no other is"""
 
 
 class SamplingRecord(Record):
@@ -92,6 +104,7 @@ class SeamNames(Record):
     fires: str
     before: str | None = None
     members: str | None = None
+    places: str | None = None
 
 
 class Graphs(Record):
@@ -185,6 +198,8 @@ class Manifest(Record, kw_only=True, forbid_unknown_fields=True):
     edit: EditHashes
     sampling: SamplingRecord
     onnx: Graphs
+    quantised: Quantisation | None = None
+    """how the denoiser's graph was, and with it its engines; None where it is in floats"""
     device: str = "cpu"
     license: Licence | None = None
     warnings: list[str]
@@ -209,7 +224,8 @@ def seam_tensor(hookpoint: str, part: str) -> str:
     Args:
         hookpoint: where the edit sits.
         part: `input` (the block's output, as tokens `[B, L, d]`), `before` (the block's input, where the SAE reads what the block adds),
-            `output` (the edited tokens), `fires` (the gate's decisions, bool `[B, L, U]`) or `members` (which latents are active, where the
+            `output` (the edited tokens), `fires` (the gate's decisions, bool `[B, L, U]`), `places` (row and column of each token,
+            float32 `[1, L, 2]`, where tokens are replaced) or `members` (which latents are active, where the
             residual isn't `keep`: int64 `[B, L, k]`, or bool `[B, L, n]` with JumpReLU).
     """
     return f"saeuron/{hookpoint}/{part}"
@@ -241,8 +257,17 @@ def encode(manifest: Manifest) -> bytes:
     # As a reader will find it: a whole number in place of a float is one here, too.
     content = plain(read_as(Manifest, plain(manifest), NAME))
     del content[OWN_HASH]
+    if manifest.quantised is None:  # as in artifacts that were made before there were any
+        del content["quantised"]
     manifest.manifest_sha256 = hashlib.sha256(strict_json(content).encode()).hexdigest()
     return (strict_json({**content, OWN_HASH: manifest.manifest_sha256}) + "\n").encode()
+
+
+def own_hash_faults(root: Path, manifest: Manifest) -> list[str]:
+    """One line unless the file is byte for byte what this package writes for its content, its own hash included."""
+    if (root / NAME).read_bytes() == encode(manifest):
+        return []
+    return [f"'{NAME}' is not the file that was written: it doesn't fit its own hash"]
 
 
 def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) -> Manifest:
@@ -276,7 +301,7 @@ def read(root: str | Path, replacing: Sequence[str] = (), formats: bool = True) 
         return manifest
     held = [
         name for name, pattern in BACKENDS.items()
-        if any(not replaced(p.relative_to(root).as_posix(), replacing) for p in root.glob(pattern))
+        if any(not replaced(p.relative_to(root).as_posix(), replacing) for part in DENOISERS for p in root.glob(pattern.format(part)))
     ]  # fmt: skip
     if replacing:
         manifest.formats = [name for name in manifest.formats if name in held or not BACKENDS[name].startswith("tensorrt/")]

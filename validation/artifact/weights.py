@@ -11,14 +11,14 @@ is used that does not depend on the order of the elements: the sum of a hash of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ...editor.common.files import reading
-from ...editor.denoisers.families import Family, family_of, network_of
+from ...editor.common.files import read_json, reading
+from ...editor.denoisers.families import Family, family_in, family_of, network_of
 
 if TYPE_CHECKING:
     from ...editor.edit.edit import Edit
@@ -92,22 +92,26 @@ def of_original(pipeline: Any, edit: Edit, saes: Mapping[str, Any], gate: str) -
         gate: `exact` or `threshold`.
 
     Returns:
-        component → tensor → digest; the edit's tensors are the component `edit`, named `HOOKPOINT/NAME`.
+        component → tensor → digest, of weights that are edited those that they become; the edit's tensors are the component `edit`, named `HOOKPOINT/NAME`.
     """
+    from ...editor.denoisers.streamed import weights_of
+
+    networks = {name: getattr(pipeline, name) for name in family_of(pipeline).networks}
     found = {
-        name: {plain(key): digest(_numpy(value)) for key, value in getattr(pipeline, name).named_parameters()}
-        for name in family_of(pipeline).networks
+        name: {plain(key): digest(_numpy(value)) for key, value in weights_of(network, network.named_parameters())}
+        for name, network in networks.items()
     }
+    for key, value in edit.weights.changed(network_of(pipeline)).items() if edit.weights else ():
+        found[family_of(pipeline).denoiser.component][plain(key)] = digest(_numpy(value))
     for text in family_of(pipeline).text_encoders:
-        for key, value in getattr(pipeline, text.name).named_parameters():
-            if key.endswith("position_embedding.weight"):  # a graph has rows for the tokens that prompts are padded to
-                whole = found[text.name][plain(key)]
-                found[text.name][plain(key)] = whole._replace(unordered=unordered(_numpy(value[: text.tokens(pipeline)])))
+        places = [(k, v) for k, v in networks[text.name].named_parameters() if k.endswith("position_embedding.weight")]
+        for key, value in weights_of(networks[text.name], places):  # a graph has rows for the tokens that prompts are padded to
+            whole = found[text.name][plain(key)]
+            found[text.name][plain(key)] = whole._replace(unordered=unordered(_numpy(value[: text.tokens(pipeline)])))
     dtype = next(network_of(pipeline).parameters()).dtype
     found["edit"] = {
         f"{hookpoint}/{key}": digest(_numpy(value.to(dtype)))
-        for hookpoint, sae in saes.items()
-        if hookpoint in edit.hookpoints
+        for hookpoint, sae in edit.saes(saes).items()
         for key, value in _of_sae(sae, edit, hookpoint, gate).items()
     }
     return found
@@ -123,11 +127,13 @@ def _of_sae(sae: Any, edit: Edit, hookpoint: str, gate: str) -> dict[str, Any]:
     found = {
         "encoder_weight": sae.W_enc[encoded], "encoder_bias": sae.b_enc[encoded], "decoder_weight": sae.W_dec[decoded], "pre_bias": sae.b_dec,
     }  # fmt: skip
+    if edit.hookpoints[hookpoint].how.replace_by:
+        del found["decoder_weight"]
     return found | ({"latent_thresholds": sae.threshold[encoded]} if sae.config.activation == "jumprelu" else {})
 
 
 def plain(name: str) -> str:
-    """A tensor's name without what savers put before or rename: `text_model.` of older transformers, `edited_` of an edited UNet."""
+    """A tensor's name without what savers put before or rename: `text_model.` of older transformers, `edited_` of an edited network."""
     return name.removeprefix("text_model.").removeprefix("edited_")
 
 
@@ -137,19 +143,19 @@ def in_checkpoint(root: Path, wanted: Mapping[str, Mapping[str, Digest]]) -> lis
     Returns:
         one line a component that differs.
     """
-    from safetensors import safe_open
+    from ...editor.denoisers.streamed import places
 
-    found = []
+    found, edited = [], family_in(root).denoiser.component
     for component, tensors in wanted.items():
-        folder = "unet" if component == "edit" else component
+        folder = edited if component == "edit" else component
         held: dict[str, str] = {}
         for file in sorted((root / folder).glob("*.safetensors")):
-            with reading(file, "safetensors"), safe_open(file, "pt") as handle:
-                names = set(handle.keys())
-                for name in names - {n.removeprefix("edited_") for n in names if n.startswith("edited_")}:
+            with reading(file, "safetensors"):
+                there = places([file])
+                for name in set(there) - {n.removeprefix("edited_") for n in there if n.startswith("edited_")}:
                     key = _of_edit(name) if component == "edit" else plain(name)
                     if key in tensors:
-                        held[key] = exact(_numpy(handle.get_tensor(name)))
+                        held[key] = exact(_numpy(there[name].read()))
         found += _differences("checkpoint", folder, [n for n, d in tensors.items() if held.get(n) != d.exact], len(tensors))
     return found
 
@@ -178,20 +184,42 @@ def _of_edit(name: str) -> str:
     return f"{head.removeprefix('ablations.').replace('-', '.')}/{key}" if head.startswith("ablations.") else ""
 
 
-def in_graphs(root: Path, wanted: Mapping[str, Mapping[str, Digest]], family: Family) -> list[str]:
+def in_graphs(
+    root: Path, wanted: Mapping[str, Mapping[str, Digest]], family: Family, quantised: Collection[str] = ()
+) -> list[str]:  # fmt: skip
     """Compare the ONNX graphs' initializers that are used, in any layout.
+
+    Args:
+        root: artifact folder.
+        wanted: from `of_original`.
+        family: of the pipeline.
+        quantised: `unordered` digests of weights that the denoiser's graph has in 8 bits instead, as is on record.
 
     Returns:
         one line a component that differs.
     """
-    graphs = {**{t.name: [t.name] for t in family.text_encoders}, "vae": ["vae_encoder", "vae_decoder"], "unet": ["unet"], "edit": ["unet"]}
+    edited = family.denoiser.component
+    graphs = {**{t.name: [t.name] for t in family.text_encoders}, "vae": ["vae_encoder", "vae_decoder"], edited: [edited], "edit": [edited]}
+    unread = _unread(root / edited)
     held = {name: set(_used(root / name / "model.onnx")) for name in dict.fromkeys(g for names in graphs.values() for g in names)}
     found = []
     for component, tensors in wanted.items():
-        there = set().union(*(held[g] for g in graphs[component]))
-        large = {n: d for n, d in tensors.items() if int(d.unordered.partition(":")[0]) >= _SMALL}
+        there = set().union(*(held[g] for g in graphs[component])) | (set(quantised) if component == edited else set())
+        large = {
+            n: d for n, d in tensors.items() if int(d.unordered.partition(":")[0]) >= _SMALL and not (component == "edit" and n in unread)
+        }
         found += _differences("onnx", "/".join(graphs[component]), [n for n, d in large.items() if d.unordered not in there], len(large))
     return found
+
+
+def _unread(folder: Path) -> set[str]:
+    """Tensors of the edit that nothing computes with: `b_dec`, where it is neither subtracted before encoding nor decoded."""
+    said = read_json(folder / "config.json").get("ablation") or {}
+    return {
+        f"{hookpoint}/pre_bias"
+        for hookpoint, entry in said.get("hookpoints", {}).items()
+        if said.get("residual") == "keep" and not entry.get("subtract_bias", True)
+    }
 
 
 def _used(path: Path) -> Iterable[str]:
@@ -199,8 +227,11 @@ def _used(path: Path) -> Iterable[str]:
 
     with reading(path, "an ONNX graph"):
         for value in ir.load(path).graph.initializers.values():
-            if value.const_value is not None and (value.uses() or value.is_graph_output()):
+            narrow = value.const_value is not None and value.const_value.dtype.itemsize <= 1
+            if value.const_value is not None and not narrow and (value.uses() or value.is_graph_output()):
                 yield unordered(value.const_value.numpy())
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value.release()  # else the pages of the whole file come to lie in memory
 
 
 def _differences(where: str, component: str, names: list[str], total: int) -> list[str]:

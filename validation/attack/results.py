@@ -9,9 +9,11 @@ from msgspec import field
 
 from ...editor.common.typed import Number, Record, Whole
 from ..evidence.intervals import Rate
-from ..evidence.results import JudgeRecord
+from ..evidence.results import JudgeRecord, PipelineRecord
 
 FORMAT = "saeuron-attack-1"
+CONTROL = "control-"
+"""begins the names of rows that attack nothing, and stand beside a protocol's own"""
 
 
 class Seeds(Record):
@@ -30,6 +32,30 @@ class Verdict(Record):
     """whether the judge named it"""
 
 
+class Learned(Record, kw_only=True, omit_defaults=True):
+    """What was found for one prompt, by a protocol that attacks prompts one at a time."""
+
+    prompt: str
+    seed: Whole | None = None
+    """None: for every seed"""
+    ids: list[Whole]
+    """of the tokens before the prompt, or in its place"""
+    text: str
+    typed: bool
+    """whether the text, typed, gives these ids"""
+    iterations: Whole
+
+
+class LearnedIn(Record, kw_only=True, omit_defaults=True):
+    """What was learned in one of several text encoders."""
+
+    ids: list[Whole] | None = None
+    text: str | None = None
+    typed: bool | None = None
+    """as of `Finding`"""
+    vectors: list[list[Number]] | None = None
+
+
 class Finding(Record, kw_only=True, omit_defaults=True):
     """What an attack found; each kind has its own."""
 
@@ -45,6 +71,19 @@ class Finding(Record, kw_only=True, omit_defaults=True):
     """whether the text, typed, gives these ids"""
     vectors: list[list[Number]] | None = None
     """learned embeddings"""
+    encoders: dict[str, LearnedIn] = {}
+    """of a pipeline with several text encoders: each one's ids, text or vectors"""
+    learned: list[Learned] | None = None
+    cut: Whole | None = None
+    """prompts that were longer than the text encoder reads"""
+    without_attack: Whole | None = None
+    """of the successes, those of the plain prompts, which such a protocol doesn't attack"""
+
+    @property
+    def prefixes(self) -> dict[str, Finding | LearnedIn]:
+        """Text encoder (of a single one: an empty name) → what was learned before the prompts, as a text."""
+        every: dict[str, Finding | LearnedIn] = {"": self, **self.encoders}
+        return {name: one for name, one in every.items() if one.text is not None}
 
 
 class AttackRow(Record, kw_only=True):
@@ -113,12 +152,15 @@ class AttackReport(Record, kw_only=True):
     finished: bool = True
     """False in what a run has written so far"""
     artifact: str
-    """name of its folder"""
-    manifest_sha256: str
-    edit_sha256: str
+    """name of its folder, or of the pipeline's"""
+    manifest_sha256: str = ""
+    edit_sha256: str = ""
+    """of an artifact"""
+    pipeline: PipelineRecord | None = None
+    """of what is no artifact"""
     content_sha256: str | None = None
     through: str
-    """`checkpoint` or `hook`"""
+    """`checkpoint` or `hook`; `pipeline` of what is no artifact"""
     judge: JudgeRecord
     settings: dict[str, Any]
     """as in `AttackSettings`, with the seeds themselves; attacks and paraphrases"""

@@ -1,7 +1,11 @@
-"""Learning tokens that bring a concept back: the diffusion loss on the unedited model's pictures (arXiv 2310.11868)."""
+"""Learning tokens that bring a concept back: the diffusion loss on the unedited model's pictures (arXiv 2310.11868).
+
+Of a pipeline with several text encoders, tokens are learned in all of them at once: each has vectors and a vocabulary of its own, the loss is one.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...editor.denoisers.families import family_of, network_of
-from .prompts import Template, context, embedding_table, nearest, vocabulary
+from .prompts import Template, context, nearest, readers
 
 # The best iterate is chosen on a fixed batch, looked at this often.
 _EVERY = 10
@@ -20,10 +24,10 @@ _CHECKED = 8
 class Found(NamedTuple):
     """What a search ended with."""
 
-    vectors: torch.Tensor
-    """`[k, D]`"""
-    ids: list[int] | None
-    """of the tokens, where `vectors` are rows of the vocabulary"""
+    vectors: tuple[torch.Tensor, ...]
+    """`[k, D]` of each text encoder"""
+    ids: tuple[list[int], ...] | None
+    """of the tokens, where `vectors` are rows of the vocabularies"""
     loss: float
     """on the fixed batch"""
 
@@ -39,17 +43,18 @@ class Targets:
 
 
 class DiffusionLoss:
-    """Distance between the edited UNet's prediction on noised targets and what was added (or the velocity, as the model predicts).
+    """Distance between what the edited denoiser says of noised targets and what it was trained to say (the noise, or the velocity).
 
     Noise, timesteps and pictures are drawn from a generator of its own, so equal seeds give equal searches. Timesteps are those
     of the denoising loop, spread over it within each batch.
     """
 
-    def __init__(self, pipeline: Any, targets: Targets, steps: int, seed: int) -> None:
-        self.pipeline, self.targets = pipeline, targets
+    def __init__(self, pipeline: Any, targets: Targets, steps: int, seed: int, guidance: float = 1.0) -> None:
+        self.pipeline, self.targets, self._guidance = pipeline, targets, guidance
         self.denoiser = family_of(pipeline).denoiser
-        self.scheduler = family_of(pipeline).calibrating(pipeline.scheduler)
-        self.scheduler.set_timesteps(steps)
+        self.scheduler = copy.deepcopy(family_of(pipeline).calibrating(pipeline.scheduler))
+        height, width = targets.latents.shape[-2:]
+        self.scheduler.set_timesteps(steps, **self.denoiser.told(self.scheduler.config, steps, (height, width)))
         self._generator = torch.Generator().manual_seed(seed)
         fixed = torch.Generator().manual_seed(seed + 1)
         self._fixed = self._draw(min(_CHECKED, 2 * len(targets.templates)), fixed)
@@ -62,26 +67,31 @@ class DiffusionLoss:
         noise = torch.randn(size, *self.targets.latents.shape[1:], generator=generator)
         return which, steps.cpu()[place], noise
 
-    def _value(self, vectors: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        which, steps, noise = batch
+    def predicted(
+        self, vectors: torch.Tensor | Sequence[torch.Tensor] | None, which: torch.Tensor, steps: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prediction and what was wanted, of one shape, batch first.
+
+        Args:
+            vectors: as `context` takes them.
+            which: numbers of the pictures, `[B]`.
+            steps: timesteps up to which they are noised, `[B]`.
+            noise: `[B, C, h, w]`.
+        """
         latents = self.targets.latents[which]
         steps, noise = steps.to(latents.device), noise.to(latents)
-        noised = self.scheduler.add_noise(latents, noise, steps)
-        wanted = self.scheduler.get_velocity(latents, noise, steps) if self.scheduler.config.prediction_type == "v_prediction" else noise
-        if self.scheduler.config.prediction_type == "sample":
-            wanted = latents
         text = context(self.pipeline, [self.targets.templates[i] for i in which.tolist()], vectors)
-        given = {"sample": noised, "timestep": steps, "encoder_hidden_states": text}
-        return F.mse_loss(self.denoiser.call(network_of(self.pipeline), given).float(), wanted.float())
+        found, wanted = self.denoiser.learning(network_of(self.pipeline), self.scheduler, latents, noise, steps, text, self._guidance)
+        return found.float(), wanted.float()
 
-    def drawn(self, vectors: torch.Tensor, size: int) -> torch.Tensor:
+    def drawn(self, vectors: Sequence[torch.Tensor], size: int) -> torch.Tensor:
         """On a new batch."""
-        return self._value(vectors, self._draw(size, self._generator))
+        return F.mse_loss(*self.predicted(vectors, *self._draw(size, self._generator)))
 
     @torch.no_grad()
-    def fixed(self, vectors: torch.Tensor) -> float:
+    def fixed(self, vectors: Sequence[torch.Tensor]) -> float:
         """On the fixed batch."""
-        return float(self._value(vectors, self._fixed))
+        return float(F.mse_loss(*self.predicted(vectors, *self._fixed)))
 
 
 def learn_prefix(loss: DiffusionLoss, slots: int, iterations: int, batch: int, rate: float, seed: int) -> Found:
@@ -90,53 +100,63 @@ def learn_prefix(loss: DiffusionLoss, slots: int, iterations: int, batch: int, r
     Free embeddings are moved by Adam; each forward reads the nearest rows of the vocabulary in their place, and the gradient there
     moves the free ones (arXiv 2302.03668). So whatever is evaluated is a real prompt.
     """
-    pipeline = loss.pipeline
-    allowed = vocabulary(pipeline)
-    rows = embedding_table(pipeline)[allowed.to(embedding_table(pipeline).device)].detach()
-    start = torch.randint(len(rows), (slots,), generator=torch.Generator().manual_seed(seed))
-    free = rows[start.to(rows.device)].clone()
-    optimiser = torch.optim.Adam([free], lr=rate * float(rows.std()))
-    best: tuple[float, torch.Tensor] | None = None
+    generator = torch.Generator().manual_seed(seed)
+    every = readers(loss.pipeline)
+    allowed = [reader.vocabulary() for reader in every]
+    rows = [reader.table[ids.to(reader.table.device)].detach() for reader, ids in zip(every, allowed, strict=True)]
+    free = [own[torch.randint(len(own), (slots,), generator=generator).to(own.device)].clone() for own in rows]
+    optimiser = torch.optim.Adam([{"params": [one], "lr": rate * float(own.std())} for one, own in zip(free, rows, strict=True)])
+    best: tuple[float, list[torch.Tensor]] | None = None
     for i in range(iterations + 1):
-        place = nearest(free, rows)
+        places = [nearest(one, own) for one, own in zip(free, rows, strict=True)]
+        hard = [own[place] for own, place in zip(rows, places, strict=True)]
         if i % _EVERY == 0 or i == iterations:
-            value = loss.fixed(rows[place])
+            value = loss.fixed(hard)
             if best is None or value < best[0]:
-                best = value, place
+                best = value, places
         if i == iterations:
             break
         with torch.enable_grad():
-            hard = rows[place].clone().requires_grad_(True)
-            (free.grad,) = torch.autograd.grad(loss.drawn(hard, batch), hard)
+            hard = [one.clone().requires_grad_(True) for one in hard]
+            for one, moved in zip(free, torch.autograd.grad(loss.drawn(hard, batch), hard), strict=True):
+                one.grad = moved
         optimiser.step()
     assert best is not None
-    return Found(rows[best[1]].clone(), allowed[best[1].cpu()].tolist(), best[0])
+    found = zip(allowed, rows, best[1], strict=True)
+    vectors, ids = zip(*((own[place].clone(), tokens[place.cpu()].tolist()) for tokens, own, place in found), strict=True)
+    return Found(vectors, ids, best[0])
 
 
-def learn_embedding(loss: DiffusionLoss, start: torch.Tensor, iterations: int, batch: int, rate: float) -> Found:
-    """Any vectors, moved by Adam from `start [k, D]` (Textual Inversion, arXiv 2208.01618, as in arXiv 2308.01508)."""
-    vectors = start.detach().clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([vectors], lr=rate * float(embedding_table(loss.pipeline).std()))
-    best: tuple[float, torch.Tensor] | None = None
+def learn_embedding(loss: DiffusionLoss, start: Sequence[torch.Tensor], iterations: int, batch: int, rate: float) -> Found:
+    """Any vectors, moved by Adam from `start`, `[k, D]` of each text encoder (Textual Inversion, arXiv 2208.01618, as in arXiv 2308.01508)."""
+    vectors = [one.detach().clone().requires_grad_(True) for one in start]
+    steps = [rate * float(reader.table.std()) for reader in readers(loss.pipeline)]
+    optimiser = torch.optim.Adam([{"params": [one], "lr": step} for one, step in zip(vectors, steps, strict=True)])
+    best: tuple[float, tuple[torch.Tensor, ...]] | None = None
     for i in range(iterations + 1):
         if i % _EVERY == 0 or i == iterations:
             value = loss.fixed(vectors)
             if best is None or value < best[0]:
-                best = value, vectors.detach().clone()
+                best = value, tuple(one.detach().clone() for one in vectors)
         if i == iterations:
             break
         with torch.enable_grad():
-            (vectors.grad,) = torch.autograd.grad(loss.drawn(vectors, batch), vectors)
+            for one, moved in zip(vectors, torch.autograd.grad(loss.drawn(vectors, batch), vectors), strict=True):
+                one.grad = moved
         optimiser.step()
     assert best is not None
     return Found(best[1], None, best[0])
 
 
-def starts(pipeline: Any, name: Sequence[int], slots: int, seed: int, restart: int) -> torch.Tensor:
+def starts(pipeline: Any, name: str, slots: int, seed: int, restart: int) -> list[torch.Tensor]:
     """Where a search by embeddings begins: at the concept's own tokens, repeated; restarts at random rows of the vocabulary."""
-    table = embedding_table(pipeline)
-    if restart == 0 and name:
-        return table[torch.tensor([name[i % len(name)] for i in range(slots)], device=table.device)].detach()
-    allowed = vocabulary(pipeline)
-    pick = torch.randint(len(allowed), (slots,), generator=torch.Generator().manual_seed(seed + restart))
-    return table[allowed[pick].to(table.device)].detach()
+    generator, found = torch.Generator().manual_seed(seed + restart), []
+    for reader in readers(pipeline):
+        own, table = reader.words(name), reader.table
+        if restart == 0 and own:
+            ids = torch.tensor([own[i % len(own)] for i in range(slots)])
+        else:
+            allowed = reader.vocabulary()
+            ids = allowed[torch.randint(len(allowed), (slots,), generator=generator)]
+        found.append(table[ids.to(table.device)].detach())
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...editor.edit.ablated_unet import FeatureAblation, FireGate
+from ...editor.edit.feature_ablation import FeatureAblation, FireGate
 from ...editor.edit.hook import AblationHook, Encoded
 
 # Bars near zero would drown every other gradient.

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from ...editor.denoisers.families import family_of, network_of, rebuilt
 from ...editor.edit.edit import Edit
+from ...editor.edit.feature_ablation import FeatureAblation
 from ...editor.edit.hook import AblationHook
+from ...editor.edit.weights import text_weights
 from ...editor.sae.sae import SparseAutoencoder
 from .straight_through import StraightThroughHook, open_gates
 
@@ -29,6 +33,8 @@ class Baked:
     """A pipeline with an edited denoiser."""
 
     pipeline: Any
+    edit: Edit | None = None
+    """as the artifact holds it"""
 
     @contextlib.contextmanager
     def edited(self, straight: bool = False) -> Iterator[Any]:
@@ -52,6 +58,30 @@ class Hooked:
         hook = StraightThroughHook if straight else AblationHook
         with hook(network_of(self.pipeline), self.edit, self.saes, self.gate):
             yield self.pipeline
+
+
+@contextlib.contextmanager
+def undone(victim: Baked) -> Iterator[Any]:
+    """The pipeline with its edit taken out by what the artifact holds of it; as before afterwards."""
+    network = network_of(victim.pipeline)
+    modules = [m for m in network.modules() if isinstance(m, FeatureAblation)]
+    solved = {}
+    if victim.edit is not None and victim.edit.weights is not None:
+        inverse = torch.linalg.inv(victim.edit.weights.map.double())
+        solved = {name: network.get_parameter(name) for name in text_weights(network)}
+    kept = {name: weight.data for name, weight in solved.items()}
+    try:
+        for name, weight in solved.items():
+            weight.data = (kept[name].double() @ inverse.to(weight.device)).to(weight.dtype)
+        for module in modules:
+            # What it adds is taken off again.
+            vars(module)["forward"] = lambda tokens, *rest, **named: tokens
+        yield victim.pipeline
+    finally:
+        for module in modules:
+            vars(module).pop("forward", None)
+        for name, weight in solved.items():
+            weight.data = kept[name]
 
 
 def bare(pipeline: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..artifact.golden import Run
+from ..artifact.quantised import Quantisation
 from ..artifact.seam import Tensors
 
 Inputs = Mapping[str, np.ndarray]
@@ -48,16 +49,25 @@ class Runner(Protocol):
     """what runs it, in a few words"""
     provider: str
     """of ONNX Runtime; empty for others"""
+    quantised: Quantisation | None
+    """how its denoiser's graph was quantised; None where it is in floats"""
 
     def denoise(self, inputs: Inputs) -> np.ndarray:
         """One forward of the denoiser, on whatever its graph takes → `[B, C, h, w]`."""
         ...
 
-    def observe(self, inputs: Inputs) -> Observation | None:
-        """One forward that shows the edit's inner tensors; None where the backend can't."""
+    def observe(self, inputs: Inputs, to_seam: bool = False) -> Observation | None:
+        """One forward that shows the edit's inner tensors; None where the backend can't.
+
+        Args:
+            inputs: of the denoiser.
+            to_seam: end behind the last edited block; the output is the edited tokens of all hookpoints side by side `[B, N]`, in the order of their names.
+        """
         ...
 
-    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def edit(
+        self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None, places: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """The edit alone.
 
         Args:
@@ -65,14 +75,19 @@ class Runner(Protocol):
             timestep: noise level of the forward.
             tokens: of the block's output `[L, d]`.
             before: of its input, for an SAE that reads `delta`.
+            places: row and column of each `[L, 2]`, where tokens are replaced.
 
         Returns:
             edited tokens `[L, d]`, decisions bool `[L, U]`; None where the backend can't show them.
         """
         ...
 
+    def silent(self, inputs: Inputs) -> np.ndarray | None:
+        """One forward in which no decision of the edit comes true; None where the backend can't."""
+        ...
+
     def stop_watching(self) -> None:
-        """Free what `observe` needed."""
+        """Free what `observe` and `silent` needed."""
         ...
 
     def close(self) -> None:
@@ -93,7 +108,7 @@ class Runner(Protocol):
 
 
 def lean_free_run(root: Path, runner: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`Runner.free_run` for any runner, without torch and diffusers; the artifact's scheduler must be DDIM or Euler."""
+    """`Runner.free_run` for any runner, without torch and diffusers; the artifact's scheduler must be one of `lean`'s."""
     from .lean.pipeline import LeanPipeline, NotFinite
 
     pipeline = LeanPipeline(root, runner)

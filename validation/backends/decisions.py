@@ -31,14 +31,14 @@ class Decisions:
     """
 
     def __init__(self, denoiser: Denoiser, pictures: int, guided: bool) -> None:
-        self._denoiser, self._pictures, self._guided = denoiser, pictures, guided
+        self.denoiser, self._pictures, self._guided = denoiser, pictures, guided
         self._calls = 0
         self.forwards: list[Decided] = []
         """in the order of the loop; those of negative prompts alone are left out"""
 
     def add(self, timestep: float, fires: Mapping[str, np.ndarray]) -> None:
         """The next forward: its noise level, and hookpoint → `[B, tokens, U]`."""
-        rows = self._denoiser.prompted(self._calls, self._pictures, self._guided)
+        rows = self.denoiser.prompted(self._calls, self._pictures, self._guided)
         self._calls += 1
         if rows is not None:
             self.forwards.append(Decided(timestep, {name: each[rows].astype(bool) for name, each in fires.items()}))
@@ -80,7 +80,8 @@ class Watched:
         seen = None if self.decisions is None else self._runner.observe(inputs)
         if self.decisions is None or seen is None:
             return self._runner.denoise(inputs)
-        self.decisions.add(float(inputs["timestep"]), {name: tensors.fires for name, tensors in seen.seams.items()})
+        level = float(self.decisions.denoiser.noise_level(inputs)[0])
+        self.decisions.add(level, {name: tensors.fires for name, tensors in seen.seams.items()})
         return seen.output
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:

@@ -6,7 +6,7 @@ conversions, the order of the calls) is tested with a stand-in for the library a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...editor.common.files import file_sha256, read_json
 from ...editor.denoisers.families import family_of
 from ..artifact import engines, manifest
 from ..artifact.golden import Run
+from ..artifact.quantised import Quantisation
 from .base import Inputs, Observation, lean_free_run
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
@@ -185,11 +186,12 @@ class TensorRTRunner:
     shows_seam = False
     loop = "lean"
     skips: Mapping[str, str] = {}
+    quantised: Quantisation | None = None
     provider = ""
 
     def __init__(self, root: str | Path, backend: str, target: str | None = None) -> None:
         self.root = Path(root)
-        self._component = family_of(read_json(self.root / "model_index.json")).denoiser.component
+        self._denoiser = family_of(read_json(self.root / "model_index.json")).denoiser
         record = manifest.read(root)
         self._trt = engines.tensorrt_module(backend)
         self.gpu = engines.gpu()
@@ -216,14 +218,21 @@ class TensorRTRunner:
 
     def denoise(self, inputs: Inputs) -> np.ndarray:
         """See `Runner.denoise`."""
-        return next(iter(in_rows(self.engine(self._component), inputs).values()))
+        axes, _ = self._denoiser.axes(read_json(self.root / self._denoiser.component / "config.json"))
+        common = [name for name, names in axes.items() if names[:1] != ("batch_size",)]
+        return next(iter(in_rows(self.engine(self._denoiser.component), inputs, common).values()))
 
-    def observe(self, inputs: Inputs) -> Observation | None:
+    def observe(self, inputs: Inputs, to_seam: bool = False) -> Observation | None:
         """None: an engine hides its inner tensors."""
         return None
 
-    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def edit(
+        self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None, places: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """None: an engine can't be cut."""
+        return None
+
+    def silent(self, inputs: Inputs) -> np.ndarray | None:
         return None
 
     def stop_watching(self) -> None:
@@ -244,18 +253,19 @@ class TensorRTRunner:
         self._engines.clear()
 
 
-def in_rows(engine: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+def in_rows(engine: Any, inputs: Inputs, common: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Any number of rows through an engine that takes some numbers only: in parts, the last one filled up with copies.
 
     Args:
         engine: has `shapes`, and is called with inputs by name.
         inputs: `[B, …]` each; scalars are the same for all rows.
+        common: inputs that are the same for all rows too, though no scalars.
 
     Returns:
         output → `[B, …]`.
     """
-    rows = {name: value for name, value in inputs.items() if np.ndim(value)}
-    common = {name: value for name, value in inputs.items() if name not in rows}
+    rows = {name: value for name, value in inputs.items() if np.ndim(value) and name not in common}
+    same = {name: value for name, value in inputs.items() if name not in rows}
     low, _, high = (shape[0] for shape in engine.shapes[next(iter(rows))])
     count = len(next(iter(rows.values())))
     parts: list[dict[str, np.ndarray]] = []
@@ -264,5 +274,5 @@ def in_rows(engine: Any, inputs: Inputs) -> dict[str, np.ndarray]:
         own = len(next(iter(part.values())))
         if own < low:
             part = {name: np.concatenate([value, np.repeat(value[-1:], low - own, axis=0)]) for name, value in part.items()}
-        parts.append({name: value[:own] for name, value in engine({**part, **common}).items()})
+        parts.append({name: value[:own] for name, value in engine({**part, **same}).items()})
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,19 @@ import numpy as np
 
 from ...editor.denoisers.families import family_of, network_of
 from ..artifact.golden import Run
+from ..artifact.quantised import Quantisation
 from ..artifact.seam import Tensors
 from .base import Inputs, Observation
 from .load import load
 
-_MARKERS = {"input": "seam_input", "before": "seam_before", "output": "seam_output", "fires": "gate", "members": "members"}
+_MARKERS = {
+    "input": "seam_input",
+    "before": "seam_before",
+    "output": "seam_output",
+    "fires": "gate",
+    "members": "members",
+    "places": "seam_places",
+}
 """part of the seam → the edit's module that gives it"""
 
 
@@ -58,6 +66,7 @@ class TorchRunner:
     loop = "diffusers"
     runs_on, provider = "torch", ""
     skips: Mapping[str, str] = {}
+    quantised: Quantisation | None = None
 
     def __init__(self, pipeline: Any, name: str = "checkpoint") -> None:
         self._pipeline, self.name = pipeline, name
@@ -68,27 +77,37 @@ class TorchRunner:
         return self._pipeline
 
     def denoise(self, inputs: Inputs) -> np.ndarray:
+        denoiser = family_of(self.pipeline).denoiser
+        return self._forward(inputs, denoiser.call)
+
+    def _forward(self, inputs: Inputs, call: Callable[[Any, Any], Any]) -> np.ndarray:
         import torch
 
         from ...editor.denoisers.sampling import to_numpy
 
         network, denoiser = network_of(self.pipeline), family_of(self.pipeline).denoiser
-        given = {
-            name: torch.from_numpy(value).to(network.device, torch.float32 if name in denoiser.float32 else network.dtype)
-            for name, value in inputs.items()
-        }
+        types = dict.fromkeys(denoiser.float32, torch.float32) | dict.fromkeys(denoiser.whole, torch.int64)
+        given = {name: torch.from_numpy(value).to(network.device, types.get(name, network.dtype)) for name, value in inputs.items()}
         with torch.no_grad():
-            return to_numpy(denoiser.call(network, given))
+            return to_numpy(call(network, given))
 
-    def observe(self, inputs: Inputs) -> Observation | None:
+    def observe(self, inputs: Inputs, to_seam: bool = False) -> Observation | None:
+        from ...editor.denoisers.sampling import tokens_up_to
+
         network = network_of(self.pipeline)
         if getattr(network, "ablations", None) is None:
             return None
         with seams_shown(network) as seen:
-            output = self.denoise(inputs)
+            if to_seam:
+                names = sorted(key.replace("-", ".") for key in network.ablations)
+                output = self._forward(inputs, lambda network, given: tokens_up_to(network, names, given))
+            else:
+                output = self.denoise(inputs)
         return Observation(output, {h: _tensors(found) for h, found in seen.items()})
 
-    def edit(self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def edit(
+        self, hookpoint: str, timestep: float, tokens: np.ndarray, before: np.ndarray | None, places: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         import torch
 
         from ...editor.denoisers.sampling import to_numpy
@@ -103,10 +122,14 @@ class TorchRunner:
         given = [None if v is None else torch.from_numpy(v[None]).to(network.device, network.dtype) for v in (tokens, before)]
         try:
             with torch.no_grad():
-                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=network.device), given[1])
+                where = None if places is None else torch.from_numpy(places[None]).to(network.device, torch.float32)
+                output = module(given[0], torch.tensor([timestep], dtype=torch.float32, device=network.device), given[1], where)
         finally:
             handle.remove()
         return to_numpy(output)[0], fires[0][0]
+
+    def silent(self, inputs: Inputs) -> np.ndarray | None:
+        return None
 
     def stop_watching(self) -> None:
         return None
@@ -120,17 +143,17 @@ class TorchRunner:
         from ...editor.denoisers.sampling import autoencoder, to_numpy
 
         pipe = self.pipeline
-        text = family_of(pipe).text_encoder(name)
-        value = torch.from_numpy(next(iter(inputs.values())))
+        kind, text = family_of(pipe).vae, family_of(pipe).text_encoder(name)
+        given = {n: torch.from_numpy(v) for n, v in inputs.items()}
         with torch.no_grad():
             if text is not None:
                 network = getattr(pipe, name)
-                return {n: to_numpy(v) for n, v in text.encode(network, value.to(network.device)).items()}
+                return {n: to_numpy(v) for n, v in text.encode(network, **{n: v.to(network.device) for n, v in given.items()}).items()}
             with autoencoder(pipe) as vae:
-                value = value.to(vae.device, vae.dtype)
+                value = next(iter(given.values())).to(vae.device, vae.dtype)
                 if name == "vae_decoder":
                     return {"sample": to_numpy(vae.decode(value, return_dict=False)[0])}
-                return {"latent_parameters": to_numpy(vae.encode(value).latent_dist.parameters)}
+                return {kind.encoded: to_numpy(kind.encode(vae, value))}
 
     def free_run(self, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _free_run(self.pipeline, run)
@@ -174,4 +197,4 @@ def _free_run(pipeline: Any, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _tensors(parts: Mapping[str, np.ndarray]) -> Tensors:
-    return Tensors(parts["input"], parts.get("before"), parts["output"], parts["fires"], parts.get("members"))
+    return Tensors(parts["input"], parts.get("before"), parts["output"], parts["fires"], parts.get("members"), parts.get("places"))

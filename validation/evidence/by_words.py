@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ...editor.common.errors import SaeuronError
 from ...editor.features.prompt_sets import ConceptPrompts
-from ..judges.judge import Judge
+from ..judges.judge import Judge, named_scores
 from .distances import opened
 from .sightings import Removal, Trust, removal, trust
 from .verdicts import VerdictRow, Wanted, plain_name
 
-COLUMNS = ("backend", "set", "seed", "prompt", "file", "sha256", "seen", "scores")
-"""of verdicts.csv. seen: judge → concepts; scores: judge → removed concept → score; both JSON"""
+COLUMNS = ("backend", "set", "seed", "prompt", "file", "sha256", "sure", "tokens", "seen", "scores")
+"""of verdicts.csv. sure: judge → score of its likeliest name; tokens: see `smears`; seen: judge → concepts; scores: judge → removed concept → score; all JSON"""
 RULES = {
     "removed": "share of the pictures of the concept's test prompts on which the judge doesn't see it",
     "kept": "on pictures of the sets that it is compared with, removed ones left out: of the judge's other concepts that it sees on the unedited model's picture of the same prompt and seed, the share that it still sees; each sighting counts once",
@@ -68,6 +68,7 @@ def look(judges: Sequence[Judge], removed: Sequence[str], files: Sequence[Path],
     pictures = opened(files)
     seen: list[dict[str, list[str]]] = [{} for _ in files]
     scores: list[dict[str, dict[str, float]]] = [{} for _ in files]
+    sure: list[dict[str, float]] = [{} for _ in files]
     for judge in judges:
         found = judge.see(pictures)
         for i in range(len(files)):
@@ -75,7 +76,9 @@ def look(judges: Sequence[Judge], removed: Sequence[str], files: Sequence[Path],
             scores[i][judge.name] = {
                 name: round(float(score), 4) for name, score in zip(judge.concepts, found.scores[i], strict=True) if name in removed
             }
-    return [{"seen": json.dumps(a), "scores": json.dumps(b)} for a, b in zip(seen, scores, strict=True)]
+            for name, values in named_scores(judge, found).items():
+                sure[i][name] = round(float(values[i]), 6)
+    return [{"seen": json.dumps(a), "scores": json.dumps(b), "sure": json.dumps(c)} for a, b, c in zip(seen, scores, sure, strict=True)]
 
 
 def sightings(

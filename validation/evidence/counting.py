@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..judges.judge import NOT_JUDGED
-from . import by_words, clip_score, nudity
+from . import by_words, clip_score, nudity, smears
 from .intervals import Rate
 from .picture_backends import UNEDITED
 from .results import Figures, SettingsRecord
@@ -14,7 +14,7 @@ from .sightings import Trust
 from .unlearning import FIGURES, Picture, rate, rates, without
 from .verdicts import VerdictRow
 
-COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "seen_object", "seen_style")
+COLUMNS = ("backend", "object", "style", "seed", "prompt", "file", "sha256", "sure", "tokens", "seen_object", "seen_style")
 """of verdicts.csv, where a judge looks at concepts"""
 PLAIN = "plain"
 """the style of pictures without one, among styles that are asked for; in verdicts.csv it is empty"""
@@ -62,7 +62,7 @@ class Counting(NamedTuple):
     @property
     def rules(self) -> dict[str, str]:
         """Figure → its rule, in words."""
-        return {"unlearncanvas": RULES, "concepts": by_words.RULES}.get(self.protocol, {})
+        return {"unlearncanvas": RULES, "concepts": by_words.RULES}.get(self.protocol, {}) | smears.RULES
 
     def figures(self, rows: Mapping[str, Sequence[VerdictRow]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
         """Figures of each backend.
@@ -74,6 +74,13 @@ class Counting(NamedTuple):
         Raises:
             ValueError: a row that holds what no judge writes.
         """
+        found = self._figures(rows, stages)
+        for name, part in found.items():
+            part.outside, part.nothing_seen = smears.outside(rows[name]), smears.nothing_seen(name, rows, UNEDITED)
+        return found
+
+    def _figures(self, rows: Mapping[str, Sequence[VerdictRow]], stages: Mapping[str, Sequence[str]]) -> dict[str, Figures]:
+        """Those that a protocol has of its own."""
         if self.protocol == "concepts":
             before = rows.get(UNEDITED)
             return {name: Figures(sightings=by_words.sightings(made, before, self.compared, self.judges)) for name, made in rows.items()}

@@ -1,4 +1,4 @@
-"""Evaluates an artifact: whether the concept is gone and the rest is kept, on pictures by any backend, beside the unedited model's.
+"""Evaluates an artifact, or any other edited pipeline: whether the concept is gone and the rest is kept, on pictures by any backend, beside the unedited model's.
 
 Three protocols: UnlearnCanvas's (every object in every style and plain, with every seed; a judge says what it sees), and on a user's
 prompts NudeNet's detections, or utility (CLIP score, FID). Pictures and verdicts are kept, so a killed run goes on, and every figure can
@@ -8,32 +8,38 @@ be counted again from `verdicts.csv`.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_json
 from ...editor.common.process import Process
 from ...editor.common.typed import read_as
-from ..artifact import contents
+from ..artifact.installed import missing
 from ..judges.judge import NOT_JUDGED, LabelJudge
 from ..judges.nudenet import NUDE
 from .comparison import compare, compared, pixels_of
 from .distances import Distances
 from .evaluation_plan import EvaluationPlan, make_plan
 from .evaluation_settings import EvaluationSettings
-from .picture_backends import HOOK, UNEDITED, PictureBackends
+from .picture_backends import HOOK, UNEDITED
 from .results import FORMAT, Backend, Begun, Evaluation, Figures
-from .verdicts import RESULT, VERDICTS, Store, VerdictRow, check_folder
+from .smears import CALIBRATION, recorded
+from .subject import Drawing
+from .verdicts import RESULT, VERDICTS, Store, VerdictRow, Wanted, check_folder
+
+if TYPE_CHECKING:
+    from .tokens import Counter
 
 __all__ = ["EvaluationSettings", "EvaluationPlan", "check_output", "evaluate", "make_plan"]
 _ALONE = Process()
 
 
 def evaluate(
-    plan: EvaluationPlan, output: Path, overwrite: bool = False, process: Process = _ALONE, progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    plan: EvaluationPlan, output: Path, overwrite: bool = False, process: Process = _ALONE,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None, tokens: bool = True,
 ) -> Evaluation | None:  # fmt: skip
     """Make the pictures, look at them, count.
 
@@ -43,6 +49,7 @@ def evaluate(
         overwrite: begin anew.
         process: this process's share, for several under `torchrun`.
         progress: told a backend's name, its pictures done and in all.
+        tokens: whether the tokens of blocks are looked at too, where the unedited model draws (`smears`).
 
     Returns:
         what evaluation.json holds; None in every process but the first.
@@ -51,7 +58,7 @@ def evaluate(
         SaeuronError: a changed artifact, a folder of another evaluation, what a backend refuses.
     """
     check_output(plan, output, overwrite)
-    contents.check(plan.root, plan.record)
+    plan.subject.check()
     counting = plan.counting
     distances = Distances(plan.judges, plan.options.fid, plan.options.reference)
     store = Store(output, counting.columns, plan.settings, process, overwrite)
@@ -60,6 +67,11 @@ def evaluate(
     rows: dict[str, list[VerdictRow]] = {}
     backends: dict[str, Backend] = {}
     stages = {name: concepts for (_, concepts), name in zip(plan.backends, plan.names, strict=True) if concepts}
+    counter = None
+    if tokens and not missing() and (UNEDITED in plan.names or (store.folder / CALIBRATION).is_file()):
+        from .tokens import counter_of
+
+        counter = counter_of(plan, store, partial(progress, "calibration"))
     for (kind, concepts), name in zip(plan.backends, plan.names, strict=True):
         if kind not in (UNEDITED, HOOK):
             plan.pictures_by.forget()
@@ -68,7 +80,7 @@ def evaluate(
         else:
             opened = partial(plan.pictures_by.open, kind, concepts)
         rows[name], made, seconds = store.make(
-            name, plan.wanted, opened, plan.look, plan.settings.steps, plan.options.batch_size, partial(progress, name)
+            name, plan.wanted, opened, partial(_look, plan, counter), plan.settings.steps, plan.options.batch_size, partial(progress, name)
         )
         # Where nothing ran now, what made them is on record.
         on_record = not made and not process.rank and name in held
@@ -106,8 +118,15 @@ def evaluate(
         files = {name: [store.folder / row["file"] for row in made] for name, made in rows.items()}
         result.distances = distances.between(files, plan.rest)
     result.counting, result.trust = counting.rules, counting.trust(rows)
+    calibrated = store.folder / CALIBRATION
+    result.tokens = recorded(calibrated) if calibrated.is_file() else None
     store.write(result)
     return result
+
+
+def _look(plan: EvaluationPlan, counter: Counter | None, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
+    tokens = [""] * len(files) if counter is None else counter.take(len(files))
+    return [{**row, "tokens": said} for row, said in zip(plan.look(files, wanted), tokens, strict=True)]
 
 
 def _held(folder: Path) -> Evaluation | None:
@@ -141,17 +160,18 @@ def _unreadable(store: Store, why: str) -> SaeuronError:
     return SaeuronError(f"'{store.folder / VERDICTS}' was changed ({why}); --overwrite makes and judges all pictures anew")
 
 
-def _with_original(pictures_by: PictureBackends) -> Any:
+def _with_original(pictures_by: Drawing) -> Any:
     pictures_by.original()  # the hook needs it next
     return pictures_by.open(UNEDITED)
 
 
 def check_output(plan: EvaluationPlan, output: Path, overwrite: bool) -> None:
     """Raise `SaeuronError` unless the evaluation can be written to `output`."""
-    if output.resolve().is_relative_to(plan.root.resolve()):
-        raise SaeuronError(f"'{output}' lies inside the artifact, which stays as it was proven; choose another --output")
-    if plan.root.resolve().is_relative_to(output.resolve()):
-        raise SaeuronError(f"'{output}' holds the artifact; choose another --output")
+    root = plan.subject.folder.resolve()
+    if output.resolve().is_relative_to(root):
+        raise SaeuronError(f"'{output}' lies inside the model's folder, which stays as it is; choose another --output")
+    if root.is_relative_to(output.resolve()):
+        raise SaeuronError(f"'{output}' holds the model's folder; choose another --output")
     check_folder(output, plan.settings, overwrite)
     held = None if overwrite else _held(output)
     if held is None:

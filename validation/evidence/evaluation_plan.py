@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
+from ...editor.common.names import normalise
 from ...editor.common.suggest import unknown
-from ..artifact import manifest
-from ..artifact.concepts import read_concepts
-from ..artifact.installed import missing
-from ..artifact.manifest import Manifest
-from ..backends.choose import choose_networks
 from ..judges.choose import LABELS, open_judges, open_labels
 from ..judges.judge import DOMAINS, Judge, LabelJudge
 from ..judges.nudenet import THRESHOLD, NudeNet
@@ -23,10 +20,11 @@ from . import by_words, clip_score, nudity
 from .counting import PLAIN, Counting
 from .distances import opened, reference_files
 from .evaluation_settings import EvaluationSettings
-from .picture_backends import HOOK, UNEDITED, PictureBackends, stage
+from .picture_backends import HOOK, UNEDITED, stage
 from .prompt_file import read_prompts
 from .results import JudgeRecord, SettingsRecord
-from .unlearning import all_jobs, look
+from .subject import ArtifactSubject, Drawing, Subject
+from .unlearning import all_jobs
 from .verdicts import Look, VerdictRow, Wanted, plain_name
 
 
@@ -34,10 +32,9 @@ from .verdicts import Look, VerdictRow, Wanted, plain_name
 class EvaluationPlan:
     """What a run will make."""
 
-    root: Path
-    record: Manifest
+    subject: Subject
     options: EvaluationSettings
-    pictures_by: PictureBackends
+    pictures_by: Drawing
     backends: tuple[tuple[str, tuple[str, ...]], ...]
     """name, and the concepts of a stage of the hook"""
     removed: dict[str, str]
@@ -68,51 +65,57 @@ class EvaluationPlan:
         return [i for i, pairs in enumerate(asked) if not pairs & gone]
 
     @property
+    def blocks(self) -> list[str]:
+        """Blocks whose tokens are looked at; none: all."""
+        return [normalise(name) for name in self.options.block] or self.subject.blocks
+
+    @property
     def protocol(self) -> str:
         """`unlearncanvas`, `concepts`, `nudity` or `utility`."""
         return self.settings.protocol
 
 
-def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPlan:
+def make_plan(artifact: str | Path | Subject, options: EvaluationSettings) -> EvaluationPlan:
     """Check everything that can be without a model; opens the judge.
+
+    Args:
+        artifact: its folder; or what is evaluated instead.
+        options: whose pictures, and who judges.
 
     Raises:
         SaeuronError: what can't be.
     """
-    root = Path(artifact)
-    record = manifest.read(root)
-    pictures_by = PictureBackends(root, record, options.model, options.saes, options.device, options.provider)
+    subject: Subject = ArtifactSubject(artifact) if isinstance(artifact, str | Path) else artifact
+    pictures_by = subject.drawing(options)
     _check_prompts(options)
-    stages = _stages(record.concepts, options)
-    chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [_default(root, record)])
+    stages = _stages(subject.concepts, options)
+    if stages:
+        subject.check_stages()
+    chosen = list(dict.fromkeys(options.backends)) or ([] if stages else [subject.default])
     if options.before and UNEDITED not in chosen:
         chosen.insert(0, UNEDITED)
     elif UNEDITED in chosen:
         chosen.insert(0, chosen.pop(chosen.index(UNEDITED)))
     pictures_by.check([*chosen, *([HOOK] if stages else [])])
-    if options.model is not None and not stages and not {UNEDITED, HOOK} & set(chosen):
-        raise SaeuronError("--model is for 'unedited' and 'hook', and neither is asked for; leave it out")
-    if options.saes and not stages and HOOK not in chosen:
-        raise SaeuronError("--sae is for 'hook', which is not asked for; leave it out")
-    sampling = record.sampling
+    subject.check_backends(options, chosen, bool(stages))
+    sampling = subject.sampling
     steps = options.steps if options.steps is not None else sampling.steps
     guidance = options.guidance if options.guidance is not None else sampling.guidance
     options = replace(options, steps=steps, guidance=guidance)
     described = partial(
-        SettingsRecord, artifact=root.resolve().name, manifest_sha256=file_sha256(root / manifest.NAME), edit_sha256=record.edit.sha256,
-        content_sha256=manifest.content_sha256(record), engines_sha256=manifest.engines_sha256(record), concepts=record.concepts,
-        precision=record.precision, steps=steps, guidance=guidance, height=sampling.height, width=sampling.width,
+        SettingsRecord, **subject.identity(), engines_sha256=subject.engines, concepts=subject.concepts, precision=subject.precision, steps=steps, guidance=guidance,
+        height=sampling.height, width=sampling.width,
     )  # fmt: skip
     backends = (*((name, ()) for name in chosen), *((HOOK, c) for c in stages))
     if options.reference is not None:
         reference_files(options.reference)
     if options.prompts is not None:
-        return _prompts_plan(root, record, options, pictures_by, backends, described, options.prompts, guidance)
+        return _prompts_plan(subject, options, pictures_by, backends, described, options.prompts, guidance)
     if [text.partition("=")[0] in LABELS for text in options.judge] != [True]:
-        return _words_plan(root, record, options, pictures_by, backends, described, guidance)
+        return _words_plan(subject, options, pictures_by, backends, described, guidance)
     judge = open_labels(options.judge[0])
     removed = {}
-    for name in record.concepts:
+    for name in subject.concepts:
         domain = next((d for d in DOMAINS if name in (judge.styles if d == "style" else judge.objects)), None)
         if domain is None:
             raise SaeuronError(unknown("concept", name, [*judge.styles, *judge.objects], f"to the judge '{judge.name}'"))
@@ -132,26 +135,26 @@ def make_plan(artifact: str | Path, options: EvaluationSettings) -> EvaluationPl
     settings = described(
         protocol="unlearncanvas", judges=[JudgeRecord(judge.name, judge.sha256, list(judge.judged))], objects=objects, styles=styles, seeds=list(options.seeds)
     )  # fmt: skip
-    return EvaluationPlan(root, record, options, pictures_by, backends, removed, wanted, settings, (judge,), partial(_look, judge))
+    return EvaluationPlan(subject, options, pictures_by, backends, removed, wanted, settings, (judge,), partial(_look, judge))
 
 
 def _words_plan(
-    root: Path, record: Manifest, options: EvaluationSettings, pictures_by: PictureBackends, backends: tuple[tuple[str, tuple[str, ...]], ...],
+    subject: Subject, options: EvaluationSettings, pictures_by: Drawing, backends: tuple[tuple[str, tuple[str, ...]], ...],
     described: Callable[..., SettingsRecord], guidance: float,
 ) -> EvaluationPlan:  # fmt: skip
-    """On the test prompts that the artifact holds."""
+    """On the concepts' own test prompts."""
     for name, given in (("--objects", options.objects), ("--styles", options.styles), ("--sequential", options.sequential), ("--all-but-one", options.all_but_one)):  # fmt: skip
         if given:
             raise SaeuronError(f"{name} goes with one judge of objects and styles ({', '.join(LABELS)}); leave it out")
-    held = read_concepts(root)
-    for name in record.concepts:
+    held = subject.words()
+    for name in subject.concepts:
         if name not in held:
             raise SaeuronError(
-                f"'{root}' holds no prompts of '{name}' to judge it on; take one judge of objects and styles ({', '.join(LABELS)}), or --prompts FILE"
+                f"'{subject.path}' holds no prompts of '{name}' to judge it on; take one judge of objects and styles ({', '.join(LABELS)}), or --prompts FILE"
             )
-    words = {name: held[name] for name in record.concepts}
+    words = {name: held[name] for name in subject.concepts}
     if not words:
-        raise SaeuronError(f"'{root}' names no concept: its edit was made by hand; evaluate it on --prompts FILE")
+        raise SaeuronError(f"'{subject.path}' names no concept: its edit was made by hand; evaluate it on --prompts FILE")
     sets = by_words.prompt_sets(words)
     judges = open_judges(options.judge, words, options.device)
     settings = described(
@@ -160,7 +163,7 @@ def _words_plan(
         compared=by_words.compared(words, sets),
     )  # fmt: skip
     return EvaluationPlan(
-        root, record, options, pictures_by, backends, {name: concept.kind for name, concept in words.items()},
+        subject, options, pictures_by, backends, {name: concept.kind for name, concept in words.items()},
         by_words.wanted(sets, options.seeds, guidance), settings, tuple(judges), partial(by_words.look, judges, tuple(words)),
     )  # fmt: skip
 
@@ -189,7 +192,7 @@ def _check_prompts(options: EvaluationSettings) -> None:
 
 
 def _prompts_plan(
-    root: Path, record: Manifest, options: EvaluationSettings, pictures_by: PictureBackends, backends: tuple[tuple[str, tuple[str, ...]], ...],
+    subject: Subject, options: EvaluationSettings, pictures_by: Drawing, backends: tuple[tuple[str, tuple[str, ...]], ...],
     described: Callable[..., SettingsRecord], prompts: Path, guidance: float,
 ) -> EvaluationPlan:  # fmt: skip
     wanted = read_prompts(prompts, options.seeds[0], guidance)
@@ -209,15 +212,11 @@ def _prompts_plan(
     if options.nudenet and options.threshold is None:
         options = replace(options, threshold=THRESHOLD)
     settings = described(protocol=protocol, judges=judges, seeds=[options.seeds[0]], prompts_sha256=file_sha256(prompts))
-    return EvaluationPlan(root, record, options, pictures_by, backends, {}, wanted, settings, (), sees)
+    return EvaluationPlan(subject, options, pictures_by, backends, {}, wanted, settings, (), sees)
 
 
 def _unseen(files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
     return [{"clip_score": "", "tokens_cut": ""} for _ in files]
-
-
-def _default(root: Path, record: Manifest) -> str:
-    return "checkpoint" if "checkpoint" in record.formats and not missing() else choose_networks(root, record).backend
 
 
 def _stages(concepts: Sequence[str], options: EvaluationSettings) -> list[tuple[str, ...]]:
@@ -237,5 +236,14 @@ def _subset(wanted: Sequence[str], known: Sequence[str], kind: str) -> list[str]
 
 
 def _look(judge: LabelJudge, files: Sequence[Path], wanted: Sequence[Wanted]) -> list[VerdictRow]:
-    jobs = [(w.fields["object"], w.fields["style"] or None, w.seed) for w in wanted]
-    return [{"seen_object": p.seen_object, "seen_style": p.seen_style or ""} for p in look(judge, jobs, opened(files))]
+    return label_rows(judge, opened(files))
+
+
+def label_rows(judge: LabelJudge, pictures: Sequence[Any]) -> list[VerdictRow]:
+    """What a judge of objects and styles says of PIL pictures, as columns."""
+    seen = judge.classify(pictures)
+    sure = [{f"{judge.name}, {domain}s": round(score, 6) for domain, score in one.items()} for one in seen.sure]
+    return [
+        {"seen_object": o, "seen_style": s or "", "sure": json.dumps(said)}
+        for o, s, said in zip(seen.objects, seen.styles, sure, strict=True)
+    ]

@@ -25,6 +25,8 @@ class EvaluationSettings(Checked):
     here."""
     before: bool = option(True, panel=WHAT)
     """The unedited model's pictures too; needs torch and the original model."""
+    block: tuple[str, ...] = option((), "A,B", WHAT, joined=True)
+    """Blocks whose tokens are compared with the unedited model's. Default: the edit's; of weights alone, those of the concepts' presets."""
     judge: tuple[str, ...] = option(("demo",), "NAME", HOW)
     """demo, unlearncanvas=DIR or onnx=DIR, which name objects and styles; clip=DIR|ID, classifier=DIR|ID[:A,B] or nudenet[=SCORE], which look for
     the concept's words. Repeatable (not in attack); tuning goes by the worst of several. Default: demo."""
@@ -35,11 +37,11 @@ class EvaluationSettings(Checked):
     seeds: tuple[int, ...] = option((188, 288, 588, 688, 888), "A,B", WHAT, joined=True, least=0, most=LARGEST_SEED)
     """UnlearnCanvas's. With --prompts: the first one is that of the first prompt, where the file names none."""
     steps: int | None = like(Sampling, "steps", None)
-    """Denoising steps. Default: those on record."""
+    """Denoising steps. Default: those on record, or of the concepts' presets."""
     guidance: float | None = like(Sampling, "guidance", None)
-    """Guidance scale; 1 or less switches it off. Default: that on record."""
+    """Guidance scale; 1 or less switches it off. Default: that on record, or of the concepts' presets."""
     model: str | None = option(None, "DIR|ID", WHERE)
-    """Original model, for hook and unedited. Default: the one on record."""
+    """Original model, for hook and unedited; with --unet the base. Default: the one on record, or that of the concepts' presets."""
     saes: tuple[str, ...] = option((), "DIR|ID", WHERE, name="sae")
     """For the hook: SAE folder or Hub id, or HOOKPOINT=DIR|ID; repeatable. Default: as recorded."""
     device: str = option("cpu", "NAME", HOW)

@@ -6,7 +6,7 @@ The latents of a picture follow from its seed alone (`lean.noise`, torch's CPU n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 UNEDITED, HOOK = "unedited", "hook"
 KINDS = (UNEDITED, HOOK, *manifest.BACKENDS)
 Draw = Callable[[Sequence[str], Sequence[int], int, float], np.ndarray]
+Watch = Callable[[Any, int, bool], AbstractContextManager[None]]
+"""network, pictures, whether with guidance → a context around the loop that draws them"""
 """prompts, seeds, steps, guidance → pictures uint8 `[B, H, W, 3]`"""
 
 
@@ -56,6 +58,8 @@ class PictureBackends:
         self.root, self.record, self.device, self._provider = root, record, device, provider
         self._model, self._saes = model or record.model.source, saes
         self._original: Original | None = None
+        self.watch: Watch | None = None
+        """network, pictures, whether with guidance → a context around each loop in torch, for whoever looks at tokens"""
         sampling = record.sampling
         self._height, self._width = sampling.height, sampling.width
 
@@ -125,7 +129,7 @@ class PictureBackends:
             with self._torch(load(self.root, device=self.device, check_files=False)) as draw:
                 yield draw
         elif name == "onnx" and not missing():
-            with self._torch(OnnxRunner(self.root, provider_of(self.device, self._provider)).pipeline()) as draw:
+            with self._torch(OnnxRunner(self.root, provider_of(self.device, self._provider)).pipeline(), watched=False) as draw:
                 yield draw
         else:
             from ..backends.lean.pipeline import LeanPipeline
@@ -149,20 +153,25 @@ class PictureBackends:
         self._original = None
         gc.collect()
 
-    @contextmanager
-    def _torch(self, pipeline: Any) -> Iterator[Draw]:
-        """diffusers' loop; a safety checker would blacken pictures, and only some backends have one: none is asked."""
-        import torch
+    def _torch(self, pipeline: Any, watched: bool = True) -> AbstractContextManager[Draw]:
+        """`watched`: its network has blocks to look at."""
+        return torch_draw(pipeline, self._height, self._width, lambda: self.watch if watched else None)
 
-        from ...editor.denoisers.sampling import check_finite, decode, denoise
 
-        network, shape = network_of(pipeline), sizes_of(pipeline).noise(self._height, self._width)
+@contextmanager
+def torch_draw(pipeline: Any, height: int | None, width: int | None, watch: Callable[[], Watch | None]) -> Iterator[Draw]:
+    """Pictures by diffusers' loop, each batch within what `watch` gives; a safety checker would blacken pictures, and only some backends have one: none is asked."""
+    import torch
 
-        def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
-            noise = torch.from_numpy(initial_noise(seeds, shape))
-            with torch.no_grad():
-                latents = denoise(pipeline, prompts, noise.to(network.device, network.dtype), seeds, steps, guidance)
-                check_finite(latents)
-                return decode(pipeline, latents, finite=True)
+    from ...editor.denoisers.sampling import check_finite, decode, denoise
 
-        yield draw
+    network, shape = network_of(pipeline), sizes_of(pipeline).noise(height, width)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
+        noise, over = torch.from_numpy(initial_noise(seeds, shape)), watch()
+        with torch.no_grad(), nullcontext() if over is None else over(network, len(prompts), guidance > 1):
+            latents = denoise(pipeline, prompts, noise.to(network.device, network.dtype), seeds, steps, guidance)
+            check_finite(latents)
+            return decode(pipeline, latents, finite=True)
+
+    yield draw

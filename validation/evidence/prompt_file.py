@@ -14,9 +14,10 @@ from ...editor.common.files import plain_text
 from ...editor.common.seeds import LARGEST_SEED
 from .verdicts import Wanted
 
-COLUMNS = ("backend", "number", "guidance", "seed", "prompt", "file", "sha256")
-"""of verdicts.csv, before those of what is seen"""
+COLUMNS = ("backend", "number", "guidance", "seed", "prompt", "file", "sha256", "tokens")
+"""of verdicts.csv, before those of what is seen; tokens: see `smears`"""
 _SEEDS, _GUIDANCES = ("seed", "sd_seed", "evaluation_seed"), ("guidance", "sd_guidance_scale", "evaluation_guidance")
+_PROMPTS = ("prompt", "adv_prompt")  # MMA-Diffusion's has the latter
 _TABLES, _LINES = {".csv": ",", ".tsv": "\t"}, ".txt"
 
 
@@ -59,8 +60,9 @@ def _table(path: Path, text: str, delimiter: str) -> list[tuple[str, dict[str, A
     if not listed:
         return []
     names, *rows = listed
-    if "prompt" not in names:
-        raise SaeuronError(f"--prompts '{path}' has no column 'prompt' (it has: {', '.join(names)[:200]})")
+    column = next((name for name in _PROMPTS if name in names), None)
+    if column is None:
+        raise SaeuronError(f"--prompts '{path}' has no column 'prompt' (it has: {', '.join(names)[:200]}); name a list of bare lines .txt")
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
         raise SaeuronError(f"--prompts '{path}' has the column '{twice[0]}' twice; leave one")
     found = []
@@ -69,7 +71,8 @@ def _table(path: Path, text: str, delimiter: str) -> list[tuple[str, dict[str, A
             raise SaeuronError(
                 f"--prompts '{path}', row {number} has {len(row)} fields, the header {len(names)}; a prompt with '{delimiter}' in it needs quotes"
             )
-        found.append((f"row {number}", dict(zip(names, row, strict=True))))
+        held = dict(zip(names, row, strict=True))
+        found.append((f"row {number}", {**held, "prompt": held[column]}))
     return found
 
 

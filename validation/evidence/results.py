@@ -7,12 +7,27 @@ from typing import Any, Literal
 from msgspec import field
 
 from ...editor.common.typed import Number, Record, Whole
+from ...editor.denoisers.weights_file import Overlay
 from .intervals import Mean, Rate
 from .picture_backends import UNEDITED
 from .sightings import Removal, Trust
+from .smears import Calibrated, Outside
 from .unlearning import Rates
 
-FORMAT = "saeuron-evaluation-1"
+FORMAT = "saeuron-evaluation-2"
+
+
+class PipelineRecord(Record, kw_only=True, omit_defaults=True):
+    """Which pipeline it was, where it is no artifact."""
+
+    sha256: str
+    """of its files: configs, tokenizers, scheduler, weights"""
+    unet: Overlay | None = None
+    """what a file of weights changed in it"""
+    original: str = ""
+    """name of what was drawn as the unedited model"""
+    original_sha256: str = ""
+    """of its files"""
 
 
 class JudgeRecord(Record, omit_defaults=True):
@@ -30,9 +45,12 @@ class SettingsRecord(Record, kw_only=True, omit_defaults=True):
     """What all pictures of an evaluation have in common; a run with other ones is another evaluation."""
 
     artifact: str
-    """name of its folder"""
-    manifest_sha256: str
-    edit_sha256: str
+    """name of its folder, or of the pipeline's"""
+    manifest_sha256: str = ""
+    edit_sha256: str = ""
+    """of an artifact"""
+    pipeline: PipelineRecord | None = None
+    """of what is no artifact"""
     content_sha256: str | None = None
     engines_sha256: dict[str, str] | None = None
     concepts: list[str] = []
@@ -75,6 +93,10 @@ class Figures(Record, kw_only=True, omit_defaults=True):
     """of a part: domain → accuracy on pictures that ask for none of the removed"""
     sightings: dict[str, dict[str, Removal]] = {}
     """judge → concept → what it sees"""
+    outside: dict[str, Outside] = {}
+    """block → share of tokens outside of the unedited model's distribution; empty where this backend shows none"""
+    nothing_seen: dict[str, Rate] = {}
+    """judge, and domain → pictures of which it is less sure than of 99 % of the unedited model's; empty where it names nothing"""
     nude: Rate | None = None
     detections: dict[str, Whole] | None = None
     """NudeNet's, by class"""
@@ -201,6 +223,8 @@ class Evaluation(Record, kw_only=True):
     distances: list[Distance] = []
     trust: dict[str, dict[str, Trust]] = {}
     """judge → concept → how well it tells the unedited model's pictures apart; by the protocol `concepts`, where these were judged"""
+    tokens: Calibrated | None = None
+    """what the unedited model's own tokens were taken from; None: they were not looked at"""
     counting: dict[str, str] = {}
     """figure → its rule, in words"""
     comparison: list[Comparison] = []

@@ -119,6 +119,12 @@ class Store:
         """Put evaluation.json there, whole."""
         _replace(self.folder / RESULT, strict_json(result) + "\n")
 
+    def begin(self) -> None:
+        """Make the folder. Not before there is something to keep: a backend that can't be opened leaves nothing behind."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / RESULT).is_file():
+            self.write(Begun(plain(self._settings), FORMAT, finished=False))
+
     def have(self, backend: str, wanted: Wanted) -> VerdictRow | None:
         """The row of a picture that is there as it was made."""
         row = self.rows.get((backend, self._file(backend, wanted)))
@@ -145,10 +151,10 @@ class Store:
         Returns:
             rows in the order of `wanted`; how many this process made now, and seconds for them, looking included.
         """
-        units = [u for u in _units(wanted, batch_size) if any(self.have(backend, w) is None for w in u)]
-        mine = units[self.process.rank :: self.process.count]
+        left = [u for u in units(wanted, batch_size) if any(self.have(backend, w) is None for w in u)]
+        mine = left[self.process.rank :: self.process.count]
         self.process.barrier()
-        before, made, begin = len(wanted) - sum(len(u) for u in units), 0, time.perf_counter()
+        before, made, begin = len(wanted) - sum(len(u) for u in left), 0, time.perf_counter()
         if mine:
             with open_maker() as draw:
                 begin = time.perf_counter()
@@ -179,10 +185,7 @@ class Store:
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
             raise SaeuronError(f"ONNX Runtime can't run the networks: {first_line(error)}") from None
-        # Not before there is something to keep: a backend that can't be opened leaves nothing behind.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / RESULT).is_file():
-            self.write(Begun(plain(self._settings), FORMAT, finished=False))
+        self.begin()
         files = [self.folder / self._file(backend, w) for w in unit]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         for file, array in zip(files, arrays, strict=True):
@@ -222,7 +225,7 @@ def _empty(folder: Path) -> None:
             os.rename(path, apart / path.name)
 
 
-def _units(wanted: Sequence[Wanted], batch_size: int) -> list[list[Wanted]]:
+def units(wanted: Sequence[Wanted], batch_size: int) -> list[list[Wanted]]:
     """Batches of one guidance scale, the same ones whatever is there already."""
     by_guidance: dict[float, list[Wanted]] = {}
     for w in wanted:

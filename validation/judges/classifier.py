@@ -99,11 +99,12 @@ class ClassifierJudge:
         if self._several:
             shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
             scores = np.stack([shares[:, at].max(1) for at in self._labels.values()], 1)
-            return Sightings(scores > 0.5, scores.astype(np.float32))
+            return Sightings(scores > 0.5, scores.astype(np.float32), {"": shares.max(1)})
         shares = softmax(logits)
         likeliest = shares.argmax(1)
         seen = np.stack([np.isin(likeliest, at) for at in self._labels.values()], 1)
-        return Sightings(seen, np.stack([shares[:, at].sum(1) for at in self._labels.values()], 1).astype(np.float32))
+        scores = np.stack([shares[:, at].sum(1) for at in self._labels.values()], 1)
+        return Sightings(seen, scores.astype(np.float32), {"": shares.max(1)})
 
 
 def _spellings(text: str, labels: Mapping[str, int]) -> list[str]:

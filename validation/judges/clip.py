@@ -54,13 +54,15 @@ class ClipJudge:
     def see(self, pictures: Sequence[Any]) -> Sightings:
         """See `Judge.see`."""
         vectors = self._clip.pictures(pictures)
-        seen, scores = {}, {}
+        seen, scores, sure = {}, {}, np.zeros(len(pictures))
         for names, concepts in self._domains:
             shares = softmax(self._clip.scale * vectors @ np.stack([self._directions[n] for n in names], 1))
+            sure = np.maximum(sure, shares.max(1))
             for concept in concepts:
                 at = names.index(concept)
                 seen[concept], scores[concept] = shares.argmax(1) == at, shares[:, at]
-        return Sightings(np.stack([seen[c] for c in self.concepts], 1), np.stack([scores[c] for c in self.concepts], 1).astype(np.float32))
+        stacked = (np.stack([of[c] for c in self.concepts], 1) for of in (seen, scores))
+        return Sightings(next(stacked), next(stacked).astype(np.float32), {"": sure})
 
     def _check_lengths(self, where: str, texts: Mapping[str, Sequence[str]]) -> None:
         for name, found in texts.items():

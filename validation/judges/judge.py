@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ class Sightings(NamedTuple):
     """bool `[pictures, concepts]`"""
     scores: np.ndarray
     """float32 `[pictures, concepts]`, 0 to 1: how sure the judge is that it is there; each judge has a scale of its own"""
+    sure: Mapping[str, np.ndarray] | None = None
+    """domain, or empty → `[pictures]`, 0 to 1: the score of the likeliest of all names that it knows; None: it doesn't name what is there"""
 
 
 class Judge(Protocol):
@@ -39,11 +41,18 @@ class Judge(Protocol):
         ...
 
 
+def named_scores(judge: Judge, found: Sightings) -> dict[str, np.ndarray]:
+    """Judge's name, and domain where it has several → `[pictures]`, see `Sightings.sure`."""
+    return {f"{judge.name}, {domain}s" if domain else judge.name: values for domain, values in (found.sure or {}).items()}
+
+
 class Verdict(NamedTuple):
     """Names per picture; a style of None is the plain look."""
 
     objects: list[str]
     styles: list[str | None]
+    sure: list[dict[str, float]]
+    """judged domain → probability of the name"""
 
 
 class LabelJudge(ABC):
@@ -77,9 +86,12 @@ class LabelJudge(ABC):
     def classify(self, pictures: Sequence[Any]) -> Verdict:
         """Name object and style of PIL pictures."""
         named: dict[str, list[Any]] = {domain: [NOT_JUDGED] * len(pictures) for domain in DOMAINS}
+        sure: list[dict[str, float]] = [{} for _ in pictures]
         for domain, (labels, shares) in self.probabilities(pictures).items():
             named[domain] = [labels[i] for i in shares.argmax(1)]
-        return Verdict(named["object"], named["style"])
+            for one, highest in zip(sure, shares.max(1), strict=True):
+                one[domain] = float(highest)
+        return Verdict(named["object"], named["style"], sure)
 
     def see(self, pictures: Sequence[Any]) -> Sightings:
         """A concept is seen where it is the likeliest label of its domain."""
@@ -90,7 +102,8 @@ class LabelJudge(ABC):
             at = labels.index(concept)
             seen.append(shares.argmax(1) == at)
             scores.append(shares[:, at])
-        return Sightings(np.stack(seen, 1), np.stack(scores, 1).astype(np.float32))
+        sure = {domain: shares.max(1) for domain, (_, shares) in found.items()}
+        return Sightings(np.stack(seen, 1), np.stack(scores, 1).astype(np.float32), sure)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from ...editor.common.errors import SaeuronError
 from ...editor.features.prompt_sets import ConceptPrompts
+from ..attack.protocols.listed import Listed
+from ..attack.protocols.registry import ROWS
 from ..attack.results import AttackRow, Seeds
 from ..attack.settings import ATTACKS, LEARNED
 from ..evidence import by_words
@@ -99,14 +101,23 @@ def check_rows(path: Path, concept: str, rows: Sequence[AttackRow], seeds: Seeds
         seeds: of the attack.
     """
     by = {row.attack: row for row in rows}
-    if len(by) < len(rows) or not {UNEDITED, "edited"} <= by.keys() <= {UNEDITED, "edited", _MORE, *ATTACKS}:
+    if len(by) < len(rows) or not {UNEDITED, "edited"} <= by.keys() <= {UNEDITED, "edited", _MORE, *ATTACKS, *ROWS}:
         raise SaeuronError(
             f"'{path}': the rows of {concept} are {', '.join(row.attack for row in rows)}; they are {UNEDITED}, edited, and each attack once"
         )
     if (_MORE in by) != ("paraphrases" in by):
         raise SaeuronError(f"'{path}': paraphrases of {concept} need a row of the unedited model, and the other way round")
+    for protocol in {ROWS[name] for name in by if name in ROWS}:
+        if left := [name for name in protocol.rows if name not in by]:
+            raise SaeuronError(f"'{path}': {concept} has rows of {protocol.name}, but not {left[0]}")
     for name, row in by.items():
-        wanted = product(row.prompts, seeds.search_seeds if name == "seeds" else seeds.report_seeds)
+        # A list of prompts has seeds of its own.
+        listed = name in ROWS and ROWS[name] is Listed
+        wanted: Iterable[tuple[str, int]] = (
+            ((one.prompt, one.seed) for one in by[Listed.rows[0]].each)
+            if listed
+            else product(row.prompts, seeds.search_seeds if name == "seeds" else seeds.report_seeds)
+        )
         pairs = sorted((one.prompt, one.seed) for one in row.each)
         if pairs != sorted(wanted) or row.budget.get("pictures") != len(pairs):
             raise SaeuronError(f"'{path}': {name} on {concept} doesn't list one picture for each of its prompts and seeds")
@@ -117,7 +128,8 @@ def check_rows(path: Path, concept: str, rows: Sequence[AttackRow], seeds: Seeds
             said, value = getattr(row, key), getattr(right, key)
             if said != value:
                 raise SaeuronError(f"'{path}': {key} of {name} on {concept} is {said}, but its pictures give {value}")
-    for names, beside in (((*LEARNED, "edited"), UNEDITED), (("paraphrases",), _MORE)):
+    ours = [name for name, kind in ROWS.items() if kind is not Listed]
+    for names, beside in (((*LEARNED, *ours, "edited"), UNEDITED), (("paraphrases",), _MORE), (Listed.rows[1:], Listed.rows[0])):
         for name in names:
             if name in by and by[name].prompts != by[beside].prompts:
                 raise SaeuronError(f"'{path}': {name} on {concept} has other prompts than {beside}, so the two can't stand side by side")

@@ -9,6 +9,7 @@ from typing import Any
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256
 from ...editor.edit.edit_header import read_edit_header
+from ...editor.edit.provenance import ways
 from ...editor.features.prompt_sets import ConceptPrompts
 from ..artifact import manifest
 from ..artifact.concepts import read_concepts
@@ -92,14 +93,21 @@ def _removed(k: Known) -> dict[str, Any]:
         steps = k.header.chosen.get(wish.hookpoint, {}).get(wish.name, [])
         union = sorted({feature for step in steps for feature in step})
         rows.append({
-            "concept": wish.name, "hookpoint": wish.hookpoint, "select": wish.select, "count": len(union), "features": ", ".join(map(str, union)),
+            "concept": wish.name, "hookpoint": wish.hookpoint or "cross-attention", "select": f"{wish.intervention}: {wish.said}", "count": len(union) if wish.select else "–", "features": ", ".join(map(str, union)) if wish.select else "",
             "multiplier": "–" if wish.multiplier is None else f"{wish.multiplier:g}", "timesteps": len(steps), "status": wish.status,
         })  # fmt: skip
     totals = [
         {"hookpoint": name, "features": entry.features, "latents": k.header.latents.get(name, "–"), "timesteps": entry.timesteps}
         for name, entry in points.items()
     ]  # fmt: skip
-    return {"names": k.names, "verb": "Steered" if k.by_hand else "Removed", "model": k.record.model, "rows": rows, "hookpoints": totals}
+    return {
+        "names": k.names,
+        "verb": "Steered" if k.by_hand else "Removed",
+        "ways": f"{k.names}, by multiplying features of a sparse autoencoder" if k.by_hand else ways(k.record.settings),
+        "model": k.record.model,
+        "rows": rows,
+        "hookpoints": totals,
+    }
 
 
 def _no_pictures(k: Known) -> str:

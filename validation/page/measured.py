@@ -11,8 +11,9 @@ from ..evidence.sightings import Trust
 from ..evidence.unlearning import FIGURES
 from ..judges.nudenet import NUDE
 from ..tuning.results import TuningReport
-from .figures import TITLES, known, mean_cell, percent, plural, rate_cell
-from .sources import PLAIN_ROWS, Attack, Evaluated
+from .figures import TITLES, interval, known, mean_cell, percent, plural, rate_cell
+from .smeared import SMEARED, smear_lines, smear_rows
+from .sources import Attack, Evaluated, is_plain
 
 _NAMES = {
     "unlearncanvas": "Concepts, by a judge",
@@ -79,6 +80,7 @@ def evaluation_section(evaluation: Evaluated) -> dict[str, Any]:
         "name": _NAMES[content.settings.protocol], "judge": judges, "utility": utility, "stages": stages, "titles": [TITLES[k] for k in keys],
         "rows": rows, "nude": nude, "nude_rule": nude_rule if nude else "", "lines": lines,
         "seen": seen, "seen_titles": SEEN, "seen_rule": _SEEN_RULE, "trust": trust_lines(content.trust),
+        "smears": smear_rows(content), "smear_titles": SMEARED, "smear_lines": smear_lines(content),
         "ran": [f"{name}: {ran}" for name, b in backends.items() if (ran := _ran(b))], "same_export": evaluation.same_export,
     }  # fmt: skip
 
@@ -97,6 +99,11 @@ def tuning_section(tuning: TuningReport | None) -> dict[str, Any] | None:
     lines = trust_lines(
         {judge: {n: f.trust[judge] for n, f in tuning.concepts.items() if judge in f.trust} for judge in (j.name for j in tuning.judges)}
     )
+    for name, found in tuning.concepts.items():
+        lines += [
+            f"{name}: nothing seen by {judge} on {percent(r.rate)} ({interval(r)}) of the test prompts' pictures; 1 % of the unedited model's."
+            for judge, r in found.report.nothing_seen.items()
+        ]
     return {"rows": rows, "titles": SEEN, "trust": lines, "believed": tuning.believed}
 
 
@@ -110,7 +117,7 @@ def attack_section(attack: Attack | None) -> dict[str, Any] | None:
         return None
     rows = [
         {
-            "concept": concept, "attack": row.attack, "plain": row.attack in PLAIN_ROWS, "cell": rate_cell(row.share), "text": row.found.text or "",
+            "concept": concept, "attack": row.attack, "plain": is_plain(row.attack), "cell": rate_cell(row.share), "text": "; ".join(str(one.text) for one in row.found.prefixes.values()),
             "budget": ", ".join(plural(row.budget[k], k.removesuffix("s")) for k in ("pictures", "iterations", "restarts", "forwards") if row.budget.get(k)),
         }
         for concept, row in attack.rows

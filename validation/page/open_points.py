@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from ..artifact.manifest import Manifest
-from ..attack.attack import ATTACKS
+from ..attack.protocols.registry import PROTOCOLS, ROWS
+from ..attack.settings import ATTACKS
 from ..evidence.picture_backends import UNEDITED
 from ..evidence.results import Evaluation
 from ..evidence.sightings import BALANCED
@@ -15,7 +16,7 @@ from .figures import SENSITIVE, TITLES, known, percent, plural
 from .sources import UNEDITED_PARAPHRASES, Attack, Evaluated, Known
 
 _CHECKS = {
-    "forwards": "forwards of the UNet", "seam": "the edit at the seam", "components": "the other components", "runs": "free runs",
+    "forwards": "forwards of the network", "seam": "the edit at the seam", "components": "the other components", "runs": "free runs",
     "record": "weights, tables and configs against the record", "surroundings": "tokenizer and scheduler",
 }  # fmt: skip
 
@@ -224,7 +225,8 @@ def _unattacked(record: Manifest, attack: Attack | None, evaluations: Sequence[E
     if not attack.same_export:
         found.append("The attack is on another export of the same edit, not on this folder's files.")
     if attack.content.through not in record.formats:
-        found.append(f"The attack went through the {attack.content.through}, not through the artifact's own files.")
+        which = ", which the quantised graph does not equal" if record.quantised else ""
+        found.append(f"The attack went through the {attack.content.through}, not through the artifact's own files{which}.")
     # The first hash is of the weights; words follow, of the concepts that were asked for.
     judge, weights = attack.content.judge, {j.sha256.split()[0] for e in evaluations for j in e.content.settings.judges if j.sha256}
     if not {*judge.sha256.split()[:1]} & weights:
@@ -239,6 +241,9 @@ def _unattacked(record: Manifest, attack: Attack | None, evaluations: Sequence[E
         left = [kind for kind in ATTACKS if kind not in {row.attack for row in tried}]
         if left:
             found.append(f"Not tried on {name}: {', '.join(left)}.")
+        run = {ROWS[row.attack].name for row in tried if row.attack in ROWS}
+        if unpublished := [kind for kind in PROTOCOLS if kind not in run]:
+            found.append(f"Published attacks that were not run on {name}: {', '.join(unpublished)}.")
         if any(row.attack == UNEDITED_PARAPHRASES and not row.successes for row in tried):
             found.append(f"No paraphrase of {name} shows it in the unedited model either, so they prove nothing.")
         weak = [row for row in tried if row.attack == "unedited" and (row.rate or 0) < 0.5]

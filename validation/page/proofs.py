@@ -21,12 +21,14 @@ def parity_section(proof: Proof) -> dict[str, Any]:
         judged = [r for r in p.runs.rows if r.conclusive]
         relative = p.components.relative.values()
         cells = {
-            "seam": _seam(p.seam.parts),
+            "seam": "the edit is in the weights alone" if p.seam.alone else _seam(p.seam.parts),
             "forwards": _forwards(p.forwards),
             "components": f"worst {share(max(relative))} (bar {share(p.components.bar)})" if relative else "–",
             "runs": _runs(p.runs.rows, judged),
         } | {key: f"not checked: {part.not_checked}" for key, part in parts.items() if part.not_checked}
         marks = {key: _mark(part.passed, bool(part.not_checked)) for key, part in parts.items()}
+        if p.seam.alone:
+            marks["seam"] = "none"
         if not judged and p.runs.passed:
             marks["runs"] = "none"
         provider = p.provider.removesuffix("ExecutionProvider")

@@ -16,6 +16,7 @@ from ...editor.common.typed import plain
 from ..evidence.comparison import compare, compared, pixels_of
 from ..evidence.counting import PLAIN, Counting
 from ..evidence.results import Backend, Comparison, Evaluation
+from ..evidence.smears import CALIBRATION, DIGEST, calibrations, recorded
 from ..evidence.verdicts import PICTURES, RESULT, VERDICTS, VerdictRow
 from ..judges.judge import DOMAINS, NOT_JUDGED
 
@@ -53,12 +54,13 @@ def recount(folder: Path, content: Evaluation, sets: Mapping[str, Sequence[str]]
             raise SaeuronError(
                 f"'{folder / RESULT}': {wrong} of {name} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
             )
+    unsure = _tokens(folder, content, rows)
     if wrong := _differs(plain(trust), plain(content.trust)):
         raise SaeuronError(
             f"'{folder / RESULT}': trust in {wrong} is not what {VERDICTS} gives; run the same `saeuron evaluate` again, which counts anew"
         )
-    unsure = _pictures(folder, [row for made in rows.values() for row in made])
-    if unsure:
+    if gone := _pictures(folder, [row for made in rows.values() for row in made]):
+        unsure += gone
         unsure.append("The comparison of the backends' pictures was not made again.")
     else:
         _compare(folder, content.comparison, {name: rows[name] for name in compared(backends)})
@@ -107,6 +109,25 @@ def _rows(path: Path, columns: Sequence[str], backends: Mapping[str, Backend], l
                 f"'{path}' lists {len(rows[name])} pictures of {name}, evaluation.json counts {'none' if part.pictures is None else part.pictures}; run the same `saeuron evaluate` again"
             )
     return rows
+
+
+def _tokens(folder: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]]) -> list[str]:
+    """Raise unless the tokens were counted by the calibration on record; what couldn't be compared, as sentences."""
+    path, said = folder / CALIBRATION, content.tokens
+    by = calibrations([row for made in rows.values() for row in made])
+    if (said is None) != (not by) or (said is not None and by != {said.sha256[:DIGEST]}):
+        raise SaeuronError(
+            f"'{folder / VERDICTS}' holds tokens counted by another calibration than '{folder / RESULT}' names; evaluate again with --overwrite"
+        )
+    if said is None:
+        return []
+    if not path.is_file():
+        return [f"What tokens were counted by is as {RESULT} has it: {CALIBRATION} is not there."]
+    if wrong := _differs(plain(recorded(path)), plain(said)):
+        raise SaeuronError(
+            f"'{path}' is not the calibration that '{folder / RESULT}' names (tokens.{wrong}); evaluate again with --overwrite"
+        )
+    return []
 
 
 def _check_asked(path: Path, content: Evaluation, rows: Mapping[str, Sequence[VerdictRow]], sets: Mapping[str, Sequence[str]]) -> None:

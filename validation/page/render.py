@@ -44,21 +44,31 @@ def render(content: dict[str, Any], folder: str) -> Pages:
         files |= {f"{number}-{kind}.png": png for kind, png in made.items()}
         sources = {kind: _source(png) for kind, png in made.items()}
         pairs.append({**pair, **sources, "number": number})
-    style, script = (_HERE / "page.css").read_text(encoding="utf-8"), (_HERE / "page.js").read_text(encoding="utf-8")
-    # Only this very style and script run, so that nothing smuggled into the page could.
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    style, script = page_css(), (_HERE / "page.js").read_text(encoding="utf-8")
     values = {**content, "pictures": {**shown, "pairs": pairs} if shown else None, "features": _features(content["features"], files)}
     html = (
-        _environment(finalize=_kept_together)
+        environment(finalize=_kept_together)
         .get_template("page.html.j2")
-        .render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy))
+        .render(**values, style=Markup(style), script=Markup(script), policy=Markup(policy_of(style, script)))
     )
-    markdown = _environment(finalize=markdown_text).get_template("page.md.j2").render(**values, folder=folder)
+    markdown = environment(finalize=markdown_text).get_template("page.md.j2").render(**values, folder=folder)
     return Pages(html, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n", files)
 
 
+def page_css() -> str:
+    """The style of all pages."""
+    return (_HERE / "page.css").read_text(encoding="utf-8")
+
+
+def policy_of(style: str, script: str | None = None) -> str:
+    """A page's policy: only this very style and script run, so that nothing smuggled into the page could."""
+    scripts = "'none'" if script is None else _hash(script)
+    return f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {scripts}; base-uri 'none'; form-action 'none'"
+
+
 @functools.cache
-def _environment(**options: Any) -> jinja2.Environment:
+def environment(**options: Any) -> jinja2.Environment:
+    """Of the templates here."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, **options,

@@ -16,7 +16,7 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
     size = "the model's" if s.height is None or s.width is None else f"{s.width} × {s.height}"
     groups = [
         ("Artifact", [
-            ("formats", ", ".join(record.formats)), ("precision", record.precision), ("gate", record.gate), ("residual", record.residual),
+            ("formats", ", ".join(record.formats)), ("precision", record.precision), *([("quantised", record.quantised.scheme)] if record.quantised else []), ("gate", record.gate), ("residual", record.residual),
             ("steps", str(s.steps)), ("guidance", f"{s.guidance:g}"), ("picture size", size), ("created", record.created or "–"),
         ]),
         ("Sources", [
@@ -24,7 +24,7 @@ def settings_section(k: Known) -> list[dict[str, Any]]:
             ("safety checker", "yes" if record.model.safety_checker else "no"), *((f"SAE at {name}", e.source) for name, e in record.saes.items()),
         ]),
         ("SHA-256", [
-            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model and edit files", manifest.content_sha256(record)), ("edit", record.edit.sha256), ("original UNet", record.model.unet_sha256),
+            *([("saeuron.json", k.manifest_sha256)] if k.manifest_sha256 else []), ("model and edit files", manifest.content_sha256(record)), ("edit", record.edit.sha256), ("original UNet", record.model.network_sha256),
             *((f"SAE at {name}", e.sha256) for name, e in record.saes.items()),
         ]),
         ("Versions", [(str(k), str(v)) for k, v in record.versions.items()]),

@@ -15,8 +15,8 @@ from ...editor.features.prompt_sets import ConceptPrompts
 from ..artifact import manifest
 from ..artifact.golden import Shown
 from ..artifact.manifest import Manifest
+from ..attack.results import CONTROL, AttackReport, AttackRow, Seeds
 from ..attack.results import FORMAT as ATTACK
-from ..attack.results import AttackReport, AttackRow, Seeds
 from ..evidence.results import FORMAT as EVALUATION
 from ..evidence.results import Begun, Evaluation, SettingsRecord
 from ..evidence.verdicts import RESULT
@@ -31,8 +31,11 @@ EDITED_ROW = "edited"
 """of an attack: the edit, under plain prompts"""
 UNEDITED_ROW = "unedited"
 UNEDITED_PARAPHRASES = "unedited-paraphrases"
-PLAIN_ROWS = (UNEDITED_ROW, EDITED_ROW, UNEDITED_PARAPHRASES)
-"""rows of an attack in which nothing is attacked"""
+
+
+def is_plain(row: str) -> bool:
+    """Whether nothing is attacked in that row of an attack."""
+    return row in (UNEDITED_ROW, EDITED_ROW, UNEDITED_PARAPHRASES) or row.startswith(CONTROL)
 
 
 class Evaluated(NamedTuple):
@@ -164,9 +167,9 @@ def read_tuning(path: Path, record: Manifest) -> TuningReport:
     """
     content = read_as(TuningReport, _read(path, TUNING), path)
     for name in record.concepts:
-        ours = {(w.hookpoint, str(w.select), w.multiplier) for w in record.settings if w.name == name}
+        ours = {(w.intervention, w.hookpoint, str(w.select), w.multiplier, w.how, w.start) for w in record.settings if w.name == name}
         chosen = content.concepts[name].chosen if name in content.concepts else None
-        if chosen is None or ours != {(h, chosen.select, chosen.multiplier) for h in chosen.hookpoints}:
+        if chosen is None or ours != chosen.parts:
             raise SaeuronError(f"'{path}' didn't choose the artifact's settings of {name}; give the report.json of the tuning that did")
     return content
 
@@ -209,5 +212,9 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
 
 def _check_edit(path: Path, sha256: str, record: Manifest) -> None:
     ours = record.edit.sha256
+    if not sha256:
+        raise SaeuronError(
+            f"'{path}' is of a pipeline that is no artifact; a report is of an artifact alone (saeuron compare sets them side by side)"
+        )
     if sha256 != ours:
         raise SaeuronError(f"'{path}' is of another artifact: its edit is {sha256[:12]}, this one's is {ours[:12]}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..attack.protocols.registry import ROWS
+from ..attack.results import AttackRow
 from ..evidence.picture_backends import HOOK, UNEDITED
 from ..evidence.results import Evaluation
 from ..evidence.sightings import BALANCED, Removal
 from ..proof.results import Proof
 from .figures import interval, percent, plural, share
 from .proofs import by_size
-from .sources import EDITED_ROW, PLAIN_ROWS, UNEDITED_PARAPHRASES, UNEDITED_ROW, Attack, Known
+from .sources import EDITED_ROW, UNEDITED_PARAPHRASES, UNEDITED_ROW, Attack, Known, is_plain
 
 _FAILED, _PROVEN, _OPEN = "failed", "proven", "open"
 
@@ -24,7 +26,8 @@ def verdict(k: Known) -> dict[str, Any]:
         state, word = _OPEN, "not proven"
         facts.append(("proof", "nothing was proven, since the artifact was exported without validation"))
     else:
-        state, word = (_PROVEN, "proven equal to the dynamic hook") if k.report.passed else (_FAILED, "proof failed")
+        shown = k.record.quantised.verdict if k.record.quantised else "equal to the dynamic hook"
+        state, word = (_PROVEN, f"proven {shown}{reach(k.report)}") if k.report.passed else (_FAILED, "proof failed")
         facts.append(("proof", _compared(k.report, "the proof")))
     if k.proof is not None:
         if not k.proof.passed:
@@ -37,11 +40,18 @@ def verdict(k: Known) -> dict[str, Any]:
     facts += [("utility", text) for e in k.evaluations if (text := _utility(e.content))]
     if told := _attacked(k.attack):
         facts.append(("attacked", told))
+    if told := _given(k.attack):
+        facts.append(("other attacks", told))
     parts = [f"in another proof, {text}" if about == "another proof" else text for about, text in facts]
     return {
         "state": state, "word": word, "text": f"{what}: {'; '.join(parts)}.",
         "facts": [{"about": about, "text": f"{_begun(text, k)}."} for about, text in facts],
     }  # fmt: skip
+
+
+def reach(proof: Proof) -> str:
+    """How much of the network a proof is about, where that is not all."""
+    return " up to its last edited block" if proof.scope == "seam" else ""
 
 
 def _begun(text: str, k: Known) -> str:
@@ -57,7 +67,7 @@ def _compared(proof: Proof, which: str) -> str:
     if ran:
         farthest = max((p.forwards for p in ran.values()), key=lambda f: by_size(f.pooled))
         count = sum(p.forwards.forwards for p in ran.values())
-        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(farthest.pooled)} of what the edit does (allowed {share(farthest.allowed)}, {count} forwards)"
+        text = f"{', '.join(ran)} differ{'s' if len(ran) == 1 else ''} from the dynamic hook by at most {share(farthest.pooled)} of what the edit does{reach(proof)} (allowed {share(farthest.allowed)}, {count} forwards)"
     seams = [part for p in ran.values() for part in p.seam.parts]
     if seams:
         worst = max(seams, key=lambda part: by_size(part.worst))
@@ -137,12 +147,12 @@ def _before(evaluation: Evaluation, concept: str) -> str:
 def _attacked(attack: Attack | None) -> str:
     """What came back most, under any attack or without one: whoever attacks has the plain prompts too."""
     known = attack.rows if attack else []
-    rows = [(concept, row) for concept, row in known if row.attack not in PLAIN_ROWS or row.attack == EDITED_ROW]
+    rows = [(c, row) for c, row in known if row.attack == EDITED_ROW or not is_plain(row.attack) and _by_prompts(row)]
     rows = [(concept, row) for concept, row in rows if row.rate is not None]
     # Paraphrases that show nothing in the unedited model say nothing of the edit.
     empty = {concept for concept, row in known if row.attack == UNEDITED_PARAPHRASES and not row.successes}
     rows = [(concept, row) for concept, row in rows if row.attack != "paraphrases" or concept not in empty]
-    tried = [(concept, row) for concept, row in rows if row.attack not in PLAIN_ROWS]
+    tried = [(concept, row) for concept, row in rows if not is_plain(row.attack)]
     if not tried:
         return ""
     if not any(row.successes for _, row in rows):
@@ -153,9 +163,31 @@ def _attacked(attack: Attack | None) -> str:
         little = f", which says little of {' and '.join(weak)}: the judge sees it in few of the unedited model's pictures" if weak else ""
         return f"no attack tried ({names}) brought {concepts} back: at the fewest trials {r.hits} of {r.trials} ({percent(r.rate)}, 95 % interval {interval(r)}){little}"
     # At a tie the attack says more than the plain prompts.
-    concept, worst = max(rows, key=lambda found: (found[1].rate or 0.0, found[1].attack not in PLAIN_ROWS))
-    r = worst.share
-    figures = f"{r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
-    if worst.attack in PLAIN_ROWS:
-        return f"plain prompts alone, without an attack, brought {concept} back in {figures}, more than any attack tried"
-    return f"the strongest attack tried ({worst.attack}) brought {concept} back in {figures}"
+    concept, worst = max(rows, key=lambda found: (found[1].rate or 0.0, not is_plain(found[1].attack)))
+    if is_plain(worst.attack):
+        return f"plain prompts alone, without an attack, brought {concept} back in {_figures(worst)}, more than any attack tried"
+    return f"the strongest attack tried ({worst.attack}) brought {concept} back in {_figures(worst)}"
+
+
+def _by_prompts(row: AttackRow) -> bool:
+    return row.attack not in ROWS or ROWS[row.attack].given == "prompts"
+
+
+def _figures(row: AttackRow) -> str:
+    r = row.share
+    return f"{r.hits} of {r.trials} trials ({percent(r.rate)}, 95 % interval {interval(r)})"
+
+
+def _given(attack: Attack | None) -> str:
+    """What came back most where the attacker had pictures of the concept to begin from, or changed weights; the two are no attack by prompts."""
+    said = []
+    for given, what in (("pictures", "began from a picture of it"), ("weights", "changed weights")):
+        rows = [
+            (c, row)
+            for c, row in (attack.rows if attack else [])
+            if not is_plain(row.attack) and row.attack in ROWS and ROWS[row.attack].given == given
+        ]
+        if rows:
+            concept, worst = max(rows, key=lambda found: found[1].rate or 0.0)
+            said.append(f"who {what} ({worst.attack}) had {concept} in {_figures(worst)}")
+    return "; ".join(said)

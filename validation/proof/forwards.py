@@ -24,6 +24,10 @@ UNSEEN_BARS = {"fp32": 0.02, "fp16": 0.1, "bf16": 0.2}
 DRIFT_FACTOR = {"fp32": 10.0, "fp16": 3.0, "bf16": 3.0}
 """the artifact may lie from the hook by this many times the distance that rounding alone was seen to make: in 16 bits by all of a network's
 roundings (its float32 twin), in fp32 by that of the input alone"""
+QUANTISED_FACTOR = 2.0
+"""the same of a quantised graph: by this many times what quantising alone does"""
+DRIFT_MARGIN = 1.5
+"""by this many times may a quantised graph's drift be above the one on record: another runtime rounds inputs to other codes"""
 HALF = 0.5
 """beyond half of the edit's effect nothing is told from a half-strength edit"""
 SHARE = 0.1
@@ -100,7 +104,8 @@ def place(case: Case) -> str:
 
 def effects_of(golden: Golden) -> list[float]:
     """What the edit does to the output of each forward; 0 where it doesn't fire."""
-    return [distance(c.hook, c.neutral) if any(f.any() for f in c.fires.values()) else 0.0 for c in golden.cases]
+    everywhere = golden.notes.edits_weights
+    return [distance(c.hook, c.neutral) if everywhere or any(f.any() for f in c.fires.values()) else 0.0 for c in golden.cases]
 
 
 def compare_forwards(golden: Golden, outputs: Sequence[np.ndarray | str], turned: Sequence[int] | None = None) -> Forwards:
@@ -140,6 +145,54 @@ def compare_forwards(golden: Golden, outputs: Sequence[np.ndarray | str], turned
     )  # fmt: skip
 
 
+def fault_of_drift(measured: float, known: float | None) -> str:
+    """Whether a graph is further from the one in floats than its record says, which widens what it is allowed; empty if not."""
+    if known is None or measured <= DRIFT_MARGIN * known:
+        return ""
+    return f"quantising alone moves the network's output by {measured:.2%} of the edit's effect, on record are {known:.2%} (at most {DRIFT_MARGIN:g} times that)"
+
+
+def compare_quantised(golden: Golden, outputs: Sequence[np.ndarray | str], drift: float) -> Forwards:
+    """Compare a quantised graph's forwards with the hook's, by how far quantising alone moves the network's output.
+
+    Decisions turn all over a quantised network, since the tokens themselves move; so all forwards are held together, and none by itself.
+
+    Args:
+        golden: the reference.
+        outputs: as for `compare_forwards`.
+        drift: from `quantised_drift`.
+    """
+    rows, outside, kept, failures = _rows(golden, outputs, None)
+    every = _pool(rows)
+    fired = [r for r in rows if r.effect > 0]
+    allowed = min(max(BARS[golden.precision], QUANTISED_FACTOR * drift), HALF)
+    share = kept / every.effect**2 if every.effect else float("nan")
+    if not fired:
+        failures.append(f"none of the forwards in which the edit fires could be compared, so nothing was proven{f' ({outside[0]})' if outside else ''}")  # fmt: skip
+    elif not drift <= HALF:
+        failures.append(f"inconclusive: quantising alone moves the network's output by {drift:.1%} of what the edit does; use a milder scheme or a stronger edit")  # fmt: skip
+    else:
+        if not every.distance <= allowed:
+            failures.append(f"the network differs from the hook by {every.distance:.2%} of the edit's effect over all forwards (allowed {allowed:.2%}, quantising alone {drift:.2%})")  # fmt: skip
+        failures += _whole(every.distance, share)
+    return Forwards(
+        not failures, every.distance, allowed, len(rows), drift, every.distance, share, _worst(rows), math.nan, len(rows), len(fired),
+        len(rows) - len(fired), None, len(outside), rows, "", failures,
+    )  # fmt: skip
+
+
+def quantised_drift(golden: Golden, silent: Sequence[np.ndarray]) -> float:
+    """How far a graph in which nothing of the edit fires lies from the same in floats, over all forwards, as a share of the edit's effect.
+
+    Args:
+        golden: the reference.
+        silent: outputs of that graph, one a case.
+    """
+    effect = math.sqrt(sum(e**2 for e in effects_of(golden)))
+    apart = (distance(o, c.neutral if c.quiet is None else c.quiet) for c, o in zip(golden.cases, silent, strict=True))
+    return math.sqrt(sum(d**2 for d in apart)) / effect if effect else math.inf
+
+
 def compare_shipped(golden: Golden, outputs: Sequence[np.ndarray | str]) -> tuple[float, list[str]]:
     """The file as it is shipped, where `compare_forwards` took a copy of it that shows the seam.
 
@@ -167,7 +220,7 @@ def _rows(
             outside.append(output)
             continue
         if not np.isfinite(output).all():
-            failures.append(f"UNet output is not finite at {place(case)}")
+            failures.append(f"the network's output is not finite at {place(case)}")
         apart = distance(output, case.hook)
         if effect:
             change = case.hook.astype(np.float64) - case.neutral
@@ -185,11 +238,11 @@ def _judge(
     failures = []
     if not drift <= HALF:
         failures.append(
-            f"inconclusive: rounding at {precision} alone moves the UNet's output by {drift:.1%} of what the edit does; use a higher precision or a stronger edit"
+            f"inconclusive: rounding at {precision} alone moves the network's output by {drift:.1%} of what the edit does; use a higher precision or a stronger edit"
         )
     elif not pooled <= allowed:
         failures.append(
-            f"UNet differs from the hook by {pooled:.2%} of the edit's effect over {len(held)} forwards (allowed {allowed:.2%})"
+            f"the network differs from the hook by {pooled:.2%} of the edit's effect over {len(held)} forwards (allowed {allowed:.2%})"
         )
     failures += _whole(every, share)
     for r in held if precision == "fp32" else ():
@@ -197,7 +250,7 @@ def _judge(
         if r.turned == 0 and not r.distance <= room:
             at = f"{r.kind} t={r.timestep:g} batch={r.batch} {r.height}x{r.width}"
             failures.append(
-                f"UNet differs from the hook by {r.ratio:.2%} of the edit's effect at {at}, where no decision turned (bar {BARS[precision]:.0%})"
+                f"the network differs from the hook by {r.ratio:.2%} of the edit's effect at {at}, where no decision turned (bar {BARS[precision]:.0%})"
             )
     return failures
 
@@ -205,9 +258,9 @@ def _judge(
 def _whole(every: float, share: float) -> list[str]:
     failures = []
     if not every <= HALF:
-        failures.append(f"UNet differs from the hook by {every:.1%} of the edit's effect over all forwards (bar {HALF:.0%})")
+        failures.append(f"the network differs from the hook by {every:.1%} of the edit's effect over all forwards (bar {HALF:.0%})")
     if not abs(share - 1) <= SHARE:
-        failures.append(f"{share:.1%} of the edit's effect on the UNet's output is kept (bar {1 - SHARE:.0%} to {1 + SHARE:.0%})")
+        failures.append(f"{share:.1%} of the edit's effect on the network's output is kept (bar {1 - SHARE:.0%} to {1 + SHARE:.0%})")
     return failures
 
 

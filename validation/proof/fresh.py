@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...editor import demo
 from ...editor.common.errors import SaeuronError
-from ...editor.common.names import at_hookpoint, dtype_of
+from ...editor.common.names import DIRECTIONS, at_hookpoint, dtype_of
+from ...editor.demo import path_of
 from ...editor.denoisers.families import network_of
-from ...editor.denoisers.pipelines import load_pipeline, unet_sha256
+from ...editor.denoisers.pipelines import load_pipeline, network_sha256
+from ...editor.denoisers.sampling import to_numpy
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import TokenEdit
 from ...editor.sae.sae import SparseAutoencoder
 from ..artifact import manifest
 from ..artifact.golden import Golden
 from ..artifact.manifest import Manifest
+from ..artifact.weights import exact
 from .parity import Reference
 from .reference import make_golden
 from .seam_reference import on_tokens
@@ -50,7 +52,7 @@ def open_original(model: str, record: Manifest, device: str = "cpu") -> Any:
         SaeuronError: it is not the one on record.
     """
     pipeline = load_pipeline(model, dtype_of(record.precision), device, variant=record.model.variant)
-    if unet_sha256(network_of(pipeline)) != record.model.unet_sha256:
+    if network_sha256(network_of(pipeline)) != record.model.network_sha256:
         raise SaeuronError(f"'{model}' is not the model that this artifact was made from (the UNet's hash differs)")
     return pipeline
 
@@ -68,9 +70,11 @@ def open_saes(record: Manifest, saes: tuple[str, ...] = ()) -> dict[str, SparseA
     given = dict(at_hookpoint(text) for text in saes)
     opened = {}
     for hookpoint, known in record.saes.items():
+        if known.source == DIRECTIONS:  # they lie in the edit's own file
+            continue
         source = given.get(hookpoint) or given.get(None) or known.source
         try:
-            sae = SparseAutoencoder.load(demo.resolve(source) if source.startswith("demo:") else source, hookpoint)
+            sae = SparseAutoencoder.load(path_of(source), hookpoint)
         except SaeuronError as error:
             if hookpoint in given or None in given:
                 raise
@@ -102,7 +106,7 @@ def _proof_of(root: Path, record: Manifest, edit: Edit) -> tuple[list[str], str]
 
 def fresh_golden(
     artifact: str | Path, model: str, saes: tuple[str, ...] = (), seed: int = 1, device: str = "cpu"
-) -> tuple[Golden, Reference]:
+) -> tuple[Golden, Reference | None]:
     """Run the reference for `artifact` on the original model.
 
     Args:
@@ -113,7 +117,7 @@ def fresh_golden(
         device: torch device.
 
     Returns:
-        golden vectors, and the hook on any tokens.
+        golden vectors, and the hook on any tokens; None where it edits weights alone.
 
     Raises:
         SaeuronError: the model or an SAE is not the one on record.
@@ -121,10 +125,16 @@ def fresh_golden(
     root = Path(artifact)
     record = manifest.read(root)
     pipeline, edit, opened = open_reference(root, record, model, saes, device)
+    own = dict(network_of(pipeline).named_parameters())
+    for name, change in record.edit.weights.items():
+        if name not in own or change.before != exact(to_numpy(own[name])):
+            raise SaeuronError(f"the manifest of '{root}' gives another digest for '{name}' before the edit than '{model}' has")
     prompts, scope = _proof_of(root, record, edit)
     sampling = record.sampling
     golden = make_golden(
         pipeline, edit, opened, prompts, sampling.steps, sampling.guidance, record.precision, record.gate,
         sampling.height, sampling.width, seed, scope,
     )  # fmt: skip
+    if not edit.hookpoints:
+        return golden, None
     return golden, on_tokens(TokenEdit(edit, opened, dtype_of(record.precision), device, record.gate))

@@ -14,16 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from ...editor.common.errors import SaeuronError, first_line
 from ..artifact.engines import OutsideShapes
 from ..artifact.golden import Golden, Run
+from ..artifact.quantised import Quantisation
 from ..artifact.seam import BARS as SEAM_BARS
 from ..artifact.seam import SHARE as SEAM_SHARE
-from ..artifact.seam import Comparison, Seam, Tally, Tensors, flat, rows_of, turned_in
+from ..artifact.seam import Comparison, Seam, Tally, Tensors, together, turned_in
 from ..backends.base import Inputs, Runner
 from . import results
-from .forwards import Forwards, compare_forwards, compare_shipped, distance, place
+from .forwards import Forwards, compare_forwards, compare_quantised, compare_shipped, distance, fault_of_drift, place, quantised_drift
 from .results import Backend, Components, Control, FreeRun, Proof, Runs
 
 RUN_BARS = {"fp32": 0.10, "fp16": 0.25, "bf16": 0.25}
@@ -58,7 +60,7 @@ def check_seam(golden: Golden, runner: Runner) -> Comparison | None:
     tally = Tally(golden.precision)
     for case in golden.cases:
         for hookpoint, expected in case.seams.items():
-            found = runner.edit(hookpoint, case.timestep, expected.input, expected.before)
+            found = runner.edit(hookpoint, case.timestep, expected.input, expected.before, expected.places)
             if found is None:
                 return None
             tally.add(place(case), hookpoint, expected, *found)
@@ -76,7 +78,7 @@ def observe(
     tally = Tally(golden.precision)
     outputs, turned = [], []
     for case in golden.cases:
-        shown = runner.observe(case.inputs)
+        shown = runner.observe(case.inputs, golden.notes.scope == "seam")
         lacking = sorted(set(case.fires) - set(shown.seams if shown else ()))
         if lacking and runner.shows_seam:
             raise NoSeam(f"it shows no edit at {', '.join(lacking)}, so it holds no edit or not all of it")
@@ -88,7 +90,8 @@ def observe(
             assert reference is not None
             mine = shown.seams[hookpoint]
             whole = reference(hookpoint, case.timestep, mine)
-            tally.add(place(case), hookpoint, flat(whole), rows_of(mine.output), rows_of(mine.fires))
+            for compared in together(whole, mine.output, mine.fires):
+                tally.add(place(case), hookpoint, *compared)
     return outputs, turned, tally.result() if reference else None
 
 
@@ -101,24 +104,72 @@ class Network(NamedTuple):
 
 def check_network(golden: Golden, runner: Runner, reference: Reference | None = None) -> Network:
     """The denoiser of a backend: its edit at the seam, and its whole forwards."""
-    shown = observe(golden, runner, reference)
+    shown = None if golden.weights_alone else observe(golden, runner, reference)
     runner.stop_watching()
+    if golden.notes.scope == "seam":
+        return _to_seam(golden, runner, shown)
     plain = run_forwards(golden, runner.denoise)
+    if golden.weights_alone:
+        return Network(results.Seam(passed=None, alone=True), compare_forwards(golden, plain))
+    if shown is None and runner.quantised is not None:
+        return _hidden_quantised(golden, runner.quantised, plain)
     if shown is None:
-        hidden = "an engine hides its inner tensors; the graph that it was built from shows them"
-        return Network(results.Seam(passed=None, not_checked=hidden), compare_forwards(golden, plain))
+        return Network(results.Seam(passed=None, not_checked=_HIDDEN), compare_forwards(golden, plain))
     outputs, turned, own = shown
     cut = check_seam(golden, runner)
-    forwards = compare_forwards(golden, outputs, turned)
+    forwards = compare_forwards(golden, outputs, turned) if runner.quantised is None else _quantised(golden, runner, outputs)
     forwards.shipped, failures = compare_shipped(golden, plain)
     forwards.failures += failures
     forwards.passed = not forwards.failures
+    return Network(_seam(golden, cut, own, turned), forwards)
+
+
+def _to_seam(golden: Golden, runner: Runner, shown: tuple[list[np.ndarray], list[int], Comparison | None] | None) -> Network:
+    """`check_network` up to the last edited block."""
+    if shown is None:
+        line = "seam: its inner tensors are hidden, so nothing of its edit was compared; golden vectors of --proof short or full are needed"
+        return Network(results.Seam(passed=False, failures=[line]), Forwards(None, not_checked="golden vectors of scope 'seam' hold none"))
+    outputs, turned, own = shown
+    seam = _seam(golden, check_seam(golden, runner), own, turned)
+    return Network(seam, compare_forwards(golden, outputs, turned))
+
+
+def _seam(golden: Golden, cut: Comparison | None, own: Comparison | None, turned: list[int]) -> results.Seam:
     failures = [line for part in (cut, own) if part is not None for line in part.failures]
     if cut is None:
         failures.append("seam: its edit can't be run alone, so it was not compared on the golden tokens")
     decisions = sum(f.size for c in golden.cases for f in c.fires.values())
-    seam = results.Seam(passed=not failures, golden_tokens=cut, own_tokens=own, turned=sum(turned), decisions=decisions, failures=failures)
-    return Network(seam, forwards)
+    return results.Seam(passed=not failures, golden_tokens=cut, own_tokens=own, turned=sum(turned), decisions=decisions, failures=failures)
+
+
+_HIDDEN = "an engine hides its inner tensors; the graph that it was built from shows them"
+
+
+def _quantised(golden: Golden, runner: Runner, outputs: Sequence[np.ndarray]) -> Forwards:
+    """A quantised graph's forwards, beside its own without the edit, which must fail."""
+    if golden.notes.edits_weights and any(case.quiet is None for case in golden.cases):
+        raise SaeuronError("these golden vectors don't say what the edit's weights do alone, so no quantised graph can be compared; export again, or --model DIR|ID")  # fmt: skip
+    ran = [runner.silent(case.inputs) for case in golden.cases]
+    runner.stop_watching()
+    silent = [output for output in ran if output is not None]
+    if len(silent) < len(ran):
+        raise NoSeam("it can't be run without its edit, so nothing says how far quantising moves it")
+    drift = quantised_drift(golden, silent)
+    found = compare_quantised(golden, outputs, drift)
+    if runner.quantised is not None and (fault := fault_of_drift(drift, runner.quantised.drift)):
+        found.failures.append(fault)
+    # Where weights are edited too, they alone may do nearly all of it.
+    if not golden.notes.edits_weights and compare_quantised(golden, silent, drift).passed:
+        found.failures.append("control: the graph without its edit passed the comparison of whole forwards, so it proves nothing")
+    return found
+
+
+def _hidden_quantised(golden: Golden, quantised: Quantisation, outputs: Sequence[np.ndarray | str]) -> Network:
+    """A quantised engine, by the drift of its graph: measured just now where that was run too, else on record."""
+    seam = results.Seam(passed=None, not_checked=_HIDDEN)
+    if quantised.drift is None:
+        return Network(seam, Forwards(None, not_checked="nothing is on record of how far quantising moves the network; export it with its proof"))  # fmt: skip
+    return Network(seam, compare_quantised(golden, outputs, quantised.drift))
 
 
 def run_forwards(golden: Golden, denoise: Callable[[Inputs], np.ndarray]) -> list[np.ndarray | str]:
@@ -138,17 +189,17 @@ def check_components(golden: Golden, runner: Runner) -> Components:
     found: dict[str, float] = {}
     failures = []
     outside: list[str] = []
-    inputs = {"vae_decoder": "latent_sample", "vae_encoder": "sample"}
+    inputs = {"vae_decoder": ("latent_sample",), "vae_encoder": ("sample",)}
     missing = sorted({*inputs, "text_encoder"} - set(golden.components))
     if missing:
         failures.append(f"the golden vectors hold nothing of {', '.join(missing)}, so nothing was proven of them")
     for name, tensors in golden.components.items():
-        given = inputs.get(name, "input_ids")
-        if given not in tensors:
-            failures.append(f"{name}: the golden vectors hold no '{given}' for it, so nothing was proven of it")
+        given = inputs.get(name, ("input_ids", *(["attention_mask"] if "attention_mask" in tensors else [])))
+        if given[0] not in tensors:
+            failures.append(f"{name}: the golden vectors hold no '{given[0]}' for it, so nothing was proven of it")
             continue
         try:
-            outputs = runner.component(name, {given: tensors[given]})
+            outputs = runner.component(name, {key: tensors[key] for key in given})
         except OutsideShapes:
             outside.append(name)
             continue
@@ -157,10 +208,10 @@ def check_components(golden: Golden, runner: Runner) -> Components:
             if name != "vae_encoder":
                 failures.append(f"{name}: this backend has none")
             continue
-        if not set(tensors) - {given}:
+        if not set(tensors) - set(given):
             failures.append(f"{name}: the golden vectors hold no outputs of it, so nothing was proven of it")
         for key, reference in tensors.items():
-            if key == given:
+            if key in given:
                 continue
             if key not in outputs or outputs[key].shape != reference.shape:
                 failures.append(
@@ -231,9 +282,9 @@ def check_control(golden: Golden) -> Control:
     reconstruction error alike (`residual` not `keep`) and suppresses nothing.
     """
     failures = []
-    seams = [(place(c), h, s) for c in golden.cases for h, s in c.seams.items() if s.fires.any()]
+    seams = [(place(c), h, s) for c in golden.cases for h, s in c.seams.items() if s.changes]
     caught = sum(all(_fails(golden.precision, *seam, other) for other in (seam[2].input, seam[2].neutral)) for seam in seams)
-    if caught != len(seams) or not seams:
+    if caught != len(seams) or (not seams and not golden.weights_alone):
         failures.append(
             f"control: a model without the edit passed {len(seams) - caught} of {len(seams)} comparisons at the seam, so they prove nothing"
         )
@@ -281,14 +332,20 @@ def prove(
         failures.append(
             f"the golden vectors hold forwards of kind {', '.join(sorted(kinds)) or 'none'} only, not at calibrated, halfway and fractional timesteps"
         )
-    if any(set(c.seams) != set(c.fires) or not c.fires for c in golden.cases):
+    if any(set(c.seams) != set(c.fires) or not (c.fires or golden.weights_alone) for c in golden.cases):
         failures.append("the golden vectors lack tokens of a hookpoint, so its edit was not compared")
     backends: dict[str, Backend] = {}
-    for runner in runners:
+    measured = None
+    # Graphs come before the engines that were built from them, whose drift can only be measured on the graph.
+    for runner in sorted(runners, key=lambda one: not one.shows_seam):
+        if runner.quantised is not None and measured is not None:
+            runner.quantised = replace(runner.quantised, drift=measured)
         backends[runner.name] = found = _backend(golden, runner, progress, reference)
         parts = (found.seam, found.forwards, found.components, found.runs)
         failures += [f"{runner.name}: {line}" for part in parts for line in part.failures]
         found.passed = all(part.passed is not False for part in parts)
+        if runner.quantised is not None and runner.shows_seam and math.isfinite(found.forwards.drift):
+            measured = found.forwards.drift
     return Proof(
         passed=not failures, precision=golden.precision, scope=golden.notes.scope, prompts=golden.notes.prompts,
         against_topk=golden.notes.against_topk, control=control, backends=backends, failures=failures,
@@ -323,13 +380,15 @@ def _backend(golden: Golden, runner: Runner, progress: Callable[[str], None], re
         lambda passed, why, lines: Components(passed=passed, not_checked=why, failures=lines),
     )  # fmt: skip
     runs = tried(
-        "runs", lambda: check_runs(golden, runner.free_run), lambda passed, why, lines: Runs(passed=passed, not_checked=why, failures=lines)
-    )
+        "runs", lambda: check_runs(golden, runner.free_run) if runner.quantised is None else Runs(passed=None, not_checked=_NO_RUNS),
+        lambda passed, why, lines: Runs(passed=passed, not_checked=why, failures=lines),
+    )  # fmt: skip
     runs.loop = runner.loop
     runner.close()
     return Backend(seam=seam, forwards=forwards, components=components, runs=runs)
 
 
 T = TypeVar("T")
+_NO_RUNS = "a quantised model's free runs tell nothing: one rounding unit on the first latents carries them as far apart; its removal is judged instead"
 _NO_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate|no space left", re.IGNORECASE)
-_TITLES = {"seam": "edit and forwards of the UNet", "components": "components", "runs": "free runs"}
+_TITLES = {"seam": "edit and forwards of the network", "components": "components", "runs": "free runs"}

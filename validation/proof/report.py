@@ -30,11 +30,12 @@ _NOT_CHECKED = "[yellow]not checked[/]"
 def seam_text(seam: Seam) -> str:
     """What was compared at the seam, in one line."""
     if not seam.parts:
-        return seam.not_checked or "not observable"
+        return "the edit is in the weights alone" if seam.alone else seam.not_checked or "not observable"
     lines = []
     for p in seam.parts:
         turned = f"{p.turned} of {p.close} close ones turned, {p.wrong} wrong"
         tied = f"; {p.tied} tokens with ties" if p.tied else ""
+        tied += f"; at {p.rounding} tokens rounding of what is read may be more than the bar, and is allowed for" if p.rounding else ""
         of = "golden tokens" if p is seam.golden_tokens else "own tokens"
         lines.append(
             f"{of}: worst {_percent(p.worst)} of a token's change (bar {_percent(p.bar)}), {p.share:.2%} of the effect kept; {p.fired} of {p.decisions} decisions fired ({p.features_fired} of {p.features} features; {p.features_measured} measured alone, at most {p.furthest:.1%} off), {turned}{tied}"
@@ -53,7 +54,10 @@ def forwards_text(f: Forwards) -> str:
 
 def table(proof: Proof) -> Table:
     """One row a check and backend."""
-    found = Table(title=f"Proof against the dynamic hook ({proof.precision}, {proof.scope})", title_justify="left")
+    found = Table(
+        title=f"Proof against the dynamic hook ({', '.join(filter(None, (proof.precision, proof.scheme, proof.scope)))})",
+        title_justify="left",
+    )
     for column in ("backend", "check", "result", "figures"):
         found.add_column(column, overflow="fold")
 
@@ -63,7 +67,9 @@ def table(proof: Proof) -> Table:
     for name, parts in proof.backends.items():
         c, runs = parts.components, parts.runs
         found.add_row(name, "seam", mark(parts.seam.passed), seam_text(parts.seam))
-        found.add_row("", "forwards", mark(parts.forwards.passed), forwards_text(parts.forwards))
+        found.add_row(
+            "", "forwards to the edit" if proof.scope == "seam" else "forwards", mark(parts.forwards.passed), forwards_text(parts.forwards)
+        )
         found.add_row("", "components", mark(c.passed), ", ".join(f"{k} {v:.1e}" for k, v in c.relative.items()))
         for r in runs.rows:
             text = f"guidance {r.guidance:g}, {r.height}x{r.width}: latents {_percent(r.latents)} off (effect {r.effect:.1%}, drift {r.drift:.1e}, the hook's {r.hook_drift:.1e}), PSNR {r.psnr:.1f} dB; unedited {r.psnr_unedited:.1f} dB"
@@ -72,7 +78,7 @@ def table(proof: Proof) -> Table:
         if runs.not_checked:
             found.add_row("", "free run", _NOT_CHECKED, runs.not_checked)
         elif not runs.rows:
-            found.add_row("", "free run", "not run", "scope 'short'")
+            found.add_row("", "free run", "not run", f"scope '{proof.scope}'")
     control = proof.control
     found.add_row(
         "unedited",
@@ -85,8 +91,12 @@ def table(proof: Proof) -> Table:
             "hook",
             "residual",
             "note",
-            f"without any suppression this residual mode alone moves the UNet's output by up to {_percent(control.residual_alone)}",
+            f"without any suppression this residual mode alone moves the network's output by up to {_percent(control.residual_alone)}",
         )
+    if proof.scheme:
+        text = "; ".join(map(str, proof.removal)) if proof.removal is not None else "removal not judged"
+        passed = None if proof.removal is None else not any(one.fault for one in proof.removal)
+        found.add_row("onnx", "removal", mark(passed), text)
     if proof.surroundings:
         figures = ", ".join(f"{k} {v:.1e}" for k, v in proof.surroundings.relative.items())
         text = f"tokenizer and scheduler against the original's: {figures}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from ...editor.common.typed import Record
+from ..artifact.quantised import Quantisation, Removal
 from ..artifact.seam import Comparison
 from .forwards import Forwards
 
@@ -22,6 +24,8 @@ class Seam(Record, kw_only=True):
     turned: int = 0
     """decisions that came out otherwise in whole forwards, where rounding upstream moves the tokens themselves"""
     decisions: int = 0
+    alone: bool = False
+    """the edit is in the weights alone, so there is no seam to compare at"""
     not_checked: str = ""
     """why not, where it wasn't"""
     failures: list[str] = []
@@ -165,4 +169,14 @@ class Proof(Record, kw_only=True):
     """what is on record of engines, where it isn't so"""
     not_checked: list[NotChecked] = []
     artifact: Judged | None = None
+    scheme: str = ""
+    """of a quantised graph; empty: in floats"""
+    removal: list[Removal] | None = None
+    """of a quantised graph, as it was judged when it was made; None: not judged"""
     failures: list[str] = []
+
+    def judge(self, quantised: Quantisation, concepts: Collection[str]) -> None:
+        """Take in what is known of how a graph was quantised from which these concepts are removed."""
+        self.scheme, self.removal = quantised.scheme, quantised.removal or None
+        self.failures += quantised.faults(concepts)
+        self.passed = not self.failures

@@ -20,7 +20,7 @@ _CLEAR = 0.05
 def rounding(sae: SparseAutoencoder, tokens: torch.Tensor, latents: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
     """How far a latent may lie from another right computation of it, float32.
 
-    The result is rounded once at the model's precision, and so may be the inputs (`input_unit_norm`) and the product before the bias; the sum
+    The result is rounded once at the precision in which it is read, and so may be the inputs (`input_unit_norm`) and the product before the bias; the sum
     itself is accumulated in float32, whose error grows as a random walk over the channels.
 
     Args:
@@ -32,11 +32,15 @@ def rounding(sae: SparseAutoencoder, tokens: torch.Tensor, latents: torch.Tensor
     weight, bias = sae.W_enc[rows].float().square(), sae.b_enc[rows].float()
     squares = tokens.float().square()
     reach = (squares @ weight.T if weight.ndim == 2 else torch.einsum("btd,btud->btu", squares, weight)).sqrt()
-    unit = torch.finfo(sae.W_enc.dtype).eps
+    # Latents without a k-th one are read in float32, whatever the model's precision (`SparseAutoencoder.latents`).
+    wide = sae.config.k is None and not sae.config.input_unit_norm
+    unit = torch.finfo(torch.float32 if wide else sae.W_enc.dtype).eps
     return unit * (latents.float().abs() + bias.abs() + reach) + tokens.shape[-1] ** 0.5 * 2.0**-23 * reach
 
 
-def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.Tensor, before: torch.Tensor | None) -> Seam:
+def expected(
+    edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.Tensor, before: torch.Tensor | None, places: np.ndarray | None = None
+) -> Seam:
     """What the hook makes of a whole map; the arrays are `[B, tokens, …]`.
 
     Args:
@@ -45,18 +49,27 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
         timestep: float `[1]` or `[B]`.
         output: tokens of the block's output `[B, tokens, d]`, at the model's precision.
         before: tokens of its input, for an SAE that reads `delta`.
+        places: int `[tokens, 2]`, row and column of each, where tokens are replaced.
     """
     x = output if before is None else output - before
     encoded = edit.decide(name, timestep, x)
     fires = encoded.decision.fires
-    wide = edit.apply(name, encoded, x, output, fires, torch.float64)
+    wide = edit.apply(name, encoded, x, output, fires, torch.float64, places)
     neutral = edit.apply(name, encoded, x, output, torch.zeros_like(fires), torch.float64) if edit.edit.residual != "keep" else output
     sae, features = edit.saes[name], edit.edit.hookpoints[name].features.to(x.device)
     room = 2 * rounding(sae, sae.encoded(x), encoded.chosen.float(), features)
     near, slack = _close(edit, name, encoded, x, room)
-    coefficients = fires * (encoded.gains - 1) * encoded.chosen.float() * (room < _CLEAR * encoded.chosen.float())
-    if sae.config.input_unit_norm:
-        coefficients = coefficients * sae._scale(x)[1].float()
+    change = fires * ((encoded.gains - 1) * encoded.chosen.float() + encoded.offsets)
+    coefficients = change * (room < _CLEAR * encoded.chosen.float())
+    moved = fires * (encoded.gains - 1).abs() * room * (sae.config.k is None)
+    how = edit.edit.hookpoints[name].how
+    if how.replace_by:  # no feature has a part of its own
+        coefficients, moved = torch.zeros_like(coefficients), torch.zeros_like(moved)
+    elif sae.config.input_unit_norm:
+        coefficients, moved = (part * sae._scale(x)[1].float() for part in (coefficients, moved))
+    if how.norm == "kept":  # a token that is brought back to its norm, and each part with it
+        grown = (output.double() + change.double() @ sae.W_dec[features].double()).norm(dim=-1) / output.double().norm(dim=-1)
+        coefficients, moved = (part / grown.clamp_min(1e-30)[..., None].float() for part in (coefficients, moved))
     return Seam(
         _numpy(output),
         _numpy(wide),
@@ -64,9 +77,12 @@ def expected(edit: TokenEdit, name: str, timestep: torch.Tensor, output: torch.T
         _numpy(fires),
         _numpy(near),
         _numpy(slack),
+        _numpy(moved @ sae.W_dec[features].float().norm(dim=1)),
         _numpy(coefficients),
         _numpy(sae.W_dec[features]),
         None if before is None else _numpy(before),
+        None if places is None else np.repeat(places[None], len(output), 0),
+        how if how.replace_by else None,
     )
 
 
@@ -81,7 +97,8 @@ def on_tokens(edit: TokenEdit) -> Callable[[str, float, Tensors], Seam]:
     def made(hookpoint: str, timestep: float, shown: Tensors) -> Seam:
         output = tensor(shown.input)
         assert output is not None
-        return expected(edit, hookpoint, torch.tensor([timestep]), output, tensor(shown.before))
+        places = None if shown.places is None else shown.places[0].astype(np.int64)
+        return expected(edit, hookpoint, torch.tensor([timestep]), output, tensor(shown.before), places)
 
     return made
 
@@ -144,16 +161,29 @@ def sample(whole: Seam, number: int = TOKENS, seed: int = 0) -> Seam:
     Returns:
         arrays `[L, …]`.
     """
-    every = flat(whole)
+    every = whole.each(lambda values: values[_telling(whole)]) if whole.replacing else flat(whole)
     order = np.random.default_rng(seed).permutation(len(every.input))
     fires, near = every.fires[order], every.near[order]
     # A feature shows best where its own part is the largest beside the whole change, and where nothing is in doubt it shows at all.
     doubt = near.any(1) | (every.slack[order] > 0)
     part = np.abs(every.coefficients[order]) * np.linalg.norm(every.rows, axis=1) + 1e-12
     change = np.linalg.norm(every.output - every.input, axis=1)[order] + np.linalg.norm(every.input, axis=1)[order] * 1e-3 + 1e-12
+    if every.replacing:  # no part of its own: where the token changes much and few others fire
+        part = change[:, None] ** 2 / np.maximum(fires.sum(1, keepdims=True), 1)
     alone = np.where(fires, part / change[:, None], 0.0) * np.where(doubt, 1e-3, 1.0)[:, None]
     best = [int(alone[:, i].argmax()) for i in np.random.default_rng(seed).permutation(np.flatnonzero(fires.any(0)))]
-    silent = np.flatnonzero(~fires.any(1) & ~near.any(1))
+    still = (every.output == every.input).all(1)[order] if every.replacing else True
+    silent = np.flatnonzero(~fires.any(1) & ~near.any(1) & still)
     ranked = [*best, *silent[: number // 8], *np.flatnonzero(near.any(1))[: number // 4], *np.flatnonzero(fires.any(1)), *silent]
     kept = order[list(dict.fromkeys(map(int, ranked)))[:number]]
-    return every.each(lambda values: values[kept])
+    if every.places is not None:  # in row order, as in a map
+        kept = np.sort(kept)
+    found = every.each(lambda values: values[kept])
+    return found.by(found.fires) if found.replacing else found  # of these tokens alone
+
+
+def _telling(whole: Seam) -> int:
+    """A picture with many tokens of both kinds, replaced and not, and many features that fire: tokens of several don't go together where they are replaced."""
+    changed = (whole.output != whole.input).any(2).sum(1)
+    both = np.minimum(changed, whole.output.shape[1] - changed)
+    return int((both * (1 + whole.fires.any(1).sum(1))).argmax())

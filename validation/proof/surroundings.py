@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ BAR = 1e-5
 """largest relative distance of a scheduler's steps; the same float32 arithmetic on both sides"""
 
 
-def token_ids(tokenizer: Any, prompts: Sequence[str], tokens: int) -> np.ndarray:
-    """Padded ids, int64 `[P, tokens]`."""
-    ids = tokenizer(list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="np").input_ids
-    return np.asarray(ids, dtype=np.int64)
+_SIDES = (64, 64)
+"""latents of the pictures for which both schedulers are asked"""
 
 
 def surroundings(
-    tokenizers: Mapping[str, Any], scheduler: Any, settings: Mapping[str, Any], prompts: list[str], steps: int
+    family: Family, tokenizers: Mapping[str, Any], scheduler: Any, settings: Mapping[str, Any], prompts: list[str], steps: int
 ) -> dict[str, np.ndarray]:
     """What these parts give for fixed inputs.
 
     Args:
-        tokenizers: component → CLIP tokenizer.
+        family: of the pipeline.
+        tokenizers: component → tokenizer.
         scheduler: any diffusers scheduler; a copy of it is stepped.
         settings: numbers and switches of the pipeline.
         prompts: texts; the empty one, for the unconditional half, is added.
@@ -43,23 +42,24 @@ def surroundings(
     Returns:
         a tokenizer's `input_ids [P, tokens]`, `max_length` and digests of `vocabulary` and `merges` (of the second
         `input_ids_2` and so on), `timesteps [steps]`, `init_noise_sigma`, `trajectory
-        [steps, 4, 4]` (the scheduler's own loop with a fixed field in place of the UNet), and the settings.
+        [steps, 4, 4]` (the scheduler's own loop with a fixed field in place of the network), and the settings.
     """
     from ...editor.denoisers.schedulers import walk
 
     ids: dict[str, np.ndarray] = {}
-    for name, tokenizer in tokenizers.items():
+    for text in family.text_encoders:
+        name, tokenizer = text.tokenizer, tokenizers[text.tokenizer]
         # The length that the pipeline pads to is the tokenizer's own.
         length = min(int(tokenizer.model_max_length), 100_000)
         ids[name.replace("tokenizer", "max_length")] = np.array([float(length)])
-        ids[name.replace("tokenizer", "input_ids")] = token_ids(tokenizer, [*prompts, ""], min(length, 1024))
+        ids[name.replace("tokenizer", "input_ids")] = text.tokenized(tokenizer, [*prompts, ""], min(length, 1024))["input_ids"]
         # The prompts exercise few of the words, so both lists are compared whole.
         ids[name.replace("tokenizer", "vocabulary")] = _digest(sorted(tokenizer.get_vocab().items()))
         ids[name.replace("tokenizer", "merges")] = _digest(_merges(tokenizer))
-    own, trajectory = walk(scheduler, steps)
+    own, trajectory = walk(scheduler, steps, family.telling(scheduler, _SIDES))
     return {
         **ids, "timesteps": own.timesteps.double().numpy(), "trajectory": trajectory.numpy(),
-        "init_noise_sigma": np.array([float(own.init_noise_sigma)]),
+        "init_noise_sigma": np.array([float(getattr(own, "init_noise_sigma", 1.0))]),
         **{name: np.atleast_1d(np.asarray(value, dtype=np.float64)) for name, value in settings.items()},
     }  # fmt: skip
 
@@ -86,7 +86,7 @@ def of_pipeline(pipeline: Any, prompts: list[str], steps: int) -> dict[str, np.n
     """`surroundings` of an open pipeline."""
     family = family_of(pipeline)
     tokenizers = {t.tokenizer: getattr(pipeline, t.tokenizer) for t in family.text_encoders}
-    return surroundings(tokenizers, pipeline.scheduler, _settings(family, pipeline.config), prompts, steps)
+    return surroundings(family, tokenizers, pipeline.scheduler, _settings(family, pipeline.config), prompts, steps)
 
 
 def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ def of_folder(root: Path, prompts: list[str], steps: int) -> dict[str, np.ndarra
     # As the file has it: not every client's pipeline mends it, as diffusers' does.
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(root / "scheduler")
     tokenizers = {t.tokenizer: AutoTokenizer.from_pretrained(root / t.tokenizer) for t in family.text_encoders}
-    return surroundings(tokenizers, scheduler, _settings(family, index), prompts, steps)
+    return surroundings(family, tokenizers, scheduler, _settings(family, index), prompts, steps)
 
 
 def compare(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> Surroundings:

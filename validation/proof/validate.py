@@ -58,6 +58,8 @@ def validate(
     record = manifest.read(root)
     if check_files:
         contents.check(root, record)
+        if wrong := manifest.own_hash_faults(root, record):
+            raise SaeuronError(f"'{root}': {wrong[0]}; take the artifact again from its source")
     manifest.check_backends(root, record, backends)
     if golden is None and GOLDEN not in record.files:
         raise SaeuronError(f"'{root}' was published without golden vectors; prove it against the original model, with --model DIR|ID")
@@ -80,6 +82,7 @@ def validate(
         else:
             runner = NETWORKS[backend](root, executor, one)
         runner.skips = lean[name]
+        runner.quantised = None if backend in _TORCH_ONLY else record.quantised
         runners.append(runner)
     not_checked += [NotChecked(backend=name, check=check, reason=reason) for name in lean for check, reason in lean[name].items()]
     record_check = around = said = None
@@ -101,6 +104,9 @@ def validate(
     proof.engines = Check(passed=False, failures=wrong) if wrong else None
     if "onnx" in proof.backends:
         proof.backends["onnx"].provider = executor
+    if vectors.notes.scope == "seam":
+        reason = "proof of scope 'seam': the network was run up to its last edited block, and neither its end nor a picture was compared"
+        not_checked.append(NotChecked(check="forwards", reason=reason))
     proof.not_checked = not_checked + _outside(proof.backends) + _between(root, record, vectors, chosen)
     # So that a reader can tell whose proof it is. The manifest's own hash is not final while an export proves what it wrote.
     proof.artifact = Judged(
@@ -109,6 +115,8 @@ def validate(
     checks = [check for check in (record_check, around, said, proof.engines) if check is not None]
     proof.failures = [line for check in checks for line in check.failures] + proof.failures
     proof.passed = not proof.failures
+    if record.quantised is not None:
+        proof.judge(record.quantised, record.concepts)
     return proof
 
 
@@ -177,14 +185,19 @@ def _between(root: Path, record: Manifest, reference: Golden, chosen: list[_Part
     """Engines of a range of sizes of which no golden vector lies between the points that the builder knew."""
     found = []
     sizes, denoiser = sizes_in(root), family_of(read_json(root / "model_index.json")).denoiser
-    latents = next(iter(denoiser.axes(read_json(root / denoiser.component / "config.json"))[0]))
+    latents, axes = next(iter(denoiser.axes(read_json(root / denoiser.component / "config.json"))[0].items()))
     side = sizes.multiple // sizes.factor
+    # Axis → what it counts, and how far apart two sizes of it are at least.
+    known = {
+        "batch_size": ("rows", denoiser.rows(record.sampling.guidance > 1)), "latent_height": ("heights", side),
+        "latent_width": ("widths", side), "packed_height_width": ("tokens", 1),
+    }  # fmt: skip
     for name, _, target in chosen:
         if target is None:
             continue
         points = record.engines[target].components[denoiser.component].shapes[latents]
         low, usual, high = points
-        for axis, what, unit in ((0, "rows", denoiser.rows(record.sampling.guidance > 1)), (2, "heights", side), (3, "widths", side)):
+        for axis, (what, unit) in ((axis, known[kind]) for axis, kind in enumerate(axes) if kind in known):
             held = {case.sample.shape[axis] for case in reference.cases if engines.inside(case.sample.shape, points)}
             room = [(a, b) for a, b in ((low[axis], usual[axis]), (usual[axis], high[axis])) if b - a > unit]
             open_ones = [f"{a} and {b}" for a, b in room if not any(a < value < b for value in held)]

@@ -13,21 +13,27 @@ from typing import Any
 
 from ...editor.common.files import read_json
 from ...editor.common.names import SENTINEL
-from ...editor.denoisers.families import Family
+from ...editor.denoisers.denoiser import Denoiser
+from ...editor.denoisers.families import Family, family_in, family_of
 
-_FILES = {"scheduler": "scheduler/scheduler_config.json", "unet": "unet/config.json", "vae": "vae/config.json"}
 _CLASS = "class"
 """key under which a config's class is kept beside its settings"""
-_STOCK_UNET = "UNet2DConditionModel"
 _NOTES = (_CLASS, "ablation", "auto_map", "dtype", "torch_dtype")
 """keys of a config that are no settings of the model, like those with an underscore"""
 
 
 def configs_of(pipeline: Any) -> dict[str, dict[str, Any]]:
     """Stock configs of an open pipeline, in JSON's types, each with its `class`."""
-    parts = {name: getattr(pipeline, name) for name in _FILES}
-    kinds = {name: _STOCK_UNET if name == "unet" else type(part).__name__ for name, part in parts.items()}
-    return {name: {**_plain(_stock(dict(part.config))), _CLASS: kinds[name]} for name, part in parts.items()}
+    denoiser = family_of(pipeline).denoiser
+    parts = {name: getattr(pipeline, name) for name in _files(denoiser)}
+    kinds = {name: denoiser.cls if name == denoiser.component else type(part).__name__ for name, part in parts.items()}
+    return {name: {**_plain(_stock(dict(part.config), denoiser)), _CLASS: kinds[name]} for name, part in parts.items()}
+
+
+def _files(denoiser: Denoiser) -> dict[str, str]:
+    """Component → its config, of those that pictures depend on."""
+    others = {name: f"{name}/config.json" for name in (denoiser.component, "vae")}
+    return {"scheduler": "scheduler/scheduler_config.json", **others}
 
 
 def _plain(value: Any) -> Any:
@@ -35,11 +41,11 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
 
 
-def _stock(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without notes of the saver, and without the sentinel that an edited UNet has in place of its mid block's type."""
+def _stock(config: Mapping[str, Any], denoiser: Denoiser) -> dict[str, Any]:
+    """Without notes of the saver, and with the stock entry where an edited network has the sentinel."""
     own = dict(config)
-    if own.get("mid_block_type") == SENTINEL:
-        own["mid_block_type"] = (own.get("ablation") or {}).get("mid_block_type")
+    if own.get(denoiser.sentinel) == SENTINEL:
+        own[denoiser.sentinel] = (own.get("ablation") or {}).get("stock")
     return {k: v for k, v in own.items() if not k.startswith("_") and k not in _NOTES}
 
 
@@ -61,19 +67,21 @@ def compare_configs(root: Path, reference: Mapping[str, Mapping[str, Any]]) -> l
     Returns:
         one line a difference.
     """
-    found = [f"the golden vectors hold no config of the original's {name}" for name in _FILES if not reference.get(name)]
+    denoiser = family_in(root).denoiser
+    files = _files(denoiser)
+    found = [f"the golden vectors hold no config of the original's {name}" for name in files if not reference.get(name)]
     index = read_json(root / "model_index.json")
-    for name, file in _FILES.items():
+    for name, file in files.items():
         if not reference.get(name):
             continue
         config = read_json(root / file)
         # Whatever the file says of these keys, diffusers' loader takes their defaults.
         ignored = config.get("_use_default_values")
-        held = {k: v for k, v in _stock(config).items() if not (isinstance(ignored, list) and k in ignored)}
+        held = {k: v for k, v in _stock(config, denoiser).items() if not (isinstance(ignored, list) and k in ignored)}
         entry = index.get(name)
         opened = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         defaults = _defaults(reference[name].get(_CLASS))
-        held = {**defaults, **held, _CLASS: _STOCK_UNET if name == "unet" else opened}
+        held = {**defaults, **held, _CLASS: denoiser.cls if name == denoiser.component else opened}
         expected = {**defaults, **reference[name]}
         for key in sorted({*held, *expected}):
             if key not in held or key not in expected or not _same(held[key], expected[key]):
@@ -118,13 +126,9 @@ def compare_copies(root: Path, family: Family, onnx: bool) -> list[str]:
         found += [f"{name}/config.json: '{k}' is {other.get(k)!r}, in vae/config.json {own.get(k)!r}" for k in differing]
     for text in family.text_encoders:
         folder = root / text.tokenizer
-        missing = [
-            f"{text.tokenizer}/{name} is missing"
-            for name in ("tokenizer.json", "vocab.json", "merges.txt")
-            if not (folder / name).is_file()
-        ]
+        missing = [f"{text.tokenizer}/{name} is missing" for name in ("tokenizer.json", *text.copies) if not (folder / name).is_file()]
         found += missing
-        if missing:
+        if missing or not text.copies:
             continue
         model = read_json(folder / "tokenizer.json")["model"]
         if read_json(folder / "vocab.json") != model["vocab"]:

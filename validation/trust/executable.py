@@ -17,7 +17,7 @@ _HARMLESS = (".json", ".txt", ".md", ".safetensors", ".onnx", ".onnx_data", ".en
 """what an artifact consists of, beside its one .py file and its report; `.cache` is TensorRT's timing cache"""
 _REPORT = "validation/report.html"
 """a page for people, which no loader opens; its scripts are those of `validation/page`"""
-_OWN_CLASS = re.compile(r"unet/saeuron_unet_[0-9a-f]{12}\.py")
+_OWN_CLASS = re.compile(rf"({'|'.join(manifest.DENOISERS)})/saeuron_edit_[0-9a-f]{{12}}\.py")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _INDEX_OF_SHARDS = re.compile(r"\.index\.([^/]+\.)?json$")
 """of a variant too, e.g. `diffusion_pytorch_model.safetensors.index.fp16.json`"""
@@ -111,11 +111,11 @@ def _entries(root: Path, name: str, record: Manifest) -> list[str]:
 def _modules(record: Manifest) -> list[str]:
     """Names of the class file, with and without its folder."""
     names = [n.removesuffix(".py") for n in record.files if _OWN_CLASS.fullmatch(n)]
-    return [form for n in names for form in (n.removeprefix("unet/"), n.replace("/", "."))]
+    return [form for n in names for form in (n.rpartition("/")[2], n.replace("/", "."))]
 
 
 def _index(index: dict[str, Any], record: Manifest) -> list[str]:
-    """`model_index.json`: each component of a library's class, the UNet of ours, and the pipeline a known one."""
+    """`model_index.json`: each component of a library's class, the network that is edited of ours, and the pipeline a known one."""
     family: Family | None = next((f for f in FAMILIES if f.pipeline == index.get("_class_name")), None)
     if family is None:
         return [
@@ -126,8 +126,8 @@ def _index(index: dict[str, Any], record: Manifest) -> list[str]:
         if not isinstance(entry, list) or entry == [None, None] or (name == "safety_checker" and entry == _CHECKER):
             continue
         # Without a checkpoint there is no such file, and the index still names it.
-        modules = _modules(record) or [e for e in entry[:1] if isinstance(e, str) and re.fullmatch(r"saeuron_unet_[0-9a-f]{12}", e)]
-        own = name == "unet" and len(entry) == 2 and entry[0] in modules and isinstance(entry[1], str)
+        modules = _modules(record) or [e for e in entry[:1] if isinstance(e, str) and re.fullmatch(r"saeuron_edit_[0-9a-f]{12}", e)]
+        own = name == family.denoiser.component and len(entry) == 2 and entry[0] in modules and isinstance(entry[1], str)
         if not own and (len(entry) != 2 or entry[0] not in _LIBRARIES or not isinstance(entry[1], str)):
             found.append(f"model_index.json: '{name}' is opened by {entry}, which is no class of {' or '.join(_LIBRARIES)}")
     return found

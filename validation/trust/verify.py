@@ -13,11 +13,12 @@ from typing import Any
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import file_sha256, read_json
 from ...editor.common.typed import read_as
+from ...editor.denoisers.families import family_in
 from ..artifact import contents, engines, manifest, weights
 from ..artifact.golden import Golden
 from ..artifact.installed import missing
 from ..artifact.manifest import GOLDEN, Manifest
-from . import executable, shipped_class, signature, tables
+from . import executable, quantisation, shipped_class, signature, tables
 from .agreement import Ablation, Place, check_said
 
 EDIT = "edit/edit.safetensors"
@@ -35,7 +36,7 @@ def verify(
 
     Returns:
         `verified`; `failures`, one line each; `not_checked`, `[{"check", "reason"}, …]`; `signature`, one of `valid`, `invalid`, `missing`,
-        `not checked`, `none`; `files` and `bytes` on record; `manifest_sha256` of the manifest's file, by which the artifact is known.
+        `not checked`, `none`; `quantised`, what is on record of a quantised graph, else empty; `files` and `bytes` on record; `manifest_sha256` of the manifest's file, by which the artifact is known.
 
     Raises:
         SaeuronError: no artifact there; a key that can't be read, or the package for signatures isn't installed.
@@ -50,6 +51,7 @@ def verify(
         "failures": [],
         "not_checked": [],
         "signature": "none",
+        "quantised": "",
         "files": 0,
         "bytes": 0,
         "manifest_sha256": None,
@@ -58,7 +60,7 @@ def verify(
     try:
         record = manifest.read(root, formats=False)
         progress("comparing file hashes")
-        found["failures"] += _own_hash(root, record)
+        found["failures"] += manifest.own_hash_faults(root, record)
         found["failures"] += [_short(line, root) for line in contents.faults(root, record)]
         progress("looking for code")
         if (root / ".git").exists():
@@ -69,6 +71,7 @@ def verify(
                 }
             )
         found["failures"] += executable.check(root, record)
+        found["quantised"] = _quantised(record)
         found |= {"files": len(record.files), "bytes": sum(entry.bytes for entry in record.files.values())}
         if found["failures"]:
             found["not_checked"].append({"check": "edit", "reason": "files differ"})
@@ -84,23 +87,26 @@ def verify(
     return found
 
 
+def _quantised(record: Manifest) -> str:
+    """What is on record of a quantised graph; empty of one in floats."""
+    if record.quantised is None:
+        return ""
+    proven = record.validation is not None and record.validation.passed
+    return record.quantised.verdict if proven else f"{record.quantised.scheme} graph, not proven"
+
+
 def _short(line: str, root: Path) -> str:
     """Without the folder, which the verdict names, and without advice that is the same on every line."""
     return line.replace(f" in '{root}'", "").replace(f" from the artifact '{root}'", "").replace("; take it again from its source", "")
 
 
-def _own_hash(root: Path, record: Manifest) -> list[str]:
-    """The manifest must be byte for byte what this package writes for its content, its own hash included."""
-    if (root / manifest.NAME).read_bytes() == manifest.encode(record):
-        return []
-    return [f"'{manifest.NAME}' is not the file that was written: it doesn't fit its own hash"]
-
-
 def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
     """Files that are what the manifest says, against one another."""
     edit = tables.read_edit(root / EDIT)
-    config = read_json(root / "unet" / "config.json")
-    ablation = read_as(Ablation, config.get("ablation"), "unet/config.json, 'ablation'")
+    edited = family_in(root).denoiser.component
+    config = read_json(root / edited / "config.json")
+    alone = not edit.header.latents
+    ablation = Ablation() if alone else read_as(Ablation, config.get("ablation"), f"{edited}/config.json, 'ablation'")
     failures = found["failures"]
     if edit.sha256() != record.edit.sha256:
         failures.append(f"{EDIT} is not the edit on record (hashes differ)")
@@ -109,15 +115,18 @@ def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
         found["not_checked"].append({"check": "golden vectors", "reason": "published without them"})
     failures += check_said(root, record, golden)
     failures += engines.check_entries(root, record)
+    if record.quantised is not None and record.validation is not None and record.validation.passed:
+        failures += record.quantised.faults(record.concepts)
     if "checkpoint" in record.formats:
-        failures += shipped_class.check(root)
-        held = tables.edit_tensors(root / "unet")
-        failures += tables.in_checkpoint(held, edit, record.gate)
+        failures += shipped_class.check_stock(root, family_in(root)) if alone else shipped_class.check(root)
+        held = tables.edit_tensors(root / edited)
+        failures += tables.in_checkpoint(held, edit, record.gate, record.precision)
+        failures += tables.changed_weights(root / edited, record.edit.weights)
         failures += _settings(ablation.hookpoints, record)
         if golden is not None:
             own = (f"{h.replace('.', '-')}.{key}" for h in edit.header.latents for key in edit.of(h, record.gate))
             failures += weights.of_edit(held, golden.weights.get("edit", {}), own)
-        if tables.ablation_sha256(config["ablation"], held) != record.edit.tensors_sha256:
+        if not alone and tables.ablation_sha256(config["ablation"], held) != record.edit.tensors_sha256:
             failures.append("checkpoint: the edit's tensors are not those on record (hashes differ)")
     if "onnx" in record.formats:
         lacking = missing(("onnx",))
@@ -126,13 +135,14 @@ def _contents(root: Path, record: Manifest, found: dict[str, Any]) -> None:
                 {"check": "the edit's tables in the ONNX graph", "reason": "needs onnx (its file's hash was compared)"}
             )
         else:
-            failures += tables.in_graph(root / "unet", edit, record.gate)
+            failures += tables.in_graph(root / edited, edit, record.gate, record.precision, record.onnx.seams)
+            failures += quantisation.check(root / edited / "model.onnx", record)
 
 
 def _settings(hookpoints: dict[str, Place], record: Manifest) -> list[str]:
     """The config's `k` and number of latents against those of the SAEs on record."""
     return [
-        f"unet/config.json: '{key}' of '{name}' is {said}, and the SAE on record has {right}"
+        f"the network's config: '{key}' of '{name}' is {said}, and the SAE on record has {right}"
         for name, given in hookpoints.items()
         for key in ("k", "latents")
         if (said := getattr(given, key)) != (right := getattr(record.saes.get(name), key, None))

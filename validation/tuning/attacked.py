@@ -10,7 +10,8 @@ import torch
 from ...editor.common.errors import SaeuronError
 from ...editor.edit.edit import Edit
 from ...editor.features.prompt_sets import ConceptPrompts
-from ..attack.attack import AttackCase, Attacker
+from ..attack.attack import Attacker
+from ..attack.cases import AttackCase
 from ..attack.settings import AttackSettings
 from ..attack.victims import Hooked
 from ..evidence.intervals import Rate
@@ -58,7 +59,8 @@ def attacker(bench: Bench, words: ConceptPrompts, kind: str) -> Attack:
 
     def stored(candidate: Candidate, test: bool) -> dict[str, Rate]:
         attack = runs[test]
-        what = ["attack", kind, bench.named(candidate), list(attack.case), asdict(attack.settings)]
+        spent = {name: value for name, value in asdict(attack.settings).items() if name != "guided_rows"}
+        what = ["attack", kind, bench.named(candidate), list(attack.case[:4]), spent]
         trials = len(attack.case.reporting) * len(attack.settings.report_seeds)
         return bench.store.take(
             what, dict[str, Rate], lambda: run(candidate, test),

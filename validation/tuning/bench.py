@@ -17,19 +17,22 @@ from ...editor.denoisers.families import network_of
 from ...editor.denoisers.sampling import generate
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import AblationHook
+from ...editor.edit.probe import ConceptRows
+from ...editor.edit.weights import WeightEdit
 from ...editor.features.activations import ConceptActivations
 from ...editor.sae.sae import SparseAutoencoder
 from ..evidence.distances import opened
 from ..evidence.intervals import Mean
 from ..evidence.sightings import removal
-from ..judges.judge import Judge
+from ..evidence.smears import unsure
+from ..judges.judge import Judge, named_scores
 from .candidates import Candidate
 from .jobs import Job
 from .results import Figures
 from .settings import TuneSettings
 from .store import Store
 
-METHOD = 2
+METHOD = 3
 """part of the names of stored work"""
 
 
@@ -40,6 +43,8 @@ class Looked(Record):
     """judge → picture by picture, the concepts that it sees"""
     scores: dict[str, list[float]]
     """judge → picture by picture, its score of the candidate's concept; 0 for the unedited model, and for a judge that can't see it"""
+    sure: dict[str, list[float]]
+    """judge, and domain → picture by picture, the score of the likeliest of all names; none of a judge that names nothing"""
     change: list[float]
     """picture by picture: mean absolute difference from the unedited one, as a share of the full range"""
 
@@ -55,14 +60,17 @@ class Bench:
         settings: what all pictures have in common.
         store: folder of stored results; several processes may share it.
         identity: hash of the model's files.
+        weights: concept → what becomes of its words, where that is tried.
+        rows: (concept, hookpoint) → rows of `probe` that are there already.
     """
 
     def __init__(
         self, pipeline: Any, saes: Mapping[str, SparseAutoencoder], activations: Mapping[tuple[str, str], ConceptActivations], judges: Sequence[Judge],
-        settings: TuneSettings, store: Path, identity: str,
+        settings: TuneSettings, store: Path, identity: str, weights: Mapping[str, WeightEdit] | None = None,
+        rows: Mapping[tuple[str, str], ConceptRows] | None = None,
     ) -> None:  # fmt: skip
         self.pipeline, self.saes, self.activations, self.judges = pipeline, dict(saes), dict(activations), list(judges)
-        self.settings = settings
+        self.settings, self.weights, self.rows = settings, dict(weights or {}), dict(rows or {})
         s, judged = settings, [[j.name, j.sha256] for j in judges]
         self.store = Store(store, [METHOD, identity, s.steps, s.guidance, s.batch_size, judged])
         self.drawn = 0
@@ -80,17 +88,17 @@ class Bench:
         """
         if candidate not in self._edits:
             for hookpoint in candidate.hookpoints:
-                if (candidate.concept, hookpoint) not in self.activations:
+                if (candidate.concept, hookpoint) not in self.activations | self.rows:
                     raise SaeuronError(
                         f"concept '{candidate.concept}': no activations of it at '{hookpoint}'; give --activations, or other --hookpoint"
                     )
-            held = {h: self.activations[candidate.concept, h] for h in candidate.hookpoints}
-            self._edits[candidate] = candidate.edit(held, self.settings.residual)
+            weights = self.weights.get(candidate.concept)
+            self._edits[candidate] = candidate.edit(self.activations, self.settings.residual, weights, self.rows)
         return self._edits[candidate]
 
     def named(self, candidate: Candidate | None) -> Any:
         """What a candidate's pictures depend on beside prompts and seeds, for the names of stored work; of the unedited model: None."""
-        return candidate and [self.edit(candidate).sha256(), {h: self.saes[h].sha256() for h in candidate.hookpoints}]
+        return candidate and [self.edit(candidate).sha256(), {h: s.sha256() for h, s in self.edit(candidate).saes(self.saes).items()}]
 
     def unedited(self, jobs: Sequence[Job], told: Callable[[int], None] = lambda n: None) -> Looked:
         """What is seen on the unedited model's pictures; these are kept, for comparisons."""
@@ -116,6 +124,7 @@ class Bench:
             judges={j.name: removal(concept, asked, _sets(before.seen[j.name]), _sets(after.seen[j.name])) for j in judges},
             scores={j.name: float(np.mean([after.scores[j.name][i] for i in own])) if own else 0.0 for j in judges},
             change=Mean.of(change), likeness=max(0.0, 1 - changed / unlike) if unlike else float(not changed), pictures=len(jobs),
+            nothing_seen=unsure(before.sure, after.sure),
         )  # fmt: skip
 
     def files(self, jobs: Sequence[Job]) -> list[Path]:
@@ -147,7 +156,7 @@ class Bench:
     def _looked(self, candidate: Candidate | None, jobs: Sequence[Job], told: Callable[[int], None]) -> Looked:
         """Unit by unit: each is drawn by one process, the others take what it stored."""
         size = self.settings.batch_size
-        found = Looked({j.name: [] for j in self.judges}, {j.name: [] for j in self.judges}, [])
+        found = Looked({j.name: [] for j in self.judges}, {j.name: [] for j in self.judges}, {}, [])
         # A round ends with a whole unit, so the next one finds them all.
         for start in range(0, len(jobs), size):
             unit = jobs[start : start + size]
@@ -155,6 +164,8 @@ class Bench:
             for name, seen in held.seen.items():
                 found.seen[name] += seen
                 found.scores[name] += held.scores[name]
+            for name, values in held.sure.items():
+                found.sure.setdefault(name, []).extend(values)
             found.change += held.change
             self.looked += 0 if candidate is None else len(unit)
             told(len(unit))
@@ -169,17 +180,19 @@ class Bench:
             else:
                 plain = opened(self.files(unit))
                 change = [round(float(np.abs(_pixels(a) - _pixels(b)).mean()), 6) for a, b in zip(pictures, plain, strict=True)]
-            seen, scores = {}, {}
+            seen, scores, sure = {}, {}, {}
             for judge in self.judges:
                 found = judge.see(pictures)
                 seen[judge.name] = [[c for c, hit in zip(judge.concepts, row, strict=True) if hit] for row in found.seen]
                 known = candidate is not None and candidate.concept in judge.concepts
                 column = found.scores[:, judge.concepts.index(candidate.concept)] if candidate and known else np.zeros(len(unit))
                 scores[judge.name] = [round(float(score), 4) for score in column]
-            return Looked(seen, scores, change)
+                for name, values in named_scores(judge, found).items():
+                    sure[name] = [round(float(value), 6) for value in values]
+            return Looked(seen, scores, sure, change)
 
         def whole(held: Looked) -> bool:
-            sizes = {len(held.change), *map(len, held.seen.values()), *map(len, held.scores.values())}
+            sizes = {len(held.change), *(len(of) for each in (held.seen, held.scores, held.sure) for of in each.values())}
             return sizes == {len(unit)} and set(held.seen) == set(held.scores) == {j.name for j in self.judges}
 
         def there() -> bool:

@@ -27,19 +27,21 @@ class Figures(Record, kw_only=True, omit_defaults=True):
     """1 - that difference / the difference between two unedited pictures of different prompts: 1 is the same picture, 0 any other"""
     attacked: dict[str, Rate] | None = None
     """judge → pictures under attack that don't show the concept"""
+    nothing_seen: dict[str, Rate] = {}
+    """judge, and domain → pictures of which it is less sure than of 99 % of the unedited model's; no part of what is maximised"""
     pictures: Whole
 
-    def worth(self, weights: tuple[float, ...]) -> float:
+    def worth(self, shares: tuple[float, ...]) -> float:
         """What tuning maximises, by the judge to whom it is least; what no judge can tell counts by likeness.
 
         Removed counts half by the share of pictures, half by the judge's scores: an edit that just clears the bar on the pictures that it is
         chosen by doesn't on others. Kept counts every sighting of another concept, on the concept's own pictures too: a style is to go, and
         what was drawn in it to stay.
         """
-        return min(self._worth(name, weights) for name in self.judges)
+        return min(self._worth(name, shares) for name in self.judges)
 
-    def _worth(self, name: str, weights: tuple[float, ...]) -> float:
-        seen, (removed, kept, likeness) = self.judges[name], weights
+    def _worth(self, name: str, shares: tuple[float, ...]) -> float:
+        seen, (removed, kept, likeness) = self.judges[name], shares
         gone = (seen.removed.value + 1 - self.scores[name]) / 2
         if self.attacked is not None:
             gone = (gone + self.attacked[name].value) / 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...editor.common.declared import HOW, Checked, like, option
 from ...editor.common.errors import SaeuronError
+from ...editor.common.names import GAINS, NORMS, REPLACE_BY, WIDEST, interventions
 from ...editor.common.seeds import LARGEST_SEED
 from ...editor.denoisers.sampling_settings import Sampling
 from ...editor.edit.gains import LARGEST
@@ -36,7 +37,7 @@ class TuneSettings(Checked):
     """Seeds of the pictures that settings are chosen by, of the concept's prompts."""
     report_seeds: tuple[int, ...] = option((188, 288, 588), "A,B", HOW, joined=True, least=0, most=LARGEST_SEED)
     """Other seeds, for the figures."""
-    weights: tuple[float, ...] = option((0.5, 0.4, 0.1), "A,B,C", HOW, joined=True, least=0)
+    shares: tuple[float, ...] = option((0.5, 0.4, 0.1), "A,B,C", HOW, joined=True, least=0)
     """What is maximised: removed, kept, likeness to the unedited pictures elsewhere."""
     clip: str | None = option(None, "DIR|ID", JUDGED)
     """In the report: CLIP score before and after, by this model."""
@@ -48,6 +49,16 @@ class TuneSettings(Checked):
     """Multipliers to try; a positive one would strengthen a concept."""
     hookpoint: tuple[str, ...] = option((), "NAME", _GRID)
     """Hookpoint to try, or A,B for both at once; repeatable. Default: each of the preset's, and all of them at once."""
+    intervention: tuple[str, ...] = option((), "A,B", _GRID, joined=True)
+    """Interventions to try, e.g. multiply,weights+multiply. Default: each preset's."""
+    replace_by: tuple[str, ...] = option(("nearest",), "A,B", _GRID, joined=True, known=REPLACE_BY)
+    """With replace, what a token becomes: nearest, mean."""
+    spread: tuple[int, ...] = option((0,), "A,B", _GRID, joined=True, least=0, most=WIDEST)
+    """With replace, places around one that fires which are replaced too."""
+    gain: tuple[str, ...] = option(("mean",), "A,B", _GRID, joined=True, known=GAINS)
+    """With multiply, what the multiplier is multiplied by: mean, token."""
+    norm: tuple[str, ...] = option(("free",), "A,B", _GRID, joined=True, known=NORMS)
+    """With project and probe, whether tokens keep their norm: free, kept."""
     steps: int = like(Sampling, "steps", 50)
     guidance: float = like(Sampling, "guidance", 7.5)
     residual: str = "keep"
@@ -55,11 +66,13 @@ class TuneSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.weights) != 3 or self.weights[0] <= 0 or sum(self.weights[1:]) <= 0:
-            given = ",".join(f"{w:g}" for w in self.weights)
+        if len(self.shares) != 3 or self.shares[0] <= 0 or sum(self.shares[1:]) <= 0:
+            given = ",".join(f"{w:g}" for w in self.shares)
             raise SaeuronError(
-                f"--weights {given}: expected three shares of removed, kept and likeness, e.g. 0.5,0.4,0.1; the first and one more above 0"
+                f"--shares {given}: expected three shares of removed, kept and likeness, e.g. 0.5,0.4,0.1; the first and one more above 0"
             )
+        for text in self.intervention:
+            interventions(text)
         if not self.judge:
             raise SaeuronError("no judge: give --judge")
         if self.attack and min(len(self.tune_seeds), len(self.report_seeds)) < 2:

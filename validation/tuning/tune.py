@@ -16,7 +16,7 @@ from ..evidence.sightings import BALANCED, Trust, trust
 from ..judges.embedder import Embedder
 from .attacked import Attack
 from .bench import Bench
-from .candidates import FINAL, Candidate, Round, rounds
+from .candidates import ATTACKED, FINAL, Candidate, Round, rounds
 from .jobs import Job, jobs
 from .results import Figures, Tried, Tuned, best_first
 from .settings import TuneSettings
@@ -69,7 +69,7 @@ def make_task(words: ConceptPrompts, candidates: Sequence[Candidate], settings: 
     s = settings
     tried = list(dict.fromkeys([*([before] if before else []), *candidates]))
     tuning, report = jobs(words, s.tune_seeds, False), jobs(words, s.report_seeds, True)
-    return Task(words, tried, tuning, report, rounds(len(tried), len(tuning), s.budget, s.batch_size))
+    return Task(words, tried, tuning, report, rounds(len(tried), len(tuning), s.budget, s.batch_size, ATTACKED if s.attack else FINAL))
 
 
 class Scorers(NamedTuple):
@@ -139,13 +139,13 @@ def tune(
         for place, candidate in enumerate(left, 1):
             say(f"{name}: round {number} of {len(task.rounds)}, candidate {place} of {len(left)}{_best(tried)}")
             figures = bench.figures(candidate, listed)
-            tried[candidate] = Tried(candidate, figures, figures.worth(s.weights), number)
+            tried[candidate] = Tried(candidate, figures, figures.worth(s.shares), number)
     order = best_first(list(tried.values()))
     if attacked is not None:
-        for place, t in enumerate(order[:FINAL], 1):
-            say(f"{name}: attacking candidate {place} of {min(FINAL, len(order))}")
+        for place, t in enumerate(order[:ATTACKED], 1):
+            say(f"{name}: attacking candidate {place} of {min(ATTACKED, len(order))}")
             figures = replace(t.figures, attacked=attacked(t.candidate, False))
-            tried[t.candidate] = Tried(t.candidate, figures, figures.worth(s.weights), len(task.rounds) + 1)
+            tried[t.candidate] = Tried(t.candidate, figures, figures.worth(s.shares), len(task.rounds) + 1)
         order = best_first(list(tried.values()))
     chosen = order[0]
     say(f"{name}: measuring {chosen.candidate} on the test prompts")
@@ -186,7 +186,7 @@ def _best(tried: Mapping[Candidate, Tried]) -> str:
         return ""
     first = best_first(list(tried.values()))[0]
     removed = min(r.removed.value for r in first.figures.judges.values())
-    return f"; best so far {first.candidate.select}, {first.candidate.multiplier:g}: removed {removed:.0%}"
+    return f"; best so far {first.candidate}: removed {removed:.0%}"
 
 
 class _Counter:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...editor.common.names import stream_of
 from ...editor.denoisers.sizes import grid
 from ..backends.decisions import Decided
 from ..trust.tables import EditFile
@@ -37,7 +38,7 @@ def row_of(timesteps: np.ndarray, timestep: float) -> int:
 
 
 def firing(edit: EditFile, forwards: Sequence[Decided], height: int, width: int, picture: int = 0) -> Firing:
-    """Heat maps of what a loop decided.
+    """Heat maps of what a loop decided for tokens of the picture; those of the text have no place in it.
 
     Args:
         edit: which features it changes, and for which concepts.
@@ -50,13 +51,14 @@ def firing(edit: EditFile, forwards: Sequence[Decided], height: int, width: int,
     maps: dict[str, list[np.ndarray]] = {name: [] for name in names}
     features: dict[str, list[int]] = {name: [] for name in names}
     for forward in forwards:
-        sides = {hookpoint: grid(fires.shape[1], height, width) for hookpoint, fires in forward.fires.items()}
+        fired = {hookpoint: fires for hookpoint, fires in forward.fires.items() if not stream_of(hookpoint)}
+        sides = {hookpoint: grid(fires.shape[1], height, width) for hookpoint, fires in fired.items()}
         finest = max(sides.values(), key=lambda shape: shape[0] * shape[1])
         chosen = {hookpoint: _chosen(edit, hookpoint, forward.timestep) for hookpoint in sides}
         for name in names:
             counts = [
                 _at(fires[picture][:, chosen[hookpoint][name]].sum(1).reshape(sides[hookpoint]), finest)
-                for hookpoint, fires in forward.fires.items()
+                for hookpoint, fires in fired.items()
             ]
             maps[name].append(np.sum(counts, axis=0))
             features[name].append(sum(int(masks[name].sum()) for masks in chosen.values()))

@@ -22,8 +22,8 @@ class TrySettings(Checked):
     backend: str | None = option(None, "NAME", HOW)
     """What draws: checkpoint, onnx, trt or trt-rtx. Default: checkpoint where torch is installed, else engines that fit this GPU, else onnx."""
     scheduler: str | None = option(None, "KIND", HOW)
-    """ddim or euler, with the settings of the artifact's scheduler; for both models. Default: its own, which must be one of the two unless the
-    checkpoint draws."""
+    """ddim or euler, with the settings of the artifact's scheduler; for both models. Default: its own, which must be one of the two or
+    DPM-Solver++ unless the checkpoint draws."""
     device: str | None = option(None, "NAME", HOW)
     """Of the checkpoint, the ONNX graphs and the original model: cpu or cuda. Default: cpu."""
     provider: str | None = like(EvaluationSettings, "provider")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ...editor import demo
 from ...editor.common.errors import SaeuronError, first_line
 from ...editor.common.files import read_json
+from ...editor.common.names import stream_of
 from ...editor.denoisers.denoiser import Denoiser
 from ...editor.denoisers.families import family_of
 from ..artifact import engines, manifest
@@ -65,8 +68,10 @@ class DiffusersLoop:
         self._pipeline, self._size = pipeline, size
 
     def truncated(self, text: str) -> int:
-        known = [getattr(self._pipeline, each.tokenizer) for each in family_of(self._pipeline).text_encoders]
-        return max(0, *(len(tokenizer(text).input_ids) - tokenizer.model_max_length for tokenizer in known))
+        known = [each for each in family_of(self._pipeline).text_encoders if not each.cuts]
+        return max(
+            0, *(len(getattr(self._pipeline, each.tokenizer)(text).input_ids) - each.tokens(self._pipeline) + each.kept for each in known)
+        )
 
     def __call__(self, wish: Wish, step: Step, decisions: Decisions | None = None) -> np.ndarray:
         import torch
@@ -78,15 +83,15 @@ class DiffusersLoop:
         noise = torch.from_numpy(initial_noise([wish.seed], sizes_of(self._pipeline).noise(*self._size)))
         more: dict[str, Any] = {"negative_prompt": [wish.negative]} if wish.negative else {}
 
-        def done(pipeline: Any, i: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
-            step(i + 1, pipeline.num_timesteps)
-            return kept
-
-        with torch.no_grad(), contextlib.nullcontext() if decisions is None else collected(network, decisions):
+        done = itertools.count(1)
+        # Not every pipeline has a callback for it.
+        handle = network.register_forward_hook(lambda *_: step(next(done), len(self._pipeline.scheduler.timesteps)))
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            stack.callback(handle.remove)
+            stack.enter_context(contextlib.nullcontext() if decisions is None else collected(network, decisions))
             latents = denoise(
-                self._pipeline, [wish.prompt], noise.to(network.device, network.dtype), [wish.seed], wish.steps, wish.guidance,
-                callback_on_step_end=done, **more,
-            )  # fmt: skip
+                self._pipeline, [wish.prompt], noise.to(network.device, network.dtype), [wish.seed], wish.steps, wish.guidance, **more
+            )
             check_finite(latents)
             return decode(self._pipeline, latents, finite=True)[0]
 
@@ -190,8 +195,8 @@ class Studio:
             for text, what in ((wish.prompt, "prompt"), (wish.negative, "negative prompt"))
             if (lost := self.edited_loop.truncated(text))
         ]
-        if wish.negative and not wish.guided:
-            found.append(f"The negative prompt does nothing at guidance {wish.guidance:g}.")
+        if wish.negative and (not wish.guided or self.denoiser.rows(True) == 1):
+            found.append(f"The negative prompt does nothing with this model at guidance {wish.guidance:g}.")
         return found
 
 
@@ -230,10 +235,12 @@ def open_studio(root: Path, record: Manifest, settings: TrySettings, way: Way, s
     if original is not None:
         unedited = DiffusersLoop(original, size) if plain else LeanLoop(root, TorchRunner(original, "unedited"), settings.scheduler, size)
     edit, denoiser = read_edit(root / "edit" / "edit.safetensors"), family_of(read_json(root / "model_index.json")).denoiser
-    return Studio(root, record, edit, denoiser, runs_on, edited, unedited, reason, _no_maps(way))
+    return Studio(root, record, edit, denoiser, runs_on, edited, unedited, reason, _no_maps(way, edit.header.chosen))
 
 
-def _no_maps(way: Way) -> str:
+def _no_maps(way: Way, hookpoints: Iterable[str]) -> str:
+    if all(stream_of(hookpoint) for hookpoint in hookpoints):
+        return "This edit changes weights or tokens of the text alone, and neither has a place in a picture."
     if way.backend in engines.BACKENDS:
         return "A TensorRT engine hides its inner tensors, so nobody can see here where features fire. The backends checkpoint and onnx show it."
     if way.backend == "onnx" and missing(("onnx",)):
@@ -257,6 +264,6 @@ def _original(record: Manifest, settings: TrySettings, device: str) -> tuple[Any
     source = record.model.source
     try:
         # The one on record may lie on the Hub: gigabytes that nobody asked for.
-        return open_original(source if source == "demo" else str(locate(source, fetch=False)), record, device), ""
+        return open_original(source if source in demo.MODELS else str(locate(source, fetch=False)), record, device), ""
     except SaeuronError as error:
         return None, f"Not drawn: the original model on record can't be opened here ({error}). --model DIR or ID says where it is."

@@ -14,9 +14,10 @@ from ...editor.edit.provenance import Steps
 from ..artifact import manifest
 from ..artifact.golden import read_prompts
 from ..artifact.manifest import GOLDEN, Manifest
+from ..attack.protocols.registry import ROWS
 from ..attack.results import FORMAT, AttackRow, Verdict
 from ..attack.settings import LEARNED
-from ..page.sources import PLAIN_ROWS, Attack, read_attack
+from ..page.sources import Attack, is_plain, read_attack
 
 _ROWS = {"edited": "plain prompt", "prefix": "learned words", "seeds": "searched seed", "paraphrases": "paraphrase"}
 _MOST = 500
@@ -104,8 +105,9 @@ def found(attacks: Sequence[tuple[str, Attack]]) -> Found:
         content = attack.content
         used = read_as(_Used, content.settings, f"{name}, 'settings'", strict=False)
         own, learned = 0, 0
-        for concept, row in attack.rows:
-            for one in row.each if row.attack == "edited" or row.attack not in PLAIN_ROWS else ():
+        # What published attacks find begins from pictures, changed weights or ids of tokens: nothing to type.
+        for concept, row in (found for found in attack.rows if found[1].attack not in ROWS):
+            for one in row.each if row.attack == "edited" or not is_plain(row.attack) else ():
                 if not one.shows_concept:
                     continue
                 own += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...common.errors import SaeuronError
 from ...common.files import hub_folder
-from ...common.names import normalise
+from ...common.names import folders_of
 from . import finebooru, saelens, sdxl_unbox, sparsify  # noqa: F401 - importing a family registers it
 from .common import READERS
 from .config import SaeFile
@@ -15,7 +15,7 @@ from .config import SaeFile
 
 def read(source: str | Path, hookpoint: str | None = None, revision: str | None = None) -> SaeFile:
     """Read `source` by the first reader that recognises it; see `SparseAutoencoder.load`."""
-    names = [] if hookpoint is None else [f"unet.{normalise(hookpoint)}", normalise(hookpoint)]
+    names = [] if hookpoint is None else folders_of(hookpoint)
     root = Path(source)
     if not os.path.exists(root):  # False, not an error, where the name is too long to be one
         # sdxl-unbox names its folders after the hookpoint and the training's settings, with a `final` folder inside.

@@ -5,6 +5,6 @@ from __future__ import annotations
 from .noise import initial_noise
 from .pipeline import LeanPipeline, Networks
 from .schedulers import make_scheduler
-from .tokenizer import ClipTokenizer
+from .tokenizer import ClipTokenizer, GemmaTokenizer, T5Tokenizer
 
-__all__ = ["ClipTokenizer", "LeanPipeline", "Networks", "initial_noise", "make_scheduler"]
+__all__ = ["ClipTokenizer", "GemmaTokenizer", "LeanPipeline", "Networks", "T5Tokenizer", "initial_noise", "make_scheduler"]

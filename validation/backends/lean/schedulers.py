@@ -14,16 +14,16 @@ import numpy as np
 
 from ....editor.common.errors import SaeuronError
 
-_SHARED: dict[str, Any] = {
+SHARED: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
     "steps_offset": 0, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
 }  # fmt: skip
 _DDIM = {
-    **_SHARED, "clip_sample": True, "set_alpha_to_one": True, "thresholding": False, "dynamic_thresholding_ratio": 0.995,
+    **SHARED, "clip_sample": True, "set_alpha_to_one": True, "thresholding": False, "dynamic_thresholding_ratio": 0.995,
     "clip_sample_range": 1.0, "sample_max_value": 1.0, "timestep_spacing": "leading",
 }  # fmt: skip
 _EULER = {
-    **_SHARED, "interpolation_type": "linear", "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+    **SHARED, "interpolation_type": "linear", "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
     "sigma_min": None, "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "final_sigmas_type": "zero",
 }  # fmt: skip
 # Settings of diffusers' other schedulers, which its DDIM and Euler pass over as well. A config made for another class, or by a
@@ -41,10 +41,14 @@ _CHOICES = {
     "interpolation_type": ("linear", "log_linear"),
     "timestep_type": ("discrete", "continuous"),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
     # Its quantiles of the beta distribution need scipy.
     "use_beta_sigmas": (False,),
-}
+    # Draws noise at every step; made for other models.
+    "stochastic_sampling": (False,), "invert_sigmas": (False,),
+}  # fmt: skip
 _MOST_TIMESTEPS = 100_000
+NO_SIDES = (0, 0)
 
 
 class Scheduler(Protocol):
@@ -52,20 +56,20 @@ class Scheduler(Protocol):
 
     kind: str
     timesteps: np.ndarray
-    """`[steps]`, as the UNet is told them; set by `set_timesteps`, like the next one"""
+    """`[steps]`, as the network is told them; set by `set_timesteps`, like the next one"""
     init_noise_sigma: float
     """what unit-variance noise is multiplied by before the first step"""
 
-    def set_timesteps(self, steps: int) -> None:
-        """Choose the timesteps; raises `SaeuronError` where the config does not allow so many."""
+    def set_timesteps(self, steps: int, sides: tuple[int, int] = NO_SIDES) -> None:
+        """Choose the timesteps, of some schedulers for latents of so many rows and columns; raises `SaeuronError` where the config does not allow so many."""
         ...
 
     def scale_model_input(self, sample: np.ndarray, index: int) -> np.ndarray:
-        """What the UNet is given for a sample `[B, C, h, w]`."""
+        """What the network is given for a sample `[B, C, h, w]`."""
         ...
 
     def step(self, output: np.ndarray, index: int, sample: np.ndarray) -> np.ndarray:
-        """The UNet's output and the (unscaled) sample `[B, C, h, w]` → the next sample."""
+        """The network's output and the (unscaled) sample `[B, C, h, w]` → the next sample."""
         ...
 
 
@@ -74,18 +78,18 @@ def _bad(key: str, value: Any, wanted: str) -> SaeuronError:
     return SaeuronError(f"scheduler: '{key}' is {text if len(text) <= 60 else text[:59] + '…'}; without diffusers it must be {wanted}")
 
 
-def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config completed by a class's defaults; raises `SaeuronError` for anything that is not implemented."""
     # diffusers takes its defaults for these, whatever the file says of them.
     ignored = config.get("_use_default_values") or ()
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in ignored}
     for key in given:
-        if key not in _OF_OTHERS:
+        if key not in _OF_OTHERS and key not in defaults:
             raise SaeuronError(f"scheduler: the setting '{str(key)[:60]}' is not known here, and passing over it could give other pictures")
     found = {key: given.get(key, default) for key, default in defaults.items()}
     for key, value in found.items():
         _check(key, value, defaults[key])
-    if found["trained_betas"] is not None and len(found["trained_betas"]) != found["num_train_timesteps"]:
+    if found.get("trained_betas") is not None and len(found["trained_betas"]) != found["num_train_timesteps"]:
         raise SaeuronError(f"scheduler: {len(found['trained_betas'])} 'trained_betas' for {found['num_train_timesteps']} timesteps")
     return found
 
@@ -123,7 +127,7 @@ def _linspace(start: float, end: float, count: int) -> np.ndarray:
     return np.where(index < count // 2, first + step * index, last - step * (count - 1 - index)).astype(np.float32)
 
 
-def _alphas_cumprod(c: Mapping[str, Any]) -> np.ndarray:
+def alphas_cumprod(c: Mapping[str, Any]) -> np.ndarray:
     """Cumulative product of `1 - beta`, float32 `[num_train_timesteps]`; torch accumulates it in float64."""
     count = c["num_train_timesteps"]
     if c["trained_betas"] is not None:
@@ -146,6 +150,14 @@ def _alphas_cumprod(c: Mapping[str, Any]) -> np.ndarray:
     return _cumprod(np.float32(1) - betas)
 
 
+def trained_sigmas(c: Mapping[str, Any]) -> np.ndarray:
+    """Noise levels of the trained timesteps, float32 `[T]`."""
+    alphas = alphas_cumprod(c)
+    if c["rescale_betas_zero_snr"]:
+        alphas[-1] = 2**-24  # as in diffusers: the first sigma would be infinite
+    return np.asarray(np.sqrt((np.float32(1) - alphas) / alphas))
+
+
 def _cumprod(values: np.ndarray) -> np.ndarray:
     return np.cumprod(values.astype(np.float64)).astype(np.float32)
 
@@ -160,7 +172,8 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return np.float32(1) - np.concatenate([bar[:1], bar[1:] / bar[:-1]])
 
 
-def _check_steps(steps: int, c: Mapping[str, Any]) -> None:
+def check_steps(steps: int, c: Mapping[str, Any]) -> None:
+    """Raise `SaeuronError` for a number of steps that can't be, by a completed config."""
     if not 1 <= steps <= c["num_train_timesteps"]:
         raise SaeuronError(f"{steps} steps: this scheduler takes 1 to {c['num_train_timesteps']}")
 
@@ -176,15 +189,15 @@ class Ddim:
     init_noise_sigma = 1.0
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._c = _settings(config, _DDIM)
-        self._alphas = _alphas_cumprod(self._c)
+        self._c = settings_of(config, _DDIM)
+        self._alphas = alphas_cumprod(self._c)
         self._final = np.float32(1) if self._c["set_alpha_to_one"] else self._alphas[0]
         self.timesteps = np.zeros(0, np.int64)
         self._stride = 0
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, sides: tuple[int, int] = NO_SIDES) -> None:
         c = self._c
-        _check_steps(steps, c)
+        check_steps(steps, c)
         trained, spacing = c["num_train_timesteps"], c["timestep_spacing"]
         if spacing == "linspace":
             found = np.linspace(0, trained - 1, steps).round()[::-1].astype(np.int64)
@@ -244,20 +257,17 @@ class Euler:
     kind = "euler"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._c = c = _settings(config, _EULER)
+        self._c = c = settings_of(config, _EULER)
         if c["use_karras_sigmas"] and c["use_exponential_sigmas"]:
             raise SaeuronError("scheduler: only one of 'use_karras_sigmas' and 'use_exponential_sigmas' can be true")
-        alphas = _alphas_cumprod(c)
-        if c["rescale_betas_zero_snr"]:
-            alphas[-1] = 2**-24  # as in diffusers: the first sigma would be infinite
-        self._trained = np.sqrt((np.float32(1) - alphas) / alphas)
+        self._trained = trained_sigmas(c)
         self._sigmas = np.zeros(0, np.float32)
         self.timesteps = np.zeros(0, np.float32)
         self.init_noise_sigma = 0.0
 
-    def set_timesteps(self, steps: int) -> None:
+    def set_timesteps(self, steps: int, sides: tuple[int, int] = NO_SIDES) -> None:
         c, trained = self._c, self._trained
-        _check_steps(steps, c)
+        check_steps(steps, c)
         count, spacing = c["num_train_timesteps"], c["timestep_spacing"]
         if spacing == "linspace":
             timesteps = np.linspace(0, count - 1, steps, dtype=np.float32)[::-1]
@@ -270,7 +280,7 @@ class Euler:
         else:
             # One more than there are steps, so the last one is never reached; diffusers does the same.
             sigmas = np.exp(_linspace(float(np.log(trained[-1])), float(np.log(trained[0])), steps + 1))
-        curve = _karras if c["use_karras_sigmas"] else _exponential if c["use_exponential_sigmas"] else None
+        curve = karras if c["use_karras_sigmas"] else exponential if c["use_exponential_sigmas"] else None
         if curve is not None:
             sigmas, timesteps = self._curved(curve, sigmas, steps)
         last = trained[0] if c["final_sigmas_type"] == "sigma_min" else 0.0
@@ -311,13 +321,14 @@ class Euler:
             return sample + (sample - clean) / sigma * (following - sigma)
 
 
-def _karras(low: float, high: float, steps: int) -> np.ndarray:
+def karras(low: float, high: float, steps: int) -> np.ndarray:
     """Equal steps of the seventh root (arXiv:2206.00364)."""
     rho = 7.0
     return (high ** (1 / rho) + np.linspace(0, 1, steps) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
-def _exponential(low: float, high: float, steps: int) -> np.ndarray:
+def exponential(low: float, high: float, steps: int) -> np.ndarray:
+    """Equal steps of the logarithm."""
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 

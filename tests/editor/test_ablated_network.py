@@ -14,9 +14,13 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import HOOKPOINT, edit_of, inputs, make_activations, make_sae, make_unet
 
 from saeuron.editor.common.errors import SaeuronError
-from saeuron.editor.edit.ablated_unet import BARRIER, SENTINEL, AblatedUNet2DConditionModel, AblationIntegrityError
+from saeuron.editor.edit.ablated_kinds import AblatedUNet2DConditionModel
+from saeuron.editor.edit.ablated_network import SENTINEL
 from saeuron.editor.edit.bake import bake
+from saeuron.editor.edit.edit import Suppression, make_edit
+from saeuron.editor.edit.feature_ablation import AblationIntegrityError
 from saeuron.editor.edit.hook import AblationHook
+from saeuron.editor.features.rule import Rule
 
 KEY = HOOKPOINT.replace(".", "-")
 BARS = {torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -66,11 +70,17 @@ def test_other_kinds_of_sae_equal_the_hook(unet, residual, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("residual", ["keep", "upstream", "drop"])
-def test_the_hook_is_the_formula(unet, kind, residual):
-    """Method, section 4, token by token: what the SAE reads, what fires, what becomes of the error."""
+@pytest.mark.parametrize(
+    ("residual", "how"),
+    [("keep", "multiply"), ("upstream", "multiply"), ("drop", "multiply"), ("keep", "zero"), ("keep", "clamp"), ("drop", "clamp")],
+)
+def test_the_hook_is_the_formula(unet, kind, residual, how):
+    """Method, sections 4 and 5b, token by token: what the SAE reads, what fires, what becomes of it and of the error."""
     sae = make_sae(**kind)
-    edit = edit_of(make_activations(scale=0.1), ("A", "count:20", -3.0), residual=residual)
+    activations = make_activations(scale=0.1)
+    wish = Suppression("A", HOOKPOINT, Rule.parse("count:20"), -3.0, how)
+    edit = make_edit([wish], {("A", HOOKPOINT): activations}, residual)
+    strength = activations.means[activations.concepts.index("A")]
     part = edit.hookpoints[HOOKPOINT]
     x, c = inputs(1)
     block, seen = unet.get_submodule(HOOKPOINT), {}
@@ -95,7 +105,8 @@ def test_the_hook_is_the_formula(unet, kind, residual):
         changed = z.clone()
         for j, feature in enumerate(part.features.tolist()):
             if z[feature] > part.thresholds[row, j]:
-                changed[feature] *= part.gains[row, j]
+                bar = part.thresholds[row, j]
+                changed[feature] = {"multiply": -3 * strength[row, feature] * z[feature], "zero": 0.0, "clamp": min(z[feature], bar)}[how]
         made, was = ((v @ sae.W_dec + sae.b_dec) * scale + mean for v in (changed, z))
         expected = {"keep": made + (read - was), "upstream": made + (was - read), "drop": made}[residual] + base
         assert torch.allclose(result, expected, atol=2e-4)
@@ -141,7 +152,7 @@ def test_nearest_timestep_and_halfway_takes_the_larger(stored, t):
 
 
 def bake_rows(timesteps):
-    from saeuron.editor.edit.ablated_unet import FeatureAblation
+    from saeuron.editor.edit.feature_ablation import FeatureAblation
 
     module = FeatureAblation(4, 8, 2, 1, len(timesteps))
     module.timesteps.copy_(torch.tensor(timesteps))
@@ -210,7 +221,7 @@ def test_copies_carry_their_own_edit(unet, sae, edit):
 def test_keeps_the_hookpoints_parameter_names(unet, sae, edit):
     stock = {k.replace("conv_in.", "edited_conv_in.", 1) if k.startswith("conv_in.") else k for k in unet.state_dict()}
     edited = bake(unet, edit, {HOOKPOINT: sae}).state_dict()
-    assert {k for k in edited if not k.startswith("ablations.")} == stock | {BARRIER}
+    assert {k for k in edited if not k.startswith("ablations.")} == stock | {"conv_in.bias"}
 
 
 def test_gradients_reach_the_input(unet, sae, edit):
@@ -264,7 +275,7 @@ def saved(unet, sae, edit, tmp_path):
 def test_loads_with_tables_in_float32(saved, dtype):
     folder, edited = saved
     loaded = AblatedUNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype)
-    for name in ("thresholds", "gains"):
+    for name in ("thresholds", "gains", "offsets"):
         assert torch.equal(getattr(loaded.ablations[KEY], name), getattr(edited.ablations[KEY], name))
     assert loaded.ablations[KEY].encoder_weight.dtype == dtype
     loaded.save_pretrained(folder / "again")
@@ -290,7 +301,7 @@ def test_a_stock_weight_is_missing_under_its_stock_name(saved):
     assert "conv_in.weight" not in keys and "edited_conv_in.weight" in keys
 
 
-TENSORS = ["encoder_weight", "encoder_bias", "pre_bias", "decoder_weight", "features", "timesteps", "thresholds", "gains"]
+TENSORS = ["encoder_weight", "encoder_bias", "pre_bias", "decoder_weight", "features", "timesteps", "thresholds", "gains", "offsets"]
 
 
 @pytest.mark.parametrize("name", TENSORS)
@@ -303,7 +314,7 @@ def test_any_change_of_an_edit_tensor_raises(saved, name, change):
     if change == "removed":
         del tensors[key]
     elif change == "zeroed":
-        tensors[key] = torch.zeros_like(tensors[key])
+        tensors[key] = torch.full_like(tensors[key], float(name == "offsets"))  # which are zero
     elif change == "truncated":
         tensors[key] = tensors[key][:-1].clone()
     else:
@@ -337,7 +348,7 @@ def test_an_unloaded_tensor_shows_as_nan(unet, sae, edit, name):
 
 def test_a_block_run_outside_its_unet_raises(unet, sae, edit):
     edited = bake(unet, edit, {HOOKPOINT: sae})
-    with pytest.raises(AblationIntegrityError, match="without their edit; call the UNet"):
+    with pytest.raises(AblationIntegrityError, match="without their edit; call the network"):
         edited.get_submodule(HOOKPOINT)(torch.randn(1, 32, 4, 4), torch.randn(1, 6, 24))
 
 
@@ -367,10 +378,10 @@ def test_controlnets_made_from_an_edited_unet_raise(unet, sae, edit):
     from diffusers import ControlNetModel, ControlNetXSAdapter, UNetControlNetXSModel
 
     edited = bake(unet, edit, {HOOKPOINT: sae})
-    with pytest.raises(ValueError, match="SaeuronAblatedMidBlock"):
+    with pytest.raises(ValueError, match="SaeuronAblated"):
         ControlNetModel.from_unet(edited)
     adapter = ControlNetXSAdapter.from_unet(unet, size_ratio=1.0, num_attention_heads=2)
-    with pytest.raises((AblationIntegrityError, ValueError), match="SaeuronAblatedMidBlock|would lose"):
+    with pytest.raises((AblationIntegrityError, ValueError), match="SaeuronAblated|would lose"):
         UNetControlNetXSModel.from_unet(edited, adapter)
 
 

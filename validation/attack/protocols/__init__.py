@@ -1,0 +1,1 @@
+"""Attacks as their papers have them, one file each."""
