@@ -215,7 +215,7 @@ def test_refuses_before_anything_is_made(tmp_path):
     there = ["export", "--concepts", "Neon", "-o", tmp_path / "a"]
     refused("--tune chooses what --select says", *there, "--tune", "--select", "count:2")
     refused("--tune chooses what --multiplier says", *there, "--tune", "--multiplier", "-2")
-    refused("--judge is for --tune and --evidence", *there, "--judge", "clip=demo:clip")
+    refused("--judge is for --tune, --evidence and --quantize", *there, "--judge", "clip=demo:clip")
     refused("--budget is for --tune", *there, "--evidence", "quick", "--budget", "700")
     refused("too small", *there, "--tune", "--budget", "100")
     refused("did you mean demo", *there, "--evidence", "quick", "--judge", "dem")

@@ -99,7 +99,7 @@ def test_they_are_built_from_what_was_proven(made, precision, tmp_path):
     }.get(kind, 4)
     counted = entry.components["transformer"].types["matrix product"]
     wanted = "FLOAT" if precision == "fp32" else "HALF"
-    assert counted[wanted] > 50 and sum(n for name, n in counted.items() if name != wanted) <= 2, "the edit alone decodes in float32"
+    assert counted[wanted] > 30 and sum(n for name, n in counted.items() if name != wanted) <= 2, "the edit alone decodes in float32"
     shapes = entry.components["transformer"].shapes
     rows, (low, usual, high) = 2 if kind in DOUBLED else 1, shapes["hidden_states"]
     assert (low[0], usual[0], high[0]) == ((rows,) * 3 if precision == "fp32" else (rows, rows, 3 * rows))
