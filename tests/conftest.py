@@ -117,6 +117,19 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SAEURON_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def graphs_once(tmp_path_factory):
+    """See there; all workers share what one wrote."""
+    from tests.graphs_once import once
+
+    from saeuron.export.formats import onnx
+
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "write", once(onnx.write, (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "graphs"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def unet() -> UNet2DConditionModel:
     return make_unet()
