@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from math import lcm
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from ..common.errors import SaeuronError
 from .denoiser import Axes, Denoiser
 from .sizes import Sizes, multiple_of
-from .transformer import check_width, full
+from .transformer import Doubled, check_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +18,7 @@ _MASK = "encoder_attention_mask"
 _MOST = 8192
 
 
-class CrossAttending(Denoiser):
+class CrossAttending(Doubled, Denoiser):
     """Its inputs are `hidden_states` (the latents), `encoder_hidden_states`, `encoder_attention_mask` (1: a token of the prompt, 0: padding) and
     `timestep`, one a row. Guidance doubles the batch.
     """
@@ -56,22 +54,6 @@ class CrossAttending(Denoiser):
             _MASK: torch.ones(text.shape[:2], dtype=torch.int64, device=text.device) if mask is None else mask.long(),
             "timestep": level.reshape(-1).expand(latents.shape[0]),
         }  # fmt: skip
-
-    def call(self, network: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        return network(**inputs, return_dict=False)[0]
-
-    def noise_level(self, inputs: Mapping[str, Any]) -> Any:
-        return inputs["timestep"].reshape(-1)
-
-    def at_level(self, level: float, rows: int) -> dict[str, np.ndarray]:
-        return {"timestep": full(level, rows)}
-
-    def rows(self, guided: bool) -> int:
-        return 2 if guided else 1
-
-    def prompted(self, call: int, pictures: int, guided: bool) -> slice | None:
-        """The negative half comes first."""
-        return slice(-pictures, None)
 
     def axes(self, config: Mapping[str, Any]) -> tuple[Axes, Axes]:
         given = {name: config.get(name, default) for name, default in self.defaults.items()}

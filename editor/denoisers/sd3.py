@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..common.errors import SaeuronError
 from .denoiser import Axes, Text
 from .sizes import Sizes
-from .transformer import Transformer, check_width, full
+from .transformer import Doubled, Transformer, check_width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 _NAMES = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
 
 
-class SD3(Transformer):
+class SD3(Doubled, Transformer):
     """Its inputs are `hidden_states` (the latents), `encoder_hidden_states`, `pooled_projections` and `timestep`, one a row."""
 
     cls = "SD3Transformer2DModel"
@@ -33,9 +31,6 @@ class SD3(Transformer):
         rows = given["hidden_states"].shape[0]
         level = torch.as_tensor(given["timestep"], dtype=torch.float32, device=given["hidden_states"].device)
         return {**{name: given[name] for name in _NAMES[:-1]}, "timestep": level.reshape(-1).expand(rows)}
-
-    def call(self, network: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        return network(**inputs, return_dict=False)[0]
 
     def text(self, encoded: Mapping[str, Mapping[str, Tensor]]) -> Text:
         """The last but one layers of the CLIPs side by side, widened, then the T5's; pooled ones side by side."""
@@ -52,19 +47,6 @@ class SD3(Transformer):
         return {
             "hidden_states": latents, "encoder_hidden_states": text.states, "pooled_projections": text.pooled, "timestep": steps.float()
         }  # fmt: skip
-
-    def noise_level(self, inputs: Mapping[str, Any]) -> Any:
-        return inputs["timestep"].reshape(-1)
-
-    def at_level(self, level: float, rows: int) -> dict[str, np.ndarray]:
-        return {"timestep": full(level, rows)}
-
-    def rows(self, guided: bool) -> int:
-        return 2 if guided else 1
-
-    def prompted(self, call: int, pictures: int, guided: bool) -> slice | None:
-        """The negative half comes first."""
-        return slice(-pictures, None)
 
     def axes(self, config: Mapping[str, Any]) -> tuple[Axes, Axes]:
         latents = ("batch_size", config.get("in_channels", 16), "latent_height", "latent_width")

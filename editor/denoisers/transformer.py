@@ -21,6 +21,26 @@ TEXT = "text"
 _MOST = 8192
 
 
+class Doubled(Denoiser):
+    """Guidance doubles the batch; a forward is told its noise levels as `timestep`, one a row."""
+
+    def call(self, network: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return network(**inputs, return_dict=False)[0]
+
+    def noise_level(self, inputs: Mapping[str, Any]) -> Any:
+        return inputs["timestep"].reshape(-1)
+
+    def at_level(self, level: float, rows: int) -> dict[str, np.ndarray]:
+        return {"timestep": full(level, rows)}
+
+    def rows(self, guided: bool) -> int:
+        return 2 if guided else 1
+
+    def prompted(self, call: int, pictures: int, guided: bool) -> slice | None:
+        """The negative half comes first."""
+        return slice(-pictures, None)
+
+
 class Transformer(Denoiser):
     """A block takes and gives tokens of the text and of the picture; a hookpoint is the picture's, or `NAME:text` the text's."""
 
