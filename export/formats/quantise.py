@@ -23,8 +23,6 @@ from ...validation.artifact.weights import Digest
 from ...validation.trust.quantisation import codes_of
 from .onnx import save_graph
 
-_ROUNDING = 1.001
-"""for a quotient in float32 that lies halfway between two codes"""
 _KINDS = {"w8": ir.DataType.INT8, "int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 
 
@@ -172,12 +170,7 @@ def check_written(path: Path, layers: Sequence[Layer], scheme: str) -> dict[str,
     for held in codes_of(path):
         layer = wanted[held.node]
         assert layer.weight.const_value is not None
-        weight = _turned(layer.weight.const_value, layer.turned).astype(np.float32)
-        steps = held.scales.astype(np.float32).reshape([-1 if i == held.axis else 1 for i in range(weight.ndim)])
-        apart = np.abs(held.codes.astype(np.float32) * steps - weight)
-        # E4M3 has 3 bits after the leading one, down to 2⁻⁶; below, its codes lie evenly.
-        room = steps / 2 if scheme != "fp8" else steps * np.exp2(np.floor(np.log2(np.maximum(np.abs(weight) / steps, 2.0**-6))) - 4)
-        if held.axis != layer.axis or not (apart <= room * _ROUNDING).all():
+        if held.axis != layer.axis or not held.nearest(_turned(layer.weight.const_value, layer.turned), scheme):
             raise SaeuronError(f"the graph in {scheme} doesn't hold '{layer.name}' to half a step of the original's; please report this")
         found[held.node] = held.sha256
     if lacking := sorted(set(wanted) - set(found)):

@@ -54,7 +54,8 @@ def floats(tmp_path_factory):
     edited.save_config(root)
     fired = {h: sum(c.seams[h].fires.sum(0) for c in golden.cases) for h in wanted.edit.hookpoints}
     hook = on_tokens(TokenEdit(wanted.edit, wanted.saes, wanted.pipeline.unet.dtype, "cpu", wanted.gate))
-    return SimpleNamespace(golden=golden, hook=hook, root=root, seams=seams, fired=fired)
+    held = {name: value.numpy() for name, value in wanted.pipeline.unet.named_parameters()}
+    return SimpleNamespace(golden=golden, hook=hook, root=root, seams=seams, fired=fired, weights=held)
 
 
 def quantise(floats, scheme, root, source=None):
@@ -353,6 +354,9 @@ def test_mutants_of_codes_and_scales_are_caught(floats, w8, tmp_path, change):
     assert found and all("other codes or scales than those on record" in line for line in found)
     with pytest.raises(SaeuronError, match="half a step"):
         check_written(path, record.layers, "w8")
+    quantisation.check_codes(root / "unet" / "model.onnx", record.quantised, floats.weights.__getitem__)
+    with pytest.raises(SaeuronError, match="half a step"):
+        quantisation.check_codes(path, record.quantised, floats.weights.__getitem__)
     if change is jittered:  # the worst of them, also by its drift
         drifts = []
         for folder in (root, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
+import onnx
 import pytest
-from tests.conftest import run
+from tests.conftest import refused, run
 from tests.export.test_artifact import settings
 from tests.transformer_pipelines import make
 from tests.transformer_pipelines import settings as of_transformers
@@ -13,7 +15,10 @@ from saeuron.export.ship.stages import export_artifact
 from saeuron.validation.artifact import contents, manifest
 from saeuron.validation.artifact.manifest import encode
 from saeuron.validation.artifact.quantised import Count, Removal
+from saeuron.validation.proof.fresh import fresh_golden
 from saeuron.validation.proof.validate import validate
+from saeuron.validation.trust import quantisation
+from saeuron.validation.trust.quantisation import codes_of
 from saeuron.validation.trust.verify import verify
 
 pytestmark = pytest.mark.slow
@@ -109,6 +114,28 @@ def test_a_manifest_that_says_otherwise_is_found(made):
     finally:
         (made.path / manifest.NAME).write_bytes(kept)
     contents.check(made.path, manifest.read(made.path))
+
+
+def test_its_codes_are_held_to_the_original_model(made):
+    """Codes that were put there with their digests on record show only beside the original's weights."""
+    graph = made.path / "unet" / "model.onnx"
+    kept, said = graph.read_bytes(), (made.path / manifest.NAME).read_bytes()
+    record = manifest.read(made.path)
+    fresh_golden(made.path, "demo")
+    model = onnx.load(graph)
+    step = next(n for n in model.graph.node if n.op_type == "DequantizeLinear")
+    codes = next(w for w in model.graph.initializer if w.name == step.input[0])
+    codes.raw_data = (np.frombuffer(codes.raw_data, np.int8) // 2).tobytes()
+    onnx.save(model, graph)
+    try:
+        for found in codes_of(graph):
+            record.quantised.layers[found.node].codes = found.sha256
+        (made.path / manifest.NAME).write_bytes(encode(record))
+        assert not quantisation.check(graph, record)
+        refused("further than half a step from the original's", "validate", made.path, "--model", "demo")
+    finally:
+        graph.write_bytes(kept)
+        (made.path / manifest.NAME).write_bytes(said)
 
 
 def test_inputs_are_calibrated_by_the_prompts_of_a_file(tiny, tmp_path):

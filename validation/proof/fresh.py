@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...editor.common.errors import SaeuronError
 from ...editor.common.names import DIRECTIONS, at_hookpoint, dtype_of
 from ...editor.demo import path_of
-from ...editor.denoisers.families import network_of
+from ...editor.denoisers.families import family_of, network_of
 from ...editor.denoisers.pipelines import load_pipeline, network_sha256
 from ...editor.denoisers.sampling import to_numpy
+from ...editor.denoisers.streamed import weights_of
 from ...editor.edit.edit import Edit
 from ...editor.edit.hook import TokenEdit
 from ...editor.sae.sae import SparseAutoencoder
 from ..artifact import manifest
 from ..artifact.golden import Golden
 from ..artifact.manifest import Manifest
-from ..artifact.weights import exact
+from ..artifact.weights import exact, plain
+from ..trust import quantisation
 from .parity import Reference
 from .reference import make_golden
 from .seam_reference import on_tokens
@@ -120,7 +124,7 @@ def fresh_golden(
         golden vectors, and the hook on any tokens; None where it edits weights alone.
 
     Raises:
-        SaeuronError: the model or an SAE is not the one on record.
+        SaeuronError: the model or an SAE is not the one on record, or a weight in 8 bits is not that of the model.
     """
     root = Path(artifact)
     record = manifest.read(root)
@@ -129,6 +133,13 @@ def fresh_golden(
     for name, change in record.edit.weights.items():
         if name not in own or change.before != exact(to_numpy(own[name])):
             raise SaeuronError(f"the manifest of '{root}' gives another digest for '{name}' before the edit than '{model}' has")
+    if record.quantised is not None:
+        held = {plain(name): (name, value) for name, value in own.items()}
+
+        def weight(name: str) -> np.ndarray:
+            return next(to_numpy(value) for _, value in weights_of(network_of(pipeline), [held[name]]))
+
+        quantisation.check_codes(root / family_of(pipeline).denoiser.component / "model.onnx", record.quantised, weight)
     prompts, scope = _proof_of(root, record, edit)
     sampling = record.sampling
     golden = make_golden(

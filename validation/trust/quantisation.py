@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ...editor.common.errors import SaeuronError
 from ..artifact.manifest import Manifest, SeamNames
-from ..artifact.quantised import INPUTS, Layer, left_out
+from ..artifact.quantised import INPUTS, Layer, Quantisation, left_out
 
 _WIDEN, _NARROW = "DequantizeLinear", "QuantizeLinear"
 _OTHERS = (
@@ -21,6 +21,8 @@ _OTHERS = (
 )  # fmt: skip
 """nodes that quantise in one; a graph of ours has none"""
 _LAYERS = ("Conv", "MatMul", "Gemm")
+_ROUNDING = 1.001
+"""for a quotient in float32 that lies halfway between two codes"""
 
 
 def check(path: Path, record: Manifest) -> list[str]:
@@ -51,6 +53,17 @@ class Codes(NamedTuple):
         """As in `Layer.codes`."""
         return _sha256(self.codes, self.scales)
 
+    def nearest(self, weight: np.ndarray, scheme: str) -> bool:
+        """Whether no other code lies nearer to any element of a weight in floats, which has the axes of the codes."""
+        if weight.shape != self.codes.shape:
+            return False
+        weight = weight.astype(np.float32)
+        steps = self.scales.astype(np.float32).reshape([-1 if i == self.axis else 1 for i in range(weight.ndim)])
+        apart = np.abs(self.codes.astype(np.float32) * steps - weight)
+        # E4M3 has 3 bits after the leading one, down to 2⁻⁶; below, its codes lie evenly.
+        room = steps / 2 if scheme != "fp8" else steps * np.exp2(np.floor(np.log2(np.maximum(np.abs(weight) / steps, 2.0**-6))) - 4)
+        return bool((apart <= room * _ROUNDING).all())
+
 
 def codes_of(path: Path) -> Iterator[Codes]:
     """Read back one by one the weights that a graph has in 8 bits; raises `SaeuronError` for a file that can't be read."""
@@ -60,6 +73,27 @@ def codes_of(path: Path) -> Iterator[Codes]:
         if node.op_type in _LAYERS and (step := widened.get(node.input[1])) and step.input[0] in graph.held:
             codes, scales = (graph.values(graph.held[name]) for name in step.input[:2])
             yield Codes(node.name, codes, scales, step.attribute[0].i)
+
+
+def check_codes(path: Path, said: Quantisation, original: Callable[[str], np.ndarray]) -> None:
+    """Hold each weight in 8 bits to the original's, as the export did.
+
+    Args:
+        path: of the denoiser's graph.
+        said: what is on record of it.
+        original: gives a weight of the original model by its name; linear ones as torch has them, outputs first.
+
+    Raises:
+        SaeuronError: a weight whose codes are not the nearest.
+    """
+    for held in codes_of(path):
+        if (layer := said.layers.get(held.node)) is None:
+            continue  # `check` says so
+        weight = original(layer.weight)
+        if not held.nearest(weight if held.axis == 0 else weight.T, said.scheme):
+            raise SaeuronError(
+                f"{path}: '{layer.weight}' in {said.scheme} is further than half a step from the original's; take the artifact again from its source"
+            )
 
 
 def _open(path: Path) -> _Graph:
