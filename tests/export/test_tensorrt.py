@@ -116,15 +116,15 @@ def test_every_gate_and_precision_becomes_an_engine(edit, tmp_path, gate, precis
 
 @pytest.mark.slow
 @rtx
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    ("intervention", "told"),
+    ("intervention", "told", "precision"),
     [
-        ("probe", {}),
-        ("replace", {}),
-        ("replace", {"replace_by": "mean", "spread": 1}),
-        ("multiply", {"gain": "token"}),
-        ("project", {"norm": "kept"}),
+        ("probe", {}, "fp16"),
+        ("replace", {}, "fp16"),
+        ("replace", {"replace_by": "mean", "spread": 1}, "fp16"),
+        ("replace", {"replace_by": "mean", "spread": 1}, "fp32"),
+        ("multiply", {"gain": "token"}, "fp16"),
+        ("project", {"norm": "kept"}, "fp16"),
     ],
 )
 def test_every_intervention_becomes_an_engine(intervention, told, precision, tmp_path):

@@ -78,6 +78,8 @@ def test_axes_follow_from_pictures_pixels_and_each_encoders_text(joint):
 def test_they_are_built_from_what_was_proven(made, precision, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx for this platform")
     kind, parts = made
+    if precision == "fp32" and kind not in ("sd3", "flux"):
+        pytest.skip("types in fp32 are shown by SD3 and FLUX; all kinds are built in fp16")
     found = export_artifact(
         settings(
             parts, tmp_path / "out", precision=precision, formats=("onnx", "trt"), target=("rtx:sm89",), proof="short", optimization_level=1,
@@ -99,7 +101,9 @@ def test_they_are_built_from_what_was_proven(made, precision, tmp_path):
     }.get(kind, 4)
     counted = entry.components["transformer"].types["matrix product"]
     wanted = "FLOAT" if precision == "fp32" else "HALF"
-    assert counted[wanted] > 30 and sum(n for name, n in counted.items() if name != wanted) <= 2, "the edit alone decodes in float32"
+    # The edit decodes in float32; Sana's linear attention takes its two products of each block in it, too.
+    others = 2 + (6 if kind == "sana" else 0)
+    assert counted[wanted] > 30 and sum(n for name, n in counted.items() if name != wanted) <= others
     shapes = entry.components["transformer"].shapes
     rows, (low, usual, high) = 2 if kind in DOUBLED else 1, shapes["hidden_states"]
     assert (low[0], usual[0], high[0]) == ((rows,) * 3 if precision == "fp32" else (rows, rows, 3 * rows))
