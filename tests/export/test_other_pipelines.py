@@ -4,7 +4,6 @@ The UNet's class is that of the artifact's own file. LoRA: `test_fail_closed.py`
 """
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
