@@ -71,6 +71,8 @@ class Denoiser(ABC):
     """names of the only schedulers that it is run by; none: whichever its pipeline takes"""
     shifts: ClassVar[bool] = False
     """whether its autoencoder's latents are shifted too (`shift_factor`), and not only scaled"""
+    begins: ClassVar[bool] = False
+    """whether a loop without torch can begin from a picture: `scaled` is filled"""
     streams: ClassVar[tuple[str, ...]] = ()
     """streams of a block's tokens besides the picture's, which a hookpoint may name after a colon"""
 
@@ -215,6 +217,10 @@ class Denoiser(ABC):
     @abstractmethod
     def unscaled(self, latents: Any, vae: Mapping[str, Any]) -> Any:
         """Final latents `[B, C, h, w]`, of torch or numpy → what the autoencoder of this config decodes, as the pipeline itself does it."""
+
+    def scaled(self, latents: Any, vae: Mapping[str, Any]) -> Any:
+        """The counterpart of `unscaled`: what the autoencoder's encoder gives `[B, C, h, w]` → clean latents, as the pipeline has them."""
+        raise NotImplementedError
 
     @abstractmethod
     def check_fit(self, config: Any, vae: Any, texts: Mapping[str, Any]) -> None:

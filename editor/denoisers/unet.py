@@ -37,7 +37,7 @@ class UNet(Denoiser):
     noun = "UNet"
     blocks = r"(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+"
     float32 = ("timestep",)
-    cross_attends = mapped = True
+    cross_attends = mapped = begins = True
 
     def tokens(self, name: str, output: Any) -> Tensor:
         """A map `[B, C, H, W]`, alone, first in a tuple or in an output object → `[B, H·W, C]`."""
@@ -130,11 +130,19 @@ class UNet(Denoiser):
         return Sizes(numbers[0], own, factor, multiple_of(factor, self.unit(config)))
 
     def unscaled(self, latents: Any, vae: Mapping[str, Any]) -> Any:
+        mean, std = self._spread(latents, vae)
+        return latents * std / vae["scaling_factor"] + mean
+
+    def scaled(self, latents: Any, vae: Mapping[str, Any]) -> Any:
+        mean, std = self._spread(latents, vae)
+        return (latents - mean) * vae["scaling_factor"] / std
+
+    def _spread(self, latents: Any, vae: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Mean and deviation by which the pipeline normalises latents, a number each or `[1, C, 1, 1]`."""
         mean, std = vae.get("latents_mean"), vae.get("latents_std")
         if mean is None or std is None or not self.normalises_latents:
-            return latents / vae["scaling_factor"]
-        mean, std = (_per_channel(values, latents) for values in (mean, std))
-        return latents * std / vae["scaling_factor"] + mean
+            return 0, 1
+        return _per_channel(mean, latents), _per_channel(std, latents)
 
     def check_fit(self, config: Any, vae: Any, texts: Mapping[str, Any]) -> None:
         size, latent = config.sample_size, vae.latent_channels

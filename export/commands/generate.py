@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ...validation.backends.base import Runner
     from ...validation.backends.choose import Way
     from ...validation.backends.lean import LeanPipeline
+    from ...validation.backends.lean.begin import Begin
 
 _MOST = 10_000
+_MOST_PIXELS = 8192
 _LATENTS = 2**30
 
 
@@ -57,11 +59,17 @@ class _Wanted(Checked):
     """Of the first picture; each next takes the next one. The noise is that of torch's CPU generator. Default: 42."""
     latents: Path | None = option(None, "FILE", WHAT)
     """Instead of --seed: unit-variance noise [pictures, C, h, w], .npy or .safetensors."""
+    image: Path | None = option(None, "FILE", WHAT)
+    """Begin from this picture, whose size the new ones have (img2img). UNets alone, from their ONNX graphs."""
+    mask: Path | None = option(None, "FILE", WHAT)
+    """With --image: draw anew only where this picture of the same size is white (inpainting)."""
+    strength: float | None = option(None, "S", WHAT, above=0, most=1)
+    """With --image: the share of the steps that is taken, of which each adds noise. Default: 0.6, with --mask 1."""
     steps: int | None = like(EvaluationSettings, "steps")
     guidance: float | None = like(EvaluationSettings, "guidance")
-    height: int | None = like(Sampling, "height", most=8192)
+    height: int | None = like(Sampling, "height", most=_MOST_PIXELS)
     """Picture height. Default: that of the proof, else the model's."""
-    width: int | None = like(Sampling, "width", most=8192)
+    width: int | None = like(Sampling, "width", most=_MOST_PIXELS)
     """Picture width. Default: that of the proof, else the model's."""
     scheduler: str | None = option(None, "KIND", HOW)
     """ddim or euler, with the settings of the artifact's scheduler. Default: its own, which must be one of the two or DPM-Solver++. SD3, FLUX and Sana have their own alone."""
@@ -88,6 +96,11 @@ class _Wanted(Checked):
         for name in ("seed", "height", "width") if self.latents is not None else ():
             if getattr(self, name) is not None:
                 raise SaeuronError(f"give --{name} or --latents, not both")
+        for name in ("mask", "strength") if self.image is None else ():
+            if getattr(self, name) is not None:
+                raise SaeuronError(f"--{name} is for a picture to begin from; give --image FILE, too")
+        if self.image is not None and self.latents is not None:
+            raise SaeuronError("give --image or --latents, not both: the noise that is added to a picture follows from --seed")
 
 
 @command
@@ -104,6 +117,8 @@ def generate(
     File hashes are checked first. The same seed gives the picture that diffusers makes from a float32 CPU generator of that seed, apart
     from rounding. There is no safety checker.
 
+    `--image` and `--mask` do what diffusers' img2img and inpainting pipelines do with a model of text-to-image.
+
     Example: `saeuron generate without-neon --prompt "An image of House in Sunset style." --count 4 -o house.png`
     """
     from ...validation.artifact import contents, manifest
@@ -117,8 +132,11 @@ def generate(
     steps, guidance, negative = wanted.steps, wanted.guidance, wanted.negative
     assert steps is not None and guidance is not None
     noise = None if wanted.latents is None else _read_latents(wanted.latents)
+    begun = None if wanted.image is None else _read_beginning(wanted, wanted.image, steps)
     height, width, count = wanted.height, wanted.width, wanted.count
-    if noise is None:
+    if begun is not None:
+        height, width = begun.pixels.shape[1:]
+    elif noise is None:
         height, width = height or sampling.height, width or sampling.width
     elif count is None and len(wanted.prompt) == 1:
         count = len(noise)
@@ -135,13 +153,16 @@ def generate(
         from ...validation.backends.lean import LeanPipeline
         from ...validation.backends.sessions import check_provider
 
-        # Both speak of the graphs, so whoever gives one wants these.
-        way = choose_networks(
-            artifact, record, wanted.backend or ("onnx" if (wanted.device or wanted.provider) and not target else None), target
-        )
+        # All three speak of the graphs, so whoever gives one wants these.
+        graphs = (wanted.device or wanted.provider or begun) and not target
+        way = choose_networks(artifact, record, wanted.backend or ("onnx" if graphs else None), target)
         check_provider(wanted.provider, [way.backend])
         if wanted.device and way.backend != "onnx":
             raise SaeuronError(f"--device {wanted.device} is for backend onnx, not for {way.backend}")
+        if begun is not None and way.backend != "onnx":
+            raise SaeuronError(
+                f"--image needs the graph of the autoencoder's encoder, which engines ({way.backend}) lack; give --backend onnx"
+            )
         say("checking files")
         contents.check(artifact, record)
         say("opening the artifact")
@@ -153,6 +174,8 @@ def generate(
             return noise[part] if noise is not None else pipeline.initial_latents([p.seed for p in pictures[part]], height, width)
 
         # What can't be is told before the first step, which may take minutes.
+        if begun is not None:
+            pipeline.check_picture(*begun.pixels.shape[1:])
         first_one = noise if noise is not None else latents_of(slice(1))
         shape = first_one.shape
         pipeline.check_latents(first_one)
@@ -161,13 +184,20 @@ def generate(
         made = {
             "steps": steps, "guidance": guidance, "scheduler": pipeline.scheduler.kind, "negative": negative,
             "height": shape[2] * pipeline.factor, "width": shape[3] * pipeline.factor,
+            "image": wanted.image and wanted.image.name, "mask": wanted.mask and wanted.mask.name, "strength": begun and begun.strength,
             "backend": way.backend, "target": way.target, "provider": networks.provider or None, "quantised": record.quantised.scheme if record.quantised else None, "edit_sha256": record.edit.sha256, "concepts_removed": record.concepts,
         }  # fmt: skip
-        with _all_or_none([p.file for p in pictures]) as partial:
-            for begin in range(0, len(pictures), wanted.batch_size):
-                part = slice(begin, min(begin + wanted.batch_size, len(pictures)))
-                label = f"picture {begin + 1}" + (f" to {part.stop}" if part.stop > begin + 1 else "") + f" of {len(pictures)}"
-                arrays = _draw(pipeline, [p.prompt for p in pictures[part]], latents_of(part), steps, guidance, negative, label, say)
+        with _all_or_none([p.file for p in pictures]) as partial, _one_line():
+            seen = None if begun is None else pipeline.look(begun.pixels)
+            for at in range(0, len(pictures), wanted.batch_size):
+                part = slice(at, min(at + wanted.batch_size, len(pictures)))
+                label = f"picture {at + 1}" + (f" to {part.stop}" if part.stop > at + 1 else "") + f" of {len(pictures)}"
+                begin = None
+                if begun is None or seen is None:
+                    drawn = latents_of(part)
+                else:
+                    drawn, begin = pipeline.begin(seen, [p.seed for p in pictures[part]], begun.strength, begun.mask)
+                arrays = _draw(pipeline, [p.prompt for p in pictures[part]], drawn, steps, guidance, negative, label, say, begin)
                 for picture, array, file in zip(pictures[part], arrays, partial[part], strict=True):
                     _save(file, array, {"prompt": picture.prompt, "seed": None if noise is not None else picture.seed, **made})
     if as_json:
@@ -225,6 +255,60 @@ def _read_latents(path: Path) -> np.ndarray:
     return found.astype(np.float32)
 
 
+class _Begun(NamedTuple):
+    """A picture to begin from."""
+
+    pixels: np.ndarray
+    """float32 `[3, H, W]`, -1 to 1"""
+    mask: np.ndarray | None
+    """bool `[H, W]`, true where the picture is drawn anew"""
+    strength: float
+
+
+def _read_beginning(wanted: _Wanted, image: Path, steps: int) -> _Begun:
+    import numpy as np
+
+    from ...validation.backends.lean.begin import left_out
+
+    strength = wanted.strength if wanted.strength is not None else 0.6 if wanted.mask is None else 1.0
+    left_out(steps, strength)
+    pixels = _read_picture("--image", image, "RGB")
+    for name, given, found in zip(("height", "width"), (wanted.height, wanted.width), pixels.shape, strict=False):
+        if given not in (None, found):
+            raise SaeuronError(
+                f"--{name} {given}: --image '{image}' has {name} {found}, and so have its pictures; resize it, or leave --{name} out"
+            )
+    mask = None
+    if wanted.mask is not None:
+        mask = _read_picture("--mask", wanted.mask, "L")
+        if mask.shape != pixels.shape[:2]:
+            (rows, columns), (height, width) = mask.shape, pixels.shape[:2]
+            raise SaeuronError(
+                f"--mask '{wanted.mask}' is {columns}x{rows} pixels, --image '{image}' {width}x{height}; they must be of one size"
+            )
+        mask = mask >= 128
+        if not mask.any():
+            raise SaeuronError(f"--mask '{wanted.mask}' is nowhere white, so that nothing would be drawn")
+    return _Begun(pixels.transpose(2, 0, 1).astype(np.float32) / 255 * 2 - 1, mask, strength)
+
+
+def _read_picture(flag: str, path: Path, mode: str) -> np.ndarray:
+    """uint8 `[H, W, 3]` of mode RGB, `[H, W]` of mode L, turned as the file says."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise SaeuronError(f"{flag} '{path}' is no file")
+    try:
+        with Image.open(path) as opened:
+            sides = opened.size
+            if max(sides) <= _MOST_PIXELS:
+                return np.asarray(ImageOps.exif_transpose(opened).convert(mode))
+    except Exception as error:  # Pillow's readers raise many types
+        raise SaeuronError(f"{flag} '{path}' is no picture that can be read: {first_line(error, 200)}") from None
+    raise SaeuronError(f"{flag} '{path}' is {sides[0]}x{sides[1]} pixels; at most {_MOST_PIXELS} a side can be drawn")
+
+
 def _files(output: Path | None, count: int, overwrite: bool) -> list[Path]:
     """The pictures' files, none of which may be in the way."""
     if output is None:
@@ -255,14 +339,21 @@ def _all_or_none(files: list[Path]) -> Iterator[list[Path]]:
 
 
 def _draw(
-    pipeline: LeanPipeline, prompts: list[str], noise: np.ndarray, steps: int, guidance: float, negative: str | None, label: str, say: Any
-) -> np.ndarray:
-    """Pictures uint8 `[B, H, W, 3]`; what the runtime refuses is one line."""
+    pipeline: LeanPipeline, prompts: list[str], noise: np.ndarray, steps: int, guidance: float, negative: str | None, label: str, say: Any,
+    begin: Begin | None,
+) -> np.ndarray:  # fmt: skip
+    """Pictures uint8 `[B, H, W, 3]`."""
     negatives = None if negative is None else [negative] * len(prompts)
+    return pipeline.decode(
+        pipeline.denoise(prompts, noise, steps, guidance, negatives, lambda done, total: say(f"{label}: step {done} of {total}"), begin)
+    )
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """What the runtime refuses is one line."""
     try:
-        return pipeline.decode(
-            pipeline.denoise(prompts, noise, steps, guidance, negatives, lambda done, total: say(f"{label}: step {done} of {total}"))
-        )
+        yield
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):
             raise

@@ -209,6 +209,42 @@ def test_latents_from_a_file(root, tmp_path):
     assert "seed" not in Image.open(tmp_path / "x-0.png").text
 
 
+def picture(path, width=48, height=32, level=None):
+    """A file of noise, or of one grey level."""
+    found = (
+        np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        if level is None
+        else np.full((height, width), level, np.uint8)
+    )
+    Image.fromarray(found).save(path)
+    return path
+
+
+def test_pictures_from_a_picture_without_torch(root, tmp_path):
+    """The command, with a file that lies on its side, gives what the pipeline gives; a mask of both colours keeps one half."""
+    file, half = picture(tmp_path / "in.png"), tmp_path / "mask.png"
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 24, 1).repeat(32, 0)).save(half)
+    turned, tag = tmp_path / "turned.png", Image.Exif()
+    tag[0x0112] = 6
+    Image.open(file).transpose(Image.Transpose.ROTATE_90).save(turned, exif=tag)
+    command = ["generate", root, "--prompt", PROMPT, "--steps", 5, "--seed", 7, "--count", 2]
+    code, stdout, stderr = bare(*command, "--image", turned, "--strength", 0.5, "--json", "-o", tmp_path / "a.png")
+    assert code == 0, stderr
+    said = json.loads(stdout)
+    assert (said["image"], said["strength"], said["height"], said["width"]) == ("turned.png", 0.5, 32, 48) and "mask" in said
+    assert "picture 1 of 2: step 2 of 2" in stderr
+    run(*command, "--image", file, "--mask", half, "-o", tmp_path / "b.png")
+    lean, pixels = LeanPipeline(root, OnnxRunner(root)), np.asarray(Image.open(file)).transpose(2, 0, 1) / np.float32(127.5) - 1
+    whole, part = (
+        lean.decode(lean.denoise([PROMPT], noise, 5, said["guidance"], begin=begin))[0]
+        for noise, begin in (lean.begin(lean.look(pixels), [8], s, m) for s, m in ((0.5, None), (1.0, np.asarray(Image.open(half)) > 0)))
+    )
+    for name, wanted in (("a-1", whole), ("b-1", part)):
+        with Image.open(tmp_path / f"{name}.png") as made:
+            assert np.abs(np.asarray(made).astype(int) - wanted).max() <= 1 and made.text["saeuron:strength"] in ("0.5", "1.0")
+    assert np.abs(part.astype(int) - whole).max() > 10
+
+
 def test_options_change_the_picture(root, tmp_path):
     command = ["generate", root, "--prompt", PROMPT, "--steps", 3]
     found = {}
@@ -251,18 +287,49 @@ def test_what_is_warned_of(root, tmp_path):
         (["--prompt", PROMPT, "--latents", "SHAPE"], "this model takes"),
         (["--prompt", PROMPT, "--latents", "PICKLE"], "no array that can be read"),
         (["--prompt", PROMPT, "--output", "a.jpg"], "pictures are PNG"),
+        (["--prompt", PROMPT, "--image", "nowhere.png"], "--image 'nowhere.png' is no file"),
+        (["--prompt", PROMPT, "--image", "PICKLE"], "is no picture that can be read"),
+        (["--prompt", PROMPT, "--image", "CUT"], "is no picture that can be read"),
+        (["--prompt", PROMPT, "--image", "ODD"], "height 40: this model's pictures have sides that are multiples of 16"),
+        (["--prompt", PROMPT, "--image", "HUGE"], "at most 8192 a side"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--height", 64], "has height 32"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--mask", "ODD"], "is 48x40 pixels, --image"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--mask", "BLACK"], "is nowhere white"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--latents", "LATENTS"], "--image or --latents, not both"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--strength", 0], "--strength is 0"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--strength", 1.5], "--strength is 1.5"),
+        (["--prompt", PROMPT, "--image", "PICTURE", "--strength", 0.2, "--steps", 4], "strength 0.2 leaves none of 4 steps"),
+        (["--prompt", PROMPT, "--mask", "PICTURE"], "give --image FILE, too"),
+        (["--prompt", PROMPT, "--strength", 0.5], "give --image FILE, too"),
     ],
 )
-def test_bad_input_is_one_line(root, tmp_path, options, message):
+def test_bad_input_is_one_line(root, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(OnnxRunner, "session", lambda *_: pytest.fail("a model was opened"))
     files = {name: tmp_path / f"{name}.npy" for name in ("LATENTS", "WHOLE", "SHAPE", "PICKLE")}
     np.save(files["LATENTS"], np.zeros((1, 8, 8, 8), np.float32))
     np.save(files["WHOLE"], np.zeros((1, 8, 8, 8), np.int64))
     np.save(files["SHAPE"], np.zeros((1, 4, 8, 8), np.float32))
     np.save(files["PICKLE"], np.array([{}], dtype=object), allow_pickle=True)
+    for name, size in {"PICTURE": (48, 32), "ODD": (48, 40), "HUGE": (8200, 16)}.items():
+        files[name] = picture(tmp_path / f"{name}.png", *size)
+    files["BLACK"], files["CUT"] = picture(tmp_path / "BLACK.png", level=127), tmp_path / "CUT.png"
+    files["CUT"].write_bytes(files["PICTURE"].read_bytes()[:-60])
     before = sorted(os.listdir(tmp_path))
     output = [] if "--output" in options else ["--output", tmp_path / "out.png"]
     refused(message, "generate", root, *(files.get(o, o) for o in options), *output)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_only_a_unets_graphs_begin_from_a_picture(root, tmp_path, monkeypatch):
+    from saeuron.editor.denoisers.unet import UNet
+    from saeuron.validation.backends import choose
+
+    command = ["generate", root, "--prompt", PROMPT, "--image", picture(tmp_path / "in.png"), "-o", tmp_path / "out.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "begins", False)
+        refused("a UNet of this kind (StableDiffusionPipeline) can't begin from a picture", *command)
+    monkeypatch.setattr(choose, "choose_networks", lambda *_: choose.Way("trt", "sm90"))
+    refused("which engines (trt) lack; give --backend onnx", *command)
 
 
 def test_a_changed_file_is_refused(root, tmp_path):

@@ -103,6 +103,10 @@ class DpmSolver:
             slope = far / (level - self._at(index - 1)[2]) * (clean - before)
             return found - np.float32(0.5) * signal_to * shrink * slope
 
+    def noised(self, clean: np.ndarray, noise: np.ndarray, index: int) -> np.ndarray:
+        signal, share, _ = self._at(index)
+        return np.asarray(signal * clean + share * noise)
+
     def _at(self, index: int) -> tuple[np.float32, np.float32, np.float32]:
         """Shares of signal and noise at a level, and half the logarithm of their ratio squared."""
         sigma = self._sigmas[index]

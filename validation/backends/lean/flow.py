@@ -108,3 +108,6 @@ class FlowEuler:
 
     def step(self, output: np.ndarray, index: int, sample: np.ndarray) -> np.ndarray:
         return sample + (self._sigmas[index + 1] - self._sigmas[index]) * output
+
+    def noised(self, clean: np.ndarray, noise: np.ndarray, index: int) -> np.ndarray:
+        return np.asarray((np.float32(1) - self._sigmas[index]) * clean + self._sigmas[index] * noise)

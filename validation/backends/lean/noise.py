@@ -19,11 +19,17 @@ _BLOCK = 16
 
 
 def torch_randn(seed: int, shape: Sequence[int]) -> np.ndarray:
-    """`torch.randn(shape, generator=torch.Generator().manual_seed(seed))` on the CPU, float32.
+    """`torch.randn(shape, generator=torch.Generator().manual_seed(seed))` on the CPU, float32; see `torch_draws`."""
+    return torch_draws(seed, shape, 1)[0]
+
+
+def torch_draws(seed: int, shape: Sequence[int], draws: int) -> np.ndarray:
+    """What `torch.randn(shape, generator=generator)` gives so many times after `generator = torch.Generator().manual_seed(seed)`: float32 `[draws, *shape]`.
 
     Args:
         seed: 0 to 2³² − 1.
-        shape: of the result.
+        shape: of one draw.
+        draws: how many; they follow one another.
 
     Raises:
         SaeuronError: a seed outside of these bounds.
@@ -37,16 +43,23 @@ def torch_randn(seed: int, shape: Sequence[int]) -> np.ndarray:
     def words(count: int) -> np.ndarray:
         return twister.randint(0, 2**32, count, dtype=np.uint32)
 
+    def draw() -> np.ndarray:
+        whole = size - size % _BLOCK
+        drawn = words(size)
+        found = np.empty(size, np.float32)
+        found[:whole] = _blocks(drawn[:whole])
+        if whole < size:
+            # What is left over does not fill a block: torch draws the last sixteen values anew.
+            found[-_BLOCK:] = _blocks(words(_BLOCK))
+        return found
+
     if size < _BLOCK:
-        return _one_by_one(words(4 * ((size + 1) // 2)))[:size].astype(np.float32).reshape(tuple(shape))
-    whole = size - size % _BLOCK
-    drawn = words(size)
-    found = np.empty(size, np.float32)
-    found[:whole] = _blocks(drawn[:whole])
-    if whole < size:
-        # What is left over does not fill a block: torch draws the last sixteen values anew.
-        found[-_BLOCK:] = _blocks(words(_BLOCK))
-    return found.reshape(tuple(shape))
+        # The second value of a pair waits for the next draw.
+        total = size * draws
+        found = _one_by_one(words(4 * ((total + 1) // 2)))[:total].astype(np.float32)
+    else:
+        found = np.concatenate([draw() for _ in range(draws)])
+    return found.reshape(draws, *shape)
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Text to pictures around any backend that runs an artifact's networks; the loop is that of diffusers, in numpy.
 
-What differs from kind to kind lies in `conditions.py`. Sources: the pipelines named there, and diffusers/image_processor.py (0.42).
+What differs from kind to kind lies in `conditions.py`. Sources: the pipelines named there, stable_diffusion/pipeline_stable_diffusion_img2img.py and
+pipeline_stable_diffusion_inpaint.py (and SDXL's), and diffusers/image_processor.py (0.42).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from ....editor.common.errors import SaeuronError
 from ....editor.common.files import read_json
 from ....editor.denoisers.families import family_of, sizes_in
 from ....editor.edit.gains import LARGEST
+from .begin import Begin, sampled
 from .conditions import Inputs, conditions_of
 from .dpm import CLASS as DPM
 from .dpm import DpmSolver
 from .flow import CLASS as FLOW
 from .flow import FlowEuler
-from .noise import initial_noise
+from .noise import initial_noise, torch_draws
 from .schedulers import Scheduler, make_scheduler
 
 
@@ -36,7 +38,7 @@ class Networks(Protocol):
         ...
 
     def component(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """Run a text encoder or `vae_decoder`."""
+        """Run a text encoder, `vae_decoder` or `vae_encoder`."""
         ...
 
 
@@ -105,6 +107,43 @@ class LeanPipeline:
             self._sizes.check_side(side * self.factor, name)
         return initial_noise(seeds, (self.channels, *sides))
 
+    def check_picture(self, height: int, width: int) -> None:
+        """Raise `SaeuronError` unless a loop of this model can begin from pictures of this size in pixels."""
+        denoiser = self.family.denoiser
+        if not denoiser.begins:
+            raise SaeuronError(
+                f"a {denoiser.noun} of this kind ({self.family.pipeline}) can't begin from a picture without diffusers; UNets can"
+            )
+        for side, name in ((height, "height"), (width, "width")):
+            self._sizes.check_side(side, name)
+
+    def look(self, picture: np.ndarray) -> np.ndarray:
+        """What the autoencoder's encoder says of a picture `[3, H, W]`, -1 to 1: mean and spread of its latents, for `begin`."""
+        self.check_picture(*picture.shape[1:])
+        found = self._run("vae_encoder", {"sample": picture[None].astype(np.float32)})[self.family.vae.encoded]
+        if not np.isfinite(found).all():
+            raise NotFinite("the autoencoder gave values that are not finite")
+        return found
+
+    def begin(self, seen: np.ndarray, seeds: Sequence[int], strength: float, mask: np.ndarray | None = None) -> tuple[np.ndarray, Begin]:
+        """Noise for `denoise` and what it is added to: what diffusers draws for each seed from a float32 CPU generator of its own.
+
+        Args:
+            seen: what `look` gave.
+            seeds: one a picture, 0 to 2³² - 1.
+            strength: above 0, up to 1: the share of the steps that is taken.
+            mask: bool `[H, W]`, true where the picture is drawn anew; default: everywhere.
+
+        Returns:
+            unit-variance noise `[B, C, h, w]`; the beginning.
+        """
+        # The generator gives the sample of the encoder's latents first.
+        spread, noise = np.stack([torch_draws(int(seed), (self.channels, *seen.shape[2:]), 2) for seed in seeds], axis=1)
+        clean = self.family.denoiser.scaled(sampled(seen, spread), self._vae).astype(np.float32)
+        # As torch resizes it: the upper left pixel of each latent.
+        small = None if mask is None else mask[None, None, :: self.factor, :: self.factor].astype(np.float32)
+        return noise, Begin(clean, strength, small)
+
     def check_latents(self, latents: np.ndarray) -> None:
         """Raise `SaeuronError` unless these are finite latents `[B, C, h, w]` of this model."""
         if latents.ndim != 4 or latents.shape[1] != self.channels or not len(latents):
@@ -118,7 +157,7 @@ class LeanPipeline:
 
     def denoise(
         self, prompts: Sequence[str], latents: np.ndarray, steps: int, guidance: float, negative_prompts: Sequence[str] | None = None,
-        callback: Callable[[int, int], None] | None = None,
+        callback: Callable[[int, int], None] | None = None, begin: Begin | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Run the loop.
 
@@ -129,12 +168,13 @@ class LeanPipeline:
             guidance: guidance scale; where it is classifier-free (all but FLUX) 1 or less switches it off.
             negative_prompts: one a picture; default: the empty text (zeros where SDXL's config says so). Unless `guided` they do nothing.
             callback: told how many steps of how many are done, after each.
+            begin: a picture that the loop begins from; see `begin`, which also gives its noise. Default: from noise alone.
 
         Returns:
             final latents `[B, C, h, w]`.
 
         Raises:
-            SaeuronError: numbers of prompts and latents differ, or so many steps can't be.
+            SaeuronError: numbers of prompts and latents differ, or so many steps can't be, or no step is left.
             NotFinite: a step gave infinities or NaN.
         """
         self.check_latents(latents)
@@ -152,19 +192,25 @@ class LeanPipeline:
         self._conditions.check(given)
         self.scheduler.set_timesteps(steps, (height, width))
         sample = denoiser.packed(latents.astype(np.float32)) * np.float32(self.scheduler.init_noise_sigma)
-        total = len(self.scheduler.timesteps)
-        for i, t in enumerate(self.scheduler.timesteps):
+        total, first = len(self.scheduler.timesteps), 0
+        if begin is not None:
+            first = begin.left_out(steps)
+            sample = begin.start(self.scheduler, sample, latents, first)
+        for i in range(first, total):
+            t = self.scheduler.timesteps[i]
             seen = self.scheduler.scale_model_input(np.concatenate([sample, sample]) if guided else sample, i)
             output = self.networks.denoise({self._latents: seen, **denoiser.at_level(t, rows), **given})
             if guided:
                 negative, positive = np.split(output, 2)
                 output = negative + np.float32(guidance) * (positive - negative)
             sample = self.scheduler.step(denoiser.predicted(output, self.channels), i, sample)
+            if begin is not None:
+                sample = begin.kept(self.scheduler, sample, latents, i + 1)
             if not np.isfinite(sample).all():
                 hint = "try other settings" if denoiser.flows else "try --scheduler, or other settings"
                 raise NotFinite(f"step {i + 1} of {total} (timestep {float(t):g}) gave values that are not finite; {hint}")
             if callback is not None:
-                callback(i + 1, total)
+                callback(i + 1 - first, total - first)
         return denoiser.unpacked(sample, (height, width))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:

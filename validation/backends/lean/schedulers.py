@@ -72,6 +72,10 @@ class Scheduler(Protocol):
         """The network's output and the (unscaled) sample `[B, C, h, w]` → the next sample."""
         ...
 
+    def noised(self, clean: np.ndarray, noise: np.ndarray, index: int) -> np.ndarray:
+        """Clean latents and unit-variance noise `[B, C, h, w]` → the sample that the step of this number begins with."""
+        ...
+
 
 def _bad(key: str, value: Any, wanted: str) -> SaeuronError:
     text = repr(value)
@@ -235,6 +239,10 @@ class Ddim:
             clean = clean.clip(-np.float32(self._c["clip_sample_range"]), np.float32(self._c["clip_sample_range"]))
         return np.sqrt(alpha_before) * clean + np.sqrt(np.float32(1) - alpha_before) * direction
 
+    def noised(self, clean: np.ndarray, noise: np.ndarray, index: int) -> np.ndarray:
+        alpha = self._alphas[int(self.timesteps[index])]
+        return np.asarray(np.sqrt(alpha) * clean + np.sqrt(np.float32(1) - alpha) * noise)
+
     def _threshold(self, clean: np.ndarray) -> np.ndarray:
         """Dynamic thresholding (arXiv:2205.11487): each picture is clipped to a quantile of its own and divided by it."""
         flat = clean.reshape(len(clean), -1)
@@ -319,6 +327,9 @@ class Euler:
             clean = output * (-sigma / np.sqrt(sigma**2 + np.float32(1))) + sample / (sigma**2 + np.float32(1))
         with np.errstate(divide="ignore", invalid="ignore"):
             return sample + (sample - clean) / sigma * (following - sigma)
+
+    def noised(self, clean: np.ndarray, noise: np.ndarray, index: int) -> np.ndarray:
+        return np.asarray(clean + noise * self._sigmas[index])
 
 
 def karras(low: float, high: float, steps: int) -> np.ndarray:
