@@ -5,6 +5,7 @@ Sources: transformers/models/clip/tokenization_clip.py and t5/tokenization_t5.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,6 +86,11 @@ class TextTokenizer:
         """How many a text has, start and end included; more than `length` are cut off."""
         self._tokenizer.no_truncation()
         return len(self._encode([text])[0])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a `tokenizer.json` would say of it."""
+        return dict(json.loads(self._tokenizer.to_str()))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         try:
