@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from ...editor.common.errors import SaeuronError
-from ...editor.common.files import file_sha256, read_json, reading
+from ...editor.common.files import read_json, reading
 from ...editor.common.typed import strict_json
 from ...editor.denoisers.families import family_of, sizes_in
 from ...editor.denoisers.sampling_settings import Sampling
@@ -200,13 +201,8 @@ def _runtime(name: str, integrity: str, folder: Path, ort: Path | None) -> dict[
 
 def _integrity(path: Path, kind: str = "sha256") -> str:
     """A file's digest as browsers write it."""
-    import hashlib
-
-    if kind == "sha256":
-        digest = bytes.fromhex(file_sha256(path))
-    else:
-        digest = hashlib.new(kind, path.read_bytes()).digest()
-    return f"{kind}-{base64.b64encode(digest).decode()}"
+    with path.open("rb") as file:
+        return f"{kind}-{base64.b64encode(hashlib.file_digest(file, kind).digest()).decode()}"
 
 
 def _check_form(path: Path, own: Path) -> None:

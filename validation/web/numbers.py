@@ -10,13 +10,12 @@ import numpy as np
 from ...editor.common.errors import SaeuronError
 from ...editor.common.files import read_json
 from ..backends.lean.schedulers import Scheduler
-from ..backends.lean.tokenizer import ClipTokenizer
+from ..backends.lean.tokenizer import WORDS, ClipTokenizer
 
 KINDS = ("ddim", "euler")
 _NORMALIZERS = [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}]
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPLITS = [
-    {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True},
+    {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
     {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
 ]
 _FORM = {

@@ -33,7 +33,7 @@ export class Tokenizer {
   constructor({ vocab, merges, special, start, end, pad, length }) {
     Object.assign(this, { special, start, end, pad, length });
     this.vocab = new Map(Object.entries(vocab));
-    this.ranks = new Map(merges.map((pair, rank) => [pair.join(" "), rank]));
+    this.ranks = new Map(merges.map((pair, rank) => [pair, rank]));
   }
 
   /** Ids of a text, start and end included, as many as there are. */

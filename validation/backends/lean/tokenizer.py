@@ -19,7 +19,8 @@ from ....editor.denoisers.families import TextEncoder
 
 _END = "<|endoftext|>"
 _LONGEST = 4096
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""what CLIP takes for a word"""
 
 
 class TextTokenizer:
@@ -181,7 +182,7 @@ def _from_lists(folder: Path, named: dict[str, str]) -> Tokenizer:
     )  # fmt: skip
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(named.values())])
     ids = tokenizer.get_vocab()
