@@ -7,7 +7,8 @@ import { Tokenizer } from "./text.js";
 export async function fetched({ url, integrity }) {
   let answer;
   try {
-    answer = await fetch(url, { integrity });
+    // Asked for anew: one that was kept from an older page would be refused.
+    answer = await fetch(url, { integrity, cache: "no-cache" });
   } catch {
     throw new Error(`${url} can't be loaded, or is not the file that this page was made with`);
   }

@@ -1,4 +1,4 @@
-import { Model } from "./model.js";
+import { fetched, Model } from "./model.js";
 
 const [form, button, said, alarm] = ["form", "draw", "said", "alarm"].map((id) => document.getElementById(id));
 const tell = (text) => (said.textContent = text);
@@ -17,9 +17,9 @@ function show(name, { pixels, height, width }, prompt) {
 }
 
 async function start() {
-  const answer = await fetch("page.json", { integrity: document.body.dataset.integrity }).catch(() => null);
-  if (!answer?.ok) throw new Error("page.json can't be loaded, or is not the file that this page was made with. A page opened from a file can't load it: use a web server");
-  const model = await Model.open(await answer.json(), tell);
+  if (location.protocol === "file:") throw new Error("A page that is opened as a file may not load the networks: use a web server");
+  const settings = await fetched({ url: "page.json", integrity: document.body.dataset.integrity });
+  const model = await Model.open(JSON.parse(new TextDecoder().decode(settings)), tell);
   window.saeuron = model;
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
