@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_what_is_written(demo_artifact, tmp_path):
     assert len(content["steps"]) == 7 and content["guidance"] == 1 and content["sides"] == [8, 8, 8]
     for name in ("unet", "text_encoder", "vae_decoder"):
         assert (page / "networks" / name / "model.onnx").read_bytes() == (root / name / "model.onnx").read_bytes()
-    html = (page / "index.html").read_text()
+    html = unescape((page / "index.html").read_text())
     cdn = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{VERSION}/dist/"
     assert {each["url"] for each in content["runtime"].values()} == {cdn + name for name, _ in RUNTIME.values()}
     assert "connect-src 'self' https://cdn.jsdelivr.net;" in html and "Negative prompt" not in html
@@ -78,7 +79,7 @@ def test_weights_beside_a_graph_come_along(demo_artifact, tmp_path):
     assert data["name"] == "model.onnx_data" and (tmp_path / "page" / data["url"]).read_bytes() == b"weights"
 
 
-def test_what_a_page_cannot_draw_is_refused(demo_artifact, xl_artifact, tmp_path, monkeypatch):
+def test_what_a_page_cannot_draw_is_refused(demo_artifact, xl_artifact, tmp_path):
     root, record, page = demo_artifact.path, manifest.read(demo_artifact.path), tmp_path / "page"
 
     def plan(message, **changes):
@@ -143,7 +144,9 @@ def test_in_a_browser(demo_artifact, tmp_path, monkeypatch):
         assert browser.messages == [] and all(r.startswith((address, "blob:", "data:")) for r in browser.requests)
         # A file of another page, and a page of another artifact, are not drawn with.
         (page / "networks" / "unet" / "model.onnx").write_bytes((page / "networks" / "beside" / "model.onnx").read_bytes())
-        with pytest.raises(AssertionError, match="networks/unet/model.onnx can't be loaded, or is not the file that this page was made with"):
+        with pytest.raises(
+            AssertionError, match="networks/unet/model.onnx can't be loaded, or is not the file that this page was made with"
+        ):
             opened(browser, address)
         (page / "page.json").write_text((page / "page.json").read_text() + " ")
         with pytest.raises(AssertionError, match=r"page\.json can't be loaded, or is not the file"):

@@ -85,13 +85,17 @@ def make_plan(root: Path, record: Manifest, settings: PageSettings) -> Plan:
         raise SaeuronError(f"'{root}' is a {family.pipeline}; a page draws with Stable Diffusion 1 and 2 alone")
     if record.precision != "fp32" or record.quantised is not None:
         held = record.quantised.scheme if record.quantised else record.precision
-        raise SaeuronError(f"'{root}' is in {held}; a page takes networks in fp32 alone, since in a browser no other was tried: export one with --precision fp32")
+        raise SaeuronError(
+            f"'{root}' is in {held}; a page takes networks in fp32 alone, since in a browser no other was tried: export one with --precision fp32"
+        )
     (text,), denoiser, sizes = family.text_encoders, family.denoiser, sizes_in(root)
     inputs, _ = denoiser.axes(read_json(root / "unet" / "config.json"))
     if surplus := sorted(set(inputs) - {"sample", "timestep", "encoder_hidden_states"}):
         raise SaeuronError(f"this UNet takes '{surplus[0]}', which a page doesn't have")
     if (bytes_ := sum(record.files[f].bytes for f in record.files if _of_networks(f))) > _MOST:
-        raise SaeuronError(f"the graphs of '{root}' take {bytes_ / 2**30:.1f} GiB; a browser's ONNX Runtime takes {_MOST >> 30} GiB at most")
+        raise SaeuronError(
+            f"the graphs of '{root}' take {bytes_ / 2**30:.1f} GiB; a browser's ONNX Runtime takes {_MOST >> 30} GiB at most"
+        )
     tokenizer = tokenizer_for(root, text)
     assert isinstance(tokenizer, ClipTokenizer)  # of this family
     sampling, scheduler = record.sampling, scheduler_of(root, settings.scheduler)
@@ -155,7 +159,13 @@ def write(plan: Plan, folder: Path, beside: Beside | None = None) -> None:
 
 def _html(plan: Plan, integrity: str, beside: Beside | None) -> str:
     record, edit = plan.record, read_edit(plan.root / "edit" / "edit.safetensors")
-    proof = "Not validated." if record.validation is None else "Proven equal to the dynamic hook." if record.validation.passed else "It FAILED its proof."
+    proof = (
+        "Not validated."
+        if record.validation is None
+        else "Proven equal to the dynamic hook."
+        if record.validation.passed
+        else "It FAILED its proof."
+    )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((_HERE / "index.html.j2").read_text(encoding="utf-8"))
     elsewhere = "" if plan.settings.ort else f" {CDN}"
@@ -194,7 +204,9 @@ def _runtime(name: str, integrity: str, folder: Path, ort: Path | None) -> dict[
     if ort is None:
         return {"url": f"{CDN}/npm/onnxruntime-web@{VERSION}/dist/{name}", "integrity": integrity}
     if not (ort / name).is_file() or _integrity(ort / name, "sha384") != integrity:
-        raise SaeuronError(f"--ort '{ort}' holds no {name} of onnxruntime-web {VERSION}; give the folder dist of that npm package (npm pack onnxruntime-web@{VERSION})")
+        raise SaeuronError(
+            f"--ort '{ort}' holds no {name} of onnxruntime-web {VERSION}; give the folder dist of that npm package (npm pack onnxruntime-web@{VERSION})"
+        )
     shutil.copyfile(ort / name, folder / name)
     return {"url": name, "integrity": integrity}
 

@@ -37,7 +37,9 @@ def steps_of(scheduler: Scheduler, steps: int, sides: tuple[int, int]) -> list[d
         SaeuronError: another scheduler, or one whose steps are not of that form (it clips, or divides by zero).
     """
     if scheduler.kind not in KINDS:
-        raise SaeuronError(f"a page draws by DDIM or Euler, the artifact's scheduler is of kind {scheduler.kind}; give --scheduler ddim or euler")
+        raise SaeuronError(
+            f"a page draws by DDIM or Euler, the artifact's scheduler is of kind {scheduler.kind}; give --scheduler ddim or euler"
+        )
     scheduler.set_timesteps(steps, sides)
 
     def value(index: int, output: float, sample: float) -> float:
@@ -53,7 +55,9 @@ def steps_of(scheduler: Scheduler, steps: int, sides: tuple[int, int]) -> list[d
         for output, sample in ((1000.0, 700.0), (-700.0, 1000.0)):
             whole, parts = value(i, output, sample), (step["sample"] * sample, step["output"] * output)
             if not np.isfinite(whole) or abs(whole - sum(parts)) > 1e-5 * (abs(parts[0]) + abs(parts[1])):
-                raise SaeuronError(f"step {i + 1} of the scheduler is no weighted sum of sample and output (it clips, thresholds or divides by zero), which a page can't draw; try --scheduler euler")
+                raise SaeuronError(
+                    f"step {i + 1} of the scheduler is no weighted sum of sample and output (it clips, thresholds or divides by zero), which a page can't draw; try --scheduler euler"
+                )
         found.append(step)
     return found
 

@@ -17,7 +17,6 @@ function show(name, { pixels, height, width }, prompt) {
 }
 
 async function start() {
-  if (location.protocol === "file:") throw new Error("A page that is opened as a file may not load the networks: use a web server");
   const settings = await fetched({ url: "page.json", integrity: document.body.dataset.integrity });
   const model = await Model.open(JSON.parse(new TextDecoder().decode(settings)), tell);
   window.saeuron = model;

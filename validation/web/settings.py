@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...editor.common.declared import HOW, OUTPUT, WHAT, Checked, like, option
+from ...editor.common.declared import OUTPUT, WHAT, Checked, like, option
 from ..evidence.evaluation_settings import EvaluationSettings
 from ..ui.settings import TrySettings
 
