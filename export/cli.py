@@ -21,6 +21,7 @@ from .commands.features import features
 from .commands.generate import generate
 from .commands.harden import harden
 from .commands.once import OnceCommand, OnceGroup
+from .commands.page import page
 from .commands.publish import publish
 from .commands.report import report as report_command
 from .commands.select import select
@@ -53,7 +54,7 @@ _concepts.command("new", cls=OnceCommand)(new)
 app.add_typer(_concepts, name="concepts")
 for _name, _command in {
     "collect": collect, "train": train, "select": select, "tune": tune, "harden": harden, "steer": steer, "features": features,
-    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "compare": compare, "report": report_command, "generate": generate, "try": try_, "bench": bench,
+    "export": export, "build": build, "validate": validate, "evaluate": evaluate, "attack": attack, "compare": compare, "report": report_command, "generate": generate, "try": try_, "page": page, "bench": bench,
     "verify": verify, "sign": sign_command, "publish": publish,
 }.items():  # fmt: skip
     app.command(_name, cls=OnceCommand)(_command)

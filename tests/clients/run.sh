@@ -53,6 +53,7 @@ if [ "${NODE:-}" = skip ]; then
 else
   # Packages are looked up from where the file lies.
   cp "$here/node/open_in_onnxruntime.mjs" "$node" && node "$node/open_in_onnxruntime.mjs" "$artifact" || failed=1
+  "$bin/python" "$here/draw_in_chromium.py" "$artifact" "$node/node_modules/onnxruntime-web/dist" || failed=1
 fi
 "$nvidia" "$here/open_in_polygraphy.py" "$artifact" || failed=1
 "$nvidia" "$here/open_in_tensorrt_rtx.py" "$artifact" || failed=1

@@ -5,6 +5,7 @@ Sources: transformers/models/clip/tokenization_clip.py and t5/tokenization_t5.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,8 @@ from ....editor.denoisers.families import TextEncoder
 
 _END = "<|endoftext|>"
 _LONGEST = 4096
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""what CLIP takes for a word"""
 
 
 class TextTokenizer:
@@ -85,6 +87,11 @@ class TextTokenizer:
         """How many a text has, start and end included; more than `length` are cut off."""
         self._tokenizer.no_truncation()
         return len(self._encode([text])[0])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a `tokenizer.json` would say of it."""
+        return dict(json.loads(self._tokenizer.to_str()))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -175,7 +182,7 @@ def _from_lists(folder: Path, named: dict[str, str]) -> Tokenizer:
     )  # fmt: skip
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(named.values())])
     ids = tokenizer.get_vocab()
