@@ -23,6 +23,7 @@ from saeuron.validation.proof.parity import prove
 from saeuron.validation.proof.validate import _between, _skips
 
 GUIDED = SamplingRecord(steps=4, guidance=3.0, height=32, width=48)
+KINDS = ("sd3", "flux", "schnell", "sana", "pixart")
 DOUBLED = ("sd3", "sana", "pixart")
 """kinds whose batch guidance doubles"""
 WIDE = {"sd3": {}, "flux": {}, "schnell": {}, "sana": {"width": 64}, "pixart": {}}
@@ -30,7 +31,7 @@ WIDE = {"sd3": {}, "flux": {}, "schnell": {}, "sana": {"width": 64}, "pixart": {
 WANTED = Shapes.parse("batch=1:2:3,height=32:32:64")
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux", "schnell", "sana", "pixart"])
+@pytest.fixture(scope="module", params=KINDS)
 def made(request, tmp_path_factory):
     return request.param, make(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -74,12 +75,12 @@ def test_axes_follow_from_pictures_pixels_and_each_encoders_text(joint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("made", "precision"), [("sd3", "fp32"), ("flux", "fp32"), *((kind, "fp16") for kind in KINDS)], indirect=["made"], ids="-".join
+)
 def test_they_are_built_from_what_was_proven(made, precision, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx for this platform")
     kind, parts = made
-    if precision == "fp32" and kind not in ("sd3", "flux"):
-        pytest.skip("types in fp32 are shown by SD3 and FLUX; all kinds are built in fp16")
     found = export_artifact(
         settings(
             parts, tmp_path / "out", precision=precision, formats=("onnx", "trt"), target=("rtx:sm89",), proof="short", optimization_level=1,

@@ -102,47 +102,24 @@ def test_compiled_the_edit_stays(parts, gate):
         assert effect > 0 and (compiled(x, t, c).sample - wanted).norm() < 1e-2 * effect
 
 
+def export(root, concepts, *options):
+    """The demo without these, made on the GPU."""
+    run("export", "--concepts", concepts, "--intervention", "multiply", "--device", "cuda", "--output", root, *options)
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     """The demo, exported and proven on the GPU."""
     root = tmp_path_factory.mktemp("gpu") / "artifact"
     formats = "checkpoint,onnx" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "checkpoint"
-    run(
-        "export",
-        "--concepts",
-        "Neon,House",
-        "--intervention",
-        "multiply",
-        "--format",
-        formats,
-        "--device",
-        "cuda",
-        "--proof",
-        "short",
-        "--output",
-        root,
-    )
+    export(root, "Neon,House", "--format", formats, "--proof", "short")
     return root
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_sixteen_bits_are_proven_on_the_gpu(tmp_path, precision):
     root = tmp_path / "artifact"
-    run(
-        "export",
-        "--concepts",
-        "Neon",
-        "--intervention",
-        "multiply",
-        "--device",
-        "cuda",
-        "--precision",
-        precision,
-        "--format",
-        "checkpoint",
-        "--output",
-        root,
-    )
+    export(root, "Neon", "--precision", precision, "--format", "checkpoint")
     report = json.loads((root / "validation" / "report.json").read_text())
     assert report["passed"] and report["control"]["passed"], report
 
@@ -160,23 +137,7 @@ def test_the_graphs_are_proven_by_the_cuda_provider(artifact):
 @needs_provider
 def test_half_precision_graphs_are_proven_by_the_cuda_provider(tmp_path):
     root = tmp_path / "artifact"
-    run(
-        "export",
-        "--concepts",
-        "Neon",
-        "--intervention",
-        "multiply",
-        "--precision",
-        "fp16",
-        "--format",
-        "onnx",
-        "--device",
-        "cuda",
-        "--proof",
-        "short",
-        "--output",
-        root,
-    )
+    export(root, "Neon", "--precision", "fp16", "--format", "onnx", "--proof", "short")
     assert json.loads(run("validate", root, "--backend", "onnx", "--provider", "cuda", "--json").stdout)["passed"]
 
 

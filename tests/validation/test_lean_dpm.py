@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DPMSolverMultistepScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.validation.lean_steps import both as step_by_step
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.validation.backends.lean.dpm import DpmSolver
@@ -32,16 +32,9 @@ def test_steps_are_those_of_diffusers(config, flow_shift, steps):
     assert np.array_equal(ours.timesteps, theirs.timesteps.numpy()) and ours.timesteps.dtype == np.int64
     # diffusers' betas are float32 by torch's own arithmetic.
     assert np.allclose(ours._sigmas, theirs.sigmas.numpy(), rtol=2e-6) and ours._sigmas.dtype == np.float32
-    theirs.set_begin_index(0)
-    generator = torch.Generator().manual_seed(steps)
-    sample = torch.randn(2, 4, 6, 8, generator=generator)
-    for i, t in enumerate(theirs.timesteps):
-        output = torch.randn(sample.shape, generator=generator)
-        following = theirs.step(output, t, sample).prev_sample
-        found = ours.step(output.numpy(), i, ours.scale_model_input(sample.numpy(), i))
+    for found, following in step_by_step(ours, theirs, steps):
         assert found.dtype == np.float32
         assert np.allclose(found, following.numpy(), rtol=1e-4, atol=1e-4 * float(following.abs().max()), equal_nan=True)
-        sample = following
 
 
 def test_a_loop_starts_anew():

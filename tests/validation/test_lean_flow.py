@@ -8,6 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tests.validation.lean_steps import both as step_by_step
 
 from saeuron.editor.common.errors import SaeuronError
 from saeuron.editor.denoisers.flux import Flux
@@ -47,16 +48,9 @@ def test_noise_levels_are_those_of_diffusers(kind, config, steps, sides):
         return
     assert np.array_equal(ours.timesteps, theirs.timesteps.numpy()) and np.array_equal(ours._sigmas, theirs.sigmas.numpy())
     assert ours.timesteps.dtype == ours._sigmas.dtype == np.float32
-    theirs.set_begin_index(0)
-    generator = torch.Generator().manual_seed(steps)
-    sample = torch.randn(2, 4, 6, 8, generator=generator)
-    for i, t in enumerate(theirs.timesteps):
-        output = torch.randn(sample.shape, generator=generator)
-        following = theirs.step(output, t, sample).prev_sample
-        found = ours.step(output.numpy(), i, ours.scale_model_input(sample.numpy(), i))
+    for found, following in step_by_step(ours, theirs, steps):
         # torch may join the product and the sum.
         assert found.dtype == np.float32 and np.abs(found - following.numpy()).max() <= 1e-6
-        sample = following
 
 
 @pytest.mark.parametrize("steps", [1, 2, 999, 1000])
