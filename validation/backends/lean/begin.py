@@ -21,10 +21,6 @@ class Begin:
     mask: np.ndarray | None = None
     """`[1, 1, h, w]`, 1 where the picture is drawn anew, 0 where it is kept; None: drawn anew everywhere"""
 
-    def left_out(self, steps: int) -> int:
-        """How many of the first steps are left out; see `left_out`."""
-        return left_out(steps, self.strength)
-
     def start(self, scheduler: Scheduler, pure: np.ndarray, noise: np.ndarray, first: int) -> np.ndarray:
         """The sample `[B, C, h, w]` of the first step that is taken.
 

@@ -16,7 +16,7 @@ from ....editor.common.errors import SaeuronError
 from ....editor.common.files import read_json
 from ....editor.denoisers.families import family_of, sizes_in
 from ....editor.edit.gains import LARGEST
-from .begin import Begin, sampled
+from .begin import Begin, left_out, sampled
 from .conditions import Inputs, conditions_of
 from .dpm import CLASS as DPM
 from .dpm import DpmSolver
@@ -194,7 +194,7 @@ class LeanPipeline:
         sample = denoiser.packed(latents.astype(np.float32)) * np.float32(self.scheduler.init_noise_sigma)
         total, first = len(self.scheduler.timesteps), 0
         if begin is not None:
-            first = begin.left_out(steps)
+            first = left_out(steps, begin.strength)
             sample = begin.start(self.scheduler, sample, latents, first)
         for i in range(first, total):
             t = self.scheduler.timesteps[i]
